@@ -1,0 +1,37 @@
+# Targets are the commands a reader would type; `make help` lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint bench clean
+
+help: ## Show this help
+	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: .venv/.installed ## Set up .venv (about two minutes, once)
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,hf,slurm]'
+	touch $@
+
+run: setup ## The main job: CKA of a small trained ViT, on a CPU too
+	$(BIN)/vitsee run
+
+test: .venv/.installed-dev lint ## Format, lint, types, tests
+	$(BIN)/pytest -q
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: setup ## Time and memory of CKA against a bare forward pass
+	$(BIN)/python scripts/bench.py
+
+clean: ## Remove .venv and caches; outputs stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,72 @@
+"""What tests share: composed experiments, small folders of images, real photographs if there are any."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+from vitsee.config import CONF, Experiment, build
+
+TINY = ("model=timm", "model.timm=test_vit", "model.pretrained=false")
+"""A ViT of a few thousand parameters with random weights."""
+
+
+def composed(*overrides: str) -> Experiment:
+    """What the command line with these overrides asks for."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return build(compose("run", list(overrides)))
+
+
+def write_images(folder: Path, count: int, *, side: int = 48, seed: int = 0) -> Path:
+    """A folder with two class folders of smooth random images."""
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        path = folder / f"class{i % 2}" / f"{i:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC).save(path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 40 images."""
+    return write_images(tmp_path_factory.mktemp("images"), 40)
+
+
+@pytest.fixture
+def tiny(images: Path, tmp_path: Path) -> Callable[..., Experiment]:
+    """Experiments of the tiny ViT on the folder of 40 images, in minibatches of 8."""
+
+    def make(*overrides: str) -> Experiment:
+        return composed(*tiny_overrides(images, tmp_path), *overrides)
+
+    return make
+
+
+def tiny_overrides(images: Path, outputs: Path) -> list[str]:
+    return [
+        *TINY,
+        "dataset=folder",
+        f"dataset.root={images}",
+        "batch_size=8",
+        f"run.outputs={outputs}",
+        "run.device=cpu",
+        "run.workers=0",
+        "run.progress=false",
+    ]
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real photographs and trained weights; tests that need it are skipped without it."""
+    folder = os.environ.get("VITSEE_TEST_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("real photographs: set VITSEE_TEST_DATA to the folder that holds them")
+    return Path(folder)

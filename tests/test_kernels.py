@@ -1,0 +1,76 @@
+"""Formulas against their definitions and their invariances."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from reference import hsic1
+
+from vitsee.kernels import gram, hsic, u_centre
+
+
+def features(n: int, *shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_hsic_is_its_definition_for_every_pair():
+    x = [features(7, 5, seed=i) for i in range(3)]
+    y = [features(7, 9, seed=9 + i) for i in range(2)]
+    u, v = (torch.stack([u_centre(gram(z)) for z in zs]) for zs in (x, y))
+    expected = [[hsic1((a @ a.T).numpy(), (b @ b.T).numpy()) for b in y] for a in x]
+    np.testing.assert_allclose(hsic(u, v), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_hsic_ignores_rotation_and_translation_of_the_features():
+    x = features(16, 6).double()
+    rotation, _ = torch.linalg.qr(features(6, 6, seed=1).double())
+    u, v = (u_centre(gram(z.float()))[None] for z in (x, x @ rotation + 3))
+    torch.testing.assert_close(hsic(u, u), hsic(u, v), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("ratio", [0, 100, 1000])
+def test_the_gram_matrix_is_exact_where_means_are_much_larger_than_deviations(ratio):
+    x = features(32, 50, 16) + ratio
+    centred = x.double().flatten(1) - x.double().flatten(1).mean(0)
+    exact = u_centre(centred @ centred.T)
+    error = (u_centre(gram(x)) - exact).abs().max() / exact.abs().max()
+    assert error < 1e-6
+
+
+def test_chunks_of_features_add_up_to_the_whole(monkeypatch):
+    x = features(8, 1000)
+    whole = gram(x)
+    monkeypatch.setattr("vitsee.kernels._CHUNK_BYTES", {"cpu": 8 * 4 * 7})
+    torch.testing.assert_close(gram(x), whole, rtol=1e-6, atol=1e-4)
+
+
+def test_features_that_do_not_vary_have_a_gram_matrix_of_exact_zeros():
+    row = features(1, 300)
+    constant = row.repeat(16, 1)
+    rounded = constant * (1 + 1e-7 * features(16, 300, seed=1))
+    assert gram(constant).abs().max() == 0
+    assert gram(rounded).abs().max() == 0
+
+
+def test_features_that_vary_by_a_thousandth_are_not_called_constant():
+    x = 1 + 1e-3 * features(16, 300)
+    assert gram(x).diagonal().sum() > 0
+
+
+def test_a_nan_anywhere_reaches_the_gram_matrix():
+    x = features(8, 10)
+    x[3, 4] = torch.nan
+    assert gram(x).isnan().any()
+
+
+def test_gram_does_not_change_its_input():
+    x = features(8, 3, 4)
+    before = x.clone()
+    gram(x)
+    assert torch.equal(x, before)
+
+
+def test_three_examples_are_too_few():
+    with pytest.raises(ValueError, match="at least 4 examples in a minibatch, got 3"):
+        u_centre(torch.eye(3))

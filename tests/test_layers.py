@@ -1,0 +1,109 @@
+"""Which layers the presets and patterns select, on the architectures of the paper and others."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+
+from vitsee import layers
+from vitsee.errors import UserError
+
+
+def surveyed(name: str, **args: object):
+    """The architecture on the meta device, where nothing is computed, and its layers."""
+    with torch.device("meta"):
+        net = timm.create_model(name, **args).eval()
+    return net, layers.survey(net, net.pretrained_cfg["input_size"])
+
+
+@pytest.mark.parametrize(
+    ("name", "paper", "four", "blocks"),
+    [
+        ("vit_base_patch16_224", 74, 48, 12),
+        ("vit_large_patch16_224", 146, 96, 24),
+        ("vit_huge_patch14_224", 194, 128, 32),
+        ("deit3_base_patch16_224", 74, 48, 12),
+        ("beit_base_patch16_224", 74, 48, 12),
+        ("eva02_tiny_patch14_224", 74, 48, 12),
+        ("vit_base_r50_s16_224", 74, 48, 12),
+        ("resnet50_gn", 53 + 53 + 16, 32, 16),
+        ("resnet152", 155 + 155 + 50, 100, 50),
+        ("resnetv2_50x1_bit", 53 + 49 + 16, 32, 16),
+        ("mixer_b16_224", 60, 48, 12),
+        ("mixer_l16_224", 120, 96, 24),
+        ("mobilenetv2_100", 52 + 52 + 17, 34, 17),
+    ],
+)
+def test_presets_select_the_layers_of_the_paper(name, paper, four, blocks):
+    net, every = surveyed(name)
+    counts = {preset: len(layers.preset(net, every, preset)) for preset in layers.PRESETS}
+    assert counts == {"paper": paper, "four": four, "blocks": blocks}
+
+
+def test_the_paper_preset_of_a_vit_begins_at_the_embedding_and_ends_at_the_final_norm():
+    net, every = surveyed("vit_base_patch16_224")
+    assert [layer.name for layer in layers.choose(net, every, ["paper"])][:8] == [
+        "norm_pre",
+        "blocks.0.norm1",
+        "blocks.0.attn",
+        "blocks.0.norm2",
+        "blocks.0.mlp.act",
+        "blocks.0.mlp",
+        "blocks.0",
+        "blocks.1.norm1",
+    ]
+    assert layers.preset(net, every, "paper")[-1] == "norm"
+
+
+def test_layers_come_in_the_order_they_run_not_in_the_order_they_are_declared():
+    net, every = surveyed("resnetv2_50x1_bit")
+    names = [layer.name for layer in layers.choose(net, every, ["paper"])]
+    first = [n.removeprefix("stages.0.blocks.0.") for n in names if n.startswith("stages.0.blocks.0.")]
+    assert first[:3] == ["norm1", "downsample.conv", "conv1"]
+
+
+def test_a_pattern_matches_at_its_own_depth():
+    net, every = surveyed("vit_tiny_patch16_224")
+    chosen = layers.choose(net, every, ["blocks.*"])
+    assert [layer.name for layer in chosen] == [f"blocks.{i}" for i in range(12)]
+
+
+def test_presets_and_patterns_can_be_mixed():
+    net, every = surveyed("vit_tiny_patch16_224")
+    assert len(layers.choose(net, every, ["blocks", "norm", "blocks.1?"])) == 13
+
+
+def test_a_pattern_that_selects_nothing_is_answered_with_what_exists_and_the_nearest():
+    net, every = surveyed("vit_tiny_patch16_224")
+    with pytest.raises(UserError, match=r"matches 'block\.\*'; it has: .*Did you mean blocks\.\*\?"):
+        layers.choose(net, every, ["block.*"])
+    with pytest.raises(UserError, match=r"matches 'papr'.*Did you mean paper\?"):
+        layers.choose(net, every, ["papr"])
+
+
+def test_a_preset_that_does_not_know_the_architecture_says_so():
+    net, every = surveyed("densenet121")
+    with pytest.raises(UserError, match="preset 'paper' does not know the blocks of DenseNet"):
+        layers.choose(net, every, ["paper"])
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix", "class_token"),
+    [
+        ("vit_tiny_patch16_224", 1, True),
+        ("deit_tiny_distilled_patch16_224", 2, True),
+        ("vit_medium_patch16_gap_240", 0, False),
+        ("vit_betwixt_patch16_reg4_gap_256", 4, False),
+        ("mixer_b16_224", 0, False),
+    ],
+)
+def test_prefix_tokens_are_known(name, prefix, class_token):
+    net, every = surveyed(name)
+    block = next(layer for layer in every if layer.name == "blocks.0")
+    assert (block.prefix, block.class_token) == (prefix, class_token)
+
+
+def test_convolutional_maps_have_no_token_axis():
+    _, every = surveyed("resnet50_gn")
+    assert all(layer.prefix is None for layer in every)

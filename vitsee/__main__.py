@@ -1,0 +1,5 @@
+"""`python -m vitsee` is `vitsee`."""
+
+from vitsee.cli import main
+
+main()

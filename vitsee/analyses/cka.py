@@ -1,0 +1,181 @@
+"""Centered kernel alignment between layers (Kornblith et al. 2019; by minibatches: Nguyen et al. 2021)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from vitsee.analysis import Analysis, Labels, Layer, View, register
+from vitsee.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from vitsee.sums import Sums
+
+
+class Tokens(Enum):
+    """Which tokens of a transformer's layer are its representation."""
+
+    all = "all"
+    cls = "cls"
+    patches = "patches"
+
+
+@register
+@dataclass(kw_only=True)
+class CKA(Analysis):
+    """How similar is each layer to each other layer, of one model or of two?
+
+    CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with linear kernels, where each HSIC is the mean
+    over minibatches of the unbiased estimator HSIC_1 (Nguyen et al. 2021, eq. 2 and 3). Values are
+    not clipped: those of unrelated layers scatter around 0.
+    """
+
+    name: str = "cka"
+    layers: Any = "paper"
+    tokens: Tokens = Tokens.all
+    """all: whole outputs; cls: the class token alone; patches: all tokens but class and registers."""
+
+    def check(self, layers: dict[str, list[Layer]]) -> None:
+        if self.tokens is Tokens.all:
+            return
+        for role, watched in layers.items():
+            for layer in watched:
+                if layer.prefix is None:
+                    raise UserError(
+                        f"analysis.tokens={self.tokens.value}: {layer.name} of the {role} has no token "
+                        f"axis (its output is {' x '.join(map(str, layer.shape))}); "
+                        f"use analysis.tokens=all, or choose other layers with analysis.layers"
+                    )
+                if self.tokens is Tokens.cls and not layer.class_token:
+                    raise UserError(
+                        f"analysis.tokens=cls: the {role} has no class token; "
+                        f"use analysis.tokens=all or patches"
+                    )
+
+    def reduce(self, layer: Layer, output: Tensor) -> Tensor:
+        """U-centred Gram matrix of one layer: (N, ...) -> (N, N) float64."""
+        from vitsee.kernels import gram, u_centre
+
+        if self.tokens is Tokens.cls:
+            output = output[:, :1]
+        elif self.tokens is Tokens.patches:
+            output = output[:, layer.prefix :]
+        return u_centre(gram(output))
+
+    def observe(self, view: View) -> dict[str, Tensor]:
+        """HSIC_1 of every pair of layers, and the products that its standard error needs.
+
+        A layers of the model, B of the other (the same layers if there is no other).
+        """
+        import torch
+
+        from vitsee.kernels import hsic
+
+        u = torch.stack(list(view.model.values()))
+        if view.other is None:
+            ab = hsic(u, u)
+            aa = bb = ab.diagonal()
+        else:
+            v = torch.stack(list(view.other.values()))
+            n = u.shape[-1]
+            ab = hsic(u, v)
+            aa, bb = (w.square().sum((1, 2)) / (n * (n - 3)) for w in (u, v))
+        return {
+            "ab": ab,
+            "aa": aa,
+            "bb": bb,
+            "ab_ab": ab * ab,
+            "ab_aa": ab * aa[:, None],
+            "ab_bb": ab * bb[None, :],
+            "aa_bb": aa[:, None] * bb[None, :],
+            "aa_aa": aa * aa,
+            "bb_bb": bb * bb,
+            "broken_model": aa.isfinite().logical_not(),
+            "broken_other": bb.isfinite().logical_not(),
+        }
+
+    def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
+        """One row per pair of layers: model_layer, other_layer, cka, se."""
+        rows = sums.axes["model"]
+        columns = sums.axes.get("other", rows)
+        terms = {name: term.cpu().numpy() for name, term in sums.terms.items()}
+        cka, se = cka_and_error(terms, int(sums.seen.sum()))
+        model_layer, other_layer = np.meshgrid(rows, columns, indexing="ij")
+        table = pd.DataFrame(
+            {
+                "model_layer": model_layer.ravel(),
+                "other_layer": other_layer.ravel(),
+                "cka": cka.ravel(),
+                "se": se.ravel(),
+            }
+        )
+        return {"cka": table}
+
+    def warnings(self, sums: Sums) -> list[str]:
+        """Which layers have undefined CKA, and why."""
+        found = []
+        for role, self_hsic in (("model", "aa"), ("other", "bb")):
+            for i, layer in enumerate(sums.axes.get(role, [])):
+                broken = int(sums.terms[f"broken_{role}"][i])
+                if broken:
+                    found.append(
+                        f"{layer} of the {role} has NaN or Inf in {broken} of "
+                        f"{int(sums.seen.sum())} minibatches; its CKA is NaN"
+                    )
+                elif sums.terms[self_hsic][i] == 0:
+                    found.append(
+                        f"{layer} of the {role} is constant over the images; its CKA is 0/0, so NaN"
+                    )
+        return found
+
+    def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
+        from vitsee import figures
+
+        heatmap = figures.heatmap(
+            tables["cka"],
+            x="other_layer",
+            y="model_layer",
+            value="cka",
+            limits=(0, 1),
+            xlabel=f"Layers {labels.other or labels.model}",
+            ylabel=f"Layers {labels.model}",
+            title=f"{labels.images:,} images of {labels.dataset}",
+            colour_label="CKA",
+        )
+        return {"cka": heatmap}
+
+
+def cka_and_error(
+    terms: dict[str, np.ndarray], minibatches: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """CKA and its standard error from sums over minibatches, each (A, B).
+
+    The error is that of a ratio of sums by the delta method: minibatch i moves the ratio by
+    ab_i / sqrt(aa bb) - cka / 2 (aa_i / aa + bb_i / bb), and the squares of these add up. It is
+    NaN for one minibatch, and not resolved below about 1e-8. Undefined entries are NaN.
+    """
+    aa, bb = terms["aa"][:, None], terms["bb"][None, :]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scale = np.sqrt(aa * bb)
+        cka = terms["ab"] / np.where(scale > 0, scale, np.nan)
+        squares = (
+            terms["ab_ab"] / (aa * bb)
+            - cka / scale * (terms["ab_aa"] / aa + terms["ab_bb"] / bb)
+            + cka**2
+            / 4
+            * (
+                (terms["aa_aa"] / terms["aa"] ** 2)[:, None]
+                + (terms["bb_bb"] / terms["bb"] ** 2)[None, :]
+                + 2 * terms["aa_bb"] / (aa * bb)
+            )
+        )
+        variance = np.clip(squares, 0, None) * np.float64(minibatches) / (minibatches - 1)
+    se = np.sqrt(variance) if minibatches > 1 else np.full_like(cka, np.nan)
+    return cka, se

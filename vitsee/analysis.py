@@ -1,0 +1,144 @@
+"""What every analysis is: layers to watch, terms to add up, tables, figures.
+
+    reduce  : one layer's output -> the small tensor that is kept    (in the forward hook, on the device)
+    observe : one minibatch      -> named terms                      (on the device)
+    tables  : sums               -> tidy tables                      (written as CSV)
+    figures : tables             -> figures                          (written as PNG; sees only the CSVs)
+
+The runner does the rest: it adds the terms, saves them, resumes, and merges shards. An analysis is a
+dataclass, and its fields are its options: every key and value of conf/analysis/<name>.yaml and of
+the command line is checked against them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from vitsee.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from vitsee.sums import Sums
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One watched layer, as a dry run of the model found it.
+
+    shape: of its output for one image, e.g. (197, 768) or (64, 112, 112).
+    prefix: how many leading entries of axis 0 are class, distillation or register tokens;
+        None if the output is not a sequence of the model's tokens.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    prefix: int | None
+    class_token: bool = False
+
+
+@dataclass(frozen=True)
+class View:
+    """One minibatch as an analysis sees it: what `reduce` kept of each layer, in the order the layers ran.
+
+    images: how many images the minibatch has. labels: (N,) int64.
+    """
+
+    images: int
+    labels: Tensor
+    model: dict[str, Tensor]
+    other: dict[str, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Labels:
+    """How a figure calls what was measured."""
+
+    model: str
+    other: str | None
+    dataset: str
+    images: int
+    repeats: int = 1
+
+
+@dataclass(kw_only=True)
+class Analysis:
+    """Subclass, decorate with `@register`, add conf/analysis/<name>.yaml."""
+
+    default_images: ClassVar[int] = 2560
+    """How many images are used when the user does not say."""
+    version: ClassVar[int] = 1
+    """Raised when the numbers of the analysis change, so that old and new results never mix."""
+
+    name: str = MISSING
+    """How it is selected (`analysis=<name>`) and what its result folders are called."""
+    layers: Any = field(default_factory=lambda: ["blocks"])
+    """Layers to watch: a preset, or glob patterns over module names (`vitsee list layers`)."""
+    other_layers: Any = None
+    """Layers of the second model; by default as `layers`."""
+
+    def __post_init__(self) -> None:
+        self.layers = _patterns("layers", self.layers)
+        if self.other_layers is not None:
+            self.other_layers = _patterns("other_layers", self.other_layers)
+
+    def patterns(self, role: str) -> list[str]:
+        """The patterns that choose the layers of the model in this role (`model` or `other`)."""
+        return self.other_layers if role == "other" and self.other_layers else self.layers
+
+    def check(self, layers: dict[str, list[Layer]]) -> None:
+        """Raise UserError if these layers (by role) cannot be analysed; runs before any image."""
+
+    def reduce(self, layer: Layer, output: Tensor) -> Tensor:
+        """(N, *layer.shape) output -> the small tensor that is kept. The output must not be changed."""
+        raise NotImplementedError
+
+    def observe(self, view: View) -> dict[str, Tensor]:
+        """What this minibatch adds to each sum."""
+        raise NotImplementedError
+
+    def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
+        """Tidy tables, one observation a row, by file name without ending."""
+        raise NotImplementedError
+
+    def warnings(self, sums: Sums) -> list[str]:
+        """What the user must know about these sums, e.g. layers whose values are undefined."""
+        return []
+
+    def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
+        """Figures by file name without ending, from the tables as read back from the CSVs."""
+        raise NotImplementedError
+
+
+def _patterns(option: str, value: Any) -> list[str]:
+    patterns = [value] if isinstance(value, str) else value
+    if not isinstance(patterns, list) or not patterns or not all(isinstance(p, str) for p in patterns):
+        raise UserError(
+            f"analysis.{option} must be a preset or a list of patterns such as ['blocks.*'], "
+            f"got {value!r}"
+        )
+    return patterns
+
+
+REGISTERED: dict[str, type[Analysis]] = {}
+
+
+def register(analysis: type[Analysis]) -> type[Analysis]:
+    """Make `analysis=<name>` selectable, with the class's fields as its schema."""
+    name = analysis.name
+    if name in REGISTERED:
+        raise ValueError(
+            f"two analyses are called {name!r}: "
+            f"{REGISTERED[name].__module__} and {analysis.__module__}"
+        )
+    REGISTERED[name] = analysis
+    ConfigStore.instance().store(
+        group="schema/analysis", name=name, node=analysis, provider="vitsee"
+    )
+    return analysis

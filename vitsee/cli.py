@@ -1,0 +1,156 @@
+"""`vitsee <verb> …`. Verbs that compose a configuration hand the rest of the line to Hydra."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from vitsee import config, listing
+from vitsee.errors import Incomplete, UserError, nearest
+from vitsee.help import RUN_HELP, usage
+
+CONF = str(config.CONF)
+DONE, BUG, MISTAKE, INCOMPLETE, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+def main() -> None:
+    """Entry point of the `vitsee` command; exits with a code of the contract."""
+    if "-sc" in sys.argv or any(word.startswith("--shell-completion") for word in sys.argv):
+        return complete()
+    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if verb in ("--help", "-h", "help"):
+        return print(usage({name: do.__doc__ or "" for name, do in VERBS.items()}))
+    if verb in ("--version", "-V"):
+        from vitsee import __version__
+
+        return print(f"vitsee {__version__}")
+    if verb not in VERBS:
+        fail(f"vitsee: there is no verb {verb!r}; it can be: {', '.join(VERBS)}.{nearest(verb, VERBS)}")
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("vitsee").setLevel(logging.INFO)
+    del sys.argv[1]  # Hydra expects nothing but its own arguments
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # bugs keep their traceback
+    answer_for(verb, VERBS[verb])
+
+
+def answer_for(verb: str, do: Callable[[], None]) -> None:
+    """Call it; the user's mistakes become one line on standard error and an exit code."""
+    try:
+        do()
+    except Incomplete as waiting:
+        fail(f"vitsee {verb}: {waiting}", INCOMPLETE)
+    except (HydraException, OmegaConfBaseException, UserError) as error:
+        fail(f"vitsee {verb}: {config.explain(error)}")
+    except KeyboardInterrupt:
+        fail(f"vitsee {verb}: interrupted", INTERRUPTED)
+
+
+def fail(message: str, code: int = MISTAKE) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+def run() -> None:
+    """measure, tabulate and draw one experiment (or many, with -m)"""
+    if wants_help():
+        return print(RUN_HELP.replace("{choices}", listing.choices()))
+    if "--from" in sys.argv:
+        at = sys.argv.index("--from")
+        if len(sys.argv) <= at + 1:
+            raise UserError("--from needs the path of an experiment.yaml")
+        path, overrides = Path(sys.argv[at + 1]), sys.argv[1:at] + sys.argv[at + 2 :]
+        return perform(config.load_experiment(path, overrides))
+    compose_and_run()
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="run")
+def compose_and_run(cfg: DictConfig) -> None:
+    # Hydra writes a line of its own before an exception that passes through it, hence here.
+    answer_for("run", lambda: perform(config.build(cfg)))
+
+
+def perform(experiment: config.Experiment) -> None:
+    """Run one experiment and print where its tables and figures are."""
+    from vitsee.interrupt import Interrupted
+    from vitsee.runner import run
+
+    try:
+        written = run(experiment)
+    except Interrupted:
+        fail("vitsee run: interrupted, state saved; the same command goes on", INTERRUPTED)
+    print(*written, sep="\n")
+
+
+def plot() -> None:
+    """draw result folders again from their CSVs"""
+    from vitsee.plotting import plot
+
+    if wants_help() or len(sys.argv) == 1:
+        return print("usage: vitsee plot PATH…   (result folders, e.g. outputs/cka/vit_mini/*)")
+    for path in sys.argv[1:]:
+        print(*plot(Path(path)), sep="\n")
+
+
+def list_() -> None:
+    """what there is: analyses, models, datasets, protocols, recipes; layers of a model"""
+    kinds = listing.KINDS
+    if wants_help() or len(sys.argv) == 1:
+        return print(f"usage: vitsee list {'|'.join(kinds)}   (layers: model=NAME)")
+    kind, overrides = sys.argv[1], sys.argv[2:]
+    if kind not in kinds:
+        raise UserError(
+            f"there is no list of {kind!r}; it can be: {', '.join(kinds)}.{nearest(kind, kinds)}"
+        )
+    print(kinds[kind](overrides))
+
+
+def train() -> None:
+    """train one of the small models on the embedded data set"""
+    if wants_help():
+        return print("usage: vitsee train recipe=vit_mini|resnet_mini [key=value …]")
+    from vitsee import training  # noqa: F401  (declares the schema of recipes)
+
+    compose_and_train()
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="train")
+def compose_and_train(cfg: DictConfig) -> None:
+    from vitsee import training
+
+    answer_for("train", lambda: print(training.train(*training.build(cfg))))
+
+
+VERBS: dict[str, Callable[[], None]] = {"run": run, "plot": plot, "list": list_, "train": train}
+
+
+def wants_help() -> bool:
+    return any(word in ("--help", "-h") for word in sys.argv[1:])
+
+
+def complete() -> None:
+    """Tab: verbs first, then what fits the verb; Hydra's own completion for composed verbs."""
+    line = os.environ.get("COMP_LINE", "")
+    words = line.split()
+    asking = any(word.startswith("query") for word in sys.argv)
+    if not asking:
+        return compose_and_run()
+    done = words if line.endswith(" ") else words[:-1]
+    typed = "" if line.endswith(" ") else (words[-1] if words else "")
+    if len(done) < 2:
+        return print(*(verb for verb in VERBS if verb.startswith(typed)))
+    if done[1] == "list" and len(done) == 2:
+        return print(*(kind for kind in listing.KINDS if kind.startswith(typed)))
+    os.environ["COMP_LINE"] = line.replace(f" {words[1]}", "", 1)
+    if done[1] == "train":
+        from vitsee import training  # noqa: F401  (declares the schema of recipes)
+
+        return compose_and_train()
+    compose_and_run()

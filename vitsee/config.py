@@ -1,0 +1,255 @@
+"""Everything that can be configured, typed; and the composed configuration as typed objects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.errors import MissingConfigException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import vitsee.analyses  # noqa: F401  (declares the schema of every analysis)
+from vitsee.analysis import REGISTERED, Analysis
+from vitsee.errors import UserError, unknown
+
+_PACKAGED = Path(__file__).parent / "conf"
+CONF = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "conf"
+
+
+@dataclass(kw_only=True)
+class Model:
+    """A timm architecture and where its weights come from."""
+
+    name: str = MISSING
+    """Short name used in paths."""
+    timm: str = MISSING
+    """timm model name, with the tag of its weights."""
+    pretrained: bool = True
+    """false: random weights, drawn with `seed`; labels and figures then say so."""
+    checkpoint: str | None = None
+    """Local weights: .safetensors, .pt or .pth (tensors only), or .npz of the ViT authors."""
+    embedded: bool = False
+    """The weights ship with vitsee (vitsee/weights/<name>.safetensors)."""
+    seed: int = 0
+    """Seed of random weights."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of `timm.create_model`, e.g. {pad_type: same}."""
+    overlay: dict[str, Any] = field(default_factory=dict)
+    """What to change in timm's pretrained_cfg, e.g. {mean: [0.5, 0.5, 0.5], crop_pct: 0.9}."""
+    dataset: str = "imagenette"
+    """The data set used when none is named."""
+
+
+class OnBadImage(Enum):
+    """What to do with an image that cannot be decoded."""
+
+    error = "error"
+    skip = "skip"
+
+
+@dataclass(kw_only=True)
+class Dataset:
+    """Images, in a fixed order, each with an id."""
+
+    name: str = MISSING
+    """Short name used in paths; `auto` is the one that suits the model."""
+    kind: str = MISSING
+    """How it is read: scenes, folder (also a tar), imagenette, cifar10, cifar100 or hf."""
+    root: str | None = None
+    """Folder, tar file, or cache folder of a download."""
+    split: str | None = None
+    """Which part: e.g. train, val or test."""
+    path: str | None = None
+    """Hugging Face data set: owner/name, or a local folder."""
+    config: str | None = None
+    """Hugging Face configuration (subset) of the data set."""
+    column: str | None = None
+    """Hugging Face column that holds the images; found by its type if not given."""
+    take: int = 10240
+    """Hugging Face: how many images to stream into the local cache."""
+    seed: int = 0
+    """Seed of made images (scenes)."""
+    resolution: int | None = None
+    """Side of made images in pixels (scenes); the model's own input size if not given."""
+    size: int | None = None
+    """How many images to make (scenes)."""
+    on_bad_image: OnBadImage = OnBadImage.error
+    """error: stop and name the image; skip: leave it out for all models, count and list it."""
+
+
+class Precision(Enum):
+    """Arithmetic of the forward pass. Statistics are float32 products summed in float64."""
+
+    fp32 = "fp32"
+    tf32 = "tf32"
+    bf16 = "bf16"
+
+
+@dataclass(kw_only=True)
+class Run:
+    """How and where to run; nothing here may change a number in a table."""
+
+    outputs: str = "outputs"
+    """Folder of all results."""
+    device: str = "auto"
+    """auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps."""
+    workers: int | None = None
+    """Processes that decode images; by default as many as help."""
+    shard: int = 0
+    """This job measures minibatches shard, shard + shards, shard + 2 shards, …"""
+    shards: int = 1
+    """How many jobs share the work."""
+    save_every: int = 10
+    """Minibatches between two checkpoints of the sums."""
+    progress: bool = True
+    """Show a progress bar."""
+    pdf: bool = False
+    """Write figures as PDF too."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.shard < self.shards:
+            raise UserError(
+                f"run.shard must be in 0…{self.shards - 1} (run.shards={self.shards}), "
+                f"got {self.shard}"
+            )
+        if self.save_every < 1:
+            raise UserError(f"run.save_every must be at least 1, got {self.save_every}")
+        if self.workers is not None and self.workers < 0:
+            raise UserError(f"run.workers must be at least 0, got {self.workers}")
+
+
+@dataclass(kw_only=True)
+class Experiment:
+    """One analysis of one model, or of one model against another, on one data set."""
+
+    analysis: Analysis = MISSING
+    model: Model = MISSING
+    other: Model | None = None
+    """A second model to compare with: `model@other=NAME`."""
+    dataset: Dataset = MISSING
+    batch_size: int = 256
+    """Images in a minibatch."""
+    images: int | None = None
+    """How many images of the data set, drawn with `seed`; by default the analysis's own number."""
+    repeats: int = 1
+    """How many times images are drawn and shuffled anew."""
+    seed: int = 0
+    """Seed of the draw and the order of the images."""
+    precision: Precision = Precision.fp32
+    run: Run = field(default_factory=Run)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 4:
+            raise UserError(
+                f"batch_size must be at least 4 (unbiased HSIC divides by n - 3), "
+                f"got {self.batch_size}"
+            )
+        if self.images is not None and self.images < self.batch_size:
+            raise UserError(
+                f"images={self.images} is less than one minibatch (batch_size={self.batch_size}); "
+                f"ask for more images or a smaller batch_size"
+            )
+        if self.repeats < 1:
+            raise UserError(f"repeats must be at least 1, got {self.repeats}")
+
+    @property
+    def models(self) -> dict[str, Model]:
+        """The models by role: `model`, and `other` if there is one."""
+        return {"model": self.model} | ({"other": self.other} if self.other else {})
+
+    def what(self) -> dict[str, Any]:
+        """Everything but `run`: what was asked, as plain values."""
+        plain = OmegaConf.to_container(OmegaConf.structured(self), enum_to_str=True)
+        assert isinstance(plain, dict)
+        return {key: value for key, value in plain.items() if key != "run"}
+
+
+for _name, _schema in {"experiment": Experiment, "model": Model, "dataset": Dataset}.items():
+    ConfigStore.instance().store(group="schema", name=_name, node=_schema, provider="vitsee")
+
+
+def build(cfg: DictConfig) -> Experiment:
+    """The composed configuration as typed objects. Raises UserError for an option that is not declared."""
+    refuse_undeclared(cfg)
+    if cfg.dataset.name == "auto":
+        cfg.dataset = _suitable_dataset(cfg)
+    experiment = OmegaConf.to_object(cfg)
+    assert isinstance(experiment, Experiment)
+    return experiment
+
+
+def load_experiment(path: Path, overrides: list[str]) -> Experiment:
+    """The experiment of an experiment.yaml, with `key=value` changes. Raises UserError if it is not one."""
+    if not path.is_file():
+        raise UserError(f"there is no file {path}; name the experiment.yaml of a result folder")
+    text = path.read_text()
+    if "${" in text:
+        raise UserError(f"{path} has an interpolation (${{…}}); an experiment.yaml has plain values only")
+    try:
+        stored = OmegaConf.create(text)
+        chosen = stored.analysis.name
+    except (yaml.YAMLError, OmegaConfBaseException, AttributeError) as error:
+        raise UserError(f"{path} is not an experiment: {str(error).splitlines()[0]}") from error
+    if chosen not in REGISTERED:
+        raise unknown(f"there is no analysis {chosen}", chosen, REGISTERED, "there are")
+    schema = OmegaConf.structured(Experiment)
+    schema.analysis = OmegaConf.structured(REGISTERED[chosen])
+    changes = OmegaConf.from_dotlist(overrides)
+    return build(OmegaConf.merge(schema, stored, changes))
+
+
+def _suitable_dataset(cfg: DictConfig) -> DictConfig:
+    """The data set that suits the model, with what the user changed in `dataset=auto`."""
+    schema = OmegaConf.structured(Dataset)
+    chosen = OmegaConf.load(CONF / "dataset" / f"{cfg.model.dataset}.yaml")
+    del chosen["defaults"]
+    changed = {
+        key: cfg.dataset[key]
+        for key in schema
+        if key not in ("name", "kind") and cfg.dataset[key] != schema[key]
+    }
+    return OmegaConf.merge(schema, chosen, changed)
+
+
+def refuse_undeclared(node: DictConfig, prefix: str = "") -> None:
+    """Hydra lets `+key=value` add keys that nothing reads; here that is an error. Raises UserError."""
+    kind = OmegaConf.get_type(node)
+    if not is_dataclass(kind):
+        return
+    names = [f.name for f in fields(kind)]
+    for key in node:
+        if key not in names:
+            raise unknown(f"there is no option {prefix}{key}", str(key), names, f"{kind.__name__} has")
+        if not OmegaConf.is_missing(node, key) and OmegaConf.is_dict(node[key]):
+            refuse_undeclared(node[key], f"{prefix}{key}.")
+
+
+def explain(error: BaseException) -> str:
+    """A wrong key, option or value, in one line that names the valid ones."""
+    while not isinstance(error, (OmegaConfBaseException, MissingConfigException, UserError)):
+        deeper = error.__cause__ or error.__context__
+        if deeper is None:
+            return str(error).splitlines()[0]
+        error = deeper
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, MissingConfigException):
+        return _no_such_choice(error)
+    kind = error.object_type
+    names = [f.name for f in fields(kind)] if is_dataclass(kind) else []
+    if names and error.key not in names:
+        asked = f"there is no option {error.full_key}"
+        return str(unknown(asked, str(error.key), names, f"{kind.__name__} has"))
+    return f"{error.full_key}: {str(error.msg).splitlines()[0]}"
+
+
+def _no_such_choice(error: MissingConfigException) -> str:
+    if error.options is None:
+        return str(error).splitlines()[0]
+    group, _, option = str(error.missing_cfg_file).rpartition("/")
+    return str(unknown(f"there is no {group}={option}", option, error.options, f"{group} can be"))

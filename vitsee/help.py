@@ -1,0 +1,51 @@
+"""The words of `vitsee --help` and `vitsee run --help`."""
+
+from __future__ import annotations
+
+
+def usage(verbs: dict[str, str]) -> str:
+    """What the command can do, a line a verb."""
+    lines = "\n".join(f"  vitsee {name:6} {words.strip()}" for name, words in verbs.items())
+    return f"""vitsee: see how vision models represent images
+
+{lines}
+
+`vitsee run` with nothing else compares all layers of a small trained ViT: no network, no GPU needed.
+`vitsee run --help` says what can be chosen; `vitsee list models` what there is.
+Tab completion: eval "$(vitsee -sc install=bash)", for zsh eval "$(vitsee -sc install=zsh)"."""
+
+
+RUN_HELP = """usage: vitsee run [analysis=NAME] [model=NAME] [model@other=NAME] [dataset=NAME] [key=value …]
+
+Measures one experiment, writes its tables (CSV) and draws its figures (PNG). The same command goes on
+where an interrupted one stopped, and draws again where everything is measured.
+
+  vitsee run                                              CKA of vit_mini on scenes
+  vitsee run analysis=cka model=vit_l16                   the paper's, on a GPU machine
+  vitsee run model=vit_l16 model@other=r50x1              one model against another
+  vitsee run model=timm model.timm=NAME dataset=folder dataset.root=PATH
+  vitsee run -m model=vit_b16,vit_l16                     one after the other; SLURM: hydra/launcher=submitit_slurm
+  vitsee run --from outputs/…/experiment.yaml             repeat a result
+
+Choices
+{choices}
+  protocol   paper (10,240 images, 1,024 a minibatch, 20 repeats)
+
+What is measured
+  images=N             how many images (default: the analysis's own number)
+  batch_size=256       images in a minibatch, at least 4
+  repeats=1            how often the images are drawn and shuffled anew
+  seed=0               seed of the draw and the order
+  precision=fp32       fp32, tf32 or bf16: arithmetic of the forward pass
+  analysis.layers=…    paper, four, blocks, or patterns: 'analysis.layers=[blocks.*,norm]'
+  analysis.tokens=all  all, cls or patches
+  model.pretrained=false        random weights        model.checkpoint=PATH   local weights
+  dataset.on_bad_image=skip     leave out images that cannot be decoded
+
+How and where (changes no number)
+  run.outputs=outputs  run.device=auto|cpu|cuda|cuda:N|mps  run.workers=N  run.progress=true
+  run.shard=0 run.shards=1      this job's part of the minibatches; whoever is last writes the tables
+  run.save_every=10    minibatches between two checkpoints      run.pdf=true   figures as PDF too
+
+--cfg job shows the composed configuration.
+Exit codes: 0 done, 2 your mistake, 3 other shards are missing, 130 interrupted (state saved), 1 a bug."""

@@ -1,0 +1,93 @@
+"""`vitsee list`: what there is to choose from, as text for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from vitsee.analysis import REGISTERED
+from vitsee.config import CONF, Model, build
+
+
+def names(group: str) -> list[str]:
+    """What a group of conf/ offers."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def choices() -> str:
+    """A line for each group of choices."""
+    return "\n".join(
+        f"  {group:10} {', '.join(names(group))}" for group in ("analysis", "model", "dataset")
+    )
+
+
+def table(rows: Iterable[Iterable[object]]) -> str:
+    """Rows of cells as aligned columns."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    padded = ([c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in cells)
+    return "\n".join("  ".join(row).rstrip() for row in padded)
+
+
+def analyses(overrides: list[str]) -> str:
+    docs = ((name, (kind.__doc__ or "").splitlines()[0]) for name, kind in REGISTERED.items())
+    return table([("analysis", "what it answers"), *sorted(docs)])
+
+
+def models(overrides: list[str]) -> str:
+    rows = [("model", "timm name", "weights", "default data set")]
+    for name in names("model"):
+        model = OmegaConf.merge(Model, _without_defaults(CONF / "model" / f"{name}.yaml"))
+        weights = "ship with vitsee" if model.embedded else "downloaded from the hub"
+        shown = "any: model.timm=NAME" if OmegaConf.is_missing(model, "timm") else model.timm
+        rows.append((name, shown, weights, model.dataset))
+    return table(rows)
+
+
+def commented(group: str) -> str:
+    """Each choice of a group with the comment that opens its file."""
+    rows = [(group, "what it is")]
+    for name in names(group):
+        lines = (CONF / group / f"{name}.yaml").read_text().splitlines()
+        comments = [line[2:] for line in lines if line.startswith("# ") and "@package" not in line]
+        rows.append((name, comments[0] if comments else ""))
+    return table(rows)
+
+
+def layers(overrides: list[str]) -> str:
+    """Every layer of the model that runs, with the presets and the patterns that select it."""
+    from vitsee import layers, models
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        experiment = build(compose("run", overrides))
+    net = models.skeleton(experiment.model).eval()
+    every = layers.survey(net, models.input_size(net))
+    chosen = {name: set(layers.preset(net, every, name)) for name in layers.PRESETS}
+    asked = experiment.analysis.layers
+    if any(pattern not in layers.PRESETS for pattern in asked):
+        chosen["asked"] = {layer.name for layer in layers.choose(net, every, asked)}
+    counts = ", ".join(f"{name} {len(found)}" for name, found in chosen.items())
+    rows = [("layer", "output", *chosen)]
+    for layer in every:
+        marks = ("x" if layer.name in found else "" for found in chosen.values())
+        rows.append((layer.name, " x ".join(map(str, layer.shape)), *marks))
+    return f"{experiment.model.timm}: {len(every)} layers; selected by preset: {counts}\n\n{table(rows)}"
+
+
+def _without_defaults(path: Path) -> dict[str, object]:
+    loaded = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(loaded, dict)
+    return {str(key): value for key, value in loaded.items() if key != "defaults"}
+
+
+KINDS: dict[str, Callable[[list[str]], str]] = {
+    "analyses": analyses,
+    "models": models,
+    "datasets": lambda overrides: commented("dataset"),
+    "protocols": lambda overrides: commented("protocol"),
+    "recipes": lambda overrides: commented("recipe"),
+    "layers": layers,
+}

@@ -1,0 +1,171 @@
+"""The main path: experiment -> models and layers -> minibatches -> sums -> tables (CSV) -> figures (PNG)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vitsee import provenance
+from vitsee.analysis import View
+from vitsee.config import Experiment, OnBadImage
+from vitsee.errors import Incomplete, UserError
+from vitsee.interrupt import Interruptible
+from vitsee.loading import Minibatch, minibatches, transform_of
+from vitsee.plotting import plot
+from vitsee.results import Results
+from vitsee.study import Study
+from vitsee.sums import Sums
+from vitsee.taps import watch
+
+log = logging.getLogger(__name__)
+
+
+def run(experiment: Experiment) -> list[Path]:
+    """Measure what is missing, then write the tables and draw the figures; return their paths.
+
+    Raises UserError if something asked for cannot be done, Incomplete if other shards are missing,
+    and Interrupted on a signal; what was measured is saved then, and the same call goes on.
+    """
+    study = Study(experiment)
+    results = Results(Path(experiment.run.outputs) / study.folder)
+    results.prepare()
+    results.save_experiment(experiment.what())
+    measure(study, results)
+    total = gather(study, results)
+    tables = results.save_tables(experiment.analysis.tables(total))
+    document(study, results, total)
+    return tables + plot(results.path, pdf=experiment.run.pdf)
+
+
+def measure(study: Study, results: Results) -> None:
+    """Add to this shard's sums those of its minibatches that no state file counts yet."""
+    how, plan, device = study.experiment.run, study.plan, study.device
+    path = results.state(how.shard, how.shards)
+    sums = Sums.load(path) if path.exists() else Sums.zero(len(plan))
+    todo = plan.todo(seen_by_anyone(study, results), how.shard, how.shards)
+    if not todo:
+        log.info("all of it is measured already")
+        return
+    with Interruptible() as signals, observer(study) as observe:
+        launch = provenance.Launch.on(device)
+        batches = minibatches(
+            study.images,
+            {role: transform_of(model.data) for role, model in study.models.items()},
+            plan,
+            todo,
+            device=device,
+            workers=how.workers,
+            on_bad_image=study.experiment.dataset.on_bad_image,
+        )
+        try:
+            for batch in tqdm(batches, study.folder, len(todo), disable=not how.progress):
+                sums += Sums.of(batch.index, len(plan), observe(batch), study.axes)
+                launch.add(len(batch.ids))
+                if launch.minibatches % how.save_every == 0:
+                    results.save_state(path, sums)
+                signals.check()
+        finally:  # whatever happened, what is in the sums is right and is kept
+            results.save_state(path, sums)
+            results.save_launch(path, launch.end(device, batches.waited))
+
+
+def seen_by_anyone(study: Study, results: Results) -> Tensor:
+    """(minibatches,) how often each is counted in the state files of all shards."""
+    seen = (Sums.load(path).seen for path in results.states())
+    return sum(seen, Sums.zero(len(study.plan)).seen)
+
+
+@contextmanager
+def observer(study: Study) -> Iterator[Callable[[Minibatch], dict[str, Tensor]]]:
+    """Within the block, the yielded function runs the models on a minibatch and returns its terms."""
+    e = study.experiment
+    with ExitStack() as stack:
+        through = {
+            role: stack.enter_context(
+                watch(model.net, study.layers[role], e.analysis.reduce, e.precision)
+            )
+            for role, model in study.models.items()
+        }
+
+        def observe(batch: Minibatch) -> dict[str, Tensor]:
+            try:
+                reduced = {role: forward(batch.pixels[role]) for role, forward in through.items()}
+                view = View(len(batch.ids), batch.labels, **reduced)
+                terms = e.analysis.observe(view)
+            except torch.OutOfMemoryError as error:
+                raise UserError(
+                    f"not enough memory on {study.device} for minibatches of {e.batch_size} images; "
+                    f"try batch_size={max(4, e.batch_size // 2)} (what was measured is kept)"
+                ) from error
+            if e.dataset.on_bad_image is OnBadImage.skip:
+                terms["skipped"] = skipped(study, batch)
+            return terms
+
+        yield observe
+
+
+def skipped(study: Study, batch: Minibatch) -> Tensor:
+    """(minibatches, batch_size) with 1 where an image of this minibatch could not be decoded."""
+    marks = torch.zeros(len(study.plan), study.plan.batch_size)
+    for position, index in enumerate(study.plan.batch(batch.index)):
+        marks[batch.index, position] = index in batch.skipped
+    return marks
+
+
+def gather(study: Study, results: Results) -> Sums:
+    """Every shard's sums added up. Raises Incomplete if a minibatch is missing."""
+    try:
+        return reduce(add, (Sums.load(path) for path in results.states())).complete()
+    except Incomplete as waiting:
+        how = study.experiment.run
+        there = ", ".join(path.stem for path in results.states())
+        raise Incomplete(
+            f"shard {how.shard} of {how.shards} is done, but {waiting} (there is: {there}); "
+            f"run the other shards, or the same command without run.shard to fill the gaps: "
+            f"{results.path}"
+        ) from None
+
+
+def document(study: Study, results: Results, total: Sums) -> None:
+    """Write made_with.json, and log what the user must know."""
+    record = provenance.made_with(study)
+    record["skipped_images"] = skipped_ids(study, total)
+    record["warnings"] = study.experiment.analysis.warnings(total)
+    if record["skipped_images"]:
+        count, first = len(record["skipped_images"]), record["skipped_images"][0]
+        record["warnings"].append(f"{count} images could not be decoded and were skipped: {first} …")
+    for warning in record["warnings"]:
+        log.warning("warning: %s", warning)
+    record["launches"] = results.launches()
+    results.save_json("made_with.json", record | totals(record["launches"]))
+
+
+def skipped_ids(study: Study, total: Sums) -> list[str]:
+    """Ids of the images left out because they could not be decoded."""
+    if "skipped" not in total.terms:
+        return []
+    places = total.terms["skipped"].nonzero().tolist()
+    found = dict.fromkeys(study.plan.batch(b)[position] for b, position in places)
+    return [study.images.id(i) for i in found]
+
+
+def totals(launches: list[dict[str, Any]]) -> dict[str, float]:
+    """Time, speed and memory over all launches."""
+    seconds = sum(launch["seconds"] for launch in launches)
+    images = sum(launch["images"] for launch in launches)
+    waited = sum(launch["waiting_share"] * launch["seconds"] for launch in launches)
+    return {
+        "wall_seconds": seconds,
+        "images_per_second": images / seconds if seconds else 0.0,
+        "waiting_share": waited / seconds if seconds else 0.0,
+        "peak_memory_mb": max((launch["peak_memory_mb"] for launch in launches), default=0.0),
+    }

@@ -1,0 +1,159 @@
+"""An experiment with its models, layers, images and plan at hand, and the identity that follows from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from vitsee import datasets, layers, models
+from vitsee.analysis import Labels, Layer
+from vitsee.batches import Plan
+from vitsee.config import Experiment, Precision
+from vitsee.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What an experiment needs to be measured; each part is made when first used, and checked then."""
+
+    experiment: Experiment
+
+    @cached_property
+    def device(self) -> torch.device:
+        device = choose_device(self.experiment.run.device)
+        if self.experiment.precision is Precision.tf32 and device.type != "cuda":
+            raise UserError(
+                f"precision=tf32 exists on CUDA devices only, not on {device.type}; "
+                f"use precision=fp32 or bf16"
+            )
+        return device
+
+    @cached_property
+    def models(self) -> dict[str, models.Loaded]:
+        """The models by role, with weights, on the device."""
+        wanted = self.experiment.models
+        return {role: models.load(model, self.device) for role, model in wanted.items()}
+
+    @cached_property
+    def layers(self) -> dict[str, list[Layer]]:
+        """The watched layers by role, in the order they run."""
+        analysis = self.experiment.analysis
+        found = {
+            role: layers.choose(
+                model.net,
+                layers.survey(model.net, tuple(model.data["input_size"])),
+                analysis.patterns(role),
+            )
+            for role, model in self.models.items()
+        }
+        analysis.check(found)
+        return found
+
+    @cached_property
+    def axes(self) -> dict[str, list[str]]:
+        """Names of the watched layers by role."""
+        return {role: [layer.name for layer in found] for role, found in self.layers.items()}
+
+    @cached_property
+    def images(self) -> datasets.Images:
+        side = max(max(model.data["input_size"][1:]) for model in self.models.values())
+        return datasets.load(self.experiment.dataset, side)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Which images make up which minibatch. Raises UserError if there are not enough."""
+        e = self.experiment
+        there, default = len(self.images), e.analysis.default_images
+        if e.images is not None and e.images > there:
+            raise UserError(
+                f"images={e.images} asked, but {e.dataset.name} has {there}; "
+                f"ask for images={there} or fewer"
+            )
+        images = min(default, there) if e.images is None else e.images
+        if images < e.batch_size:
+            raise UserError(
+                f"{e.dataset.name} has {there} images, less than one minibatch "
+                f"(batch_size={e.batch_size}); "
+                + (f"use batch_size={there // 2}" if there >= 8 else "at least 8 are needed")
+            )
+        if images < default and e.images is None:
+            log.info("%s has %d images: all of them are used", e.dataset.name, there)
+        plan = Plan(there, images, e.batch_size, e.seed, e.repeats)
+        if plan.left_out:
+            log.info(
+                "%d of %d images are left out: the last minibatch would not be full (batch_size=%d)",
+                *(plan.left_out, images, e.batch_size),
+            )
+        return plan
+
+    @cached_property
+    def identity(self) -> str:
+        """Eight hex digits that change exactly when a number in the tables could."""
+        e = self.experiment
+        what = {
+            "analysis": [e.analysis.version, self._options()],
+            "weights": {role: model.digest for role, model in self.models.items()},
+            "preprocessing": {role: str(model.data) for role, model in self.models.items()},
+            "layers": self.axes,
+            "images": self.images.fingerprint,
+            "plan": asdict(self.plan),
+            "precision": e.precision.value,
+        }
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
+
+    def _options(self) -> dict[str, Any]:
+        """The analysis's options; layers count by the names they select."""
+        options = self.experiment.what()["analysis"]
+        return {key: value for key, value in options.items() if not key.endswith("layers")}
+
+    @property
+    def folder(self) -> str:
+        """Where the results go, below the folder of all outputs."""
+        e = self.experiment
+        names = "-vs-".join(model.name.replace("/", "_") for model in e.models.values())
+        return f"{e.analysis.name}/{names}/{e.dataset.name}-{self.identity}"
+
+    @property
+    def labels(self) -> Labels:
+        """How figures call what is measured."""
+        other = self.models.get("other")
+        return Labels(
+            model=self.models["model"].label,
+            other=other.label if other else None,
+            dataset=self.experiment.dataset.name,
+            images=self.plan.images - self.plan.left_out,
+            repeats=self.plan.repeats,
+        )
+
+
+def choose_device(asked: str) -> torch.device:
+    """The device called so; `auto` is cuda, else mps, else cpu. Raises UserError if it is not there."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if asked == "auto":
+        return torch.device(next(name for name in ("cuda", "mps", "cpu") if there[name]))
+    kind, _, number = asked.partition(":")
+    have = [name for name, found in there.items() if found]
+    if kind not in there or (number and not number.isdigit()):
+        raise UserError(f"there is no run.device={asked}; it can be: auto, {', '.join(have)}, cuda:N")
+    if not there[kind]:
+        why = " (this torch is built without it)" if not _built(kind) else ""
+        raise UserError(
+            f"run.device={asked}, but no {kind} device is available{why}; "
+            f"available: {', '.join(have)} (run.device=auto chooses)"
+        )
+    if kind == "cuda" and number and int(number) >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise UserError(f"run.device={asked}, but the last GPU is cuda:{last}")
+    return torch.device(asked)
+
+
+def _built(kind: str) -> bool:
+    return torch.backends.cuda.is_built() if kind == "cuda" else torch.backends.mps.is_built()
