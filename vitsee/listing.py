@@ -64,7 +64,7 @@ def layers(overrides: list[str]) -> str:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         experiment = build(compose("run", overrides))
     net = models.skeleton(experiment.model).eval()
-    every = layers.survey(net, models.input_size(net))
+    every = layers.survey(net, models.data_config(net)["input_size"])
     chosen = {name: set(layers.preset(net, every, name)) for name in layers.PRESETS}
     asked = experiment.analysis.layers
     if any(pattern not in layers.PRESETS for pattern in asked):

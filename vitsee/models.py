@@ -1,21 +1,319 @@
-"""timm models with their weights: random, embedded, from a local file, or from the hub."""
+"""timm models with their weights: from a local file, random, embedded, or from the hub."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import hashlib
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vitsee.config import Model
+from vitsee.errors import UserError, nearest, unknown
+from vitsee.network import require
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
+    from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+EMBEDDED = Path(__file__).parent / "weights"
+ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".npz")
+_REMEDY = (
+    "download it where there is a network and set HF_HUB_CACHE to that cache, or name a local file with "
+    "model.checkpoint=PATH, or use random weights with model.pretrained=false"
+)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to be watched.
+
+    label: what figures call it. net: in evaluation mode, without gradients, on the device; it takes
+    normalised pixels. data: timm's data configuration (input_size, interpolation, mean, std, crop_pct,
+    crop_mode). weights: where they come from, in words. digest: SHA-256 of names and values.
+    """
+
+    name: str
+    label: str
+    net: nn.Module
+    data: dict[str, Any]
+    weights: str
+    digest: str
+
+
+def load(model: Model, device: str | torch.device) -> Loaded:
+    """The model with its weights. Raises UserError if they cannot be had exactly as asked for."""
+    random = not model.pretrained and model.checkpoint is None
+    if model.checkpoint is not None:
+        net, weights = _from_file(model, Path(model.checkpoint).expanduser())
+    elif random:
+        net, weights = build(model), f"random, seed {model.seed}"
+    elif model.embedded:
+        net, _ = _from_file(model, EMBEDDED / f"{model.name}.safetensors")
+        weights = "ship with vitsee"
+    else:
+        net, weights = _from_hub(model)
+    _refuse_nonfinite(model, net)
+    return Loaded(
+        name=model.name,
+        label=f"{model.name} (random weights)" if random else model.name,
+        net=net.eval().requires_grad_(False).to(device),
+        data=data_config(net),
+        weights=weights,
+        digest=digest(net.state_dict()),
+    )
 
 
 def build(model: Model, *, seed: int | None = None) -> nn.Module:
     """The architecture with random weights drawn with `seed` (default: the model's own), on the CPU."""
-    import timm
     import torch
 
     torch.manual_seed(model.seed if seed is None else seed)
-    return timm.create_model(
-        model.timm, pretrained=False, pretrained_cfg_overlay=dict(model.overlay), **model.args
-    )
+    return _create(model)
+
+
+def skeleton(model: Model) -> nn.Module:
+    """The architecture on torch's meta device: shapes and names at no cost."""
+    import torch
+
+    with torch.device("meta"):
+        return _create(model)
+
+
+def _create(model: Model, **overlay: object) -> nn.Module:
+    """`timm.create_model`, its errors in the user's words. Raises UserError."""
+    import timm
+
+    _check_name(model.timm)
+    overlaid = dict(model.overlay) | overlay
+    try:
+        return timm.create_model(
+            model.timm,
+            pretrained="file" in overlay,
+            pretrained_cfg_overlay=overlaid,
+            **model.args,
+        )
+    except TypeError as error:
+        raise UserError(f"{model.timm} cannot be made with model.args={model.args}: {error}") from error
+
+
+def _check_name(name: str) -> None:
+    """Raise UserError unless timm knows this architecture and this tag of weights."""
+    import timm
+
+    if ":" in name:  # hf-hub:OWNER/NAME and local-dir:PATH
+        return
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        hint = nearest(architecture, timm.list_models())
+        raise UserError(
+            f"timm has no model {architecture!r} (model.timm={name}).{hint} `python -c 'import timm; "
+            f"print(timm.list_models(\"*vit*\"))'` lists names"
+        )
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        raise unknown(f"timm has no weights {tag!r} of {architecture}", tag, tags, "there are")
+
+
+def data_config(net: nn.Module) -> dict[str, Any]:
+    """How images are prepared for the model: timm's data configuration with the size it was built for."""
+    from timm.data import resolve_model_data_config
+
+    data = resolve_model_data_config(net)
+    built_for = getattr(getattr(net, "patch_embed", None), "img_size", None)
+    if built_for:
+        data["input_size"] = (data["input_size"][0], *built_for)
+    return data
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values of a state dict, as hex."""
+    import torch
+
+    total = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        total.update(memoryview(values.numpy()))
+    return total.hexdigest()
+
+
+def _refuse_nonfinite(model: Model, net: nn.Module) -> None:
+    for name, tensor in net.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(f"the weights of {model.name} are damaged: {name} has NaN or Inf")
+
+
+def _from_hub(model: Model) -> tuple[nn.Module, str]:
+    """The published weights, from the local cache if they are there, else downloaded."""
+    from timm.models._builder import _resolve_pretrained_source
+
+    net = skeleton(model)
+    source, place = _resolve_pretrained_source(net.pretrained_cfg)
+    if not source:
+        raise UserError(
+            f"there are no published weights of {model.timm}; name a local file with "
+            f"model.checkpoint=PATH, or use random weights with model.pretrained=false"
+        )
+    try:
+        net = _create(model, file=str(_fetch(model, source, place)), source="")
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"loading the weights of {model.timm} failed ({reason}); {_REMEDY}") from error
+    if net.num_classes != net.pretrained_cfg["num_classes"]:
+        log.warning("warning: the classifier of %s is random: num_classes was changed", model.name)
+    return net, f"{source} {place}"
+
+
+def _fetch(model: Model, source: str, place: Any) -> Path:
+    """Local path of published weights, downloaded if they are not in the cache."""
+    import torch
+    from timm.models._hub import download_cached_file, hf_split
+
+    if source == "hf-hub":
+        repository, name = place if isinstance(place, tuple) else (place, None)
+        return _fetch_from_hub(model, *hf_split(repository), name)
+    if source in ("file", "local-dir"):
+        return Path(place)
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(place)
+    if not cached.exists():
+        require(place, f"model={model.name} ({model.timm})", _REMEDY)
+    return Path(download_cached_file(place, progress=True))
+
+
+def _fetch_from_hub(model: Model, repository: str, revision: str | None, name: str | None) -> Path:
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError
+
+    wanted = [name] if name else ["model.safetensors", "pytorch_model.bin"]
+    for file in wanted:
+        cached = try_to_load_from_cache(repository, file, revision=revision)
+        if isinstance(cached, str):
+            return Path(cached)
+    what = f"model={model.name} ({repository} of the Hugging Face hub)"
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(f"{what} is not in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE is set; {_REMEDY}")
+    require(constants.ENDPOINT, what, _REMEDY)
+    for file in wanted:
+        try:
+            return Path(hf_hub_download(repository, file, revision=revision))
+        except EntryNotFoundError:
+            continue
+    raise UserError(f"{what} has none of {', '.join(wanted)}; {_REMEDY}")
+
+
+def _from_file(model: Model, path: Path) -> tuple[nn.Module, str]:
+    """The architecture with all of its weights from a local file, and nothing left random."""
+    if not path.is_file():
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"there is no checkpoint {path}.{nearest(path.name, beside)}")
+    if path.suffix not in ENDINGS:
+        raise UserError(f"checkpoint {path} is of an unknown kind; these are read: {', '.join(ENDINGS)}")
+    net = build(model)
+    if path.suffix == ".npz":
+        _load_npz(net, path)
+    else:
+        _load_all(net, _converted(net, _read(path), path), path)
+    return net, f"checkpoint {path}"
+
+
+def _load_npz(net: nn.Module, path: Path) -> None:
+    """Weights as the ViT authors published them, read by timm."""
+    if not hasattr(net, "load_pretrained"):
+        raise UserError(f"{path}: timm reads .npz files for ViT, BiT and Mixer, not {type(net).__name__}")
+    try:
+        net.load_pretrained(str(path))
+    except Exception as error:
+        raise UserError(f"{path} is not a checkpoint of {type(net).__name__}: {_line(error)}") from error
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file, without running any code in it. Raises UserError."""
+    from safetensors import SafetensorError
+    from timm.models import load_state_dict
+
+    try:
+        state = load_state_dict(str(path))
+    except SafetensorError as error:
+        raise UserError(f"checkpoint {path} is damaged: {error}") from error
+    except Exception as error:
+        cause = f"{error} {error.__cause__ or ''}"
+        if "GLOBAL" in cause or "Unsupported" in cause:
+            raise UserError(
+                f"checkpoint {path} was refused: it holds objects that could run code "
+                f"({_line(error.__cause__ or error)}); save its state dict alone, best as .safetensors"
+            ) from error
+        raise UserError(f"checkpoint {path} is damaged or no checkpoint: {_line(error)}") from error
+    import torch
+
+    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise UserError(f"checkpoint {path} holds no tensors; its keys: {', '.join(list(state)[:5])}")
+    return tensors
+
+
+def _converted(net: nn.Module, state: dict[str, Tensor], path: Path) -> Mapping[str, Tensor]:
+    """The state dict after the architecture's own conversion in timm (other layouts, other resolutions)."""
+    convert = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+    if convert is None:
+        return state
+    before = {name: tensor.shape for name, tensor in state.items()}
+    try:
+        few = len(inspect.signature(convert).parameters) == 1
+        converted = convert(dict(state)) if few else convert(dict(state), net)
+    except Exception as error:
+        raise UserError(
+            f"checkpoint {path} does not fit {type(net).__name__}: timm's conversion failed: {_line(error)}"
+        ) from error
+    resized = [n for n, t in converted.items() if n in before and before[n] != t.shape]
+    if resized:
+        log.warning("warning: %s was resampled to another shape: %s", path.name, ", ".join(resized))
+    return converted
+
+
+def _load_all(net: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load every weight, or raise UserError that says which keys do not fit."""
+    own = net.state_dict()
+    problems = {
+        "missing": [name for name in own if name not in state],
+        "unexpected": [name for name in state if name not in own],
+        "of another shape": [
+            f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+            for name in own
+            if name in state and state[name].shape != own[name].shape
+        ],
+    }
+    found = [f"{len(keys)} {kind} ({_few(keys)})" for kind, keys in problems.items() if keys]
+    if found:
+        raise UserError(
+            f"checkpoint {path} does not fit the model: {'; '.join(found)}.{_remedy(net, state)}"
+        )
+    net.load_state_dict(state)
+
+
+def _remedy(net: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """What to set if only the classifier differs."""
+    classifier = str(getattr(net, "default_cfg", {}).get("classifier", "head"))
+    if f"{classifier}.weight" not in state:
+        return " If it has no classifier: model.args={num_classes: 0}"
+    classes = state[f"{classifier}.weight"].shape[0]
+    if classes != getattr(net, "num_classes", classes):
+        return f" If it is of other classes: model.args={{num_classes: {classes}}}"
+    return " Choose the architecture that it was made with: model.timm=NAME"
+
+
+def _few(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
+
+
+def _line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -99,10 +99,7 @@ class Results:
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Every table as its CSV says, to the last digit."""
-        return {
-            path.stem: pd.read_csv(path, float_precision="round_trip")
-            for path in sorted(self.path.glob("*.csv"))
-        }
+        return {path.stem: pd.read_csv(path) for path in sorted(self.path.glob("*.csv"))}
 
     def save_figures(self, figures: Mapping[str, Figure], *, pdf: bool = False) -> list[Path]:
         """Write each figure as PNG, and as PDF on request; without dates, so redraws are identical."""

@@ -19,7 +19,7 @@ from vitsee.analysis import View
 from vitsee.config import Experiment, OnBadImage
 from vitsee.errors import Incomplete, UserError
 from vitsee.interrupt import Interruptible
-from vitsee.loading import Minibatch, minibatches, transform_of
+from vitsee.loading import Minibatch, Minibatches
 from vitsee.plotting import plot
 from vitsee.results import Results
 from vitsee.study import Study
@@ -57,9 +57,9 @@ def measure(study: Study, results: Results) -> None:
         return
     with Interruptible() as signals, observer(study) as observe:
         launch = provenance.Launch.on(device)
-        batches = minibatches(
+        batches = Minibatches(
             study.images,
-            {role: transform_of(model.data) for role, model in study.models.items()},
+            {role: model.data for role, model in study.models.items()},
             plan,
             todo,
             device=device,

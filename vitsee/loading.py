@@ -1,0 +1,162 @@
+"""Minibatches of images on the device: decoded and transformed in worker processes, in a fixed order."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from vitsee.batches import Plan
+from vitsee.config import OnBadImage
+from vitsee.datasets import Images
+from vitsee.errors import UserError
+
+Transform = Callable[[Image.Image], Tensor]
+UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises for a file that is not an image it can read."""
+
+
+@dataclass
+class Minibatch:
+    """One minibatch of the plan.
+
+    index: its number in the plan. ids: data set indices of its images. skipped: those of images that
+    could not be decoded. pixels: by role of the model, (N, 3, H, W) float32 as its transform makes
+    them. labels: (N,) int64.
+    """
+
+    index: int
+    ids: list[int]
+    skipped: list[int]
+    pixels: dict[str, Tensor]
+    labels: Tensor
+
+
+@dataclass
+class _Decoded(TorchDataset):
+    """Images as each model sees them: {preprocessing: (3, H, W)}, or None with the reason."""
+
+    images: Images
+    transforms: dict[str, Transform]
+
+    def __getitem__(self, index: int) -> tuple[int, dict[str, Tensor] | None, int, str]:
+        try:
+            image = self.images.open(index)
+            pixels = {name: transform(image) for name, transform in self.transforms.items()}
+        except UNDECODABLE as error:
+            return index, None, -1, f"{type(error).__name__}: {error}"
+        return index, pixels, self.images.label(index), ""
+
+
+def transform_of(data: dict[str, Any]) -> Transform:
+    """A model's own evaluation transform, from timm's data configuration."""
+    from timm.data import create_transform
+
+    return create_transform(**data, is_training=False)
+
+
+class Minibatches:
+    """Iterates over the minibatches `todo` of a plan; each image is decoded once for all models.
+
+    data: by role, the model's data configuration (timm's `resolve_model_data_config`). Images that
+    cannot be decoded raise UserError, or are left out for all models with `on_bad_image=skip`.
+    startup: seconds until the first minibatch was there. waited: seconds spent waiting for the others.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        data: dict[str, dict[str, Any]],
+        plan: Plan,
+        todo: list[int],
+        *,
+        device: torch.device,
+        workers: int | None,
+        on_bad_image: OnBadImage,
+    ) -> None:
+        self.images, self.plan, self.todo, self.device = images, plan, todo, device
+        self.on_bad_image = on_bad_image
+        # Models with the same preprocessing share the transformed images.
+        self.preprocessing = {role: repr(sorted(config.items())) for role, config in data.items()}
+        transforms = {self.preprocessing[role]: transform_of(data[role]) for role in data}
+        self.loader = DataLoader(
+            _Decoded(images, transforms),
+            batch_sampler=[plan.batch(b) for b in todo],
+            num_workers=_workers(device) if workers is None else workers,
+            collate_fn=_collate,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=_prepare_worker,
+        )
+        self.startup = self.waited = 0.0
+
+    def __len__(self) -> int:
+        return len(self.todo)
+
+    def __iter__(self) -> Iterator[Minibatch]:
+        began = time.perf_counter()
+        loaded = iter(self.loader)
+        for index in self.todo:
+            ids, pixels, labels, bad = next(loaded)
+            waited, began = time.perf_counter() - began, 0.0
+            if index == self.todo[0]:
+                self.startup = waited
+            else:
+                self.waited += waited
+            self._judge(index, ids, bad)
+            yield Minibatch(
+                index,
+                ids,
+                list(bad),
+                {role: self._move(pixels[name]) for role, name in self.preprocessing.items()},
+                self._move(labels),
+            )
+            began = time.perf_counter()
+
+    def _judge(self, index: int, ids: list[int], bad: dict[int, str]) -> None:
+        """Raise UserError if images could not be decoded and that is not to be passed over."""
+        if bad and self.on_bad_image is OnBadImage.error:
+            first, reason = next(iter(bad.items()))
+            raise UserError(
+                f"cannot decode image {self.images.id(first)} ({reason}); mend or remove it, or leave "
+                f"out such images with dataset.on_bad_image=skip"
+            )
+        if len(ids) < 4:
+            raise UserError(
+                f"minibatch {index} has {len(ids)} images that can be decoded, but at least 4 are "
+                f"needed; the first of {len(bad)} that cannot: {self.images.id(next(iter(bad)))}"
+            )
+
+    def _move(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
+
+def _collate(
+    items: list[tuple[int, dict[str, Tensor] | None, int, str]],
+) -> tuple[list[int], dict[str, Tensor], Tensor, dict[int, str]]:
+    """Stack the decoded images; indices and reasons of the others."""
+    good = [(index, pixels, label) for index, pixels, label, _ in items if pixels is not None]
+    bad = {index: reason for index, pixels, _, reason in items if pixels is None}
+    names = good[0][1] if good else {}
+    stacked = {name: torch.stack([pixels[name] for _, pixels, _ in good]) for name in names}
+    return [i for i, _, _ in good], stacked, torch.tensor([label for *_, label in good]), bad
+
+
+def _workers(device: torch.device) -> int:
+    """On a CPU the model needs the cores too; on a GPU decoding must keep up with it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(2, cores - 1) if device.type == "cpu" else min(16, cores)
+
+
+def _prepare_worker(worker: int) -> None:
+    """One thread a worker; Ctrl-C is the main process's to handle."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
