@@ -27,7 +27,7 @@ IMAGES, BATCH = 16, 8
 
 
 def photograph(tar: tarfile.TarFile, name: str) -> Image.Image:
-    return Image.open(io.BytesIO(tar.extractfile(name).read())).convert("RGB")
+    return Image.open(io.BytesIO(tar.extractfile(f"./{name}").read())).convert("RGB")
 
 
 def plain_grams(study: Study, role: str, ids: list[str], tar: tarfile.TarFile) -> dict:
@@ -72,17 +72,22 @@ def reference_cka(study: Study, roles: tuple[str, str], tar: tarfile.TarFile) ->
     "overrides",
     [
         ["model.timm=vit_tiny_patch16_224"],
-        ["model.timm=resnet50"],
-        ["model.timm=vit_tiny_patch16_224", "model@other=timm", "other.timm=resnet50"],
+        ["model.timm=resnet50", "model.args={zero_init_last: false}"],
+        [
+            "model.timm=vit_tiny_patch16_224",
+            "model@other=timm",
+            "other.timm=resnet50",
+            "other.args={zero_init_last: false}",
+            "other.pretrained=false",
+        ],
     ],
     ids=["within a ViT", "within a ResNet", "across both"],
 )
 def test_cka_on_photographs_equals_the_equation_in_float64(overrides, test_data, tmp_path):
-    pretrained = ["model.pretrained=false"] + ["other.pretrained=false"] * (len(overrides) > 1)
     experiment = composed(
         "model=timm",
         *overrides,
-        *pretrained,
+        "model.pretrained=false",
         "dataset=folder",
         f"dataset.root={test_data / 'imagenet_sample.tar'}",
         f"images={IMAGES}",

@@ -169,8 +169,20 @@ class Experiment:
         return {key: value for key, value in plain.items() if key != "run"}
 
 
-for _name, _schema in {"experiment": Experiment, "model": Model, "dataset": Dataset}.items():
-    ConfigStore.instance().store(group="schema", name=_name, node=_schema, provider="vitsee")
+def _schema(kind: type, *open_to_any_key: str) -> DictConfig:
+    """The class as a schema; keys of these dictionaries are not declared, so any may be set."""
+    schema = OmegaConf.structured(kind)
+    for name in open_to_any_key:
+        OmegaConf.set_struct(schema[name], False)
+    return schema
+
+
+for _name, _node in {
+    "experiment": _schema(Experiment),
+    "model": _schema(Model, "args", "overlay"),
+    "dataset": _schema(Dataset),
+}.items():
+    ConfigStore.instance().store(group="schema", name=_name, node=_node, provider="vitsee")
 
 
 def build(cfg: DictConfig) -> Experiment:

@@ -1,0 +1,205 @@
+"""`scenes`, the embedded data set: images made by formula, as many as wanted, at any resolution.
+
+A background of dead leaves (occluding disks with scale-free radii: Matheron 1968; its statistics are
+those of natural images: Lee, Mumford and Huang 2001), and on it two textured disks that carry the
+class: which of four textures they have (local) and which way the line between them runs (global).
+Position, distance, size, colour, contrast, phase and clutter vary without meaning.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+VERSION = 1
+"""Raised when the formula changes."""
+TEXTURES = ("vertical stripes", "horizontal stripes", "checks", "rings")
+ARRANGEMENTS = ("side by side", "rising", "one above the other", "falling")
+CLASSES = tuple(f"{t}, {a}" for t, a in itertools.product(TEXTURES, ARRANGEMENTS))
+SPLITS = ("train", "test")
+
+CLUTTER = 30
+CLUTTER_RADII = (0.04, 0.35)
+PART_RADII = (0.15, 0.2)
+WAVELENGTHS = (0.075, 0.11)
+"""4 to 6 pixels of 56: more than one period in a patch of 8."""
+CONTRASTS = (0.2, 0.5)
+DISTANCES = (0.36, 0.6)
+SHIFT = 0.12
+"""How far the middle of the two parts may be from the middle of the image."""
+TURN = 0.2
+"""How far, in radians, the line between them may be off its direction."""
+NOISE = 0.02
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Images of one split; image i depends on (seed, split, i) alone, its label is i modulo 16.
+
+    resolution: side in pixels. size: how many images there are.
+    """
+
+    split: str = "test"
+    seed: int = 0
+    resolution: int = 56
+    size: int = 10_240
+
+    @property
+    def fingerprint(self) -> str:
+        """What the pixels depend on."""
+        return f"scenes-{VERSION}/{self.split}/seed{self.seed}/{self.resolution}px"
+
+    def __len__(self) -> int:
+        return self.size
+
+    def label(self, index: int) -> int:
+        """Index into CLASSES; every class is as frequent."""
+        return index % len(CLASSES)
+
+    def image(self, index: int) -> np.ndarray:
+        """(resolution, resolution, 3) uint8."""
+        rng = np.random.default_rng([VERSION, self.seed, SPLITS.index(self.split), index])
+        texture, arrangement = divmod(self.label(index), len(ARRANGEMENTS))
+        base = rng.uniform(0.3, 0.7, 3)
+        canvas = Canvas.plain(self.resolution, base)
+        for paint in [*clutter(rng, base), *parts(rng, texture, arrangement)]:
+            paint(canvas)
+        noisy = canvas.pixels + NOISE * rng.standard_normal(canvas.pixels.shape, dtype=np.float32)
+        return (np.clip(noisy, 0, 1) * 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """pixels: (H, W, 3) float32 of about 0 to 1. centres: (H,) their coordinates between 0 and 1."""
+
+    pixels: np.ndarray
+    centres: np.ndarray
+
+    @classmethod
+    def plain(cls, side: int, colour: np.ndarray) -> Canvas:
+        pixels = np.empty((side, side, 3), np.float32)
+        pixels[:] = colour
+        return cls(pixels, (np.arange(side, dtype=np.float32) + 0.5) / side)
+
+    def disk(
+        self, middle: np.ndarray, radius: float, colour: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    ) -> None:
+        """Paint an opaque disk; colour maps offsets from the middle, (1, w) and (h, 1), to (h, w, 3)."""
+        side = len(self.centres)
+        low = np.clip(((middle - radius) * side).astype(int) - 1, 0, side)
+        high = np.clip(((middle + radius) * side).astype(int) + 2, 0, side)
+        if (low >= high).any():
+            return
+        x = (self.centres[low[0] : high[0]] - np.float32(middle[0]))[None, :]
+        y = (self.centres[low[1] : high[1]] - np.float32(middle[1]))[:, None]
+        # Edges are soft over one pixel, so that a scene is the same at every resolution.
+        cover = np.clip((radius - np.sqrt(x * x + y * y)) * side + 0.5, 0, 1)[..., None]
+        region = self.pixels[low[1] : high[1], low[0] : high[0]]
+        region += cover * (colour(x, y) - region)
+
+
+def clutter(rng: np.random.Generator, base: np.ndarray) -> list[Callable[[Canvas], None]]:
+    """Dead leaves: shaded disks whose radii are distributed as r^-3, in colours around the base."""
+    low, high = CLUTTER_RADII
+    u = rng.random(CLUTTER)
+    radii = 1 / np.sqrt(u / high**2 + (1 - u) / low**2)
+    middles = rng.random((CLUTTER, 2))
+    colours = base + rng.normal(0, 0.12, (CLUTTER, 3)) + rng.normal(0, 0.12, (CLUTTER, 1))
+    slopes = rng.normal(0, 0.3, (CLUTTER, 2)).astype(np.float32)
+    return [
+        partial(Canvas.disk, middle=middle, radius=radius, colour=partial(shaded, colour, slope))
+        for middle, radius, colour, slope in zip(
+            middles, radii, colours.astype(np.float32), slopes, strict=True
+        )
+    ]
+
+
+def parts(
+    rng: np.random.Generator, texture: int, arrangement: int
+) -> list[Callable[[Canvas], None]]:
+    """The two textured disks that carry the class."""
+    angle = np.pi / 4 * arrangement + rng.uniform(-TURN, TURN)
+    half = rng.uniform(*DISTANCES) / 2 * np.array([np.cos(angle), -np.sin(angle)])
+    radius = rng.uniform(*PART_RADII)
+    margin = np.abs(half) + 0.6 * radius
+    middle = np.clip(0.5 + rng.uniform(-SHIFT, SHIFT, 2), margin, 1 - margin)
+    disks = []
+    for offset in (half, -half):
+        pattern = partial(
+            TEXTURE_OF[texture],
+            2 * np.pi / rng.uniform(*WAVELENGTHS),
+            rng.uniform(0, 2 * np.pi, 2),
+        )
+        tint = 1 + rng.normal(0, 0.2, 3)
+        colour = partial(
+            textured,
+            rng.uniform(0.3, 0.7, 3).astype(np.float32),
+            (rng.uniform(*CONTRASTS) * tint).astype(np.float32),
+            pattern,
+        )
+        size = radius * rng.uniform(0.9, 1.1)
+        disks.append(partial(Canvas.disk, middle=middle + offset, radius=size, colour=colour))
+    return disks
+
+
+def shaded(colour: np.ndarray, slope: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """A colour that grows lighter along a slope."""
+    return colour + (slope[0] * x + slope[1] * y)[..., None]
+
+
+def textured(
+    mean: np.ndarray,
+    contrast: np.ndarray,
+    pattern: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    x: np.ndarray,
+    y: np.ndarray,
+) -> np.ndarray:
+    """A colour modulated by a pattern between -1 and 1."""
+    return mean + contrast * pattern(x, y)[..., None]
+
+
+def vertical_stripes(k: float, phase: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.sin(np.float32(k) * x + np.float32(phase[0])) + 0 * y
+
+
+def horizontal_stripes(k: float, phase: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.sin(np.float32(k) * y + np.float32(phase[0])) + 0 * x
+
+
+def checks(k: float, phase: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    columns, rows = (np.sin(np.float32(k) * z + np.float32(p)) for z, p in zip((x, y), phase, strict=True))
+    return np.clip(1.3 * columns * rows, -1, 1)
+
+
+def rings(k: float, phase: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.sin(np.float32(k) * np.sqrt(x * x + y * y) + np.float32(phase[0]))
+
+
+TEXTURE_OF = (vertical_stripes, horizontal_stripes, checks, rings)
+
+
+def to_array(scenes: Scenes, cache: Path, progress: bool = True) -> np.ndarray:
+    """All images, (size, H, W, 3) uint8, made in parallel once and kept as a file in the cache folder."""
+    from tqdm import tqdm
+
+    path = cache / f"{scenes.fingerprint.replace('/', '-')}-{len(scenes)}.npy"
+    if not path.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        shape = (len(scenes), scenes.resolution, scenes.resolution, 3)
+        partial_path = path.with_suffix(f".{os.getpid()}")
+        array = np.lib.format.open_memmap(partial_path, "w+", np.uint8, shape)
+        with ProcessPoolExecutor() as workers:
+            made = workers.map(scenes.image, range(len(scenes)), chunksize=64)
+            bar = tqdm(made, f"making {path.stem}", len(scenes), disable=not progress, unit="image")
+            for i, image in enumerate(bar):
+                array[i] = image
+        array.flush()
+        os.replace(partial_path, path)
+    return np.load(path, mmap_mode="r")
