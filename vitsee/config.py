@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 from hydra.core.config_store import ConfigStore
-from hydra.errors import MissingConfigException
+from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -243,6 +243,8 @@ def refuse_undeclared(node: DictConfig, prefix: str = "") -> None:
 
 def explain(error: BaseException) -> str:
     """A wrong key, option or value, in one line that names the valid ones."""
+    if isinstance(error, OverrideParseException):
+        return f"cannot read {error.override!r}: options are written key=value"
     while not isinstance(error, (OmegaConfBaseException, MissingConfigException, UserError)):
         deeper = error.__cause__ or error.__context__
         if deeper is None:

@@ -57,7 +57,7 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed"
-    return found
+    return found | {"torch": torch.__version__}  # says for which CUDA it was built
 
 
 def git_commit() -> str | None:

@@ -1,0 +1,445 @@
+"""The command line as a user types it: what it prints, its exit codes, its messages."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import vitsee.cli
+from conftest import tiny_overrides, write_images
+from vitsee.errors import UserError
+from vitsee.results import Results
+from vitsee.runner import run
+from vitsee.study import choose_device
+
+
+def vitsee_command(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "vitsee", *words],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        check=False,
+    )
+
+
+@pytest.fixture
+def command(images, tmp_path, capsys, monkeypatch):
+    """`vitsee …` in this process: (exit code, standard output, standard error)."""
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["vitsee", *words])
+        try:
+            vitsee.cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def run_tiny(command, images, tmp_path):
+    """`vitsee run` of the tiny experiment with more overrides."""
+    return lambda *words: command("run", *tiny_overrides(images, tmp_path), *words)
+
+
+MISTAKES = {
+    "an unknown verb": (["rnu"], "there is no verb 'rnu'; it can be: run, .*Did you mean run?"),
+    "an unknown analysis": (["run", "analysis=ckaa"], "there is no analysis=ckaa; .*Did you mean cka?"),
+    "an unknown model": (["run", "model=vit_l61"], r"no model=vit_l61; .*vit_b16.*Did you mean vit_l16\?"),
+    "an unknown second model": (["run", "model@other=r50x"], r"no model=r50x; .*Did you mean r50x1\?"),
+    "an unknown data set": (["run", "dataset=scene"], r"no dataset=scene; .*Did you mean scenes\?"),
+    "an unknown option": (["run", "batchsize=8"], "no option batchsize; .*Did you mean batch_size?"),
+    "an option added with +": (["run", "+batchsize=8"], "no option batchsize; .*Did you mean batch_size?"),
+    "an unknown option of the analysis": (["run", "analysis.layrs=x"], "layrs; .*Did you mean layers?"),
+    "one added with +": (["run", "+analysis.layrs=x"], "CKA has: layers, .*Did you mean layers?"),
+    "one of the run": (["run", "run.divice=cpu"], "run.divice; .*Did you mean device?"),
+    "a value of the wrong type": (["run", "batch_size=many"], "batch_size: Value 'many' .*Integer"),
+    "a value that is no choice": (["run", "precision=fp16"], "precision: Invalid value 'fp16', expected"),
+    "a word without =": (["run", "cka"], "cannot read 'cka': options are written key=value"),
+    "a minibatch of three": (["run", "batch_size=3"], "batch_size must be at least 4 .*, got 3"),
+    "fewer images than a minibatch": (["run", "images=8"], "images=8 is less than one minibatch"),
+    "no repeats": (["run", "repeats=0"], "repeats must be at least 1, got 0"),
+    "a shard that is not there": (["run", "run.shard=3", "run.shards=3"], r"must be in 0…2 .*got 3"),
+    "layers that are no pattern": (["run", "analysis.layers=[1]"], r"analysis.layers must be a preset or"),
+    "no such list": (["list", "modles"], "no list of 'modles'; .*Did you mean models?"),
+    "no such result": (["plot", "nowhere"], "nowhere is not a result folder: it has no experiment.yaml"),
+    "no such experiment": (["run", "--from", "no.yaml"], "there is no file no.yaml"),
+    "--from nothing": (["run", "--from"], "--from needs the path of an experiment.yaml"),
+    "an unknown recipe": (["train", "recipe=vit_mni"], "no recipe=vit_mni; .*Did you mean vit_mini?"),
+    "an unknown option of a recipe": (["train", "recipe.lrr=1"], "no option recipe.lrr; .*Did you mean lr?"),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_is_answered_in_one_line_with_exit_code_2(words, message, command):
+    code, out, err = command(*words)
+    assert code == 2
+    assert out == ""
+    assert len(err.strip().splitlines()) == 1
+    assert pd.Series([err]).str.contains(message).all(), err
+
+
+TINY_MISTAKES = {
+    "a misspelt pattern": (["analysis.layers=[block.*]"], r"nothing in VisionTransformer matches 'block"),
+    "more images than there are": (["images=41"], "images=41 asked, but folder has 40; ask for images=40"),
+    "a device that is nowhere": (["run.device=tpu"], "no run.device=tpu; it can be: auto, cpu"),
+    "tf32 without CUDA": (["precision=tf32"], "precision=tf32 exists on CUDA devices only, not on cpu"),
+    "a model timm does not have": (["model.timm=vit_tiny_patch61"], "timm has no model 'vit_tiny_patch61'"),
+    "an argument the model does not have": (["model.args.depht=3"], r"cannot be made with model.args="),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), TINY_MISTAKES.values(), ids=TINY_MISTAKES.keys())
+def test_a_mistake_found_later_is_answered_alike(words, message, run_tiny):
+    code, out, err = run_tiny(*words)
+    assert (code, out) == (2, "")
+    assert len(err.strip().splitlines()) == 1
+    assert pd.Series([err]).str.contains(message).all(), err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_where_there_is_none_is_refused(run_tiny):
+    code, _, err = run_tiny("run.device=cuda")
+    assert code == 2
+    assert "run.device=cuda, but no cuda device is available" in err
+    assert "available: cpu" in err
+
+
+def test_auto_is_a_device_that_is_there():
+    assert choose_device("auto").type in ("cpu", "cuda", "mps")
+
+
+def test_the_main_job_prints_where_its_table_and_figure_are(run_tiny):
+    code, out, _ = run_tiny()
+    csv, png = map(Path, out.split())
+    assert (code, csv.name, png.name) == (0, "cka.csv", "cka.png")
+    assert csv.parent.parent.parent.name == "cka"
+    assert csv.parent.name.startswith("folder-")
+    assert png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_result_records_what_it_was_made_with(run_tiny):
+    _, out, _ = run_tiny("batch_size=16")
+    record = json.loads((Path(out.split()[0]).parent / "made_with.json").read_text())
+    assert record["models"]["model"]["weights"] == "random, seed 0"
+    assert len(record["models"]["model"]["digest"]) == 64
+    assert len(record["image_ids"]) == 32
+    assert record["plan"]["left_out"] == 8
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["launches"][0]["images"] == 32
+    assert record["images_per_second"] > 0
+    assert 0 <= record["waiting_share"] < 1
+    assert record["peak_memory_mb"] > 0
+
+
+def test_a_last_partial_minibatch_is_left_out_and_the_log_says_so(tiny, caplog):
+    caplog.set_level("INFO")
+    run(tiny("images=30"))
+    assert "6 of 30 images are left out: the last minibatch would not be full" in caplog.text
+
+
+def test_an_experiment_file_repeats_the_experiment(command, run_tiny, tmp_path):
+    _, out, _ = run_tiny("analysis.layers=blocks", "seed=3")
+    folder = Path(out.split()[0]).parent
+    again = tmp_path / "again"
+    code, out, _ = command(
+        "run", "--from", f"{folder}/experiment.yaml", f"run.outputs={again}", "run.progress=false"
+    )
+    assert code == 0
+    copy = Path(out.split()[0])
+    assert copy.relative_to(again) == (folder / "cka.csv").relative_to(tmp_path)
+    assert copy.read_bytes() == (folder / "cka.csv").read_bytes()
+
+
+def test_an_experiment_file_with_an_interpolation_is_refused(command, tmp_path):
+    (tmp_path / "e.yaml").write_text("analysis: {name: cka}\nmodel: {name: '${oc.env:HOME}'}")
+    code, _, err = command("run", "--from", f"{tmp_path}/e.yaml")
+    assert code == 2
+    assert "has an interpolation" in err
+
+
+@pytest.mark.parametrize("text", ["just words", "[1, 2]", "analysis: {nam: x}", "a: [", "analysis: cka"])
+def test_a_file_that_is_no_experiment_is_refused(text, command, tmp_path):
+    (tmp_path / "e.yaml").write_text(text)
+    code, _, err = command("run", "--from", f"{tmp_path}/e.yaml")
+    assert code == 2
+    assert "is not an experiment" in err
+
+
+def test_an_incomplete_result_exits_with_3_and_says_what_is_missing(run_tiny):
+    code, _, err = run_tiny("run.shards=2", "run.shard=1")
+    assert code == 3
+    assert "shard 1 of 2 is done, but 3 of 5 minibatches are missing [0, 2, 4]" in err
+
+
+def test_an_interrupt_saves_the_state_and_exits_with_130(run_tiny, monkeypatch, tmp_path):
+    from vitsee.interrupt import Interruptible
+
+    real = Interruptible.check
+
+    def pressed(self):
+        self.asked = True
+        real(self)
+
+    monkeypatch.setattr(Interruptible, "check", pressed)
+    code, _, err = run_tiny()
+    assert code == 130
+    assert "interrupted, state saved; the same command goes on" in err
+    monkeypatch.setattr(Interruptible, "check", real)
+    assert run_tiny()[0] == 0
+
+
+def test_sigterm_is_an_interrupt(images, tmp_path):
+    words = [*tiny_overrides(images, tmp_path), "repeats=2000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vitsee", "run", *words, "run.save_every=1"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.rglob("000-of-001.pt")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    assert "state saved" in process.communicate()[1]
+    assert process.returncode == 130
+
+
+def test_a_sweep_runs_every_experiment(command, images, tmp_path):
+    words = tiny_overrides(images, tmp_path)
+    code, out, _ = command("run", "-m", *words, "analysis.layers=blocks", "seed=0,1")
+    assert code == 0
+    assert len({line for line in out.splitlines() if line.endswith("cka.csv")}) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_measured(run_tiny, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    code, _, err = run_tiny(f"run.outputs={tmp_path}/file/outputs")
+    assert code == 2
+    assert f"cannot write {tmp_path}/file/outputs" in err
+    assert "choose another folder with run.outputs=PATH" in err
+
+
+def test_a_full_disk_loses_nothing(run_tiny, monkeypatch, tmp_path):
+    real, calls = os.fsync, []
+
+    def full_after_two_states(descriptor):
+        calls.append(descriptor)
+        if len(calls) > 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full_after_two_states)
+    code, _, err = run_tiny("run.save_every=1")
+    assert code == 2
+    assert "No space left on device; free some space" in err
+    assert not list(tmp_path.rglob(".*.pt.*"))
+    monkeypatch.setattr(os, "fsync", real)
+    assert list(tmp_path.rglob("000-of-001.pt"))
+    assert run_tiny()[0] == 0
+
+
+def test_too_little_memory_suggests_a_smaller_minibatch_and_keeps_what_was_measured(
+    run_tiny, monkeypatch, tmp_path
+):
+    from vitsee.analyses.cka import CKA
+
+    real, calls = CKA.observe, []
+
+    def out_of_memory_at_the_third(self, view):
+        calls.append(view)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, view)
+
+    monkeypatch.setattr(CKA, "observe", out_of_memory_at_the_third)
+    code, _, err = run_tiny()
+    assert code == 2
+    assert "not enough memory on cpu for minibatches of 8 images; try batch_size=4" in err
+    (state,) = tmp_path.rglob("000-of-001.pt")
+    assert torch.load(state, weights_only=True)["seen"].sum() == 2
+
+
+def test_an_undecodable_image_is_named(run_tiny, tmp_path):
+    folder = write_images(tmp_path / "photos", 16)
+    (folder / "class0" / "004.png").write_bytes(b"not an image")
+    code, _, err = run_tiny(f"dataset.root={folder}")
+    assert code == 2
+    assert "cannot decode image class0/004.png (UnidentifiedImageError" in err
+    assert "dataset.on_bad_image=skip" in err
+
+
+def test_skipped_images_are_counted_listed_and_left_out_for_both_models(run_tiny, tmp_path, monkeypatch):
+    from vitsee.analyses.cka import CKA
+
+    folder = write_images(tmp_path / "photos", 16)
+    (folder / "class0" / "004.png").write_bytes(b"not an image")
+    shapes, real = [], CKA.observe
+
+    def spy(self, view):
+        both = [*view.model.values(), *view.other.values()]
+        shapes.append({view.images, *(u.shape[0] for u in both)})
+        return real(self, view)
+
+    monkeypatch.setattr(CKA, "observe", spy)
+    code, out, err = run_tiny(
+        f"dataset.root={folder}",
+        "dataset.on_bad_image=skip",
+        "model@other=timm",
+        "other.timm=test_resnet",
+        "other.pretrained=false",
+    )
+    assert code == 0
+    assert sorted(map(sorted, shapes)) == [[7], [8]]
+    record = Results(Path(out.split()[0]).parent).load_json("made_with.json")
+    assert record["skipped_images"] == ["class0/004.png"]
+    assert record["warnings"][-1] == "1 images could not be decoded and were skipped: class0/004.png …"
+    assert "test_vit-vs-test_resnet" in out
+
+
+def test_the_identity_changes_with_what_changes_a_number_and_with_nothing_else(tiny, images, tmp_path):
+    from vitsee.study import Study
+
+    def identity(*overrides: str) -> str:
+        return Study(tiny(*overrides)).identity
+
+    base = identity()
+    assert identity("run.outputs=elsewhere", "run.save_every=3", "run.workers=1") == base
+    assert identity("analysis.layers=[paper]") == base
+    changed = [
+        identity(word)
+        for word in (
+            "seed=1",
+            "batch_size=10",
+            "images=24",
+            "repeats=2",
+            "precision=bf16",
+            "model.seed=1",
+            "analysis.tokens=cls",
+            "analysis.layers=blocks",
+            "model.overlay.mean=[0.1,0.1,0.1]",
+        )
+        if word != "analysis.tokens=cls"
+    ]
+    other_images = write_images(tmp_path / "more", 41)
+    changed.append(identity(f"dataset.root={other_images}"))
+    changed.append(identity("analysis.layers=blocks", "analysis.tokens=patches"))
+    assert len({base, *changed}) == len(changed) + 1
+
+
+def test_the_default_data_set_suits_the_model():
+    from conftest import composed
+
+    assert composed("model=vit_mini").dataset.name == "scenes"
+    assert composed("model=vit_l16").dataset.name == "imagenette"
+    assert composed("model=vit_l16", "dataset=cifar10").dataset.name == "cifar10"
+    kept = composed("model=vit_l16", "dataset.on_bad_image=skip").dataset
+    assert (kept.name, kept.on_bad_image.value) == ("imagenette", "skip")
+
+
+def test_the_paper_protocol_is_the_paper_s():
+    from conftest import composed
+
+    experiment = composed("protocol=paper")
+    assert (experiment.images, experiment.batch_size, experiment.repeats) == (10240, 1024, 20)
+
+
+def test_help_lists_the_choices_for_a_person(command):
+    code, out, _ = command("run", "--help")
+    assert code == 0
+    assert all(word in out for word in ("vit_l16", "imagenette", "batch_size=256", "Exit codes: 0 done"))
+    assert "vitsee run " in command("--help")[1]
+
+
+def test_list_layers_marks_what_each_preset_selects(command):
+    code, out, _ = command("list", "layers", "model=vit_l16")
+    assert code == 0
+    assert "selected by preset: paper 146, four 96, blocks 24" in out
+    row = next(line for line in out.splitlines() if line.startswith("blocks.23.mlp.act "))
+    assert row.split() == ["blocks.23.mlp.act", "197", "x", "4096", "x"]
+
+
+def test_list_layers_shows_what_patterns_select(command):
+    _, out, _ = command("list", "layers", "model=vit_mini", "analysis.layers=[blocks.*,norm]")
+    assert "asked 13" in out
+
+
+@pytest.mark.parametrize("kind", ["analyses", "models", "datasets", "protocols", "recipes"])
+def test_lists_have_a_line_for_each_choice(kind, command):
+    code, out, _ = command("list", kind)
+    assert code == 0
+    assert len(out.splitlines()) > 1
+    assert all(len(line.split("  ", 1)) == 2 for line in out.splitlines()), "every choice is explained"
+
+
+@pytest.mark.parametrize(
+    ("line", "offers"),
+    [
+        ("vitsee ", ["run", "plot", "list", "train"]),
+        ("vitsee pl", ["plot"]),
+        ("vitsee list la", ["layers"]),
+        ("vitsee run analysis=", ["analysis=cka"]),
+        ("vitsee run model=vit_l", ["model=vit_l16", "model=vit_l32"]),
+        ("vitsee run analysis.to", ["analysis.tokens="]),
+        ("vitsee train recipe=res", ["recipe=resnet_mini"]),
+    ],
+)
+def test_tab_offers_what_fits(line, offers):
+    asked = vitsee_command("-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)))
+    assert asked.returncode == 0, asked.stderr
+    assert set(offers) <= set(asked.stdout.split())
+
+
+def test_tab_completion_can_be_installed_for_bash_and_zsh():
+    for shell in ("bash", "zsh"):
+        script = vitsee_command("-sc", f"install={shell}")
+        assert script.returncode == 0
+        assert "COMP_LINE" in script.stdout
+
+
+def test_completing_never_imports_torch():
+    code = (
+        "import os, sys; import vitsee.cli, vitsee.listing, vitsee.training;"
+        "sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_random_weights_are_said_in_the_figure_s_labels(tiny):
+    folder = run(tiny())[0].parent
+    assert Results(folder).load_json("made_with.json")["labels"]["model"] == "test_vit (random weights)"
+
+
+def test_a_bug_keeps_its_traceback_and_exits_with_1(images, tmp_path):
+    words = " ".join(repr(word) for word in tiny_overrides(images, tmp_path))
+    code = (
+        f"import sys; sys.argv = ['vitsee', 'run', {words.replace(' ', ', ')}];"
+        "import vitsee.kernels; vitsee.kernels.gram = lambda x: 1 / 0; import vitsee.cli; vitsee.cli.main()"
+    )
+    crashed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert crashed.returncode == 1
+    assert "ZeroDivisionError" in crashed.stderr
+
+
+def test_an_unwritable_result_says_so_whatever_the_reason(tmp_path, monkeypatch):
+    results = Results(tmp_path)
+
+    def read_only(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "replace", read_only)
+    with pytest.raises(UserError, match="Read-only file system; free some space or choose another"):
+        results.write("cka.csv", b"x")
+    assert list(tmp_path.iterdir()) == []
