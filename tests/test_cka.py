@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 import timm
 import torch
+from conftest import composed
 from PIL import Image
 from reference import hsic1
 
-from conftest import composed
 from vitsee.analyses.cka import CKA, Tokens, cka_and_error
 from vitsee.analysis import Layer, View
 from vitsee.errors import UserError
@@ -117,7 +117,9 @@ def measured(*minibatches: dict[str, torch.Tensor], analysis: CKA | None = None)
         reduced = {name: analysis.reduce(layers[name], x) for name, x in features.items()}
         view = View(len(next(iter(features.values()))), torch.zeros(0), reduced)
         total += Sums.of(i, len(minibatches), analysis.observe(view), {"model": list(features)})
-    return analysis.tables(total)["cka"].set_index(["model_layer", "other_layer"]), analysis.warnings(total)
+    return analysis.tables(total)["cka"].set_index(
+        ["model_layer", "other_layer"]
+    ), analysis.warnings(total)
 
 
 def random_minibatches(count: int, n: int = 16, **shift: float) -> list[dict[str, torch.Tensor]]:
@@ -161,7 +163,9 @@ def test_cka_is_unchanged_by_rotation_scale_and_translation():
 
 def test_cka_of_unrelated_layers_scatters_around_zero_and_is_not_clipped():
     generator = torch.Generator().manual_seed(0)
-    pairs = [{f"l{i}": torch.randn(8, 30, generator=generator) for i in range(12)} for _ in range(6)]
+    pairs = [
+        {f"l{i}": torch.randn(8, 30, generator=generator) for i in range(12)} for _ in range(6)
+    ]
     table, _ = measured(*pairs)
     off = table[[k != l for k, l in table.index]]["cka"]
     assert off.min() < 0 < off.max()
@@ -243,7 +247,9 @@ def test_tokens_choose_what_is_compared(tokens, kept):
 
 def test_tokens_of_a_convolutional_map_are_refused():
     layer = Layer("layer1.0", (64, 56, 56), prefix=None)
-    with pytest.raises(UserError, match=r"layer1\.0 of the model has no token axis \(its output is 64 x"):
+    with pytest.raises(
+        UserError, match=r"layer1\.0 of the model has no token axis \(its output is 64 x"
+    ):
         CKA(tokens=Tokens.patches).check({"model": [layer]})
 
 
@@ -254,7 +260,9 @@ def test_the_class_token_of_a_model_without_one_is_refused():
 
 
 def test_cka_within_a_network_is_symmetric(tiny):
-    table = pd.read_csv(run(tiny())[0]).pivot(index="model_layer", columns="other_layer", values="cka")
+    table = pd.read_csv(run(tiny())[0]).pivot(
+        index="model_layer", columns="other_layer", values="cka"
+    )
     np.testing.assert_allclose(table, table.T, atol=1e-12)
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from conftest import tiny_overrides, write_images
 
 import vitsee.cli
-from conftest import tiny_overrides, write_images
 from vitsee.errors import UserError
 from vitsee.results import Results
 from vitsee.runner import run
@@ -57,29 +57,65 @@ def run_tiny(command, images, tmp_path):
 
 MISTAKES = {
     "an unknown verb": (["rnu"], "there is no verb 'rnu'; it can be: run, .*Did you mean run?"),
-    "an unknown analysis": (["run", "analysis=ckaa"], "there is no analysis=ckaa; .*Did you mean cka?"),
-    "an unknown model": (["run", "model=vit_l61"], r"no model=vit_l61; .*vit_b16.*Did you mean vit_l16\?"),
-    "an unknown second model": (["run", "model@other=r50x"], r"no model=r50x; .*Did you mean r50x1\?"),
+    "an unknown analysis": (
+        ["run", "analysis=ckaa"],
+        "there is no analysis=ckaa; .*Did you mean cka?",
+    ),
+    "an unknown model": (
+        ["run", "model=vit_l61"],
+        r"no model=vit_l61; .*vit_b16.*Did you mean vit_l16\?",
+    ),
+    "an unknown second model": (
+        ["run", "model@other=r50x"],
+        r"no model=r50x; .*Did you mean r50x1\?",
+    ),
     "an unknown data set": (["run", "dataset=scene"], r"no dataset=scene; .*Did you mean scenes\?"),
-    "an unknown option": (["run", "batchsize=8"], "no option batchsize; .*Did you mean batch_size?"),
-    "an option added with +": (["run", "+batchsize=8"], "no option batchsize; .*Did you mean batch_size?"),
-    "an unknown option of the analysis": (["run", "analysis.layrs=x"], "layrs; .*Did you mean layers?"),
+    "an unknown option": (
+        ["run", "batchsize=8"],
+        "no option batchsize; .*Did you mean batch_size?",
+    ),
+    "an option added with +": (
+        ["run", "+batchsize=8"],
+        "no option batchsize; .*Did you mean batch_size?",
+    ),
+    "an unknown option of the analysis": (
+        ["run", "analysis.layrs=x"],
+        "layrs; .*Did you mean layers?",
+    ),
     "one added with +": (["run", "+analysis.layrs=x"], "CKA has: layers, .*Did you mean layers?"),
     "one of the run": (["run", "run.divice=cpu"], "run.divice; .*Did you mean device?"),
     "a value of the wrong type": (["run", "batch_size=many"], "batch_size: Value 'many' .*Integer"),
-    "a value that is no choice": (["run", "precision=fp16"], "precision: Invalid value 'fp16', expected"),
+    "a value that is no choice": (
+        ["run", "precision=fp16"],
+        "precision: Invalid value 'fp16', expected",
+    ),
     "a word without =": (["run", "cka"], "cannot read 'cka': options are written key=value"),
     "a minibatch of three": (["run", "batch_size=3"], "batch_size must be at least 4 .*, got 3"),
     "fewer images than a minibatch": (["run", "images=8"], "images=8 is less than one minibatch"),
     "no repeats": (["run", "repeats=0"], "repeats must be at least 1, got 0"),
-    "a shard that is not there": (["run", "run.shard=3", "run.shards=3"], r"must be in 0…2 .*got 3"),
-    "layers that are no pattern": (["run", "analysis.layers=[1]"], r"analysis.layers must be a preset or"),
+    "a shard that is not there": (
+        ["run", "run.shard=3", "run.shards=3"],
+        r"must be in 0…2 .*got 3",
+    ),
+    "layers that are no pattern": (
+        ["run", "analysis.layers=[1]"],
+        r"analysis.layers must be a preset or",
+    ),
     "no such list": (["list", "modles"], "no list of 'modles'; .*Did you mean models?"),
-    "no such result": (["plot", "nowhere"], "nowhere is not a result folder: it has no experiment.yaml"),
+    "no such result": (
+        ["plot", "nowhere"],
+        "nowhere is not a result folder: it has no experiment.yaml",
+    ),
     "no such experiment": (["run", "--from", "no.yaml"], "there is no file no.yaml"),
     "--from nothing": (["run", "--from"], "--from needs the path of an experiment.yaml"),
-    "an unknown recipe": (["train", "recipe=vit_mni"], "no recipe=vit_mni; .*Did you mean vit_mini?"),
-    "an unknown option of a recipe": (["train", "recipe.lrr=1"], "no option recipe.lrr; .*Did you mean lr?"),
+    "an unknown recipe": (
+        ["train", "recipe=vit_mni"],
+        "no recipe=vit_mni; .*Did you mean vit_mini?",
+    ),
+    "an unknown option of a recipe": (
+        ["train", "recipe.lrr=1"],
+        "no option recipe.lrr; .*Did you mean lr?",
+    ),
 }
 
 
@@ -93,12 +129,27 @@ def test_a_mistake_is_answered_in_one_line_with_exit_code_2(words, message, comm
 
 
 TINY_MISTAKES = {
-    "a misspelt pattern": (["analysis.layers=[block.*]"], r"nothing in VisionTransformer matches 'block"),
-    "more images than there are": (["images=41"], "images=41 asked, but folder has 40; ask for images=40"),
+    "a misspelt pattern": (
+        ["analysis.layers=[block.*]"],
+        r"nothing in VisionTransformer matches 'block",
+    ),
+    "more images than there are": (
+        ["images=41"],
+        "images=41 asked, but folder has 40; ask for images=40",
+    ),
     "a device that is nowhere": (["run.device=tpu"], "no run.device=tpu; it can be: auto, cpu"),
-    "tf32 without CUDA": (["precision=tf32"], "precision=tf32 exists on CUDA devices only, not on cpu"),
-    "a model timm does not have": (["model.timm=vit_tiny_patch61"], "timm has no model 'vit_tiny_patch61'"),
-    "an argument the model does not have": (["model.args.depht=3"], r"cannot be made with model.args="),
+    "tf32 without CUDA": (
+        ["precision=tf32"],
+        "precision=tf32 exists on CUDA devices only, not on cpu",
+    ),
+    "a model timm does not have": (
+        ["model.timm=vit_tiny_patch61"],
+        "timm has no model 'vit_tiny_patch61'",
+    ),
+    "an argument the model does not have": (
+        ["model.args.depht=3"],
+        r"cannot be made with model.args=",
+    ),
 }
 
 
@@ -171,7 +222,9 @@ def test_an_experiment_file_with_an_interpolation_is_refused(command, tmp_path):
     assert "has an interpolation" in err
 
 
-@pytest.mark.parametrize("text", ["just words", "[1, 2]", "analysis: {nam: x}", "a: [", "analysis: cka"])
+@pytest.mark.parametrize(
+    "text", ["just words", "[1, 2]", "analysis: {nam: x}", "a: [", "analysis: cka"]
+)
 def test_a_file_that_is_no_experiment_is_refused(text, command, tmp_path):
     (tmp_path / "e.yaml").write_text(text)
     code, _, err = command("run", "--from", f"{tmp_path}/e.yaml")
@@ -281,7 +334,9 @@ def test_an_undecodable_image_is_named(run_tiny, tmp_path):
     assert "dataset.on_bad_image=skip" in err
 
 
-def test_skipped_images_are_counted_listed_and_left_out_for_both_models(run_tiny, tmp_path, monkeypatch):
+def test_skipped_images_are_counted_listed_and_left_out_for_both_models(
+    run_tiny, tmp_path, monkeypatch
+):
     from vitsee.analyses.cka import CKA
 
     folder = write_images(tmp_path / "photos", 16)
@@ -305,11 +360,15 @@ def test_skipped_images_are_counted_listed_and_left_out_for_both_models(run_tiny
     assert sorted(map(sorted, shapes)) == [[7], [8]]
     record = Results(Path(out.split()[0]).parent).load_json("made_with.json")
     assert record["skipped_images"] == ["class0/004.png"]
-    assert record["warnings"][-1] == "1 images could not be decoded and were skipped: class0/004.png …"
+    assert (
+        record["warnings"][-1] == "1 images could not be decoded and were skipped: class0/004.png …"
+    )
     assert "test_vit-vs-test_resnet" in out
 
 
-def test_the_identity_changes_with_what_changes_a_number_and_with_nothing_else(tiny, images, tmp_path):
+def test_the_identity_changes_with_what_changes_a_number_and_with_nothing_else(
+    tiny, images, tmp_path
+):
     from vitsee.study import Study
 
     def identity(*overrides: str) -> str:
@@ -359,7 +418,9 @@ def test_the_paper_protocol_is_the_paper_s():
 def test_help_lists_the_choices_for_a_person(command):
     code, out, _ = command("run", "--help")
     assert code == 0
-    assert all(word in out for word in ("vit_l16", "imagenette", "batch_size=256", "Exit codes: 0 done"))
+    assert all(
+        word in out for word in ("vit_l16", "imagenette", "batch_size=256", "Exit codes: 0 done")
+    )
     assert "vitsee run " in command("--help")[1]
 
 
@@ -381,7 +442,9 @@ def test_lists_have_a_line_for_each_choice(kind, command):
     code, out, _ = command("list", kind)
     assert code == 0
     assert len(out.splitlines()) > 1
-    assert all(len(line.split("  ", 1)) == 2 for line in out.splitlines()), "every choice is explained"
+    assert all(len(line.split("  ", 1)) == 2 for line in out.splitlines()), (
+        "every choice is explained"
+    )
 
 
 @pytest.mark.parametrize(
@@ -419,7 +482,10 @@ def test_completing_never_imports_torch():
 
 def test_random_weights_are_said_in_the_figure_s_labels(tiny):
     folder = run(tiny())[0].parent
-    assert Results(folder).load_json("made_with.json")["labels"]["model"] == "test_vit (random weights)"
+    assert (
+        Results(folder).load_json("made_with.json")["labels"]["model"]
+        == "test_vit (random weights)"
+    )
 
 
 def test_a_bug_keeps_its_traceback_and_exits_with_1(images, tmp_path):
@@ -428,7 +494,9 @@ def test_a_bug_keeps_its_traceback_and_exits_with_1(images, tmp_path):
         f"import sys; sys.argv = ['vitsee', 'run', {words.replace(' ', ', ')}];"
         "import vitsee.kernels; vitsee.kernels.gram = lambda x: 1 / 0; import vitsee.cli; vitsee.cli.main()"
     )
-    crashed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    crashed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
     assert crashed.returncode == 1
     assert "ZeroDivisionError" in crashed.stderr
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-
 from conftest import tiny_overrides
+
 from vitsee.analysis import REGISTERED
 from vitsee.errors import Incomplete
 from vitsee.plotting import plot
@@ -86,7 +86,9 @@ def test_a_saved_sum_is_the_same_sum(analysis, tiny, tmp_path):
 
 def test_a_missing_or_repeated_minibatch_is_named(analysis, tiny):
     p = parts(tiny(analysis))
-    with pytest.raises(Incomplete, match=r"2 of 5 minibatches are missing \[2, 3\] and 1 are counted"):
+    with pytest.raises(
+        Incomplete, match=r"2 of 5 minibatches are missing \[2, 3\] and 1 are counted"
+    ):
         reduce(add, [p[0], p[1], p[1], p[4]]).complete()
 
 
@@ -101,7 +103,9 @@ def test_shards_give_the_tables_of_the_whole(analysis, tiny, tmp_path):
     whole = run(tiny(analysis, f"run.outputs={tmp_path / 'whole'}"))
     sharded = [f"run.outputs={tmp_path / 'sharded'}", "run.shards=3"]
     for shard in (2, 0):
-        with pytest.raises(Incomplete, match=rf"shard {shard} of 3 is done, but \d of 5 minibatches"):
+        with pytest.raises(
+            Incomplete, match=rf"shard {shard} of 3 is done, but \d of 5 minibatches"
+        ):
             run(tiny(analysis, *sharded, f"run.shard={shard}"))
     merged = run(tiny(analysis, *sharded, "run.shard=1"))
     assert_same_tables(Results(whole[0].parent).tables(), Results(merged[0].parent).tables())

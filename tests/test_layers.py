@@ -59,7 +59,9 @@ def test_the_paper_preset_of_a_vit_begins_at_the_embedding_and_ends_at_the_final
 def test_layers_come_in_the_order_they_run_not_in_the_order_they_are_declared():
     net, every = surveyed("resnetv2_50x1_bit")
     names = [layer.name for layer in layers.choose(net, every, ["paper"])]
-    first = [n.removeprefix("stages.0.blocks.0.") for n in names if n.startswith("stages.0.blocks.0.")]
+    first = [
+        n.removeprefix("stages.0.blocks.0.") for n in names if n.startswith("stages.0.blocks.0.")
+    ]
     assert first[:3] == ["norm1", "downsample.conv", "conv1"]
 
 
@@ -76,7 +78,9 @@ def test_presets_and_patterns_can_be_mixed():
 
 def test_a_pattern_that_selects_nothing_is_answered_with_what_exists_and_the_nearest():
     net, every = surveyed("vit_tiny_patch16_224")
-    with pytest.raises(UserError, match=r"matches 'block\.\*'; it has: .*Did you mean blocks\.\*\?"):
+    with pytest.raises(
+        UserError, match=r"matches 'block\.\*'; it has: .*Did you mean blocks\.\*\?"
+    ):
         layers.choose(net, every, ["block.*"])
     with pytest.raises(UserError, match=r"matches 'papr'.*Did you mean paper\?"):
         layers.choose(net, every, ["papr"])

@@ -118,7 +118,11 @@ class Analysis:
 
 def _patterns(option: str, value: Any) -> list[str]:
     patterns = [value] if isinstance(value, str) else value
-    if not isinstance(patterns, list) or not patterns or not all(isinstance(p, str) for p in patterns):
+    if (
+        not isinstance(patterns, list)
+        or not patterns
+        or not all(isinstance(p, str) for p in patterns)
+    ):
         raise UserError(
             f"analysis.{option} must be a preset or a list of patterns such as ['blocks.*'], "
             f"got {value!r}"

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vitsee import config, listing
 from vitsee.errors import Incomplete, UserError, nearest
 from vitsee.help import RUN_HELP, usage
+from vitsee.interrupt import Interrupted
 
 CONF = str(config.CONF)
 DONE, BUG, MISTAKE, INCOMPLETE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -33,7 +34,9 @@ def main() -> None:
 
         return print(f"vitsee {__version__}")
     if verb not in VERBS:
-        fail(f"vitsee: there is no verb {verb!r}; it can be: {', '.join(VERBS)}.{nearest(verb, VERBS)}")
+        fail(
+            f"vitsee: there is no verb {verb!r}; it can be: {', '.join(VERBS)}.{nearest(verb, VERBS)}"
+        )
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("vitsee").setLevel(logging.INFO)
     del sys.argv[1]  # Hydra expects nothing but its own arguments
@@ -49,6 +52,8 @@ def answer_for(verb: str, do: Callable[[], None]) -> None:
         fail(f"vitsee {verb}: {waiting}", INCOMPLETE)
     except (HydraException, OmegaConfBaseException, UserError) as error:
         fail(f"vitsee {verb}: {config.explain(error)}")
+    except Interrupted:
+        fail(f"vitsee {verb}: interrupted, state saved; the same command goes on", INTERRUPTED)
     except KeyboardInterrupt:
         fail(f"vitsee {verb}: interrupted", INTERRUPTED)
 
@@ -79,14 +84,9 @@ def compose_and_run(cfg: DictConfig) -> None:
 
 def perform(experiment: config.Experiment) -> None:
     """Run one experiment and print where its tables and figures are."""
-    from vitsee.interrupt import Interrupted
     from vitsee.runner import run
 
-    try:
-        written = run(experiment)
-    except Interrupted:
-        fail("vitsee run: interrupted, state saved; the same command goes on", INTERRUPTED)
-    print(*written, sep="\n")
+    print(*run(experiment), sep="\n")
 
 
 def plot() -> None:

@@ -166,7 +166,7 @@ class Experiment:
         """Everything but `run`: what was asked, as plain values."""
         plain = OmegaConf.to_container(OmegaConf.structured(self), enum_to_str=True)
         assert isinstance(plain, dict)
-        return {key: value for key, value in plain.items() if key != "run"}
+        return {str(key): value for key, value in plain.items() if key != "run"}
 
 
 def _schema(kind: type, *open_to_any_key: str) -> DictConfig:
@@ -201,7 +201,9 @@ def load_experiment(path: Path, overrides: list[str]) -> Experiment:
         raise UserError(f"there is no file {path}; name the experiment.yaml of a result folder")
     text = path.read_text()
     if "${" in text:
-        raise UserError(f"{path} has an interpolation (${{…}}); an experiment.yaml has plain values only")
+        raise UserError(
+            f"{path} has an interpolation (${{…}}); an experiment.yaml has plain values only"
+        )
     try:
         stored = OmegaConf.create(text)
         chosen = stored.analysis.name
@@ -212,20 +214,25 @@ def load_experiment(path: Path, overrides: list[str]) -> Experiment:
     schema = OmegaConf.structured(Experiment)
     schema.analysis = OmegaConf.structured(REGISTERED[chosen])
     changes = OmegaConf.from_dotlist(overrides)
-    return build(OmegaConf.merge(schema, stored, changes))
+    merged = OmegaConf.merge(schema, stored, changes)
+    assert isinstance(merged, DictConfig)
+    return build(merged)
 
 
 def _suitable_dataset(cfg: DictConfig) -> DictConfig:
     """The data set that suits the model, with what the user changed in `dataset=auto`."""
     schema = OmegaConf.structured(Dataset)
     chosen = OmegaConf.load(CONF / "dataset" / f"{cfg.model.dataset}.yaml")
+    assert isinstance(chosen, DictConfig)
     del chosen["defaults"]
     changed = {
         key: cfg.dataset[key]
         for key in schema
         if key not in ("name", "kind") and cfg.dataset[key] != schema[key]
     }
-    return OmegaConf.merge(schema, chosen, changed)
+    suitable = OmegaConf.merge(schema, chosen, changed)
+    assert isinstance(suitable, DictConfig)
+    return suitable
 
 
 def refuse_undeclared(node: DictConfig, prefix: str = "") -> None:
@@ -234,9 +241,9 @@ def refuse_undeclared(node: DictConfig, prefix: str = "") -> None:
     if not is_dataclass(kind):
         return
     names = [f.name for f in fields(kind)]
-    for key in node:
+    for key in map(str, node):
         if key not in names:
-            raise unknown(f"there is no option {prefix}{key}", str(key), names, f"{kind.__name__} has")
+            raise unknown(f"there is no option {prefix}{key}", key, names, f"{kind.__name__} has")
         if not OmegaConf.is_missing(node, key) and OmegaConf.is_dict(node[key]):
             refuse_undeclared(node[key], f"{prefix}{key}.")
 
@@ -255,8 +262,8 @@ def explain(error: BaseException) -> str:
     if isinstance(error, MissingConfigException):
         return _no_such_choice(error)
     kind = error.object_type
-    names = [f.name for f in fields(kind)] if is_dataclass(kind) else []
-    if names and error.key not in names:
+    names = [f.name for f in fields(kind)] if kind and is_dataclass(kind) else []
+    if kind and names and error.key not in names:
         asked = f"there is no option {error.full_key}"
         return str(unknown(asked, str(error.key), names, f"{kind.__name__} has"))
     return f"{error.full_key}: {str(error.msg).splitlines()[0]}"

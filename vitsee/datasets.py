@@ -334,7 +334,9 @@ def _cache(dataset: Dataset) -> Path:
 def _split(dataset: Dataset, there: tuple[str, ...], default: str) -> str:
     split = dataset.split or default
     if split not in there:
-        raise unknown(f"dataset={dataset.name} has no dataset.split={split}", split, there, "it has")
+        raise unknown(
+            f"dataset={dataset.name} has no dataset.split={split}", split, there, "it has"
+        )
     return split
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -9,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-STYLE = {
+STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.labelsize": 9,
@@ -44,7 +46,12 @@ def heatmap(
         axes = figure.subplots()
         axes.set_facecolor("0.85")
         image = axes.imshow(
-            grid, origin="lower", cmap="magma", vmin=limits[0], vmax=limits[1], interpolation="nearest"
+            grid,
+            origin="lower",
+            cmap="magma",
+            vmin=limits[0],
+            vmax=limits[1],
+            interpolation="nearest",
         )
         _depth_axis(axes, "x", columns)
         _depth_axis(axes, "y", rows)

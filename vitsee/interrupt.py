@@ -7,7 +7,7 @@ import threading
 from types import FrameType
 
 
-class Interrupted(Exception):  # noqa: N818  (it is not an error)
+class Interrupted(Exception):
     """The user or the scheduler asked to stop; everything measured so far is saved. Exit code 130."""
 
 

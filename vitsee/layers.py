@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
@@ -38,7 +39,7 @@ def survey(net: nn.Module, input_size: tuple[int, int, int]) -> list[Layer]:
     """
     ran: dict[str, tuple[int, ...] | None] = {}
 
-    def record(name: str):
+    def record(name: str) -> Callable[[nn.Module, object, object], None]:
         def hook(module: nn.Module, args: object, output: object) -> None:
             once = name not in ran and isinstance(output, Tensor) and output.ndim >= 2
             ran[name] = tuple(output.shape[1:]) if once else None  # type: ignore[attr-defined]
@@ -62,7 +63,9 @@ def survey(net: nn.Module, input_size: tuple[int, int, int]) -> list[Layer]:
 
 def _prefix(net: nn.Module, shape: tuple[int, ...]) -> int | None:
     """Number of prefix tokens if the output is a sequence of tokens, (tokens, features), else None."""
-    embedding = getattr(net, "patch_embed", None) or getattr(net, "stem", None)  # Mixer calls it stem
+    embedding = getattr(net, "patch_embed", None) or getattr(
+        net, "stem", None
+    )  # Mixer calls it stem
     patches = getattr(embedding, "num_patches", None)
     if patches is None or len(shape) != 2:
         return None
@@ -124,7 +127,9 @@ def preset(net: nn.Module, layers: list[Layer], name: str) -> list[str]:
         return [*ends[0], *_of_each(names, units, per_block), *ends[1]]
     if _has(net, units, "mlp_tokens"):
         mixer = ["norm1", "mlp_tokens", "norm2", "mlp_channels", ""]
-        return _of_each(names, units, [part for part in mixer if name == "paper" or part != "norm2"])
+        return _of_each(
+            names, units, [part for part in mixer if name == "paper" or part != "norm2"]
+        )
     return _convolutional(net, names, units, name)
 
 
@@ -170,9 +175,14 @@ def _final_norm(net: nn.Module, names: list[str]) -> str:
 def _convolutional(net: nn.Module, names: list[str], units: list[str], name: str) -> list[str]:
     if not units:
         return []
-    convolutions = [n for n in names if isinstance(net.get_submodule(n), nn.Conv2d) and not _head(n)]
+    convolutions = [
+        n for n in names if isinstance(net.get_submodule(n), nn.Conv2d) and not _head(n)
+    ]
     if name == "four":
-        branch = [[n for n in convolutions if n.startswith(f"{u}.") and "downsample" not in n] for u in units]
+        branch = [
+            [n for n in convolutions if n.startswith(f"{u}.") and "downsample" not in n]
+            for u in units
+        ]
         last = {within[-1] for within in branch if within}
         return [n for n in names if n in last or n in units]
     wanted = {*units, *convolutions}

@@ -152,7 +152,9 @@ def _collate(
 
 def _workers(device: torch.device) -> int:
     """On a CPU the model needs the cores too; on a GPU decoding must keep up with it."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return min(2, cores - 1) if device.type == "cpu" else min(16, cores)
 
 

@@ -7,6 +7,7 @@ import inspect
 import logging
 import os
 import sys
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +101,9 @@ def _create(model: Model, **overlay: object) -> nn.Module:
             **model.args,
         )
     except TypeError as error:
-        raise UserError(f"{model.timm} cannot be made with model.args={model.args}: {error}") from error
+        raise UserError(
+            f"{model.timm} cannot be made with model.args={model.args}: {error}"
+        ) from error
 
 
 def _check_name(name: str) -> None:
@@ -114,7 +117,7 @@ def _check_name(name: str) -> None:
         hint = nearest(architecture, timm.list_models())
         raise UserError(
             f"timm has no model {architecture!r} (model.timm={name}).{hint} `python -c 'import timm; "
-            f"print(timm.list_models(\"*vit*\"))'` lists names"
+            f'print(timm.list_models("*vit*"))\'` lists names'
         )
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
@@ -140,7 +143,7 @@ def digest(state: Mapping[str, Tensor]) -> str:
     for name, tensor in sorted(state.items()):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        total.update(memoryview(values.numpy()))
+        total.update(values.numpy().data)
     return total.hexdigest()
 
 
@@ -150,12 +153,16 @@ def _refuse_nonfinite(model: Model, net: nn.Module) -> None:
             raise UserError(f"the weights of {model.name} are damaged: {name} has NaN or Inf")
 
 
+def _pretrained_cfg(net: nn.Module) -> dict[str, Any]:
+    """timm's record of the model's published weights."""
+    return vars(net)["pretrained_cfg"]
+
+
 def _from_hub(model: Model) -> tuple[nn.Module, str]:
     """The published weights, from the local cache if they are there, else downloaded."""
     from timm.models._builder import _resolve_pretrained_source
 
-    net = skeleton(model)
-    source, place = _resolve_pretrained_source(net.pretrained_cfg)
+    source, place = _resolve_pretrained_source(_pretrained_cfg(skeleton(model)))
     if not source:
         raise UserError(
             f"there are no published weights of {model.timm}; name a local file with "
@@ -167,8 +174,10 @@ def _from_hub(model: Model) -> tuple[nn.Module, str]:
         if isinstance(error, UserError):
             raise
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"loading the weights of {model.timm} failed ({reason}); {_REMEDY}") from error
-    if net.num_classes != net.pretrained_cfg["num_classes"]:
+        raise UserError(
+            f"loading the weights of {model.timm} failed ({reason}); {_REMEDY}"
+        ) from error
+    if net.num_classes != _pretrained_cfg(net)["num_classes"]:
         log.warning("warning: the classifier of %s is random: num_classes was changed", model.name)
     return net, f"{source} {place}"
 
@@ -180,7 +189,8 @@ def _fetch(model: Model, source: str, place: Any) -> Path:
 
     if source == "hf-hub":
         repository, name = place if isinstance(place, tuple) else (place, None)
-        return _fetch_from_hub(model, *hf_split(repository), name)
+        repository, revision = hf_split(repository)
+        return _fetch_from_hub(model, repository, revision, name)
     if source in ("file", "local-dir"):
         return Path(place)
     cached = Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(place)
@@ -200,7 +210,9 @@ def _fetch_from_hub(model: Model, repository: str, revision: str | None, name: s
             return Path(cached)
     what = f"model={model.name} ({repository} of the Hugging Face hub)"
     if constants.HF_HUB_OFFLINE:
-        raise UserError(f"{what} is not in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE is set; {_REMEDY}")
+        raise UserError(
+            f"{what} is not in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE is set; {_REMEDY}"
+        )
     require(constants.ENDPOINT, what, _REMEDY)
     for file in wanted:
         try:
@@ -216,7 +228,9 @@ def _from_file(model: Model, path: Path) -> tuple[nn.Module, str]:
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"there is no checkpoint {path}.{nearest(path.name, beside)}")
     if path.suffix not in ENDINGS:
-        raise UserError(f"checkpoint {path} is of an unknown kind; these are read: {', '.join(ENDINGS)}")
+        raise UserError(
+            f"checkpoint {path} is of an unknown kind; these are read: {', '.join(ENDINGS)}"
+        )
     net = build(model)
     if path.suffix == ".npz":
         _load_npz(net, path)
@@ -227,12 +241,19 @@ def _from_file(model: Model, path: Path) -> tuple[nn.Module, str]:
 
 def _load_npz(net: nn.Module, path: Path) -> None:
     """Weights as the ViT authors published them, read by timm."""
-    if not hasattr(net, "load_pretrained"):
-        raise UserError(f"{path}: timm reads .npz files for ViT, BiT and Mixer, not {type(net).__name__}")
+    load_pretrained = getattr(net, "load_pretrained", None)
+    if load_pretrained is None:
+        raise UserError(
+            f"{path}: timm reads .npz files for ViT, BiT and Mixer, not {type(net).__name__}"
+        )
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"checkpoint {path} is damaged: it is not a whole .npz archive")
     try:
-        net.load_pretrained(str(path))
+        load_pretrained(str(path))
     except Exception as error:
-        raise UserError(f"{path} is not a checkpoint of {type(net).__name__}: {_line(error)}") from error
+        raise UserError(
+            f"{path} is not a checkpoint of {type(net).__name__}: {_line(error)}"
+        ) from error
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -256,7 +277,9 @@ def _read(path: Path) -> dict[str, Tensor]:
 
     tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
     if not tensors:
-        raise UserError(f"checkpoint {path} holds no tensors; its keys: {', '.join(list(state)[:5])}")
+        raise UserError(
+            f"checkpoint {path} holds no tensors; its keys: {', '.join(list(state)[:5])}"
+        )
     return tensors
 
 

@@ -23,7 +23,9 @@ def require(url: str, what: str, remedy: str, seconds: float = 8) -> None:
     reason = answer[0] if answer else f"no answer within {seconds:g} s"
     if reason:
         host = urlsplit(url).hostname
-        raise UserError(f"{what} must be downloaded, but {host} cannot be reached ({reason}); {remedy}")
+        raise UserError(
+            f"{what} must be downloaded, but {host} cannot be reached ({reason}); {remedy}"
+        )
 
 
 def _ask(url: str, seconds: float) -> str:

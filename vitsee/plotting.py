@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 import vitsee.analyses  # noqa: F401  (registers every analysis)
-from vitsee.analysis import REGISTERED, Labels
+from vitsee.analysis import REGISTERED, Analysis, Labels
 from vitsee.errors import UserError, unknown
 from vitsee.results import Results
 
@@ -25,6 +25,7 @@ def plot(path: Path, *, pdf: bool = False) -> list[Path]:
     if options.name not in REGISTERED:
         raise unknown(f"there is no analysis {options.name}", options.name, REGISTERED, "there are")
     analysis = OmegaConf.to_object(OmegaConf.merge(REGISTERED[options.name], options))
+    assert isinstance(analysis, Analysis)
     tables = results.tables()
     if not tables:
         raise UserError(f"{path} has no tables yet; run `vitsee run --from {path}/experiment.yaml`")

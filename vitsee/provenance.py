@@ -17,7 +17,16 @@ import torch
 
 from vitsee.study import Study
 
-_PACKAGES = ("vitsee", "torch", "torchvision", "timm", "numpy", "pandas", "matplotlib", "hydra-core")
+_PACKAGES = (
+    "vitsee",
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "pandas",
+    "matplotlib",
+    "hydra-core",
+)
 
 
 def made_with(study: Study) -> dict[str, Any]:
@@ -65,7 +74,16 @@ def git_commit() -> str | None:
     home = Path(__file__).parents[1]
     if not (home / ".git").exists():
         return None
-    asked = ["git", "-C", str(home), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    asked = [
+        "git",
+        "-C",
+        str(home),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
     answer = subprocess.run(asked, capture_output=True, text=True, check=False)
     return answer.stdout.strip() or None
 

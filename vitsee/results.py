@@ -33,7 +33,7 @@ class Results:
             (self.path / "state").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _unwritable(self.path, error) from error
-        self.write("state/.writable", b"")
+        self.write("state/writable", b"").unlink()
 
     def write(self, name: str, content: bytes) -> Path:
         """Write a file whole or not at all: a temporary name first, then rename.

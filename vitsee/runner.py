@@ -142,7 +142,9 @@ def document(study: Study, results: Results, total: Sums) -> None:
     record["warnings"] = study.experiment.analysis.warnings(total)
     if record["skipped_images"]:
         count, first = len(record["skipped_images"]), record["skipped_images"][0]
-        record["warnings"].append(f"{count} images could not be decoded and were skipped: {first} …")
+        record["warnings"].append(
+            f"{count} images could not be decoded and were skipped: {first} …"
+        )
     for warning in record["warnings"]:
         log.warning("warning: %s", warning)
     record["launches"] = results.launches()

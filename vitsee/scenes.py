@@ -2,8 +2,9 @@
 
 A background of dead leaves (occluding disks with scale-free radii: Matheron 1968; its statistics are
 those of natural images: Lee, Mumford and Huang 2001), and on it two textured disks that carry the
-class: which of four textures they have (local) and which way the line between them runs (global).
-Position, distance, size, colour, contrast, phase and clutter vary without meaning.
+class: which of four textures both have (local) and which way the line between them runs (global).
+A quarter of the images has a third disk of another texture, which must be told from the two. Position,
+distance, size, colour, contrast, phase and clutter vary without meaning.
 """
 
 from __future__ import annotations
@@ -30,13 +31,17 @@ CLUTTER_RADII = (0.04, 0.35)
 PART_RADII = (0.15, 0.2)
 WAVELENGTHS = (0.075, 0.11)
 """4 to 6 pixels of 56: more than one period in a patch of 8."""
-CONTRASTS = (0.2, 0.5)
+CONTRASTS = (0.15, 0.5)
 DISTANCES = (0.36, 0.6)
 SHIFT = 0.12
 """How far the middle of the two parts may be from the middle of the image."""
-TURN = 0.2
+TURN = 0.36
 """How far, in radians, the line between them may be off its direction."""
 NOISE = 0.02
+DISTRACTED = 0.25
+"""Share of the images with a third disk."""
+APART = 0.28
+"""Its least distance from the two."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,10 @@ class Canvas:
         return cls(pixels, (np.arange(side, dtype=np.float32) + 0.5) / side)
 
     def disk(
-        self, middle: np.ndarray, radius: float, colour: Callable[[np.ndarray, np.ndarray], np.ndarray]
+        self,
+        middle: np.ndarray,
+        radius: float,
+        colour: Callable[[np.ndarray, np.ndarray], np.ndarray],
     ) -> None:
         """Paint an opaque disk; colour maps offsets from the middle, (1, w) and (h, 1), to (h, w, 3)."""
         side = len(self.centres)
@@ -124,29 +132,44 @@ def clutter(rng: np.random.Generator, base: np.ndarray) -> list[Callable[[Canvas
 def parts(
     rng: np.random.Generator, texture: int, arrangement: int
 ) -> list[Callable[[Canvas], None]]:
-    """The two textured disks that carry the class."""
+    """The textured disks: the two that carry the class, last, and sometimes one of another texture."""
     angle = np.pi / 4 * arrangement + rng.uniform(-TURN, TURN)
     half = rng.uniform(*DISTANCES) / 2 * np.array([np.cos(angle), -np.sin(angle)])
     radius = rng.uniform(*PART_RADII)
     margin = np.abs(half) + 0.6 * radius
     middle = np.clip(0.5 + rng.uniform(-SHIFT, SHIFT, 2), margin, 1 - margin)
-    disks = []
-    for offset in (half, -half):
-        pattern = partial(
-            TEXTURE_OF[texture],
-            2 * np.pi / rng.uniform(*WAVELENGTHS),
-            rng.uniform(0, 2 * np.pi, 2),
-        )
-        tint = 1 + rng.normal(0, 0.2, 3)
-        colour = partial(
-            textured,
-            rng.uniform(0.3, 0.7, 3).astype(np.float32),
-            (rng.uniform(*CONTRASTS) * tint).astype(np.float32),
-            pattern,
-        )
-        size = radius * rng.uniform(0.9, 1.1)
-        disks.append(partial(Canvas.disk, middle=middle + offset, radius=size, colour=colour))
+    pair = [middle + half, middle - half]
+    disks = [textured_disk(rng, place, radius, texture) for place in pair]
+    if rng.random() < DISTRACTED:
+        other = (texture + rng.integers(1, len(TEXTURES))) % len(TEXTURES)
+        disks.insert(0, textured_disk(rng, free_place(rng, pair), radius, int(other)))
     return disks
+
+
+def free_place(rng: np.random.Generator, taken: list[np.ndarray]) -> np.ndarray:
+    """The first of ten random places that is apart from those taken, else the farthest."""
+    places = rng.uniform(0.1, 0.9, (10, 2))
+    distances = np.min([np.linalg.norm(places - place, axis=1) for place in taken], axis=0)
+    apart = np.flatnonzero(distances > APART)
+    return places[apart[0] if len(apart) else distances.argmax()]
+
+
+def textured_disk(
+    rng: np.random.Generator, place: np.ndarray, radius: float, texture: int
+) -> Callable[[Canvas], None]:
+    """A disk of about this radius with this texture in random colours, contrast, wavelength, phase."""
+    pattern = partial(
+        TEXTURE_OF[texture], 2 * np.pi / rng.uniform(*WAVELENGTHS), rng.uniform(0, 2 * np.pi, 2)
+    )
+    tint = 1 + rng.normal(0, 0.2, 3)
+    colour = partial(
+        textured,
+        rng.uniform(0.3, 0.7, 3).astype(np.float32),
+        (rng.uniform(*CONTRASTS) * tint).astype(np.float32),
+        pattern,
+    )
+    size = radius * rng.uniform(0.9, 1.1)
+    return partial(Canvas.disk, middle=place, radius=size, colour=colour)
 
 
 def shaded(colour: np.ndarray, slope: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -174,7 +197,9 @@ def horizontal_stripes(k: float, phase: np.ndarray, x: np.ndarray, y: np.ndarray
 
 
 def checks(k: float, phase: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    columns, rows = (np.sin(np.float32(k) * z + np.float32(p)) for z, p in zip((x, y), phase, strict=True))
+    columns, rows = (
+        np.sin(np.float32(k) * z + np.float32(p)) for z, p in zip((x, y), phase, strict=True)
+    )
     return np.clip(1.3 * columns * rows, -1, 1)
 
 
@@ -196,7 +221,7 @@ def to_array(scenes: Scenes, cache: Path, progress: bool = True) -> np.ndarray:
         partial_path = path.with_suffix(f".{os.getpid()}")
         array = np.lib.format.open_memmap(partial_path, "w+", np.uint8, shape)
         with ProcessPoolExecutor() as workers:
-            made = workers.map(scenes.image, range(len(scenes)), chunksize=64)
+            made = workers.map(scenes.image, range(len(scenes)), chunksize=256)
             bar = tqdm(made, f"making {path.stem}", len(scenes), disable=not progress, unit="image")
             for i, image in enumerate(bar):
                 array[i] = image

@@ -136,13 +136,19 @@ class Study:
 
 def choose_device(asked: str) -> torch.device:
     """The device called so; `auto` is cuda, else mps, else cpu. Raises UserError if it is not there."""
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
     if asked == "auto":
         return torch.device(next(name for name in ("cuda", "mps", "cpu") if there[name]))
     kind, _, number = asked.partition(":")
     have = [name for name, found in there.items() if found]
     if kind not in there or (number and not number.isdigit()):
-        raise UserError(f"there is no run.device={asked}; it can be: auto, {', '.join(have)}, cuda:N")
+        raise UserError(
+            f"there is no run.device={asked}; it can be: auto, {', '.join(have)}, cuda:N"
+        )
     if not there[kind]:
         why = " (this torch is built without it)" if not _built(kind) else ""
         raise UserError(

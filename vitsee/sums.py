@@ -64,7 +64,9 @@ class Sums:
         if missing or twice:
             parts = []
             if missing:
-                parts.append(f"{len(missing)} of {len(self.seen)} minibatches are missing {_few(missing)}")
+                parts.append(
+                    f"{len(missing)} of {len(self.seen)} minibatches are missing {_few(missing)}"
+                )
             if twice:
                 parts.append(f"{len(twice)} are counted more than once {_few(twice)}")
             raise Incomplete(" and ".join(parts))

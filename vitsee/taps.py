@@ -29,7 +29,7 @@ def watch(
     """
     kept: dict[str, Tensor] = {}
 
-    def keep(layer: Layer):
+    def keep(layer: Layer) -> Callable[[nn.Module, object, Tensor], None]:
         def hook(module: nn.Module, args: object, output: Tensor) -> None:
             with _exact(output.device.type):
                 kept[layer.name] = reduce(layer, output)
@@ -54,7 +54,9 @@ def watch(
 def _forward(precision: Precision, device: str) -> Iterator[None]:
     """Arithmetic of the forward pass: exactly what was asked for, whatever torch's defaults are."""
     if precision is Precision.tf32 and device != "cuda":
-        raise UserError(f"precision=tf32 exists on CUDA devices only, not on {device}; use fp32 or bf16")
+        raise UserError(
+            f"precision=tf32 exists on CUDA devices only, not on {device}; use fp32 or bf16"
+        )
     with (
         _tf32(precision is Precision.tf32),
         torch.autocast(device, torch.bfloat16, enabled=precision is Precision.bf16),

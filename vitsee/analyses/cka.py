@@ -152,9 +152,7 @@ class CKA(Analysis):
         return {"cka": heatmap}
 
 
-def cka_and_error(
-    terms: dict[str, np.ndarray], minibatches: int
-) -> tuple[np.ndarray, np.ndarray]:
+def cka_and_error(terms: dict[str, np.ndarray], minibatches: int) -> tuple[np.ndarray, np.ndarray]:
     """CKA and its standard error from sums over minibatches, each (A, B).
 
     The error is that of a ratio of sums by the delta method: minibatch i moves the ratio by
