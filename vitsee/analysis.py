@@ -66,6 +66,12 @@ class Labels:
     images: int
     repeats: int = 1
 
+    @property
+    def data(self) -> str:
+        """The images in words."""
+        times = f", drawn {self.repeats} times" if self.repeats > 1 else ""
+        return f"{self.images:,} images of {self.dataset}{times}"
+
 
 @dataclass(kw_only=True)
 class Analysis:

@@ -50,7 +50,7 @@ def measure(study: Study, results: Results) -> None:
     """Add to this shard's sums those of its minibatches that no state file counts yet."""
     how, plan, device = study.experiment.run, study.plan, study.device
     path = results.state(how.shard, how.shards)
-    sums = Sums.load(path) if path.exists() else Sums.zero(len(plan))
+    sums = (Sums.load(path) if path.exists() else Sums.zero(len(plan))).to(device)
     todo = plan.todo(seen_by_anyone(study, results), how.shard, how.shards)
     if not todo:
         log.info("all of it is measured already")

@@ -72,6 +72,12 @@ class Sums:
             raise Incomplete(" and ".join(parts))
         return self
 
+    def to(self, device: torch.device) -> Sums:
+        """With its terms on the device (on the CPU for MPS, which has no float64)."""
+        where = torch.device("cpu") if device.type == "mps" else device
+        terms = {name: term.to(where) for name, term in self.terms.items()}
+        return Sums(self.seen, terms, self.axes)
+
     def state(self) -> dict[str, Any]:
         """Plain tensors on the CPU and lists, for `torch.save`."""
         return {

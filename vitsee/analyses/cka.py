@@ -146,7 +146,7 @@ class CKA(Analysis):
             limits=(0, 1),
             xlabel=f"Layers {labels.other or labels.model}",
             ylabel=f"Layers {labels.model}",
-            title=f"{labels.images:,} images of {labels.dataset}",
+            title=labels.data,
             colour_label="CKA",
         )
         return {"cka": heatmap}
