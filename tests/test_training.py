@@ -83,7 +83,9 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_checkp
     def poisoned(self, step):
         images, labels = real(self, step)
         if step == 5:
-            monkeypatch.setattr(torch.Tensor, "float", lambda self: self.double() * math.nan)
+            monkeypatch.setattr(
+                torch.Tensor, "float", lambda self: self.to(torch.float32) * math.nan
+            )
         return images, labels
 
     monkeypatch.setattr(training.Data, "batch", poisoned)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -220,7 +221,7 @@ def to_array(scenes: Scenes, cache: Path, progress: bool = True) -> np.ndarray:
         shape = (len(scenes), scenes.resolution, scenes.resolution, 3)
         partial_path = path.with_suffix(f".{os.getpid()}")
         array = np.lib.format.open_memmap(partial_path, "w+", np.uint8, shape)
-        with ProcessPoolExecutor() as workers:
+        with ProcessPoolExecutor(mp_context=get_context("spawn")) as workers:
             made = workers.map(scenes.image, range(len(scenes)), chunksize=256)
             bar = tqdm(made, f"making {path.stem}", len(scenes), disable=not progress, unit="image")
             for i, image in enumerate(bar):

@@ -20,7 +20,7 @@ from vitsee.config import Model, Precision, Run, refuse_undeclared
 from vitsee.errors import UserError
 from vitsee.interrupt import Interruptible
 from vitsee.results import Results
-from vitsee.scenes import CLASSES, Scenes, to_array
+from vitsee.scenes import CLASSES, VERSION, Scenes, to_array
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,9 +72,10 @@ class Recipe:
 
     @property
     def identity(self) -> str:
-        """Eight hex digits that change exactly when the trained weights could."""
+        """Eight hex digits of the recipe and of the formula of its images."""
         plain = OmegaConf.to_container(OmegaConf.structured(self), enum_to_str=True)
-        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
+        what = json.dumps([plain, VERSION], sort_keys=True)
+        return hashlib.sha256(what.encode()).hexdigest()[:8]
 
 
 @dataclass(kw_only=True)
@@ -367,7 +368,7 @@ vitsee out and for figures at a small scale. It knows nothing of photographs.
 | linear probe on pixels, the same images | {probe:.1%} |
 | images seen | {trainer.step * recipe.batch_size:,} of {recipe.train_size:,} different ones |
 | stored as | {"float16 (the accuracy is that of the rounded weights)" if recipe.half else "float32"} |
-| made by | `vitsee train recipe={recipe.name}` |
+| made by | `vitsee train`, with the recipe below |
 | licence | Apache-2.0 |
 
 ```yaml
