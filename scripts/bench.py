@@ -94,7 +94,9 @@ def main() -> None:
     if asked.case:
         return print(json.dumps(measure(asked.case, asked.minibatches, asked.batch_size)))
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
-    print(f"{where or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(
+        f"{where or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
     print(f"{asked.minibatches} minibatches of {asked.batch_size} images, random weights\n")
     print("| case | ratio to bare forward | bare images/s | added peak memory |\n|---|---|---|---|")
     for case in CASES:

@@ -13,7 +13,17 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "vitsee").rglob("*.py"))
-TORCH_FREE = ("figures", "results", "plotting", "errors", "config", "analysis", "cli", "listing", "help")
+TORCH_FREE = (
+    "figures",
+    "results",
+    "plotting",
+    "errors",
+    "config",
+    "analysis",
+    "cli",
+    "listing",
+    "help",
+)
 
 
 def imports(path: Path, *, anywhere: bool) -> set[str]:
@@ -38,10 +48,15 @@ def test_every_file_opens_with_a_sentence_that_says_what_it_holds(path):
 
 @pytest.mark.parametrize("name", TORCH_FREE)
 def test_configuration_drawing_and_completion_do_not_import_torch(name):
-    assert not any(i.split(".")[0] in ("torch", "timm") for i in imports(ROOT / f"vitsee/{name}.py", anywhere=False))
+    assert not any(
+        i.split(".")[0] in ("torch", "timm")
+        for i in imports(ROOT / f"vitsee/{name}.py", anywhere=False)
+    )
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "vitsee/analyses").glob("[a-z]*.py")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "vitsee/analyses").glob("[a-z]*.py")), ids=lambda p: p.stem
+)
 def test_analyses_import_neither_each_other_nor_what_runs_them(path):
     forbidden = ("vitsee.analyses", "vitsee.runner", "vitsee.study", "vitsee.cli", "vitsee.config")
     assert not [name for name in imports(path, anywhere=True) if name.startswith(forbidden)]
@@ -60,7 +75,9 @@ def test_no_file_is_called_utils():
 def test_a_wheel_works_from_any_folder(tmp_path):
     """conf/ and the trained weights are in it; nothing is looked for in the checkout."""
     build = [sys.executable, "-m", "pip", "wheel", str(ROOT), "--no-deps", "--no-build-isolation"]
-    subprocess.run([*build, "--quiet", "--wheel-dir", str(tmp_path)], check=True, capture_output=True)
+    subprocess.run(
+        [*build, "--quiet", "--wheel-dir", str(tmp_path)], check=True, capture_output=True
+    )
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "installed")
@@ -73,6 +90,8 @@ def test_a_wheel_works_from_any_folder(tmp_path):
         check=True,
     )
     assert "vit_l16" in listed.stdout
-    weights = sorted(path.name for path in (tmp_path / "installed/vitsee/weights").glob("*.safetensors"))
+    weights = sorted(
+        path.name for path in (tmp_path / "installed/vitsee/weights").glob("*.safetensors")
+    )
     assert weights == ["resnet_mini.safetensors", "vit_mini.safetensors"]
     assert (tmp_path / "installed/vitsee/conf/run.yaml").is_file()

@@ -255,7 +255,9 @@ def test_tokens_of_a_convolutional_map_are_refused():
 
 def test_the_class_token_of_a_model_without_one_is_refused():
     layer = Layer("blocks.0", (200, 64), prefix=4, class_token=False)
-    with pytest.raises(UserError, match="the model has no class token; use analysis.tokens=all or"):
+    with pytest.raises(
+        UserError, match=r"the model has no class token; use analysis\.tokens=all or"
+    ):
         CKA(tokens=Tokens.cls).check({"model": [layer]})
 
 

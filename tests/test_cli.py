@@ -349,7 +349,7 @@ def test_skipped_images_are_counted_listed_and_left_out_for_both_models(
         return real(self, view)
 
     monkeypatch.setattr(CKA, "observe", spy)
-    code, out, err = run_tiny(
+    code, out, _ = run_tiny(
         f"dataset.root={folder}",
         "dataset.on_bad_image=skip",
         "model@other=timm",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import pickle
 import shutil
 import tarfile
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from vitsee import datasets
 from vitsee.batches import Plan
 from vitsee.config import Dataset, OnBadImage
 from vitsee.errors import UserError
-from vitsee.loading import Minibatches
+from vitsee.loading import Minibatches, _Decoded
 
 DATA = {
     "input_size": (3, 32, 32),
@@ -191,7 +193,7 @@ def test_a_plan_draws_without_replacement_and_anew_in_each_repeat():
 def test_shards_of_a_plan_share_the_work_without_overlap():
     plan, none = Plan(100, 100, 8, 0), torch.zeros(12)
     shares = [plan.todo(none, shard, 5) for shard in range(5)]
-    assert sorted(sum(shares, [])) == list(range(12))
+    assert sorted(b for share in shares for b in share) == list(range(12))
 
 
 def test_missing_roots_are_refused(tmp_path):
@@ -326,3 +328,207 @@ def test_real_photographs_load_from_their_tar(test_data):
     assert len(images) == 500
     assert len(images.classes) == 500
     assert min(images.open(0).size) == 256
+
+
+def test_a_16_bit_grey_keeps_its_range(tmp_path):
+    ramp = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    assert np.array_equal(np.asarray(folder(tmp_path).open(0))[..., 0], ramp >> 8)
+
+
+@pytest.mark.parametrize("damage", ["at a header", "in a header", "in a file", "damaged header"])
+def test_a_tar_that_is_cut_off_or_damaged_is_refused_wherever_that_is(damage, tmp_path):
+    path = tar_of(write_images(tmp_path / "images", 8), tmp_path / "images.tar")
+    with tarfile.open(path) as tar:
+        fifth = [member for member in tar if member.isfile()][4]
+    content = bytearray(path.read_bytes())
+    if damage == "damaged header":
+        content[fifth.offset : fifth.offset_data] = b"\xff" * 512
+    else:
+        ends = {"at a header": 0, "in a header": 100, "in a file": 520}
+        del content[fifth.offset + ends[damage] :]
+    path.write_bytes(content)
+    refused(r"cannot read .*images\.tar as an uncompressed tar", root=str(path))
+
+
+def test_the_split_of_a_tar_is_a_folder_in_it(tmp_path):
+    write_images(tmp_path / "all" / "val", 4)
+    write_images(tmp_path / "all" / "train", 6)
+    path = tar_of(tmp_path / "all", tmp_path / "all.tar")
+    packed, plain = folder(path, split="val"), folder(tmp_path / "all", split="val")
+    assert packed.fingerprint == plain.fingerprint
+    assert np.array_equal(packed.open(2), plain.open(2))
+    refused(
+        r"no folder 'vla' .*it has: train, val\. Did you mean val\?", root=str(path), split="vla"
+    )
+
+
+def test_a_split_that_is_not_there_is_never_all_of_the_root(tmp_path):
+    write_images(tmp_path / "photos" / "validation", 4)
+    there = tmp_path / "photos"
+    refused(r"no folder 'val' .*it has: validation\.", root=str(there), split="val")
+
+
+def test_imagenet_val_may_have_its_classes_in_the_root(images):
+    asked = Dataset(name="imagenet_val", kind="folder", root=str(images), split="val")
+    assert len(datasets.load(asked, 32)) == 40
+
+
+def test_hidden_files_and_folders_are_no_images_in_a_folder_or_tar(tmp_path):
+    root = write_images(tmp_path / "images", 4)
+    write_images(root / ".checkpoints", 2)
+    shutil.copy(root / "class0" / "000.png", root / "class0" / "._000.png")
+    plain, packed = folder(root), folder(tar_of(root, tmp_path / "images.tar"))
+    assert len(plain) == 4
+    assert packed.fingerprint == plain.fingerprint
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    root = write_images(tmp_path / "images", 4)
+    os.symlink(write_images(tmp_path / "elsewhere", 2), root / "linked")
+    os.symlink(root, root / "class0" / "back")
+    os.link(root / "class0" / "000.png", root / "class0" / "twin.png")
+    assert len(folder(root)) == 7
+    assert len(folder(tar_of(root, tmp_path / "images.tar"))) == 5
+
+
+def test_the_order_does_not_depend_on_how_the_folder_is_listed():
+    entries = [datasets.Entry(n, 1) for n in ("A/1.png", "a/1.png", "a/01.png", "a/IMG1.png")]
+    one, two = (datasets.Files(Path(), e, tar=False) for e in (entries, entries[::-1]))
+    assert (one.fingerprint, one.classes) == (two.fingerprint, ["A", "a"])
+
+
+class Dies(datasets.Images):
+    """Images of which one ends the process that opens it."""
+
+    classes: ClassVar = ["all"]
+    fingerprint = "dies"
+
+    def __len__(self) -> int:
+        return 8
+
+    def id(self, index: int) -> str:
+        return str(index)
+
+    def label(self, index: int) -> int:
+        return 0
+
+    def open(self, index: int) -> Image.Image:
+        if index == 5:
+            os._exit(1)
+        return Image.new("RGB", (32, 32))
+
+
+def test_a_worker_process_that_dies_is_explained():
+    with pytest.raises(UserError, match=r"process that decodes images died .*run\.workers=0"):
+        load_all(Dies(), workers=1)
+
+
+def test_an_error_of_the_preprocessing_is_not_taken_for_a_bad_image(images):
+    def wrong(image: Image.Image) -> torch.Tensor:
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        _Decoded(folder(images), {"model": wrong})[0]
+
+
+def test_values_that_make_no_sense_are_refused():
+    for option, value in (("size", 0), ("resolution", -5), ("seed", -1)):
+        values = {"name": "scenes", "kind": "scenes", option: value}
+        refused(rf"dataset\.{option} must be at least \d, got {value}", **values)
+    refused(r"dataset\.take must be at least 1", name="hf", kind="hf", path="a/b", take=0)
+    with pytest.raises(UserError, match="seed must be at least 0, got -1"):
+        Plan(8, 8, 4, -1)
+
+
+@pytest.fixture
+def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small stand-in for Imagenette's archive, in the cache folder; and no network."""
+    from torchvision.datasets import Imagenette
+
+    content = write_images(tmp_path / "content" / "val", 6).parent
+    (tmp_path / "cache").mkdir()
+    path = tmp_path / "cache" / "imagenette2-320.tgz"
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add(content, arcname="imagenette2-320")
+    url = Imagenette._ARCHIVES["320px"][0]
+    md5 = hashlib.md5(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(Imagenette._ARCHIVES, "320px", (url, md5))
+    monkeypatch.setattr("vitsee.network._ask", lambda url, seconds: "no route to host")
+    return path
+
+
+def test_an_archive_that_was_copied_into_the_cache_needs_no_network(archive):
+    asked = Dataset(name="imagenette", kind="imagenette", root=str(archive.parent))
+    assert len(datasets.load(asked, 32)) == 6
+    left = sorted(path.name for path in archive.parent.iterdir())
+    assert left == ["imagenette2-320", "imagenette2-320.tgz"]
+
+
+def test_unpacking_that_was_interrupted_is_done_again(archive, monkeypatch):
+    asked = Dataset(name="imagenette", kind="imagenette", root=str(archive.parent))
+    with monkeypatch.context() as patched:
+        patched.setattr("vitsee.datasets.os.replace", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            datasets.load(asked, 32)
+    assert [path.name for path in archive.parent.iterdir()] == ["imagenette2-320.tgz"]
+    assert len(datasets.load(asked, 32)) == 6
+
+
+def test_a_damaged_archive_is_not_unpacked(archive):
+    archive.write_bytes(archive.read_bytes()[:-20])
+    values = {"name": "imagenette", "kind": "imagenette", "root": str(archive.parent)}
+    refused("dataset=imagenette must be downloaded", **values)
+
+
+def encoded(kind: str) -> dict[str, object]:
+    content = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(content, kind)
+    return {"bytes": content.getvalue(), "path": None}
+
+
+def hugging_face(path: Path, images: list, labels: list[int]) -> Path:
+    hf = pytest.importorskip("datasets", reason="the extra hf is not installed")
+    features = hf.Features({"image": hf.Image(), "label": hf.ClassLabel(names=["cat", "dog"])})
+    path.mkdir(parents=True)
+    table = hf.Dataset.from_dict({"image": images, "label": labels}, features=features)
+    table.to_parquet(path / "train.parquet")
+    return path
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_hugging_face_stream_keeps_every_image_and_guesses_no_label(tmp_path):
+    odd = [encoded("PNG"), encoded("MPO"), encoded("JPEG2000"), {"bytes": b"x", "path": None}, None]
+    path = hugging_face(tmp_path / "hf", odd, [0, 1, -1, -1, 1])
+    cache = tmp_path / "cache"
+    found = datasets.load(Dataset(name="hf", kind="hf", path=str(path), root=str(cache)), 32)
+    assert found.classes == ["all", "cat", "dog"]
+    assert sorted(found.labels) == [0, 0, 1, 2, 2]
+    bad = 0
+    for i in range(5):
+        try:
+            found.open(i)
+        except OSError:
+            bad += 1
+    assert bad == 2
+    assert [p.suffix for p in cache.iterdir()] == [".tar"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_hugging_face_data_sets_do_not_share_a_cache_by_their_names(tmp_path):
+    sizes = {"x/y_z": 2, "x_y/z": 3}
+    for name, count in sizes.items():
+        path = hugging_face(tmp_path / name, [encoded("PNG")] * count, [0] * count)
+        asked = Dataset(name="hf", kind="hf", path=str(path), root=str(tmp_path / "cache"))
+        assert len(datasets.load(asked, 32)) == count
+        refused("the columns are: image, label", **vars(asked) | {"column": "img"})
+    asked_split = Dataset(kind="hf", name="hf", path="a/b", split="val")
+    asked_config = Dataset(kind="hf", name="hf", path="a/b", config="val")
+    assert datasets._asked(asked_split) != datasets._asked(asked_config)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_hugging_face_data_set_sorted_by_class_is_mixed(tmp_path):
+    path = hugging_face(tmp_path / "hf", [encoded("PNG")] * 40, [0] * 20 + [1] * 20)
+    values = {"name": "hf", "kind": "hf", "path": str(path), "root": str(tmp_path / "cache")}
+    assert datasets.load(Dataset(**values, take=10), 32).classes == ["cat", "dog"]

@@ -103,7 +103,7 @@ def test_a_preset_that_does_not_know_the_architecture_says_so():
     ],
 )
 def test_prefix_tokens_are_known(name, prefix, class_token):
-    net, every = surveyed(name)
+    _, every = surveyed(name)
     block = next(layer for layer in every if layer.name == "blocks.0")
     assert (block.prefix, block.class_token) == (prefix, class_token)
 

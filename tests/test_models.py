@@ -275,7 +275,8 @@ def test_an_unknown_architecture_is_refused_with_the_nearest():
 
 def test_an_unknown_tag_is_refused_with_those_that_exist():
     refused(
-        r"timm has no weights 'augreg_in22k' of vit_tiny_patch16_224; there are: .*augreg_in21k.*Did you mean augreg_in21k\?",
+        r"timm has no weights 'augreg_in22k' of vit_tiny_patch16_224; there are: .*augreg_in21k.*"
+        r"Did you mean augreg_in21k\?",
         timm="vit_tiny_patch16_224.augreg_in22k",
     )
 

@@ -8,6 +8,8 @@ from functools import lru_cache
 import numpy as np
 from torch import Tensor
 
+from vitsee.errors import UserError
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -21,6 +23,10 @@ class Plan:
     batch_size: int
     seed: int
     repeats: int = 1
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise UserError(f"seed must be at least 0, got {self.seed}")
 
     @property
     def per_repeat(self) -> int:

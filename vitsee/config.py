@@ -73,7 +73,7 @@ class Dataset:
     take: int = 10240
     """Hugging Face: how many images to stream into the local cache."""
     seed: int = 0
-    """Seed of made images (scenes)."""
+    """Seed of made images (scenes), and of the shuffling of a stream (hf)."""
     resolution: int | None = None
     """Side of made images in pixels (scenes); the model's own input size if not given."""
     size: int | None = None

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import re
+import shutil
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from vitsee.config import Dataset
@@ -22,6 +25,8 @@ from vitsee.network import require
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
 SCENES = 10_240
 """How many scenes there are when nobody says; they are made when asked for."""
+BUFFER = 1000
+"""Hugging Face: images held to be shuffled while streaming; a set sorted by class is mixed no wider."""
 
 
 class Images(ABC):
@@ -90,7 +95,14 @@ class Files(Images):
         entry = self.entries[index]
         with open(self.root if self.tar else self.root / entry.name, "rb") as file:
             file.seek(entry.offset)
-            return Image.open(io.BytesIO(file.read(entry.size))).convert("RGB")
+            return _rgb(Image.open(io.BytesIO(file.read(entry.size))))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """The image in RGB; Pillow alone would cut 16-bit greys off at 255 and leave them white."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 class Arrays(Images):
@@ -150,8 +162,16 @@ def _scenes(dataset: Dataset, resolution: int) -> Images:
     from vitsee.scenes import CLASSES, Scenes
 
     split = _split(dataset, ("train", "test"), "test")
-    side = dataset.resolution or resolution
-    scenes = Scenes(split=split, seed=dataset.seed, resolution=side, size=dataset.size or SCENES)
+    side = resolution if dataset.resolution is None else dataset.resolution
+    size = SCENES if dataset.size is None else dataset.size
+    for option, value, least in (
+        ("resolution", side, 1),
+        ("size", size, 1),
+        ("seed", dataset.seed, 0),
+    ):
+        if value < least:
+            raise UserError(f"dataset.{option} must be at least {least}, got {value}")
+    scenes = Scenes(split=split, seed=dataset.seed, resolution=side, size=size)
     return Made(scenes, CLASSES, f"scenes/{split}")
 
 
@@ -166,28 +186,48 @@ def _folder(dataset: Dataset, resolution: int) -> Images:
         beside = [path.name for path in root.parent.iterdir()] if root.parent.is_dir() else []
         raise UserError(f"dataset.root={root} does not exist.{nearest(root.name, beside)}")
     if root.is_dir():
-        return _listed(root if dataset.split is None else _part(root, dataset.split))
-    return _read_tar(root)
+        there = {path.name for path in root.iterdir() if path.is_dir()}
+        return _listed(root / _part(dataset, root, there))
+    entries = _entries(root)
+    part = _part(dataset, root, {e.name.split("/")[0] for e in entries if "/" in e.name})
+    below = f"{part}/" if part else ""
+    chosen = [
+        replace(entry, name=entry.name.removeprefix(below))
+        for entry in entries
+        if entry.name.startswith(below)
+    ]
+    return Files(root, chosen, tar=True)
 
 
-def _part(root: Path, split: str) -> Path:
-    """The folder of a split: below the root, or the root itself if that is its name already."""
-    if (root / split).is_dir():
-        return root / split
-    if root.name == split or not any((root / name).is_dir() for name in ("train", "val", "test")):
-        return root
-    there = sorted(path.name for path in root.iterdir() if path.is_dir())
+def _part(dataset: Dataset, root: Path, there: set[str]) -> str:
+    """The folder of the split below the root; nothing if all of the root is meant.
+
+    That is so if the root has the name of the split already, and for imagenet_val, whose classes may be
+    in the root. there: names of the folders in the root.
+    """
+    split = dataset.split
+    if split is None or split in there:
+        return split or ""
+    if split in (root.name, root.stem):
+        return ""
+    if dataset.name == "imagenet_val" and not there & {"train", "val", "test"}:
+        return ""
+    if not there:
+        raise UserError(f"{root} has no folder {split!r} (dataset.split), and no folders at all")
     raise unknown(f"{root} has no folder {split!r} (dataset.split)", split, there, "it has")
 
 
 def _listed(root: Path) -> Files:
-    """Image files below a folder, links to folders not followed."""
-    entries = [
-        Entry(os.path.relpath(os.path.join(folder, file), root), _size(os.path.join(folder, file)))
-        for folder, _, files in os.walk(root)
-        for file in files
-        if file.lower().endswith(ENDINGS) and not file.startswith(".")
-    ]
+    """Image files below a folder; links to folders are followed, but not around in circles."""
+    entries = []
+    try:
+        for folder, below, files in os.walk(root, onerror=_refuse, followlinks=True):
+            below[:] = [name for name in below if not _leads_back(folder, name)]
+            for path in (os.path.join(folder, file) for file in files):
+                if _counts(name := Path(os.path.relpath(path, root)).as_posix()):
+                    entries.append(Entry(name, _size(path)))
+    except OSError as error:
+        raise UserError(f"cannot list {error.filename} ({error.strerror})") from error
     if not entries:
         raise UserError(
             f"there are no images in {root}; looked for {', '.join(ENDINGS)} in it and its folders"
@@ -195,28 +235,56 @@ def _listed(root: Path) -> Files:
     return Files(root, entries, tar=False)
 
 
+def _refuse(error: OSError) -> None:
+    """A folder that cannot be listed is an error; `os.walk` alone would pass over it."""
+    raise error
+
+
+def _leads_back(folder: str, name: str) -> bool:
+    """Is this a link to a folder that we are in?"""
+    path = os.path.join(folder, name)
+    return os.path.islink(path) and Path(folder).resolve().is_relative_to(Path(path).resolve())
+
+
+def _counts(name: str) -> bool:
+    """Is this an image file, by its ending, neither hidden nor in a hidden folder?"""
+    hidden = any(part.startswith(".") for part in name.split("/"))
+    return name.lower().endswith(ENDINGS) and not hidden
+
+
 def _size(path: str) -> int:
     """Bytes of a file; 0 if it is a broken link, which decoding then reports."""
     return os.path.getsize(path) if os.path.exists(path) else 0
 
 
-def _read_tar(path: Path) -> Files:
+def _entries(path: Path) -> list[Entry]:
+    """Image files of a tar. Raises UserError if it is not a whole one."""
     try:
         with tarfile.open(path, "r:") as tar:
+            members = [(m.name.removeprefix("./"), m) for m in tar.getmembers()]
             entries = [
-                Entry(member.name.removeprefix("./"), member.size, member.offset_data)
-                for member in tar
-                if member.isfile() and member.name.lower().endswith(ENDINGS)
+                Entry(name, data.size, data.offset_data)
+                for name, member in members
+                if _counts(name) and (data := _data(tar, member)).isfile()
             ]
-        if entries and (end := max(e.offset + e.size for e in entries)) > path.stat().st_size:
-            raise tarfile.ReadError(f"ends {end - path.stat().st_size} bytes too early")
-    except (tarfile.TarError, OSError) as error:
+            end = tar.offset
+        with open(path, "rb") as file:
+            file.seek(end)
+            # tarfile takes a cut or damaged header for the end; the true one is a block of zeros.
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"damaged or cut off at byte {end}")
+    except (tarfile.TarError, KeyError, OSError) as error:
         raise UserError(
             f"cannot read {path} as an uncompressed tar ({error}); dataset.root is a folder or a .tar"
         ) from error
     if not entries:
         raise UserError(f"there are no images in {path}; looked for {', '.join(ENDINGS)}")
-    return Files(path, entries, tar=True)
+    return entries
+
+
+def _data(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """The member with the bytes: for a hard link, the first one of that file."""
+    return tar.getmember(member.linkname) if member.islnk() else member
 
 
 def _imagenette(dataset: Dataset, resolution: int) -> Images:
@@ -224,10 +292,23 @@ def _imagenette(dataset: Dataset, resolution: int) -> Images:
 
     split = _split(dataset, ("train", "val"), "val")
     root = _cache(dataset)
-    if not (root / "imagenette2-320" / split).is_dir():
-        url = Imagenette._ARCHIVES["320px"][0]
-        _download(dataset, url, lambda: Imagenette(root, split, "320px", download=True))
-    return _listed(root / "imagenette2-320" / split)
+    unpacked = root / "imagenette2-320"
+    if not (unpacked / split).is_dir():
+        url, md5 = Imagenette._ARCHIVES["320px"]
+        _download(dataset, url, md5, lambda: _unpack(root / Path(url).name, unpacked))
+    return _listed(unpacked / split)
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Unpack the archive's one folder whole or not at all: torchvision would take a part for the whole."""
+    from torchvision.datasets.utils import extract_archive
+
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}")
+    try:
+        extract_archive(archive, partial)
+        os.replace(partial / folder.name, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _cifar(dataset: Dataset, resolution: int) -> Images:
@@ -240,22 +321,32 @@ def _cifar(dataset: Dataset, resolution: int) -> Images:
         found = source(root, train=split == "train")
     except RuntimeError:  # not there, or damaged
         found = _download(
-            dataset, source.url, lambda: source(root, train=split == "train", download=True)
+            dataset,
+            source.url,
+            source.tgz_md5,
+            lambda: source(root, train=split == "train", download=True),
         )
     return Arrays(found, f"{dataset.kind}/{split}")
 
 
-def _download(dataset: Dataset, url: str, fetch: Callable[[], Any]) -> Any:
-    """What `fetch` returns, with errors that say what to do."""
+def _download(dataset: Dataset, url: str, md5: str, unpack: Callable[[], Any]) -> Any:
+    """What `unpack` returns once the archive is in the cache folder; errors say what to do.
+
+    An archive that is whole already, fetched before or put there by hand, needs no network.
+    """
+    from torchvision.datasets.utils import check_integrity, download_url
+
     root = _cache(dataset)
     remedy = (
         f"fetch {url} on a machine that can and put it into {root}, "
         f"or use dataset=scenes, or dataset=folder dataset.root=PATH"
     )
-    require(url, f"dataset={dataset.name}", remedy)
+    if not check_integrity(root / Path(url).name, md5):
+        require(url, f"dataset={dataset.name}", remedy)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        return fetch()
+        download_url(url, root, md5=md5)
+        return unpack()
     except (OSError, RuntimeError) as error:
         raise UserError(f"download of dataset={dataset.name} failed ({error}); {remedy}") from error
 
@@ -263,19 +354,26 @@ def _download(dataset: Dataset, url: str, fetch: Callable[[], Any]) -> Any:
 def _hugging_face(dataset: Dataset, resolution: int) -> Images:
     if not dataset.path:
         raise UserError("dataset=hf needs the name of a data set: dataset.path=OWNER/NAME")
-    asked = "-".join(
-        re.sub(r"\W+", "_", str(part))
-        for part in (dataset.path, dataset.config, dataset.split, dataset.column, dataset.take)
-        if part is not None
-    )
-    tar = _cache(dataset) / f"hf-{asked}.tar"
+    if dataset.take < 1:
+        raise UserError(f"dataset.take must be at least 1, got {dataset.take}")
+    tar = _cache(dataset) / f"hf-{_asked(dataset)}.tar"
     if not tar.exists():
         _stream_to(tar, dataset)
-    return _read_tar(tar)
+    return Files(tar, _entries(tar), tar=True)
+
+
+def _asked(dataset: Dataset) -> str:
+    """A file name for what is asked of a Hugging Face data set; two differ if anything asked does."""
+    keys = ("path", "config", "split", "column", "take", "seed")
+    asked = {key: value for key, value in asdict(dataset).items() if key in keys}
+    if Path(str(dataset.path)).exists():
+        asked["path"] = str(Path(str(dataset.path)).resolve())
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
+    return f"{re.sub(r'[^A-Za-z0-9.]+', '_', Path(str(dataset.path)).name)}-{digest}"
 
 
 def _stream_to(path: Path, dataset: Dataset) -> None:
-    """Write the first `take` images of a Hugging Face stream to a tar, as they are, whole or not at all."""
+    """Write `take` images of a shuffled Hugging Face stream to a tar, as they are, whole or not at all."""
     try:
         import datasets
     except ImportError:
@@ -283,47 +381,70 @@ def _stream_to(path: Path, dataset: Dataset) -> None:
     if not Path(str(dataset.path)).exists():
         remedy = "use dataset=scenes, or dataset=folder dataset.root=PATH"
         require("https://huggingface.co", f"dataset.path={dataset.path}", remedy)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}")
     try:
         stream = datasets.load_dataset(
             str(dataset.path), dataset.config, split=dataset.split or "train", streaming=True
         )
-        column = dataset.column or _image_column(stream.features, datasets.Image)
-        stream = stream.cast_column(column, datasets.Image(decode=False)).take(dataset.take)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
+        features = stream.features or {}
+        column = _column(features, datasets.Image, dataset.column)
+        stream = stream.cast_column(column, datasets.Image(decode=False))
+        stream = stream.shuffle(seed=dataset.seed, buffer_size=BUFFER).take(dataset.take)
         with tarfile.open(partial, "w") as tar:
             for i, example in enumerate(stream):
-                _append(tar, f"{_class_of(example, stream.features)}/{i:06d}", example[column])
+                _append(tar, _class_of(example, features), i, example[column])
         os.replace(partial, path)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (
+        Exception
+    ) as error:  # of whichever of its libraries: an interrupted stream has many names
+        reason = next(iter(str(error).splitlines()), "")
         raise UserError(
             f"cannot stream dataset.path={dataset.path} (config={dataset.config}, "
-            f"split={dataset.split}, column={dataset.column}): {str(error).splitlines()[0]}"
+            f"split={dataset.split}, column={dataset.column}): {reason or type(error).__name__}"
         ) from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-def _image_column(features: Any, kind: type) -> str:
-    columns = [name for name, feature in (features or {}).items() if isinstance(feature, kind)]
-    if not columns:
-        raise ValueError(f"no column holds images, there are: {', '.join(features or {})}")
-    return columns[0]
+def _column(features: Any, kind: type, asked: str | None) -> str:
+    """The column of images: the one asked for, else the first of that type."""
+    there = [name for name, feature in features.items() if isinstance(feature, kind)]
+    if not there or (asked and asked not in there):
+        found = f"those of images are: {', '.join(there)}" if there else "none holds images"
+        raise ValueError(f"the columns are: {', '.join(features)}; {found}")
+    return asked or there[0]
 
 
 def _class_of(example: dict[str, Any], features: Any) -> str:
-    """The example's class as a folder name, `all` if it has none."""
-    label = example.get("label")
-    if label is None:
+    """The example's class as a folder name; `all` if it has none or, as in hidden test sets, label -1."""
+    named = [name for name, feature in features.items() if hasattr(feature, "names")]
+    column = "label" if "label" in features else next(iter(named), "")
+    label, names = example.get(column), getattr(features.get(column), "names", None)
+    if label is None or label == -1:
         return "all"
-    names = getattr(features.get("label"), "names", None)
-    return re.sub(r"[^\w .-]+", "_", names[label] if names else str(label))
+    return re.sub(r"[^\w -]+", "_", names[label] if names else str(label))
 
 
-def _append(tar: tarfile.TarFile, name: str, image: dict[str, Any]) -> None:
-    content = image["bytes"] or Path(image["path"]).read_bytes()
-    ending = (Image.open(io.BytesIO(content)).format or "jpeg").lower()
-    member = tarfile.TarInfo(f"{name}.{ending}")
+def _append(tar: tarfile.TarFile, folder: str, index: int, image: dict[str, Any] | None) -> None:
+    """Add an image under a name that tells its content, so that the fingerprint follows the content.
+
+    One that is missing or damaged is kept as it is, for `on_bad_image` to judge when it is used.
+    """
+    content = _content(image or {"bytes": b""})
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    member = tarfile.TarInfo(f"{folder}/{index:06d}-{digest}.jpg")  # Pillow goes by the content
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))
+
+
+def _content(image: dict[str, Any]) -> bytes:
+    if image["bytes"] is not None:
+        return image["bytes"]
+    from datasets.utils.file_utils import xopen  # a path in a stream may be a URL
+
+    with xopen(image["path"], "rb") as file:
+        return file.read()
 
 
 def _cache(dataset: Dataset) -> Path:
@@ -343,7 +464,8 @@ def _split(dataset: Dataset, there: tuple[str, ...], default: str) -> str:
 def _natural(name: str) -> list[Any]:
     """Sorting key in which img2 comes before img10."""
     parts = re.split(r"(\d+)", name.lower())
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)]
+    numbered = [int(part) if i % 2 else part for i, part in enumerate(parts)]
+    return [numbered, name]  # img1, img01 and IMG1 tie: the name itself decides, on every machine
 
 
 KINDS: dict[str, Callable[[Dataset, int], Images]] = {

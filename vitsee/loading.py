@@ -51,9 +51,9 @@ class _Decoded(TorchDataset):
     def __getitem__(self, index: int) -> tuple[int, dict[str, Tensor] | None, int, str]:
         try:
             image = self.images.open(index)
-            pixels = {name: transform(image) for name, transform in self.transforms.items()}
         except UNDECODABLE as error:
             return index, None, -1, f"{type(error).__name__}: {error}"
+        pixels = {name: transform(image) for name, transform in self.transforms.items()}
         return index, pixels, self.images.label(index), ""
 
 
@@ -105,7 +105,7 @@ class Minibatches:
         began = time.perf_counter()
         loaded = iter(self.loader)
         for index in self.todo:
-            ids, pixels, labels, bad = next(loaded)
+            ids, pixels, labels, bad = self._next(loaded)
             waited, began = time.perf_counter() - began, 0.0
             if index == self.todo[0]:
                 self.startup = waited
@@ -120,6 +120,18 @@ class Minibatches:
                 self._move(labels),
             )
             began = time.perf_counter()
+
+    def _next(self, loaded: Iterator[Any]) -> Any:
+        """The loader's next minibatch. Raises UserError if a worker process died."""
+        try:
+            return next(loaded)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise UserError(
+                f"a process that decodes images died ({str(error).splitlines()[0]}), most often for want "
+                f"of memory or of space in /dev/shm; try run.workers=0 or a smaller batch_size"
+            ) from error
 
     def _judge(self, index: int, ids: list[int], bad: dict[int, str]) -> None:
         """Raise UserError if images could not be decoded and that is not to be passed over."""
