@@ -80,13 +80,18 @@ def reference_cka(study: Study, roles: tuple[str, str], tar: tarfile.TarFile) ->
             "other.args={zero_init_last: false}",
             "other.pretrained=false",
         ],
+        [
+            "model.timm=vit_tiny_patch16_224",
+            "model.checkpoint={data}/weights/vit_tiny_patch16_224.safetensors",
+            "model.overlay={mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}",
+        ],
     ],
-    ids=["within a ViT", "within a ResNet", "across both"],
+    ids=["within a ViT", "within a ResNet", "across both", "within a trained ViT"],
 )
 def test_cka_on_photographs_equals_the_equation_in_float64(overrides, test_data, tmp_path):
     experiment = composed(
         "model=timm",
-        *overrides,
+        *(word.format(data=test_data) if "{data}" in word else word for word in overrides),
         "model.pretrained=false",
         "dataset=folder",
         f"dataset.root={test_data / 'imagenet_sample.tar'}",

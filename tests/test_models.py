@@ -124,6 +124,47 @@ def test_npz_of_the_vit_authors_loads(tmp_path):
         torch.testing.assert_close(loaded.net(x), net.eval()(x))
 
 
+def npz(path: Path, *, without: str = " ", **args: object) -> str:
+    """An .npz of a tiny ViT, less the entries whose name has `without` in it."""
+    net = models.build(tiny(timm="vit_tiny_patch16_224", args=args), seed=5)
+    np.savez(path, **{k: v for k, v in jax_layout(net).items() if without not in k})
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "message"),
+    [
+        ({"num_classes": 21}, {}, r"2 parameters \(head\.weight, .*args=\{num_classes: 21\}"),
+        ({"without": "head"}, {}, r"2 parameters \(head\.weight, .*args=\{num_classes: 0\}"),
+        ({"depth": 2}, {}, "it has 2 blocks instead of 1"),
+        ({}, {"depth": 2}, "is not a checkpoint of VisionTransformer: .*encoderblock_1"),
+        ({}, {"init_values": 0.1}, r"nothing for 2 parameters \(blocks\.0\.ls1\.gamma"),
+    ],
+    ids=["other classes", "no classifier", "more blocks", "fewer blocks", "LayerScale"],
+)
+def test_an_npz_that_does_not_fit_is_refused_and_nothing_stays_random(
+    stored, asked, message, tmp_path
+):
+    usual = {"depth": 1, "num_classes": 10}
+    path = npz(tmp_path / "vit.npz", **(usual | stored))
+    refused(message, timm="vit_tiny_patch16_224", args=usual | asked, checkpoint=path)
+
+
+def test_an_npz_of_something_else_is_refused(tmp_path):
+    np.savez(tmp_path / "other.npz", a=np.zeros(3))
+    refused(
+        r"other\.npz is not a checkpoint of VisionTransformer: .*did not find a supported",
+        checkpoint=str(tmp_path / "other.npz"),
+    )
+
+
+def test_an_npz_of_another_resolution_is_resampled_and_the_log_says_so(tmp_path, caplog):
+    args = {"depth": 1, "num_classes": 10}
+    path = npz(tmp_path / "small.npz", **args, img_size=96)
+    models.load(tiny(timm="vit_tiny_patch16_224", args=args, checkpoint=path), "cpu")
+    assert re.search(r"small\.npz was resampled to another shape: .*pos_embedding", caplog.text)
+
+
 def jax_layout(net: torch.nn.Module) -> dict[str, np.ndarray]:
     """A ViT's weights under the names and axes of the ViT authors' checkpoints."""
     heads, width = net.blocks[0].attn.num_heads, net.embed_dim
@@ -281,6 +322,37 @@ def test_an_unknown_tag_is_refused_with_those_that_exist():
     )
 
 
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [({"dept": 1}, "unexpected keyword argument 'dept'"), ({"num_heads": 7}, "divisible")],
+)
+def test_wrong_arguments_are_refused_with_timm_s_reason(args, message):
+    refused(rf"test_vit cannot be made with model\.args=.*{message}", args=args)
+
+
+def test_an_unknown_key_of_the_overlay_is_refused_with_the_nearest():
+    refused(
+        r"no option model\.overlay\.meen; timm has: .*Did you mean mean\?",
+        overlay={"meen": [0.5] * 3},
+    )
+
+
+def test_an_unknown_source_of_a_model_is_refused_with_those_that_exist():
+    refused(r"unknown source 'hf-hubb'; there are: hf-hub, local-dir", timm="hf-hubb:a/b")
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    refused(r"there is no .*/config\.json", timm=f"local-dir:{tmp_path}")
+
+
+def test_a_checkpoint_of_another_architecture_says_so(tmp_path):
+    save_file(models.build(tiny(timm="test_resnet")).state_dict(), tmp_path / "r.safetensors")
+    refused(
+        r"\d+ missing \(.*\d+ unexpected \(.* Choose the architecture that it was made with",
+        checkpoint=str(tmp_path / "r.safetensors"),
+    )
+
+
 def test_a_model_without_published_weights_is_refused():
     published = {name.partition(".")[0] for name in timm.list_pretrained()}
     name = next(name for name in timm.list_models("vit_*") if name not in published)
@@ -345,6 +417,54 @@ def test_no_network_is_an_error_within_seconds_that_says_what_to_do(tmp_path):
     assert "HF_HUB_CACHE" in answer.stdout
     assert "model.pretrained=false" in answer.stdout
     assert time.monotonic() - began < 30  # torch and timm are imported too
+
+
+@pytest.fixture
+def reachable_hub(monkeypatch, tmp_path):
+    """Sets what a reachable hub answers to a download: raises the error given to it."""
+    import huggingface_hub
+
+    monkeypatch.setattr(models, "require", lambda *args: None)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **more: None)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+
+    def answers(error: Exception) -> None:
+        def download(*args, **more):
+            raise error
+
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+
+    return answers
+
+
+@pytest.mark.parametrize("name", ["test_vit.r160_in1k", "hf-hub:someone/model"])
+def test_a_download_that_fails_is_refused_with_the_reason(name, reachable_hub):
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    for error in (OSError("403:\n\nthe repository is gated"), LocalEntryNotFoundError("no answer")):
+        reachable_hub(error)
+        reason = " ".join(str(error).split())
+        refused(rf"could not be downloaded \({reason}\); ", timm=name, pretrained=True)
+    reachable_hub(EntryNotFoundError("404"))
+    refused(r"has none of (model\.safetensors|config\.json)", timm=name, pretrained=True)
+
+
+def test_a_model_described_on_the_hub_is_refused_within_seconds_without_a_network(tmp_path):
+    answer = load_in_a_new_process(
+        "hf-hub:someone/model", HF_HUB_CACHE=str(tmp_path), HF_ENDPOINT="http://127.0.0.1:9"
+    )
+    assert "must be downloaded, but 127.0.0.1 cannot be reached" in answer.stdout
+    assert "Retrying" not in answer.stderr
+
+
+def test_damaged_weights_in_the_hub_s_cache_are_refused(monkeypatch, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"cut")
+    monkeypatch.setattr(models, "_fetch", lambda *place: tmp_path / "model.safetensors")
+    refused(
+        r"loading the weights of test_vit\.r160_in1k failed",
+        timm="test_vit.r160_in1k",
+        pretrained=True,
+    )
 
 
 def test_a_host_that_never_answers_is_given_up(monkeypatch):

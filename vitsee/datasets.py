@@ -395,9 +395,7 @@ def _stream_to(path: Path, dataset: Dataset) -> None:
             for i, example in enumerate(stream):
                 _append(tar, _class_of(example, features), i, example[column])
         os.replace(partial, path)
-    except (
-        Exception
-    ) as error:  # of whichever of its libraries: an interrupted stream has many names
+    except Exception as error:  # an interrupted stream has many names, by library
         reason = next(iter(str(error).splitlines()), "")
         raise UserError(
             f"cannot stream dataset.path={dataset.path} (config={dataset.config}, "

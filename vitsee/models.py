@@ -6,10 +6,11 @@ import hashlib
 import inspect
 import logging
 import os
+import re
 import sys
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from vitsee.network import require
 
 if TYPE_CHECKING:
     import torch
+    from numpy.lib.npyio import NpzFile
     from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
@@ -87,30 +89,47 @@ def skeleton(model: Model) -> nn.Module:
         return _create(model)
 
 
-def _create(model: Model, **overlay: object) -> nn.Module:
-    """`timm.create_model`, its errors in the user's words. Raises UserError."""
-    import timm
-
-    _check_name(model.timm)
-    overlaid = dict(model.overlay) | overlay
+def _create(model: Model) -> nn.Module:
+    """`timm.create_model` without weights, its errors in the user's words. Raises UserError."""
+    _check_name(model)
+    _check_overlay(model)
     try:
-        return timm.create_model(
-            model.timm,
-            pretrained="file" in overlay,
-            pretrained_cfg_overlay=overlaid,
-            **model.args,
-        )
-    except TypeError as error:
+        return _timm_model(model)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise UserError(
-            f"{model.timm} cannot be made with model.args={model.args}: {error}"
+            f"{model.timm} cannot be made with model.args={model.args}: {_line(error)}"
         ) from error
 
 
-def _check_name(name: str) -> None:
+def _timm_model(model: Model, file: Path | None = None) -> nn.Module:
+    """`timm.create_model` with the weights in `file`, or random ones."""
+    import timm
+
+    place = {} if file is None else {"file": str(file), "source": ""}
+    return timm.create_model(
+        model.timm,
+        pretrained=file is not None,
+        pretrained_cfg_overlay=model.overlay | place,
+        **model.args,
+    )
+
+
+def _check_overlay(model: Model) -> None:
+    from timm.models import PretrainedCfg
+
+    valid = [f.name for f in fields(PretrainedCfg)]
+    for key in model.overlay:
+        if key not in valid:
+            raise unknown(f"there is no option model.overlay.{key}", key, valid, "timm has")
+
+
+def _check_name(model: Model) -> None:
     """Raise UserError unless timm knows this architecture and this tag of weights."""
     import timm
 
-    if ":" in name:  # hf-hub:OWNER/NAME and local-dir:PATH
+    name = model.timm
+    if ":" in name:
+        _check_source(model, *name.split(":", 1))
         return
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
@@ -122,6 +141,25 @@ def _check_name(name: str) -> None:
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
         raise unknown(f"timm has no weights {tag!r} of {architecture}", tag, tags, "there are")
+
+
+def _check_source(model: Model, source: str, place: str) -> None:
+    """Raise UserError unless the architecture is described there, on the hub or in a folder."""
+    from timm.models._hub import hf_split
+
+    if source == "hf-hub":
+        # timm would ask by itself, but retries for most of a minute without a network
+        repository, revision = hf_split(place)
+        _fetch_from_hub(model, repository, revision, "config.json")
+    elif source != "local-dir":
+        raise unknown(
+            f"model.timm={model.timm} is of an unknown source {source!r}",
+            source,
+            ["hf-hub", "local-dir"],
+            "there are",
+        )
+    elif not (Path(place) / "config.json").is_file():
+        raise UserError(f"model.timm={model.timm}: there is no {place}/config.json")
 
 
 def data_config(net: nn.Module) -> dict[str, Any]:
@@ -169,13 +207,12 @@ def _from_hub(model: Model) -> tuple[nn.Module, str]:
             f"model.checkpoint=PATH, or use random weights with model.pretrained=false"
         )
     try:
-        net = _create(model, file=str(_fetch(model, source, place)), source="")
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        reason = str(error).strip().splitlines()[0]
+        net = _timm_model(model, _fetch(model, source, place))
+    except UserError:
+        raise
+    except Exception as error:
         raise UserError(
-            f"loading the weights of {model.timm} failed ({reason}); {_REMEDY}"
+            f"loading the weights of {model.timm} failed ({_line(error)}); {_REMEDY}"
         ) from error
     if net.num_classes != _pretrained_cfg(net)["num_classes"]:
         log.warning("warning: the classifier of %s is random: num_classes was changed", model.name)
@@ -201,7 +238,7 @@ def _fetch(model: Model, source: str, place: Any) -> Path:
 
 def _fetch_from_hub(model: Model, repository: str, revision: str | None, name: str | None) -> Path:
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     wanted = [name] if name else ["model.safetensors", "pytorch_model.bin"]
     for file in wanted:
@@ -217,8 +254,13 @@ def _fetch_from_hub(model: Model, repository: str, revision: str | None, name: s
     for file in wanted:
         try:
             return Path(hf_hub_download(repository, file, revision=revision))
-        except EntryNotFoundError:
-            continue
+        except Exception as error:
+            # the local one means that the hub gave no answer, not that the file does not exist
+            absent = isinstance(error, EntryNotFoundError)
+            if absent and not isinstance(error, LocalEntryNotFoundError):
+                continue
+            reason = " ".join(str(error).split())
+            raise UserError(f"{what} could not be downloaded ({reason}); {_REMEDY}") from error
     raise UserError(f"{what} has none of {', '.join(wanted)}; {_REMEDY}")
 
 
@@ -244,16 +286,84 @@ def _load_npz(net: nn.Module, path: Path) -> None:
     load_pretrained = getattr(net, "load_pretrained", None)
     if load_pretrained is None:
         raise UserError(
-            f"{path}: timm reads .npz files for ViT, BiT and Mixer, not {type(net).__name__}"
+            f"{path}: timm reads .npz files for ViT, hybrids and BiT, not {type(net).__name__}"
         )
     if not zipfile.is_zipfile(path):
         raise UserError(f"checkpoint {path} is damaged: it is not a whole .npz archive")
+    import numpy as np
+    import torch
+
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.fill_(torch.nan)  # timm passes over what does not fit: so it can be seen
     try:
         load_pretrained(str(path))
+        with np.load(path) as archive:
+            _refuse_partial_npz(net, archive, path)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(
             f"{path} is not a checkpoint of {type(net).__name__}: {_line(error)}"
         ) from error
+
+
+def _refuse_partial_npz(net: nn.Module, archive: NpzFile, path: Path) -> None:
+    """Raise UserError if a parameter was left out, or a block of the file; warn of resampling."""
+    left = [name for name, value in net.named_parameters() if value.isnan().all()]
+    if left:
+        raise UserError(
+            f"{path} does not fit the model: it has nothing for {len(left)} parameters "
+            f"({_few(left)}).{_npz_remedy(net, archive)}"
+        )
+    stored, own = _blocks_stored(archive), _blocks_of(net)
+    if stored != own:
+        raise UserError(f"{path} does not fit the model: it has {stored} blocks instead of {own}")
+    resampled = list(_resampled(net, archive))
+    if resampled:
+        log.warning(
+            "warning: %s was resampled to another shape: %s", path.name, ", ".join(resampled)
+        )
+
+
+def _resampled(net: nn.Module, archive: NpzFile) -> Iterator[str]:
+    """What timm brought to the model's resolution or patch size."""
+    positions = getattr(net, "pos_embed", None)
+    projection = getattr(getattr(net, "patch_embed", None), "proj", None)
+    for key in archive.files:
+        if key.endswith("pos_embedding") and positions is not None:
+            own = positions.shape
+        elif key.endswith("embedding/kernel") and projection is not None:
+            own = projection.weight.permute(2, 3, 1, 0).shape
+        else:
+            continue
+        if archive[key].shape != own:
+            yield key
+
+
+def _blocks_stored(archive: NpzFile) -> int:
+    """Blocks of a transformer, of a ResNet, or of both (hybrids)."""
+    stacked = [k for k in archive.files if k.endswith("encoderblock/LayerNorm_0/scale")]
+    if stacked:
+        return len(archive[stacked[0]])
+    found = (re.search(r"encoderblock_\d+/|block\d+/unit\d+/", k) for k in archive)
+    return len({match.group() for match in found if match})
+
+
+def _blocks_of(net: nn.Module) -> int:
+    backbone = getattr(getattr(net, "patch_embed", None), "backbone", net)
+    stages = getattr(backbone, "stages", ())
+    return len(getattr(net, "blocks", ())) + sum(len(stage.blocks) for stage in stages)
+
+
+def _npz_remedy(net: nn.Module, archive: NpzFile) -> str:
+    biases = [k for k in archive.files if k.endswith(("head/bias", "head/conv2d/bias"))]
+    if not biases:
+        return " If it has no classifier: model.args={num_classes: 0}"
+    classes = archive[biases[0]].shape[-1]
+    if classes != getattr(net, "num_classes", classes):
+        return f" If it is of other classes: model.args={{num_classes: {classes}}}"
+    return " Choose the architecture that it was made with: model.timm=NAME"
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -325,11 +435,12 @@ def _load_all(net: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
 def _remedy(net: nn.Module, state: Mapping[str, Tensor]) -> str:
     """What to set if only the classifier differs."""
     classifier = str(getattr(net, "default_cfg", {}).get("classifier", "head"))
-    if f"{classifier}.weight" not in state:
+    missing = [name for name in net.state_dict() if name not in state]
+    if missing and all(name.startswith(f"{classifier}.") for name in missing):
         return " If it has no classifier: model.args={num_classes: 0}"
-    classes = state[f"{classifier}.weight"].shape[0]
-    if classes != getattr(net, "num_classes", classes):
-        return f" If it is of other classes: model.args={{num_classes: {classes}}}"
+    weight = state.get(f"{classifier}.weight")
+    if not missing and weight is not None and len(weight) != getattr(net, "num_classes", None):
+        return f" If it is of other classes: model.args={{num_classes: {len(weight)}}}"
     return " Choose the architecture that it was made with: model.timm=NAME"
 
 
