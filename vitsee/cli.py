@@ -19,7 +19,7 @@ from vitsee.help import RUN_HELP, usage
 from vitsee.interrupt import Interrupted
 
 CONF = str(config.CONF)
-DONE, BUG, MISTAKE, INCOMPLETE, INTERRUPTED = 0, 1, 2, 3, 130
+MISTAKE, INCOMPLETE, INTERRUPTED = 2, 3, 130
 
 
 def main() -> None:

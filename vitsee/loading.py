@@ -69,7 +69,7 @@ class Minibatches:
 
     data: by role, the model's data configuration (timm's `resolve_model_data_config`). Images that
     cannot be decoded raise UserError, or are left out for all models with `on_bad_image=skip`.
-    startup: seconds until the first minibatch was there. waited: seconds spent waiting for the others.
+    waited: seconds spent waiting for minibatches after the first.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Minibatches:
             pin_memory=device.type == "cuda",
             worker_init_fn=_prepare_worker,
         )
-        self.startup = self.waited = 0.0
+        self.waited = 0.0
 
     def __len__(self) -> int:
         return len(self.todo)
@@ -107,9 +107,7 @@ class Minibatches:
         for index in self.todo:
             ids, pixels, labels, bad = self._next(loaded)
             waited, began = time.perf_counter() - began, 0.0
-            if index == self.todo[0]:
-                self.startup = waited
-            else:
+            if index != self.todo[0]:  # the first wait is the start of the worker processes
                 self.waited += waited
             self._judge(index, ids, bad)
             yield Minibatch(

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from vitsee.analysis import Layer
 from vitsee.config import Precision
-from vitsee.errors import UserError
 
 Measure = Callable[[Tensor], dict[str, Tensor]]
 
@@ -53,10 +52,6 @@ def watch(
 @contextmanager
 def _forward(precision: Precision, device: str) -> Iterator[None]:
     """Arithmetic of the forward pass: exactly what was asked for, whatever torch's defaults are."""
-    if precision is Precision.tf32 and device != "cuda":
-        raise UserError(
-            f"precision=tf32 exists on CUDA devices only, not on {device}; use fp32 or bf16"
-        )
     with (
         _tf32(precision is Precision.tf32),
         torch.autocast(device, torch.bfloat16, enabled=precision is Precision.bf16),
