@@ -52,7 +52,7 @@ def measure(case: str, minibatches: int, batch_size: int) -> dict[str, float]:
         seconds["bare"] += timed(bare, device)
         with ExitStack() as stack:
             run = [
-                stack.enter_context(watch(n, w, analysis.reduce, Precision.fp32))
+                stack.enter_context(watch(n, w, analysis, Precision.fp32))
                 for n, w in zip(nets, watched, strict=True)
             ]
             sums = Sums.zero(minibatches)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -25,7 +26,7 @@ if patterns:
     watched = layers.choose(net, layers.survey(net, (3, 224, 224)), patterns)
     cka, sums = CKA(), Sums.zero(minibatches)
     names = {"model": [layer.name for layer in watched]}
-    with watch(net, watched, cka.reduce, Precision.fp32) as measure:
+    with watch(net, watched, cka, Precision.fp32) as measure:
         for i in range(minibatches):
             view = View(64, torch.zeros(64), measure(pixels + i))
             sums += Sums.of(i, minibatches, cka.observe(view), names)
@@ -37,7 +38,9 @@ SIXTY = "blocks.*.norm1 blocks.*.attn blocks.*.norm2 blocks.*.mlp blocks"
 def peaks(images: int, patterns: str) -> tuple[float, float]:
     """Largest resident memory in MB of a bare forward pass, and after CKA of so many images."""
     words = [sys.executable, "-c", CODE, str(images // 64), patterns]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    # Freed tensors go back to the system at once: the peak is then that of live tensors.
+    steady = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1048576"}
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env=steady)
     before, after, count = map(float, done.stdout.split())
     assert count == 60
     return before, after
@@ -46,4 +49,4 @@ def peaks(images: int, patterns: str) -> tuple[float, float]:
 def test_sixty_layers_need_the_same_memory_for_four_times_the_images_and_little_more_than_bare():
     few, many = peaks(256, SIXTY), peaks(1024, SIXTY)
     assert abs(many[1] - few[1]) <= 0.05 * few[1]
-    assert max(few[1] - few[0], many[1] - many[0]) <= 200
+    assert max(few[1] - few[0], many[1] - many[0]) <= 100

@@ -12,6 +12,7 @@ the command line is checked against them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,8 +24,9 @@ from vitsee.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-    from torch import Tensor
+    from torch import Tensor, nn
 
+    from vitsee.datasets import Images
     from vitsee.sums import Sums
 
 
@@ -32,28 +34,50 @@ if TYPE_CHECKING:
 class Layer:
     """One watched layer, as a dry run of the model found it.
 
-    shape: of its output for one image, e.g. (197, 768) or (64, 112, 112).
-    prefix: how many leading entries of axis 0 are class, distillation or register tokens;
-        None if the output is not a sequence of the model's tokens.
+    shape: of its output for one image, e.g. (197, 768) or (64, 112, 112); of an attention module
+        (heads, tokens, features of a head).
+    prefix: how many leading tokens are class, distillation or register tokens; None if the output is
+        not a sequence of the model's tokens.
+    grid: rows and columns of its spatial positions (the tokens after the prefix in row-major order, or
+        the last two axes of a CNN's map); None if it has none.
+    pitch: (rows, columns), how many pixels of the model's input one step on the grid is.
     """
 
     name: str
     shape: tuple[int, ...]
     prefix: int | None
     class_token: bool = False
+    grid: tuple[int, int] | None = None
+    pitch: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class View:
     """One minibatch as an analysis sees it: what `reduce` kept of each layer, in the order the layers ran.
 
-    images: how many images the minibatch has. labels: (N,) int64.
+    images: how many images the minibatch has. labels: (N,) int64. pixels: by role of the model, the
+    (N, 3, H, W) input that it saw. positions: where the images stand in the plan, and planned: how many
+    there are in all. stage: the number of the pass over the data.
     """
 
     images: int
     labels: Tensor
     model: dict[str, Tensor]
     other: dict[str, Tensor] | None = None
+    pixels: dict[str, Tensor] = field(default_factory=dict)
+    positions: Sequence[int] = ()
+    planned: int = 0
+    stage: int = 0
+
+    def rows(self, values: Tensor) -> Tensor:
+        """Per-image values, (N, ...), as their rows of an array of zeros over all images of the plan."""
+        import torch
+
+        every = torch.zeros(
+            self.planned, *values.shape[1:], dtype=values.dtype, device=values.device
+        )
+        every[torch.tensor(self.positions, device=values.device)] = values
+        return every
 
 
 @dataclass(frozen=True)
@@ -69,6 +93,8 @@ class Labels:
     @property
     def data(self) -> str:
         """The images in words."""
+        if not self.images:
+            return "weights alone"
         times = f", drawn {self.repeats} times" if self.repeats > 1 else ""
         return f"{self.images:,} images of {self.dataset}{times}"
 
@@ -79,6 +105,16 @@ class Analysis:
 
     default_images: ClassVar[int] = 2560
     """How many images are used when the user does not say."""
+    default_batch_size: ClassVar[int] = 256
+    """Images in a minibatch when the user does not say."""
+    equal_minibatches: ClassVar[bool] = False
+    """Whether every minibatch must be full, as unbiased HSIC wants it; a last partial one is left out."""
+    gradients: ClassVar[bool] = False
+    """Whether the forward pass is recorded, so that `observe` can differentiate with respect to `pixels`."""
+    weights_only: ClassVar[bool] = False
+    """Whether it reads weights (`read`) and no images."""
+    splits: ClassVar[tuple[str | None, ...]] = (None,)
+    """For each pass over data the split of the data set; None is the one that was asked for."""
     version: ClassVar[int] = 1
     """Raised when the numbers of the analysis change, so that old and new results never mix."""
 
@@ -98,11 +134,29 @@ class Analysis:
         """The patterns that choose the layers of the model in this role (`model` or `other`)."""
         return self.other_layers if role == "other" and self.other_layers else self.layers
 
+    def reads(self, role: str) -> str:
+        """What `reduce` is given of this model: "outputs" of layers, or "attention" of attention modules."""
+        return "outputs"
+
+    def select(self, stage: int, images: Images) -> Sequence[int] | None:
+        """The images of a pass, in order, where the analysis chooses them; None draws them with the seed."""
+        return None
+
+    def begin(self, before: Sequence[Sums]) -> None:
+        """Called before each pass with the complete sums of the passes before it."""
+
+    def read(self, nets: dict[str, nn.Module]) -> dict[str, Tensor]:
+        """Terms of the weights alone, by role of the model, where `weights_only`."""
+        raise NotImplementedError
+
     def check(self, layers: dict[str, list[Layer]]) -> None:
         """Raise UserError if these layers (by role) cannot be analysed; runs before any image."""
 
-    def reduce(self, layer: Layer, output: Tensor) -> Tensor:
-        """(N, *layer.shape) output -> the small tensor that is kept. The output must not be changed."""
+    def reduce(self, layer: Layer, output: Any) -> Tensor:
+        """(N, *layer.shape) output -> the small tensor that is kept. The output must not be changed.
+
+        The output is a tensor, or what else `reads` asks for.
+        """
         raise NotImplementedError
 
     def observe(self, view: View) -> dict[str, Tensor]:
@@ -110,7 +164,7 @@ class Analysis:
         raise NotImplementedError
 
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
-        """Tidy tables, one observation a row, by file name without ending."""
+        """Tidy tables, one observation a row, by file name without ending, from the last pass's sums."""
         raise NotImplementedError
 
     def warnings(self, sums: Sums) -> list[str]:

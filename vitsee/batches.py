@@ -13,9 +13,10 @@ from vitsee.errors import UserError
 
 @dataclass(frozen=True)
 class Plan:
-    """`images` of `size` images, drawn without replacement and cut into full minibatches, `repeats` times.
+    """`images` of `size` images, drawn without replacement and cut into minibatches, `repeats` times.
 
-    Each repeat draws and shuffles anew. A last partial minibatch is left out.
+    Each repeat draws and shuffles anew. A last partial minibatch is left out where all must be `equal`.
+    chosen: these images in this order instead of a draw.
     """
 
     size: int
@@ -23,6 +24,8 @@ class Plan:
     batch_size: int
     seed: int
     repeats: int = 1
+    equal: bool = True
+    chosen: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -31,12 +34,18 @@ class Plan:
     @property
     def per_repeat(self) -> int:
         """Minibatches in a repeat."""
-        return self.images // self.batch_size
+        full, rest = divmod(self.images, self.batch_size)
+        return full if self.equal else full + (rest > 0)
 
     @property
     def left_out(self) -> int:
         """Images of each repeat that do not fill a minibatch."""
-        return self.images % self.batch_size
+        return self.images % self.batch_size if self.equal else 0
+
+    @property
+    def planned(self) -> int:
+        """Images of all minibatches of all repeats."""
+        return (self.images - self.left_out) * self.repeats
 
     def __len__(self) -> int:
         return self.per_repeat * self.repeats
@@ -45,7 +54,17 @@ class Plan:
         """Data set indices of one minibatch."""
         repeat, within = divmod(index, self.per_repeat)
         start = within * self.batch_size
-        return _order(self.size, self.seed, repeat)[start : start + self.batch_size].tolist()
+        end = min(start + self.batch_size, self.images)
+        if self.chosen is not None:
+            return list(self.chosen[start:end])
+        return _order(self.size, self.seed, repeat)[start:end].tolist()
+
+    def positions(self, index: int, ids: list[int]) -> list[int]:
+        """Where these images of a minibatch stand among all that are planned."""
+        repeat, within = divmod(index, self.per_repeat)
+        start = repeat * (self.images - self.left_out) + within * self.batch_size
+        place = {image: start + i for i, image in enumerate(self.batch(index))}
+        return [place[image] for image in ids]
 
     def todo(self, seen: Tensor, shard: int, shards: int) -> list[int]:
         """Minibatches of this shard that `seen` does not count yet."""

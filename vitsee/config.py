@@ -132,8 +132,8 @@ class Experiment:
     other: Model | None = None
     """A second model to compare with: `model@other=NAME`."""
     dataset: Dataset = MISSING
-    batch_size: int = 256
-    """Images in a minibatch."""
+    batch_size: int = MISSING
+    """Images in a minibatch; by default the analysis's own number."""
     images: int | None = None
     """How many images of the data set, drawn with `seed`; by default the analysis's own number."""
     repeats: int = 1
@@ -149,7 +149,10 @@ class Experiment:
                 f"batch_size must be at least 4 (unbiased HSIC divides by n - 3), "
                 f"got {self.batch_size}"
             )
-        if self.images is not None and self.images < self.batch_size:
+        if self.images is not None and self.images < 1:
+            raise UserError(f"images must be at least 1, got {self.images}")
+        few = self.images is not None and self.images < self.batch_size
+        if few and self.analysis.equal_minibatches:
             raise UserError(
                 f"images={self.images} is less than one minibatch (batch_size={self.batch_size}); "
                 f"ask for more images or a smaller batch_size"
@@ -190,6 +193,8 @@ def build(cfg: DictConfig) -> Experiment:
     refuse_undeclared(cfg)
     if cfg.dataset.name == "auto":
         cfg.dataset = _suitable_dataset(cfg)
+    if OmegaConf.is_missing(cfg, "batch_size"):
+        cfg.batch_size = REGISTERED[cfg.analysis.name].default_batch_size
     experiment = OmegaConf.to_object(cfg)
     assert isinstance(experiment, Experiment)
     return experiment

@@ -55,22 +55,46 @@ def survey(net: nn.Module, input_size: tuple[int, int, int]) -> list[Layer]:
         for handle in handles:
             handle.remove()
     return [
-        Layer(name, shape, _prefix(net, shape), bool(getattr(net, "has_class_token", False)))
-        for name, shape in ran.items()
-        if shape is not None
+        describe(net, name, shape, input_size) for name, shape in ran.items() if shape is not None
     ]
+
+
+def describe(
+    net: nn.Module, name: str, shape: tuple[int, ...], input_size: tuple[int, int, int]
+) -> Layer:
+    """The layer with what its shape means: tokens or positions on a grid, and the pixels of a step."""
+    prefix = _prefix(net, shape)
+    grid = _token_grid(net) if prefix is not None else _map_grid(net, shape)
+    pitch = (input_size[1] / grid[0], input_size[2] / grid[1]) if grid else None
+    return Layer(name, shape, prefix, bool(getattr(net, "has_class_token", False)), grid, pitch)
+
+
+def _embedding_module(net: nn.Module) -> nn.Module | None:
+    """What makes the patch tokens; Mixer calls it stem."""
+    return getattr(net, "patch_embed", None) or getattr(net, "stem", None)
 
 
 def _prefix(net: nn.Module, shape: tuple[int, ...]) -> int | None:
     """Number of prefix tokens if the output is a sequence of tokens, (tokens, features), else None."""
-    embedding = getattr(net, "patch_embed", None) or getattr(
-        net, "stem", None
-    )  # Mixer calls it stem
-    patches = getattr(embedding, "num_patches", None)
+    patches = getattr(_embedding_module(net), "num_patches", None)
     if patches is None or len(shape) != 2:
         return None
     prefix = getattr(net, "num_prefix_tokens", 0)
     return {patches: 0, patches + prefix: prefix}.get(shape[0])
+
+
+def _token_grid(net: nn.Module) -> tuple[int, int] | None:
+    """Rows and columns of the patch tokens."""
+    embedding = _embedding_module(net)
+    grid = getattr(embedding, "grid_size", None)
+    return (int(grid[0]), int(grid[1])) if grid else None
+
+
+def _map_grid(net: nn.Module, shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """Rows and columns of a (channels, rows, columns) map; timm says where channels come last."""
+    if len(shape) != 3 or getattr(net, "output_fmt", "NCHW") != "NCHW":
+        return None
+    return shape[1], shape[2]
 
 
 def choose(net: nn.Module, layers: list[Layer], patterns: list[str]) -> list[Layer]:

@@ -60,11 +60,13 @@ def commented(group: str) -> str:
 def layers(overrides: list[str]) -> str:
     """Every layer of the model that runs, with the presets and the patterns that select it."""
     from vitsee import layers, models
+    from vitsee.taps import SURVEY
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         experiment = build(compose("run", overrides))
     net = models.skeleton(experiment.model).eval()
-    every = layers.survey(net, models.data_config(net)["input_size"])
+    reads = experiment.analysis.reads("model")
+    every = SURVEY[reads](net, models.data_config(net)["input_size"])
     chosen = {name: set(layers.preset(net, every, name)) for name in layers.PRESETS}
     asked = experiment.analysis.layers
     if any(pattern not in layers.PRESETS for pattern in asked):

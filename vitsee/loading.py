@@ -139,10 +139,11 @@ class Minibatches:
                 f"cannot decode image {self.images.id(first)} ({reason}); mend or remove it, or leave "
                 f"out such images with dataset.on_bad_image=skip"
             )
-        if len(ids) < 4:
+        needed = 4 if self.plan.equal else 1
+        if len(ids) < needed:
             raise UserError(
-                f"minibatch {index} has {len(ids)} images that can be decoded, but at least 4 are "
-                f"needed; the first of {len(bad)} that cannot: {self.images.id(next(iter(bad)))}"
+                f"minibatch {index} has {len(ids)} images that can be decoded, but at least {needed} "
+                f"are needed; the first of {len(bad)} that cannot: {self.images.id(next(iter(bad)))}"
             )
 
     def _move(self, tensor: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from vitsee.study import Study
+from vitsee.study import Pass, Study
 
 _PACKAGES = (
     "vitsee",
@@ -44,19 +44,25 @@ def made_with(study: Study) -> dict[str, Any]:
             }
             for role, model in study.models.items()
         },
-        "dataset": {"name": study.experiment.dataset.name, "fingerprint": study.images.fingerprint},
-        "plan": asdict(study.plan) | {"left_out": study.plan.left_out},
+        "dataset": study.experiment.dataset.name if study.passes else None,
+        "passes": [
+            {
+                "fingerprint": each.images.fingerprint,
+                "plan": asdict(each.plan) | {"left_out": each.plan.left_out},
+                "image_ids": image_ids(each),
+            }
+            for each in study.passes
+        ],
         "precision": study.experiment.precision.value,
         "versions": versions(),
         "git_commit": git_commit(),
-        "image_ids": image_ids(study),
     }
 
 
-def image_ids(study: Study) -> list[str]:
+def image_ids(one: Pass) -> list[str]:
     """Ids of all images of the plan, each once, in the order they are first used."""
-    used = (i for b in range(len(study.plan)) for i in study.plan.batch(b))
-    return [study.images.id(i) for i in dict.fromkeys(used)]
+    used = (i for b in range(len(one.plan)) for i in one.plan.batch(b))
+    return [one.images.id(i) for i in dict.fromkeys(used)]
 
 
 def versions() -> dict[str, str]:

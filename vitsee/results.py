@@ -64,12 +64,13 @@ class Results:
     def save_experiment(self, what: Mapping[str, Any]) -> None:
         self.write("experiment.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(what))).encode())
 
-    def state(self, shard: int, shards: int) -> Path:
-        """The file of one shard's sums."""
-        return self.path / "state" / f"{shard:03d}-of-{shards:03d}.pt"
+    def state(self, shard: int, shards: int, stage: int = 0) -> Path:
+        """The file of one shard's sums of one pass over data."""
+        return self.path / "state" / f"{_stage(stage)}{shard:03d}-of-{shards:03d}.pt"
 
-    def states(self) -> list[Path]:
-        return sorted(self.path.glob("state/*.pt"))
+    def states(self, stage: int = 0) -> list[Path]:
+        """The files of all shards' sums of one pass."""
+        return sorted(self.path.glob(f"state/{_stage(stage)}[0-9]*-of-*.pt"))
 
     def save_state(self, path: Path, sums: Sums) -> None:
         import torch
@@ -111,6 +112,10 @@ class Results:
                 figure.savefig(buffer, format=ending, dpi=200, metadata=without[ending])
                 written.append(self.write(f"{name}.{ending}", buffer.getvalue()))
         return written
+
+
+def _stage(stage: int) -> str:
+    return f"pass{stage + 1}-" if stage else ""
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:

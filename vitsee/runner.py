@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from vitsee import provenance
 from vitsee.analysis import View
+from vitsee.batches import Plan
 from vitsee.config import Experiment, OnBadImage
 from vitsee.errors import Incomplete, UserError
 from vitsee.interrupt import Interruptible
@@ -39,33 +40,35 @@ def run(experiment: Experiment) -> list[Path]:
     results = Results(Path(experiment.run.outputs) / study.folder)
     results.prepare()
     results.save_experiment(experiment.what())
-    measure(study, results)
-    total = gather(study, results)
-    tables = results.save_tables(experiment.analysis.tables(total))
-    document(study, results, total)
+    totals = [of_weights(study)] if experiment.analysis.weights_only else []
+    for stage in range(len(study.passes)):
+        experiment.analysis.begin(totals)
+        measure(study, results, stage)
+        totals.append(gather(study, results, stage))
+    tables = results.save_tables(experiment.analysis.tables(totals[-1]))
+    document(study, results, totals)
     return tables + plot(results.path, pdf=experiment.run.pdf)
 
 
-def measure(study: Study, results: Results) -> None:
+def of_weights(study: Study) -> Sums:
+    """The terms of an analysis that reads weights and no images."""
+    nets = {role: model.net for role, model in study.models.items()}
+    return Sums.of(0, 1, study.experiment.analysis.read(nets), study.axes)
+
+
+def measure(study: Study, results: Results, stage: int) -> None:
     """Add to this shard's sums those of its minibatches that no state file counts yet."""
-    how, plan, device = study.experiment.run, study.plan, study.device
-    path = results.state(how.shard, how.shards)
+    how, device = study.experiment.run, study.device
+    plan = study.passes[stage].plan
+    path = results.state(how.shard, how.shards, stage)
     sums = (Sums.load(path) if path.exists() else Sums.zero(len(plan))).to(device)
-    todo = plan.todo(seen_by_anyone(study, results), how.shard, how.shards)
+    todo = plan.todo(seen_by_anyone(study, results, stage), how.shard, how.shards)
     if not todo:
         log.info("all of it is measured already")
         return
-    with Interruptible() as signals, observer(study) as observe:
+    with Interruptible() as signals, observer(study, stage) as observe:
         launch = provenance.Launch.on(device)
-        batches = Minibatches(
-            study.images,
-            {role: model.data for role, model in study.models.items()},
-            plan,
-            todo,
-            device=device,
-            workers=how.workers,
-            on_bad_image=study.experiment.dataset.on_bad_image,
-        )
+        batches = minibatches(study, stage, todo)
         try:
             for batch in tqdm(batches, study.folder, len(todo), disable=not how.progress):
                 sums += Sums.of(batch.index, len(plan), observe(batch), study.axes)
@@ -78,28 +81,52 @@ def measure(study: Study, results: Results) -> None:
             results.save_launch(path, launch.end(device, batches.waited))
 
 
-def seen_by_anyone(study: Study, results: Results) -> Tensor:
+def minibatches(study: Study, stage: int, todo: list[int]) -> Minibatches:
+    """Those minibatches of the plan, decoded for every model."""
+    images, plan = study.passes[stage].images, study.passes[stage].plan
+    return Minibatches(
+        images,
+        {role: model.data for role, model in study.models.items()},
+        plan,
+        todo,
+        device=study.device,
+        workers=study.experiment.run.workers,
+        on_bad_image=study.experiment.dataset.on_bad_image,
+    )
+
+
+def seen_by_anyone(study: Study, results: Results, stage: int) -> Tensor:
     """(minibatches,) how often each is counted in the state files of all shards."""
-    seen = (Sums.load(path).seen for path in results.states())
-    return sum(seen, Sums.zero(len(study.plan)).seen)
+    seen = (Sums.load(path).seen for path in results.states(stage))
+    return sum(seen, Sums.zero(len(study.passes[stage].plan)).seen)
 
 
 @contextmanager
-def observer(study: Study) -> Iterator[Callable[[Minibatch], dict[str, Tensor]]]:
+def observer(study: Study, stage: int) -> Iterator[Callable[[Minibatch], dict[str, Tensor]]]:
     """Within the block, the yielded function runs the models on a minibatch and returns its terms."""
-    e = study.experiment
+    e, plan = study.experiment, study.passes[stage].plan
     with ExitStack() as stack:
         through = {
             role: stack.enter_context(
-                watch(model.net, study.layers[role], e.analysis.reduce, e.precision)
+                watch(model.net, study.layers[role], e.analysis, e.precision, role=role)
             )
             for role, model in study.models.items()
         }
 
         def observe(batch: Minibatch) -> dict[str, Tensor]:
             try:
+                for pixels in batch.pixels.values():
+                    pixels.requires_grad_(e.analysis.gradients)
                 reduced = {role: forward(batch.pixels[role]) for role, forward in through.items()}
-                view = View(len(batch.ids), batch.labels, **reduced)
+                view = View(
+                    len(batch.ids),
+                    batch.labels,
+                    **reduced,
+                    pixels=batch.pixels,
+                    positions=plan.positions(batch.index, batch.ids),
+                    planned=plan.planned,
+                    stage=stage,
+                )
                 terms = e.analysis.observe(view)
             except torch.OutOfMemoryError as error:
                 raise UserError(
@@ -107,39 +134,40 @@ def observer(study: Study) -> Iterator[Callable[[Minibatch], dict[str, Tensor]]]
                     f"try batch_size={max(4, e.batch_size // 2)} (what was measured is kept)"
                 ) from error
             if e.dataset.on_bad_image is OnBadImage.skip:
-                terms["skipped"] = skipped(study, batch)
+                terms["skipped"] = skipped(plan, batch)
             return terms
 
         yield observe
 
 
-def skipped(study: Study, batch: Minibatch) -> Tensor:
+def skipped(plan: Plan, batch: Minibatch) -> Tensor:
     """(minibatches, batch_size) with 1 where an image of this minibatch could not be decoded."""
-    marks = torch.zeros(len(study.plan), study.plan.batch_size)
-    for position, index in enumerate(study.plan.batch(batch.index)):
+    marks = torch.zeros(len(plan), plan.batch_size)
+    for position, index in enumerate(plan.batch(batch.index)):
         marks[batch.index, position] = index in batch.skipped
     return marks
 
 
-def gather(study: Study, results: Results) -> Sums:
-    """Every shard's sums added up. Raises Incomplete if a minibatch is missing."""
+def gather(study: Study, results: Results, stage: int) -> Sums:
+    """Every shard's sums of a pass added up. Raises Incomplete if a minibatch is missing."""
     try:
-        return reduce(add, (Sums.load(path) for path in results.states())).complete()
+        return reduce(add, (Sums.load(path) for path in results.states(stage))).complete()
     except Incomplete as waiting:
-        how = study.experiment.run
-        there = ", ".join(path.stem for path in results.states())
+        how, passes = study.experiment.run, len(study.passes)
+        there = ", ".join(path.stem for path in results.states(stage))
+        of = f" (pass {stage + 1} of {passes})" if passes > 1 else ""
         raise Incomplete(
-            f"shard {how.shard} of {how.shards} is done, but {waiting} (there is: {there}); "
+            f"shard {how.shard} of {how.shards} is done{of}, but {waiting} (there is: {there}); "
             f"run the other shards, or the same command without run.shard to fill the gaps: "
             f"{results.path}"
         ) from None
 
 
-def document(study: Study, results: Results, total: Sums) -> None:
+def document(study: Study, results: Results, totals: list[Sums]) -> None:
     """Write made_with.json, and log what the user must know."""
     record = provenance.made_with(study)
-    record["skipped_images"] = skipped_ids(study, total)
-    record["warnings"] = study.experiment.analysis.warnings(total)
+    record["skipped_images"] = skipped_ids(study, totals)
+    record["warnings"] = study.experiment.analysis.warnings(totals[-1])
     if record["skipped_images"]:
         count, first = len(record["skipped_images"]), record["skipped_images"][0]
         record["warnings"].append(
@@ -148,19 +176,19 @@ def document(study: Study, results: Results, total: Sums) -> None:
     for warning in record["warnings"]:
         log.warning("warning: %s", warning)
     record["launches"] = results.launches()
-    results.save_json("made_with.json", record | totals(record["launches"]))
+    results.save_json("made_with.json", record | summary(record["launches"]))
 
 
-def skipped_ids(study: Study, total: Sums) -> list[str]:
+def skipped_ids(study: Study, totals: list[Sums]) -> list[str]:
     """Ids of the images left out because they could not be decoded."""
-    if "skipped" not in total.terms:
-        return []
-    places = total.terms["skipped"].nonzero().tolist()
-    found = dict.fromkeys(study.plan.batch(b)[position] for b, position in places)
-    return [study.images.id(i) for i in found]
+    found: dict[str, None] = {}
+    for each, total in zip(study.passes, totals, strict=False):
+        places = total.terms["skipped"].nonzero().tolist() if "skipped" in total.terms else []
+        found |= {each.images.id(each.plan.batch(b)[position]): None for b, position in places}
+    return list(found)
 
 
-def totals(launches: list[dict[str, Any]]) -> dict[str, float]:
+def summary(launches: list[dict[str, Any]]) -> dict[str, float]:
     """Time, speed and memory over all launches."""
     seconds = sum(launch["seconds"] for launch in launches)
     images = sum(launch["images"] for launch in launches)

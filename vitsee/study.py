@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,8 +16,17 @@ from vitsee.analysis import Labels, Layer
 from vitsee.batches import Plan
 from vitsee.config import Experiment, Precision
 from vitsee.errors import UserError
+from vitsee.taps import SURVEY
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass over data: the images there are, and which of them make up which minibatch."""
+
+    images: datasets.Images
+    plan: Plan
 
 
 @dataclass(frozen=True)
@@ -46,10 +55,12 @@ class Study:
     def layers(self) -> dict[str, list[Layer]]:
         """The watched layers by role, in the order they run."""
         analysis = self.experiment.analysis
+        if analysis.weights_only:
+            return {role: [] for role in self.models}
         found = {
             role: layers.choose(
                 model.net,
-                layers.survey(model.net, tuple(model.data["input_size"])),
+                SURVEY[analysis.reads(role)](model.net, tuple(model.data["input_size"])),
                 analysis.patterns(role),
             )
             for role, model in self.models.items()
@@ -63,34 +74,57 @@ class Study:
         return {role: [layer.name for layer in found] for role, found in self.layers.items()}
 
     @cached_property
-    def images(self) -> datasets.Images:
-        side = max(max(model.data["input_size"][1:]) for model in self.models.values())
-        return datasets.load(self.experiment.dataset, side)
+    def passes(self) -> list[Pass]:
+        """What is read, pass by pass; nothing where weights alone are. Raises UserError."""
+        analysis = self.experiment.analysis
+        if analysis.weights_only:
+            return []
+        return [self._pass(stage, split) for stage, split in enumerate(analysis.splits)]
 
-    @cached_property
+    def _pass(self, stage: int, split: str | None) -> Pass:
+        dataset = self.experiment.dataset
+        side = max(max(model.data["input_size"][1:]) for model in self.models.values())
+        images = datasets.load(replace(dataset, split=split) if split else dataset, side)
+        return Pass(images, self._plan(stage, images))
+
+    @property
+    def images(self) -> datasets.Images:
+        """The images of the last pass."""
+        return self.passes[-1].images
+
+    @property
     def plan(self) -> Plan:
+        """The plan of the last pass."""
+        return self.passes[-1].plan
+
+    def _plan(self, stage: int, images: datasets.Images) -> Plan:
         """Which images make up which minibatch. Raises UserError if there are not enough."""
         e = self.experiment
-        there, default = len(self.images), e.analysis.default_images
+        equal = e.analysis.equal_minibatches
+        chosen = e.analysis.select(stage, images)
+        if chosen is not None:
+            order = tuple(chosen)
+            return Plan(len(images), len(order), e.batch_size, e.seed, 1, equal, order)
+        there, default = len(images), e.analysis.default_images
         if e.images is not None and e.images > there:
             raise UserError(
                 f"images={e.images} asked, but {e.dataset.name} has {there}; "
                 f"ask for images={there} or fewer"
             )
-        images = min(default, there) if e.images is None else e.images
-        if images < e.batch_size:
+        count = min(default, there) if e.images is None else e.images
+        if equal and count < e.batch_size:
             raise UserError(
                 f"{e.dataset.name} has {there} images, less than one minibatch "
                 f"(batch_size={e.batch_size}); "
                 + (f"use batch_size={there // 2}" if there >= 8 else "at least 8 are needed")
             )
-        if images < default and e.images is None:
+        if count < default and e.images is None:
             log.info("%s has %d images: all of them are used", e.dataset.name, there)
-        plan = Plan(there, images, e.batch_size, e.seed, e.repeats)
+        plan = Plan(there, count, e.batch_size, e.seed, e.repeats, equal)
         if plan.left_out:
             log.info(
                 "%d of %d images are left out: the last minibatch would not be full (batch_size=%d)",
-                *(plan.left_out, images, e.batch_size),
+                *(plan.left_out, count, e.batch_size),
             )
         return plan
 
@@ -103,8 +137,8 @@ class Study:
             "weights": {role: model.digest for role, model in self.models.items()},
             "preprocessing": {role: str(model.data) for role, model in self.models.items()},
             "layers": self.axes,
-            "images": self.images.fingerprint,
-            "plan": asdict(self.plan),
+            "images": [each.images.fingerprint for each in self.passes],
+            "plan": [asdict(each.plan) for each in self.passes],
             "precision": e.precision.value,
         }
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
@@ -119,7 +153,12 @@ class Study:
         """Where the results go, below the folder of all outputs."""
         e = self.experiment
         names = "-vs-".join(model.name.replace("/", "_") for model in e.models.values())
-        return f"{e.analysis.name}/{names}/{e.dataset.name}-{self.identity}"
+        return f"{e.analysis.name}/{names}/{self._data}-{self.identity}"
+
+    @property
+    def _data(self) -> str:
+        """What was read besides the models, in a word."""
+        return self.experiment.dataset.name if self.passes else "weights"
 
     @property
     def labels(self) -> Labels:
@@ -128,9 +167,9 @@ class Study:
         return Labels(
             model=self.models["model"].label,
             other=other.label if other else None,
-            dataset=self.experiment.dataset.name,
-            images=self.plan.images - self.plan.left_out,
-            repeats=self.plan.repeats,
+            dataset=self._data,
+            images=self.plan.images - self.plan.left_out if self.passes else 0,
+            repeats=self.plan.repeats if self.passes else 1,
         )
 
 

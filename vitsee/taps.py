@@ -4,49 +4,79 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from vitsee.analysis import Layer
+from vitsee import attention, layers
+from vitsee.analysis import Analysis, Layer
 from vitsee.config import Precision
 
 Measure = Callable[[Tensor], dict[str, Tensor]]
+Attach = Callable[[nn.Module, Layer, Callable[[Any], None]], list[RemovableHandle]]
 
 
 @contextmanager
 def watch(
     net: nn.Module,
-    layers: list[Layer],
-    reduce: Callable[[Layer, Tensor], Tensor],
+    watched: list[Layer],
+    analysis: Analysis,
     precision: Precision,
+    *,
+    role: str = "model",
 ) -> Iterator[Measure]:
     """Within the block, the yielded function runs the model and returns what `reduce` kept of each layer.
 
-    It maps (N, 3, H, W) pixels to {layer name: reduced output}, in the order of `layers`. At no time
+    It maps (N, 3, H, W) pixels to {layer name: reduced output}, in the order of `watched`. At no time
     is more than one output alive that the forward pass itself would not keep.
     """
     kept: dict[str, Tensor] = {}
 
-    def keep(layer: Layer) -> Callable[[nn.Module, object, Tensor], None]:
-        def hook(module: nn.Module, args: object, output: Tensor) -> None:
-            with _exact(output.device.type):
-                kept[layer.name] = reduce(layer, output)
+    def keep(layer: Layer) -> Callable[[Any], None]:
+        def deliver(output: Any) -> None:
+            with _exact(net_device.type):
+                kept[layer.name] = analysis.reduce(layer, output)
 
-        return hook
+        return deliver
 
     def measure(pixels: Tensor) -> dict[str, Tensor]:
         kept.clear()
-        with torch.inference_mode(), _forward(precision, pixels.device.type):
+        recorded = torch.enable_grad() if analysis.gradients else torch.inference_mode()
+        with recorded, _forward(precision, pixels.device.type):
             net(pixels)
-        return {layer.name: kept[layer.name] for layer in layers}
+        return {layer.name: kept[layer.name] for layer in watched}
 
-    handles = [net.get_submodule(l.name).register_forward_hook(keep(l)) for l in layers]
+    net_device = next(net.parameters()).device
+    attach = ATTACH[analysis.reads(role)]
+    handles = [handle for layer in watched for handle in attach(net, layer, keep(layer))]
     try:
         yield measure
     finally:
         for handle in handles:
             handle.remove()
+
+
+def of_module(
+    net: nn.Module, layer: Layer, deliver: Callable[[Tensor], None]
+) -> list[RemovableHandle]:
+    """A hook that hands over the output of the module of this name."""
+
+    def hook(module: nn.Module, args: object, output: Tensor) -> None:
+        deliver(output)
+
+    return [net.get_submodule(layer.name).register_forward_hook(hook)]
+
+
+ATTACH: dict[str, Attach] = {"outputs": of_module, "attention": attention.attach}
+"""How each thing that an analysis can read (`Analysis.reads`) is read."""
+
+SURVEY: dict[str, Callable[[nn.Module, tuple[int, int, int]], list[Layer]]] = {
+    "outputs": layers.survey,
+    "attention": attention.survey,
+}
+"""Where in a model there is something to read, in the order it runs."""
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -36,6 +36,8 @@ class CKA(Analysis):
     over minibatches of the unbiased estimator HSIC_1 (Nguyen et al. 2021, eq. 2 and 3). Values are
     not clipped: those of unrelated layers scatter around 0.
     """
+
+    equal_minibatches: ClassVar[bool] = True
 
     name: str = "cka"
     layers: Any = "paper"

@@ -1,0 +1,209 @@
+"""Attention weights of timm's transformers, from one place: what goes into scaled_dot_product_attention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+from vitsee.analysis import Layer
+from vitsee.errors import UserError
+from vitsee.layers import describe
+
+_CHUNK_BYTES = {"cpu": 2**20, "cuda": 2**28}
+"""Size of the attention weights that are made at a time: the cache of a CPU, little of a GPU's memory."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What an attention module computed for a minibatch: output = softmax(scale query keyᵀ + bias) value.
+
+    query, key: (N, heads, tokens, features), after q/k norm and rotation. bias: broadcasts to
+    (N, heads, tokens, tokens), or None. output: (N, heads, tokens, features), before the projection.
+    """
+
+    query: Tensor
+    key: Tensor
+    bias: Tensor | None
+    scale: float
+    output: Tensor
+
+    def weights(self) -> Iterator[tuple[slice, Tensor]]:
+        """Slices of the images and their weights, (images, heads, tokens, tokens) float32.
+
+        Each is made when asked for and few images wide, so that all of them are never in memory.
+        """
+        n, heads, tokens, _ = self.query.shape
+        limit = _CHUNK_BYTES.get(self.query.device.type, 2**28)
+        size = max(1, limit // (4 * heads * tokens * tokens))
+        for start in range(0, n, size):
+            some = slice(start, min(start + size, n))
+            yield some, self._softmax(some)
+
+    def _softmax(self, some: slice) -> Tensor:
+        query = self.query[some].float() * self.scale
+        scores = query @ self.key[some].float().mT
+        if self.bias is not None:
+            shared = self.bias.ndim < 4 or len(self.bias) == 1
+            scores += (self.bias if shared else self.bias[some]).float()
+        return scores.softmax(-1)
+
+
+class _Intercept(TorchFunctionMode):
+    """Passes every call of scaled_dot_product_attention, with its result, to `seen`."""
+
+    def __init__(self, seen: Callable[[Attention], None]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func is scaled_dot_product_attention:
+            self.seen(_attention(result, *args, **kwargs))
+        return result
+
+
+def _attention(
+    output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Attention:
+    """The arguments of scaled_dot_product_attention by its own signature."""
+    bias = attn_mask
+    if bias is not None and bias.dtype == torch.bool:
+        bias = torch.zeros(bias.shape, device=bias.device).masked_fill_(~bias, -math.inf)
+    if is_causal:
+        tokens = query.shape[-2]
+        bias = torch.full((tokens, tokens), -math.inf, device=query.device).triu_(1)
+    return Attention(query, key, bias, query.shape[-1] ** -0.5 if scale is None else scale, output)
+
+
+def attach(
+    net: nn.Module, layer: Layer, deliver: Callable[[Attention], None]
+) -> list[RemovableHandle]:
+    """Hooks that hand over what the attention module of this name computes in each forward pass."""
+    module = net.get_submodule(layer.name)
+    intercept = _Intercept(deliver)
+
+    def enter(module: nn.Module, args: object) -> None:
+        _fuse(module)
+        intercept.__enter__()
+
+    def leave(module: nn.Module, args: object, output: object) -> None:
+        intercept.__exit__(None, None, None)
+
+    return [
+        module.register_forward_pre_hook(enter),
+        module.register_forward_hook(leave, always_call=True),
+    ]
+
+
+def _fuse(module: nn.Module) -> None:
+    """Let timm call scaled_dot_product_attention, which its setting TIMM_FUSED_ATTN=0 turns off."""
+    if hasattr(module, "fused_attn"):
+        setattr(module, "fused_attn", True)  # noqa: B010
+
+
+def survey(net: nn.Module, input_size: tuple[int, int, int]) -> list[Layer]:
+    """Every module that attends from all tokens to all tokens, in the order they run.
+
+    net may be on any device, also torch's meta device. input_size: (3, H, W). Raises UserError that
+    says why if there is none: no attention, windows, channels instead of tokens, or another formula.
+    """
+    calls: dict[str, list[Attention]] = {}
+    with _running(net) as stack:
+        keep = _Intercept(lambda found: calls.setdefault(stack[-1], []).append(found))
+        with torch.no_grad(), keep:
+            net(torch.zeros(1, *input_size, device=next(net.parameters()).device))
+    layers, refused = [], []
+    for name, found in calls.items():
+        heads, tokens, features = _sizes(found[0])
+        layer = describe(net, name, (tokens, heads * features), input_size)
+        reason = _refusal(layer, found)
+        if reason:
+            refused.append(f"{name} ({type(net.get_submodule(name)).__name__}) {reason}")
+        else:
+            layers.append(replace(layer, shape=(heads, tokens, features)))
+    if not layers:
+        raise UserError(_no_attention(net, refused))
+    return layers
+
+
+def _sizes(found: Attention) -> tuple[int, int, int]:
+    """Heads, tokens and features of a head."""
+    *_, heads, tokens, features = (1, *found.query.shape)
+    return heads, tokens, features
+
+
+def _refusal(layer: Layer, found: list[Attention]) -> str:
+    """Why this attention is not from every token to every token of the image, empty if it is."""
+    query, key = found[0].query.shape, found[0].key.shape
+    if len(found) > 1:
+        return f"computes {len(found)} attentions, whose weights are combined in its own way"
+    if len(query) != 4 or query[0] != 1:
+        return f"attends within windows ({query[0]} of {query[-2]} tokens)"
+    if query[-2] != key[-2]:
+        return f"attends from {query[-2]} to {key[-2]} tokens"
+    if layer.prefix is None or layer.grid is None or query[-2] != _tokens(layer):
+        return f"attends among {query[-2]} entries, which are not the model's tokens"
+    return ""
+
+
+def _tokens(layer: Layer) -> int:
+    assert layer.grid is not None
+    return layer.grid[0] * layer.grid[1] + (layer.prefix or 0)
+
+
+def _no_attention(net: nn.Module, refused: list[str]) -> str:
+    kind = type(net).__name__
+    classes = {type(module).__name__ for module in net.modules()}
+    own = sorted(name for name in classes if "att" in name.lower())
+    if refused:
+        why = f"its {refused[0]}"
+    elif own:
+        why = f"its {', '.join(own)} compute attention by a formula of their own"
+    else:
+        why = "it has no attention"
+    return (
+        f"{kind} has no softmax attention from every token to every token: {why}; analyses of attention "
+        f"need a ViT, DeiT, BEiT, EVA, a ViT with relative positions or a hybrid"
+    )
+
+
+@contextmanager
+def _running(net: nn.Module) -> Iterator[list[str]]:
+    """Names of the modules that are running, innermost last."""
+    stack: list[str] = []
+    handles = []
+    for name, module in net.named_modules():
+        _fuse(module)
+        handles.append(module.register_forward_pre_hook(lambda m, a, name=name: stack.append(name)))
+        handles.append(
+            module.register_forward_hook(lambda m, a, o: stack.pop() and None, always_call=True)
+        )
+    try:
+        yield stack
+    finally:
+        for handle in handles:
+            handle.remove()
