@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -17,6 +18,7 @@ from reference import hsic1
 
 from vitsee.analyses.cka import CKA, Tokens
 from vitsee.analysis import Layer, View
+from vitsee.batches import Plan
 from vitsee.errors import UserError
 from vitsee.estimates import cka_and_error
 from vitsee.results import Results
@@ -114,14 +116,18 @@ def test_cka_on_photographs_equals_the_equation_in_float64(overrides, test_data,
     assert list(dict.fromkeys(table["model_layer"])) == study.axes[roles[0]]
 
 
-def measured(*minibatches: dict[str, torch.Tensor], analysis: CKA | None = None) -> tuple:
+def measured(
+    *minibatches: dict[str, torch.Tensor],
+    analysis: CKA | None = None,
+    fresh: Callable[[int], float] = lambda index: 1.0,
+) -> tuple:
     """Table and warnings of CKA between named features (N, ...), given minibatch by minibatch."""
     analysis = analysis or CKA()
     total = Sums.zero(len(minibatches))
     for i, features in enumerate(minibatches):
         layers = {name: Layer(name, tuple(x.shape[1:]), None) for name, x in features.items()}
         reduced = {name: analysis.reduce(layers[name], x) for name, x in features.items()}
-        view = View(len(next(iter(features.values()))), torch.zeros(0), reduced)
+        view = View(len(next(iter(features.values()))), torch.zeros(0), reduced, fresh=fresh(i))
         total += Sums.of(i, len(minibatches), analysis.observe(view), {"model": list(features)})
     return analysis.tables(total)["cka"].set_index(
         ["model_layer", "other_layer"]
@@ -186,9 +192,10 @@ def test_the_standard_error_is_that_of_the_delta_method_written_out():
         "ab": ab, "aa": aa, "bb": bb, "ab_ab": ab**2, "ab_aa": ab * aa, "ab_bb": ab * bb,
         "aa_bb": aa * bb, "aa_aa": aa**2, "bb_bb": bb**2,
     }  # fmt: skip
+    fresh = np.array(50.0)
     matrices = {"ab", "ab_ab", "ab_aa", "ab_bb", "aa_bb"}
     sums = {k: np.full((1, 1) if k in matrices else (1,), v.sum()) for k, v in terms.items()}
-    cka, se = cka_and_error(sums, 50)
+    cka, se = cka_and_error(sums | {"fresh": fresh}, 50)
     ratio = ab.sum() / np.sqrt(aa.sum() * bb.sum())
     moves = ab / np.sqrt(aa.sum() * bb.sum()) - ratio / 2 * (aa / aa.sum() + bb / bb.sum())
     assert cka[0, 0] == pytest.approx(ratio, rel=1e-14)
@@ -207,6 +214,23 @@ def test_the_standard_error_is_the_spread_of_repeated_measurements():
         estimates.append(table.loc[("a", "b"), "cka"])
         errors.append(table.loc[("a", "b"), "se"])
     assert np.mean(errors) == pytest.approx(np.std(estimates), rel=0.3)
+
+
+def test_drawing_the_same_images_again_does_not_make_the_standard_error_small():
+    estimates, errors = [], []
+    generator = torch.Generator().manual_seed(3)
+    plan = Plan(size=160, images=160, batch_size=16, seed=0, repeats=10)
+    for _ in range(60):
+        a = torch.randn(160, 10, generator=generator)
+        b = a[:, :5] + torch.randn(160, 5, generator=generator)
+        batches = [{"a": a[plan.batch(i)], "b": b[plan.batch(i)]} for i in range(len(plan))]
+        table, _ = measured(*batches, fresh=plan.fresh)
+        estimates.append(table.loc[("a", "b"), "cka"])
+        errors.append(table.loc[("a", "b"), "se"])
+    ratio = np.mean(errors) / np.std(estimates)
+    assert (
+        0.75 < ratio < 1.7
+    )  # counting every minibatch as new would give a third of the lower bound
 
 
 def test_one_minibatch_has_no_standard_error():

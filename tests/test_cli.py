@@ -93,6 +93,11 @@ MISTAKES = {
     "a minibatch of three": (["run", "batch_size=3"], "batch_size must be at least 4 .*, got 3"),
     "fewer images than a minibatch": (["run", "images=8"], "images=8 is less than one minibatch"),
     "no repeats": (["run", "repeats=0"], "repeats must be at least 1, got 0"),
+    "a tolerance of nothing": (["run", "tolerance=0"], "tolerance must be above 0, .* got 0.0"),
+    "a tolerance of shards": (
+        ["run", "tolerance=0.1", "run.shards=2"],
+        "tolerance=0.1 with run.shards=2: where to stop depends on all minibatches so far",
+    ),
     "a shard that is not there": (
         ["run", "run.shard=3", "run.shards=3"],
         r"must be in 0…2 .*got 3",
@@ -493,7 +498,7 @@ def test_a_bug_keeps_its_traceback_and_exits_with_1(images, tmp_path):
     words = " ".join(repr(word) for word in tiny_overrides(images, tmp_path))
     code = (
         f"import sys; sys.argv = ['vitsee', 'run', {words.replace(' ', ', ')}];"
-        "import vitsee.kernels; vitsee.kernels.gram = lambda x: 1 / 0; import vitsee.cli; vitsee.cli.main()"
+        "import vitsee.kernels; vitsee.kernels.gram = lambda *x: 1 / 0; import vitsee.cli; vitsee.cli.main()"
     )
     crashed = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False

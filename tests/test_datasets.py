@@ -190,6 +190,15 @@ def test_a_plan_draws_without_replacement_and_anew_in_each_repeat():
     assert Plan(100, 50, 8, 2).batch(0) != plan.batch(0)
 
 
+def test_images_of_a_plan_are_fresh_when_they_are_drawn_for_the_first_time():
+    all_again = Plan(size=48, images=48, batch_size=8, seed=1, repeats=3)
+    assert [all_again.fresh(b) for b in range(18)] == [1.0] * 6 + [0.0] * 12
+    some_new = Plan(size=100, images=50, batch_size=8, seed=1, repeats=3)
+    fresh = sum(some_new.fresh(b) * 8 for b in range(len(some_new)))
+    assert fresh == pytest.approx(len(some_new.used(18)))
+    assert 50 < fresh < 100
+
+
 def test_shards_of_a_plan_share_the_work_without_overlap():
     plan, none = Plan(100, 100, 8, 0), torch.zeros(12)
     shares = [plan.todo(none, shard, 5) for shard in range(5)]

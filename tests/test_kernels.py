@@ -7,6 +7,7 @@ import pytest
 import torch
 from reference import hsic1
 
+from vitsee.errors import UserError
 from vitsee.kernels import gram, hsic, u_centre
 
 
@@ -45,6 +46,20 @@ def test_chunks_of_features_add_up_to_the_whole(monkeypatch):
     monkeypatch.setattr("vitsee.kernels._PIECE", {"cpu": 16})
     monkeypatch.setattr("vitsee.kernels._ROWS", {"cpu": 3})
     torch.testing.assert_close(gram(x), whole, rtol=1e-6, atol=1e-4)
+
+
+def test_products_of_factors_rounded_to_bfloat16_are_off_by_their_rounding_and_no_more():
+    x = features(32, 5000)
+    exact = u_centre(gram(x))
+    error = (u_centre(gram(x, "bf16")) - exact).abs().max() / exact.abs().max()
+    assert 1e-6 < error < 2**-8
+
+
+def test_tf32_products_are_refused_where_there_is_no_cuda():
+    with pytest.raises(
+        UserError, match=r"analysis\.products=tf32 exists on CUDA devices only, not on cpu"
+    ):
+        gram(features(8, 5), "tf32")
 
 
 def test_features_that_do_not_vary_have_a_gram_matrix_of_exact_zeros():

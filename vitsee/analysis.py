@@ -57,7 +57,8 @@ class View:
 
     images: how many images the minibatch has. labels: (N,) int64. pixels: by role of the model, the
     (N, 3, H, W) input that it saw. positions: where the images stand in the plan, and planned: how many
-    there are in all. stage: the number of the pass over the data.
+    there are in all. stage: the number of the pass over the data. fresh: the share of the images that no
+    earlier minibatch of the plan has; it is below 1 only where images are drawn again (`repeats`).
     """
 
     images: int
@@ -68,6 +69,7 @@ class View:
     positions: Sequence[int] = ()
     planned: int = 0
     stage: int = 0
+    fresh: float = 1.0
 
     def rows(self, values: Tensor) -> Tensor:
         """Per-image values, (N, ...), as their rows of an array of zeros over all images of the plan."""
@@ -170,6 +172,10 @@ class Analysis:
     def warnings(self, sums: Sums) -> list[str]:
         """What the user must know about these sums, e.g. layers whose values are undefined."""
         return []
+
+    def error(self, sums: Sums) -> float:
+        """Largest standard error in the table that these sums give, where `tolerance` may ask for it."""
+        raise NotImplementedError
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         """Figures by file name without ending, from the tables as read back from the CSVs."""

@@ -59,6 +59,10 @@ class Plan:
             return list(self.chosen[start:end])
         return _order(self.size, self.seed, repeat)[start:end].tolist()
 
+    def used(self, minibatches: int) -> list[int]:
+        """Data set indices of the first minibatches, each once, in the order they are first used."""
+        return list(dict.fromkeys(i for b in range(minibatches) for i in self.batch(b)))
+
     def positions(self, index: int, ids: list[int]) -> list[int]:
         """Where these images of a minibatch stand among all that are planned."""
         repeat, within = divmod(index, self.per_repeat)
@@ -66,9 +70,26 @@ class Plan:
         place = {image: start + i for i, image in enumerate(self.batch(index))}
         return [place[image] for image in ids]
 
+    def fresh(self, index: int) -> float:
+        """Share of a minibatch's images that no earlier minibatch has."""
+        repeat = index // self.per_repeat
+        if repeat == 0:
+            return 1.0
+        batch = self.batch(index)
+        return 1 - _drawn_before(self, repeat)[batch].mean().item()
+
     def todo(self, seen: Tensor, shard: int, shards: int) -> list[int]:
         """Minibatches of this shard that `seen` does not count yet."""
         return [b for b in range(shard, len(self), shards) if not seen[b]]
+
+
+@lru_cache(maxsize=2)
+def _drawn_before(plan: Plan, repeat: int) -> np.ndarray:
+    """(size,) whether an image is in a minibatch of the repeats before this one."""
+    drawn = np.zeros(plan.size, bool)
+    for before in range(repeat):
+        drawn[_order(plan.size, plan.seed, before)[: plan.images - plan.left_out]] = True
+    return drawn
 
 
 @lru_cache(maxsize=2)

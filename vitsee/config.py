@@ -138,6 +138,8 @@ class Experiment:
     """How many images of the data set, drawn with `seed`; by default the analysis's own number."""
     repeats: int = 1
     """How many times images are drawn and shuffled anew."""
+    tolerance: float | None = None
+    """Stop as soon as the largest standard error in the table is this small; at the latest after all images."""
     seed: int = 0
     """Seed of the draw and the order of the images."""
     precision: Precision = Precision.fp32
@@ -159,6 +161,13 @@ class Experiment:
             )
         if self.repeats < 1:
             raise UserError(f"repeats must be at least 1, got {self.repeats}")
+        if self.repeats > 1 and not self.analysis.equal_minibatches:
+            raise UserError(
+                f"repeats={self.repeats}: {self.analysis.name} does not depend on how images are cut into "
+                f"minibatches, so the same images again tell nothing new; ask for more images=…"
+            )
+        if self.tolerance is not None:
+            _check_tolerance(self)
 
     @property
     def models(self) -> dict[str, Model]:
@@ -170,6 +179,23 @@ class Experiment:
         plain = OmegaConf.to_container(OmegaConf.structured(self), enum_to_str=True)
         assert isinstance(plain, dict)
         return {str(key): value for key, value in plain.items() if key != "run"}
+
+
+def _check_tolerance(e: Experiment) -> None:
+    """Raise UserError if this experiment cannot stop at `tolerance`."""
+    able = [name for name, kind in REGISTERED.items() if kind.error is not Analysis.error]
+    if not e.tolerance or not 0 < e.tolerance < float("inf"):
+        raise UserError(f"tolerance must be above 0, e.g. tolerance=0.01; got {e.tolerance}")
+    if e.analysis.name not in able:
+        raise UserError(
+            f"tolerance={e.tolerance}: {e.analysis.name} has no standard error to stop at; "
+            f"analyses that have: {', '.join(able)}"
+        )
+    if e.run.shards > 1:
+        raise UserError(
+            f"tolerance={e.tolerance} with run.shards={e.run.shards}: where to stop depends on all "
+            f"minibatches so far, which no shard has; use one of the two"
+        )
 
 
 def _schema(kind: type, *open_to_any_key: str) -> DictConfig:

@@ -10,12 +10,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def cka_terms(ab: Tensor, aa: Tensor, bb: Tensor) -> dict[str, Tensor]:
+def cka_terms(ab: Tensor, aa: Tensor, bb: Tensor, fresh: float) -> dict[str, Tensor]:
     """What one minibatch adds to the sums of `cka_and_error`.
 
-    ab: (A, B) HSIC_1 of every a with every b; aa: (A,), bb: (B,) of each with itself.
+    ab: (A, B) HSIC_1 of every a with every b; aa: (A,), bb: (B,) of each with itself. fresh: the share
+    of the images that no earlier minibatch has (`View.fresh`).
     """
     return {
+        "fresh": ab.new_tensor(fresh),
         "ab": ab,
         "aa": aa,
         "bb": bb,
@@ -32,8 +34,10 @@ def cka_and_error(terms: dict[str, np.ndarray], minibatches: int) -> tuple[np.nd
     """CKA and its standard error from sums over minibatches, each (A, B).
 
     The error is that of a ratio of sums by the delta method: minibatch i moves the ratio by
-    ab_i / sqrt(aa bb) - cka / 2 (aa_i / aa + bb_i / bb), and the squares of these add up. It is
-    NaN for one minibatch, and not resolved below about 1e-8. Undefined entries are NaN.
+    ab_i / sqrt(aa bb) - cka / 2 (aa_i / aa + bb_i / bb), and the squares of these add up. Images that
+    are drawn again count once: all minibatches tell how much one varies, but only fresh images make the
+    error smaller. It is NaN for one minibatch, and not resolved below about 1e-8. Undefined entries are
+    NaN.
     """
     aa, bb = terms["aa"][:, None], terms["bb"][None, :]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -50,6 +54,7 @@ def cka_and_error(terms: dict[str, np.ndarray], minibatches: int) -> tuple[np.nd
                 + 2 * terms["aa_bb"] / (aa * bb)
             )
         )
-        variance = np.clip(squares, 0, None) * np.float64(minibatches) / (minibatches - 1)
+        of_one = np.clip(squares, 0, None) * np.float64(minibatches) ** 2 / (minibatches - 1)
+        variance = of_one / terms["fresh"]
     se = np.sqrt(variance) if minibatches > 1 else np.full_like(cka, np.nan)
     return cka, se

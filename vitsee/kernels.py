@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vitsee.arithmetic import tf32
+from vitsee.errors import UserError
 
 _WIDTH = {"cpu": 16384, "cuda": 65536}
 """Features of all examples that are centred at a time: what a CPU's cache holds, and enough work for a GPU."""
@@ -30,8 +31,14 @@ def gram(x: Tensor, product: str = "fp32") -> Tensor:
     standard deviations. Features that do not vary between the examples beyond rounding count as
     constant: their Gram matrix is exactly 0. The features are read in chunks and never copied whole.
     product: how the centred features are rounded before they are multiplied: fp32 (not at all), tf32
-    (by CUDA) or bf16; the products are summed in float32 and float64 whatever it is.
+    (by CUDA) or bf16; the products are summed in float32 and float64 whatever it is. Raises UserError
+    for tf32 where there is no CUDA.
     """
+    if product == "tf32" and x.device.type != "cuda":
+        raise UserError(
+            f"analysis.products=tf32 exists on CUDA devices only, not on {x.device.type}; "
+            f"use analysis.products=fp32 or bf16"
+        )
     rows = _rows(x.detach())
     k = gram_chunks(rows, product)
     return torch.where(k.diagonal().sum() <= _rounding(rows), torch.zeros_like(k), k)
@@ -45,7 +52,7 @@ def gram_chunks(rows: Tensor, product: str = "fp32") -> Tensor:
         for chunk in rows.split(_WIDTH.get(device, 65536), dim=1):
             centred = _centred(chunk)
             if product == "bf16":
-                centred = centred.bfloat16().float()
+                centred = centred.bfloat16()
             _add_products(k, centred, _PIECE.get(device, 16384), _ROWS.get(device, 512))
     return k.triu() + k.triu(1).mT
 
@@ -84,8 +91,15 @@ def _add_products(k: Tensor, x: Tensor, piece: int, block: int) -> None:
             pieces = part.unflatten(1, (-1, width)).transpose(0, 1)
             for start in range(0, len(x), block):
                 some = slice(start, start + block)
-                products = pieces[:, some] @ pieces[:, start:].mT
+                products = _products(pieces[:, some], pieces[:, start:])
                 k[some, start:] += products.sum(0, dtype=torch.float64).to(k.device)
+
+
+def _products(x: Tensor, y: Tensor) -> Tensor:
+    """x yᵀ of each piece, summed in float32 whatever the factors are."""
+    if x.dtype == torch.bfloat16 and x.device.type == "cuda":
+        return torch.bmm(x, y.mT, out_dtype=torch.float32)
+    return x.float() @ y.float().mT
 
 
 def float64_device(x: Tensor) -> torch.device:

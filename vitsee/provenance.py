@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from vitsee.study import Pass, Study
+from vitsee.sums import Sums
 
 _PACKAGES = (
     "vitsee",
@@ -29,10 +30,10 @@ _PACKAGES = (
 )
 
 
-def made_with(study: Study) -> dict[str, Any]:
-    """The record of a result, as written to made_with.json; its launches are added to it as they end."""
+def made_with(study: Study, totals: list[Sums]) -> dict[str, Any]:
+    """The record of a result, as written to made_with.json. totals: the sums of each pass."""
     return {
-        "labels": asdict(study.labels),
+        "labels": asdict(study.labels(int(totals[-1].seen.sum()))),
         "identity": study.identity,
         "models": {
             role: {
@@ -49,9 +50,10 @@ def made_with(study: Study) -> dict[str, Any]:
             {
                 "fingerprint": each.images.fingerprint,
                 "plan": asdict(each.plan) | {"left_out": each.plan.left_out},
-                "image_ids": image_ids(each),
+                "minibatches": int(total.seen.sum()),
+                "image_ids": image_ids(each, int(total.seen.sum())),
             }
-            for each in study.passes
+            for each, total in zip(study.passes, totals, strict=False)
         ],
         "precision": study.experiment.precision.value,
         "versions": versions(),
@@ -59,10 +61,9 @@ def made_with(study: Study) -> dict[str, Any]:
     }
 
 
-def image_ids(one: Pass) -> list[str]:
-    """Ids of all images of the plan, each once, in the order they are first used."""
-    used = (i for b in range(len(one.plan)) for i in one.plan.batch(b))
-    return [one.images.id(i) for i in dict.fromkeys(used)]
+def image_ids(one: Pass, minibatches: int) -> list[str]:
+    """Ids of all images of the minibatches measured, each once, in the order they are first used."""
+    return [one.images.id(i) for i in one.plan.used(minibatches)]
 
 
 def versions() -> dict[str, str]:

@@ -63,7 +63,7 @@ def measure(study: Study, results: Results, stage: int) -> None:
     path = results.state(how.shard, how.shards, stage)
     sums = (Sums.load(path) if path.exists() else Sums.zero(len(plan))).to(device)
     todo = plan.todo(seen_by_anyone(study, results, stage), how.shard, how.shards)
-    if not todo:
+    if not todo or study.enough(sums):
         log.info("all of it is measured already")
         return
     with Interruptible() as signals, observer(study, stage) as observe:
@@ -76,6 +76,8 @@ def measure(study: Study, results: Results, stage: int) -> None:
                 if launch.minibatches % how.save_every == 0:
                     results.save_state(path, sums)
                 signals.check()
+                if study.enough(sums):
+                    break
         finally:  # whatever happened, what is in the sums is right and is kept
             results.save_state(path, sums)
             results.save_launch(path, launch.end(device, batches.waited))
@@ -126,6 +128,7 @@ def observer(study: Study, stage: int) -> Iterator[Callable[[Minibatch], dict[st
                     positions=plan.positions(batch.index, batch.ids),
                     planned=plan.planned,
                     stage=stage,
+                    fresh=plan.fresh(batch.index),
                 )
                 terms = e.analysis.observe(view)
             except torch.OutOfMemoryError as error:
@@ -150,8 +153,9 @@ def skipped(plan: Plan, batch: Minibatch) -> Tensor:
 
 def gather(study: Study, results: Results, stage: int) -> Sums:
     """Every shard's sums of a pass added up. Raises Incomplete if a minibatch is missing."""
+    total = reduce(add, (Sums.load(path) for path in results.states(stage)))
     try:
-        return reduce(add, (Sums.load(path) for path in results.states(stage))).complete()
+        return total if study.enough(total) else total.complete()
     except Incomplete as waiting:
         how, passes = study.experiment.run, len(study.passes)
         there = ", ".join(path.stem for path in results.states(stage))
@@ -165,7 +169,8 @@ def gather(study: Study, results: Results, stage: int) -> Sums:
 
 def document(study: Study, results: Results, totals: list[Sums]) -> None:
     """Write made_with.json, and log what the user must know."""
-    record = provenance.made_with(study)
+    record = provenance.made_with(study, totals)
+    record["tolerance"] = stopped(study, totals[-1])
     record["skipped_images"] = skipped_ids(study, totals)
     record["warnings"] = study.experiment.analysis.warnings(totals[-1])
     if record["skipped_images"]:
@@ -173,10 +178,31 @@ def document(study: Study, results: Results, totals: list[Sums]) -> None:
         record["warnings"].append(
             f"{count} images could not be decoded and were skipped: {first} …"
         )
+    if record["tolerance"] and not record["tolerance"]["reached"]:
+        record["warnings"].append(
+            "tolerance={asked} was not reached: the largest standard error after all "
+            "{minibatches} minibatches is {largest_se:.2g}".format(**record["tolerance"])
+        )
     for warning in record["warnings"]:
         log.warning("warning: %s", warning)
     record["launches"] = results.launches()
     results.save_json("made_with.json", record | summary(record["launches"]))
+
+
+def stopped(study: Study, total: Sums) -> dict[str, Any] | None:
+    """Which tolerance was asked for, and what was reached; None if none was."""
+    asked = study.experiment.tolerance
+    if asked is None:
+        return None
+    largest = study.experiment.analysis.error(total)
+    measured = int(total.seen.sum())
+    return {
+        "asked": asked,
+        "largest_se": largest,
+        "minibatches": measured,
+        "of": len(total.seen),
+        "reached": largest <= asked,
+    }
 
 
 def skipped_ids(study: Study, totals: list[Sums]) -> list[str]:

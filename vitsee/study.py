@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -16,9 +17,13 @@ from vitsee.analysis import Labels, Layer
 from vitsee.batches import Plan
 from vitsee.config import Experiment, Precision
 from vitsee.errors import UserError
+from vitsee.sums import Sums
 from vitsee.taps import SURVEY
 
 log = logging.getLogger(__name__)
+
+LEAST = 5
+"""Minibatches before a standard error is trusted to stop at."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,7 @@ class Study:
             "images": [each.images.fingerprint for each in self.passes],
             "plan": [asdict(each.plan) for each in self.passes],
             "precision": e.precision.value,
-        }
+        } | ({"tolerance": e.tolerance} if e.tolerance else {})
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
     def _options(self) -> dict[str, Any]:
@@ -160,16 +165,22 @@ class Study:
         """What was read besides the models, in a word."""
         return self.experiment.dataset.name if self.passes else "weights"
 
-    @property
-    def labels(self) -> Labels:
-        """How figures call what is measured."""
+    def enough(self, sums: Sums) -> bool:
+        """Whether these sums are of the first minibatches, and `tolerance` lets it stop after them."""
+        tolerance, measured = self.experiment.tolerance, int(sums.seen.sum())
+        if tolerance is None or measured < LEAST or not (sums.seen[:measured] == 1).all():
+            return False
+        return self.experiment.analysis.error(sums) <= tolerance
+
+    def labels(self, measured: int) -> Labels:
+        """How figures call what is measured: so many minibatches of the last pass."""
         other = self.models.get("other")
         return Labels(
             model=self.models["model"].label,
             other=other.label if other else None,
             dataset=self._data,
-            images=self.plan.images - self.plan.left_out if self.passes else 0,
-            repeats=self.plan.repeats if self.passes else 1,
+            images=len(self.plan.used(min(measured, self.plan.per_repeat))) if self.passes else 0,
+            repeats=math.ceil(measured / self.plan.per_repeat) if self.passes else 1,
         )
 
 

@@ -28,6 +28,14 @@ class Tokens(Enum):
     patches = "patches"
 
 
+class Products(Enum):
+    """How the centred features are rounded before they are multiplied; sums are float32 and float64."""
+
+    fp32 = "fp32"
+    tf32 = "tf32"
+    bf16 = "bf16"
+
+
 @register
 @dataclass(kw_only=True)
 class CKA(Analysis):
@@ -44,6 +52,9 @@ class CKA(Analysis):
     layers: Any = "paper"
     tokens: Tokens = Tokens.all
     """all: whole outputs; cls: the class token alone; patches: all tokens but class and registers."""
+    products: Products = Products.fp32
+    """Of the Gram matrices. fp32 is exact to 1e-6; tf32 (CUDA) and bf16 are faster on a GPU, and
+    less exact: docs/benchmarks.md has the errors."""
 
     def check(self, layers: dict[str, list[Layer]]) -> None:
         if self.tokens is Tokens.all:
@@ -70,7 +81,7 @@ class CKA(Analysis):
             output = output[:, :1]
         elif self.tokens is Tokens.patches:
             output = output[:, layer.prefix :]
-        return u_centre(gram(output))
+        return u_centre(gram(output, self.products.value))
 
     def observe(self, view: View) -> dict[str, Tensor]:
         """HSIC_1 of every pair of layers, and the products that its standard error needs.
@@ -90,7 +101,7 @@ class CKA(Analysis):
             n = u.shape[-1]
             ab = hsic(u, v)
             aa, bb = (w.square().sum((1, 2)) / (n * (n - 3)) for w in (u, v))
-        return cka_terms(ab, aa, bb) | {
+        return cka_terms(ab, aa, bb, view.fresh) | {
             "broken_model": aa.isfinite().logical_not(),
             "broken_other": bb.isfinite().logical_not(),
         }
@@ -99,8 +110,7 @@ class CKA(Analysis):
         """One row per pair of layers: model_layer, other_layer, cka, se."""
         rows = sums.axes["model"]
         columns = sums.axes.get("other", rows)
-        terms = {name: term.cpu().numpy() for name, term in sums.terms.items()}
-        cka, se = cka_and_error(terms, int(sums.seen.sum()))
+        cka, se = _estimate(sums)
         model_layer, other_layer = np.meshgrid(rows, columns, indexing="ij")
         table = pd.DataFrame(
             {
@@ -111,6 +121,11 @@ class CKA(Analysis):
             }
         )
         return {"cka": table}
+
+    def error(self, sums: Sums) -> float:
+        """Largest standard error of all pairs; undefined ones, which no image can mend, do not count."""
+        _, se = _estimate(sums)
+        return float(se[np.isfinite(se)].max(initial=0))
 
     def warnings(self, sums: Sums) -> list[str]:
         """Which layers have undefined CKA, and why."""
@@ -144,3 +159,9 @@ class CKA(Analysis):
             colour_label="CKA",
         )
         return {"cka": heatmap}
+
+
+def _estimate(sums: Sums) -> tuple[np.ndarray, np.ndarray]:
+    """CKA and its standard error, each (A, B)."""
+    terms = {name: term.cpu().numpy() for name, term in sums.terms.items()}
+    return cka_and_error(terms, int(sums.seen.sum()))
