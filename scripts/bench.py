@@ -1,4 +1,4 @@
-"""`make bench`: time and memory of CKA against bare forward passes over the same images, a process a case."""
+"""`make bench`: what CKA costs beside bare forward passes over the same images in memory, a process a case."""
 
 from __future__ import annotations
 
@@ -9,103 +9,271 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 
+import numpy as np
+import peers
 import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from vitsee import layers, models
 from vitsee.analyses.cka import CKA
-from vitsee.analysis import View
+from vitsee.analysis import Layer, View
+from vitsee.arithmetic import forward
 from vitsee.config import Model, Precision
+from vitsee.kernels import u_centre
 from vitsee.sums import Sums
 from vitsee.taps import watch
 
 SIXTY = ["blocks.*.norm1", "blocks.*.attn", "blocks.*.norm2", "blocks.*.mlp", "blocks"]
-CASES = {
-    "ViT-Ti/16, 12 layers": (["vit_tiny_patch16_224"], ["blocks"]),
-    "ViT-Ti/16, 60 layers": (["vit_tiny_patch16_224"], SIXTY),
-    "ViT-Ti/16, 74 layers (paper)": (["vit_tiny_patch16_224"], ["paper"]),
-    "ResNet-50, 122 layers (paper)": (["resnet50"], ["paper"]),
-    "ViT-Ti/16 x ResNet-50, 74 x 122": (["vit_tiny_patch16_224", "resnet50"], ["paper"]),
-}
+SETS = {"12 layers": ["blocks"], "60 layers": SIXTY, "paper layers": ["paper"]}
+ARGS = {"resnet50": {"zero_init_last": False}}
+"""With timm's zeros in the last norms of ResNet's units, random weights give constant layers."""
 
 
-def measure(case: str, minibatches: int, batch_size: int) -> dict[str, float]:
-    """Ratio of CKA to bare forward passes, and what it adds to the peak memory in MB."""
-    names, patterns = CASES[case]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    nets = [models.load(Model(name=n, timm=n, pretrained=False), device).net for n in names]
-    watched = [layers.choose(n, layers.survey(n, (3, 224, 224)), patterns) for n in nets]
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randn(batch_size, 3, 224, 224, generator=generator).to(device)
-    analysis, seconds = CKA(), {"bare": 0.0, "cka": 0.0}
+@dataclass(frozen=True)
+class Case:
+    """One line of the table: models (one, or two that are compared), layers, batch size, who measures."""
 
-    def bare() -> None:
-        with torch.inference_mode():
-            for net in nets:
-                net(pixels)
+    models: list[str]
+    layers: str
+    batch_size: int
+    tool: str = "vitsee"
 
-    bare()
-    before = peak(device)
-    axes = dict(zip(("model", "other"), ([l.name for l in w] for w in watched), strict=False))
-    for i in range(minibatches):  # taken in turn, so that both see the same machine
-        seconds["bare"] += timed(bare, device)
+
+def cases(on_gpu: bool, tools: list[str]) -> list[Case]:
+    """The published table of a GPU or of a CPU."""
+    if on_gpu:
+        alone = ["vit_base_patch16_224", "vit_large_patch16_224", "resnetv2_50x1_bit"]
+        both = ["vit_large_patch16_224", "resnetv2_50x1_bit"]
+        found = [Case([m], "paper layers", size) for m in alone for size in (256, 1024)]
+        return [*found, Case(both, "paper layers", 256)]
+    vit, resnet = ["vit_tiny_patch16_224"], ["resnet50"]
+    found = [Case(vit, which, 64) for which in SETS]
+    found += [Case(resnet, "paper layers", 64), Case(vit + resnet, "paper layers", 64)]
+    few = [c for c in found if c.models == vit and c.layers != "paper layers"]
+    return found + [Case(c.models, c.layers, c.batch_size, tool) for tool in tools for c in few]
+
+
+class Bench:
+    """The models of a case, their watched layers, and minibatches of noise, all in memory."""
+
+    def __init__(self, case: Case, minibatches: int, precision: Precision) -> None:
+        self.case, self.precision = case, precision
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        wanted = [
+            Model(name=n, timm=n, pretrained=False, args=ARGS.get(n, {})) for n in case.models
+        ]
+        loaded = [models.load(model, self.device) for model in wanted]
+        self.nets = [each.net for each in loaded]
+        self.usual = [self._usual(net) for net in self.nets]
+        size = max(each.data["input_size"][-1] for each in loaded)
+        self.watched = [
+            layers.choose(net, layers.survey(net, (3, size, size)), SETS[case.layers])
+            for net in self.nets
+        ]
+        generator = torch.Generator().manual_seed(0)
+        shape = (case.batch_size, 3, size, size)
+        self.batches = [
+            torch.randn(*shape, generator=generator).to(self.device) for _ in range(minibatches)
+        ]
+
+    def _usual(self, net: nn.Module) -> nn.Module:
+        """The same weights in the memory layout in which timm makes them."""
+        import copy
+
+        return copy.deepcopy(net).to(memory_format=torch.contiguous_format)
+
+    def bare(self, nets: list[nn.Module]) -> None:
+        with torch.inference_mode(), forward(self.precision, self.device.type):
+            for pixels in self.batches:
+                for net in nets:
+                    net(pixels)
+
+    def vitsee(self) -> np.ndarray:
+        """CKA of all pairs of layers, as `vitsee run` measures it, with the table."""
+        analysis, total = CKA(), Sums.zero(len(self.batches))
+        axes = dict(zip(("model", "other"), map(names, self.watched), strict=False))
         with ExitStack() as stack:
             run = [
-                stack.enter_context(watch(n, w, analysis, Precision.fp32))
-                for n, w in zip(nets, watched, strict=True)
+                stack.enter_context(watch(net, watched, analysis, self.precision))
+                for net, watched in zip(self.nets, self.watched, strict=True)
             ]
-            sums = Sums.zero(minibatches)
+            for i, pixels in enumerate(self.batches):
+                view = View(len(pixels), pixels[:, 0, 0, 0], *(through(pixels) for through in run))
+                total += Sums.of(i, len(self.batches), analysis.observe(view), axes)
+        table = analysis.tables(total)["cka"]
+        return table["cka"].to_numpy().reshape(len(self.watched[0]), -1)
 
-            def cka(i: int = i, run: list = run, sums: Sums = sums) -> Sums:
-                view = View(batch_size, pixels[:, 0, 0, 0], *(forward(pixels) for forward in run))
-                return sums + Sums.of(i, minibatches, analysis.observe(view), axes)
+    def tool(self) -> np.ndarray:
+        if self.case.tool == "vitsee":
+            return self.vitsee()
+        return peers.TOOLS[self.case.tool](self.usual[0], names(self.watched[0]), self.batches)
 
-            seconds["cka"] += timed(cka, device)
+    def reference(self) -> np.ndarray:
+        """CKA of the same outputs, in float64 from the Gram matrices on."""
+        sums = [0, 0, 0]
+        for pixels in self.batches:
+            u, v = (self._centred(i, pixels) for i in (0, len(self.nets) - 1))
+            sums[0] += u @ v.mT
+            sums[1] += u.square().sum(1)
+            sums[2] += v.square().sum(1)
+        return (sums[0] / (sums[1][:, None] * sums[2][None, :]).sqrt()).numpy()
+
+    def _centred(self, i: int, pixels: Tensor) -> Tensor:
+        """(layers, N²) U-centred Gram matrices in float64 on the CPU."""
+        net, kept = self.nets[i], {}
+
+        def keep(layer: Layer) -> Callable[[nn.Module, object, Tensor], None]:
+            def hook(module: nn.Module, args: object, output: Tensor) -> None:
+                x = output.flatten(1).double()
+                x = x - x.mean(0)
+                kept[layer.name] = u_centre(x @ x.mT).flatten().cpu()
+
+            return hook
+
+        handles = [
+            net.get_submodule(l.name).register_forward_hook(keep(l)) for l in self.watched[i]
+        ]
+        with torch.inference_mode(), forward(self.precision, self.device.type):
+            net(pixels)
+        for handle in handles:
+            handle.remove()
+        return torch.stack([kept[name] for name in names(self.watched[i])])
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """By CUDA's own clock on a GPU."""
+        if self.device.type != "cuda":
+            began = time.perf_counter()
+            work()
+            return time.perf_counter() - began
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        work()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1000
+
+    def peak_mb(self) -> float:
+        """Largest memory so far: of the GPU if there is one, else of the process."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**20
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+    def floor_seconds(self) -> float:
+        """What the Gram matrices cost at least: their products and one reading of the outputs.
+
+        At the speeds of a large float32 product and of a large copy, measured here and now.
+        """
+        flops = outputs = 0
+        for layer in (l for watched in self.watched for l in watched):
+            features, n = float(np.prod(layer.shape)), self.case.batch_size
+            flops += n * (n + 1) * features
+            outputs += 4 * n * features
+        side, length = (8192, 2**28) if self.device.type == "cuda" else (2048, 2**25)
+        a, b = torch.randn(side, side, device=self.device), torch.empty(length, device=self.device)
+        c = torch.empty_like(b)
+        per_flop = self.best(lambda: a @ a, 3) / (2 * side**3)
+        per_byte = self.best(lambda: c.copy_(b), 3) / (8 * length)
+        return len(self.batches) * (flops * per_flop + outputs * per_byte)
+
+    def best(self, work: Callable[[], object], rounds: int) -> float:
+        work()
+        return min(self.seconds(work) for _ in range(rounds))
+
+    def forward_flops(self) -> int:
+        """Of the models, for all minibatches."""
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            for net in self.nets:
+                net(self.batches[0][:1])
+        return counter.get_total_flops() * self.case.batch_size * len(self.batches)
+
+
+def names(watched: list[Layer]) -> list[str]:
+    return [layer.name for layer in watched]
+
+
+def measure(bench: Bench, rounds: int) -> dict[str, float]:
+    """Ratios of the fastest of several rounds, taken in turn so that all see the same machine."""
+    bench.bare(bench.nets)
+    bench.bare(bench.usual)
+    before, took = bench.peak_mb(), {"bare": [], "usual": [], "tool": []}
+    for _ in range(rounds):
+        took["bare"].append(bench.seconds(lambda: bench.bare(bench.nets)))
+        took["usual"].append(bench.seconds(lambda: bench.bare(bench.usual)))
+        took["tool"].append(bench.seconds(bench.tool))
+    added = bench.peak_mb() - before
+    bare, usual, tool = (min(took[key]) for key in ("bare", "usual", "tool"))
+    images = len(bench.batches) * bench.case.batch_size
+    same = usual if bench.case.tool != "vitsee" else bare
     return {
-        "ratio": seconds["cka"] / seconds["bare"],
-        "bare_images_per_second": minibatches * batch_size / seconds["bare"],
-        "added_mb": peak(device) - before,
+        "layers": " x ".join(str(len(watched)) for watched in bench.watched),
+        "ratio": tool / same,
+        "usual": tool / usual,
+        "floor": 1 + bench.floor_seconds() / same,
+        "images_per_second": images / tool,
+        "tflops": bench.forward_flops() / same / 1e12,
+        "added_mb": added,
+        "error": float(np.nanmax(np.abs(bench.tool() - bench.reference()))),
     }
 
 
-def timed(work: object, device: torch.device) -> float:
-    began = time.perf_counter()
-    work()  # type: ignore[operator]
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+HEAD = (
+    "| case | tool | layers | ratio to bare forward | to timm's layout | floor | images/s "
+    "| forward TFLOP/s | added peak memory | largest error |\n|" + "---|" * 10
+)
 
 
-def peak(device: torch.device) -> float:
-    """Largest memory so far, in MB: of the GPU if there is one, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+def line(case: Case, row: dict[str, float]) -> str:
+    title = f"{' x '.join(case.models)}, minibatch {case.batch_size}"
+    return (
+        f"| {title} | {case.tool} | {row['layers']} | {row['ratio']:.2f} | {row['usual']:.2f} "
+        f"| {row['floor']:.2f} | {row['images_per_second']:.0f} | {row['tflops']:.2f} "
+        f"| {row['added_mb']:.0f} MB | {row['error']:.0e} |"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--case", help="measure one case in this process and print JSON")
-    parser.add_argument("--minibatches", type=int, default=4)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument(
+        "--case", help="one case as JSON, measured in this process, answered as JSON"
+    )
+    parser.add_argument(
+        "--models", help="one or two timm models, joined by a comma, instead of the table's"
+    )
+    parser.add_argument("--layers", choices=SETS, default="paper layers", help="with --models")
+    parser.add_argument("--batch-size", type=int, default=64, help="with --models")
+    parser.add_argument("--minibatches", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--precision", choices=[p.value for p in Precision], default="fp32")
     asked = parser.parse_args()
     if asked.case:
-        return print(json.dumps(measure(asked.case, asked.minibatches, asked.batch_size)))
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
+        bench = Bench(Case(**json.loads(asked.case)), asked.minibatches, Precision(asked.precision))
+        return print(json.dumps(measure(bench, asked.rounds)))
+    on_gpu = torch.cuda.is_available()
+    todo = cases(on_gpu, peers.installed())
+    if asked.models:
+        todo = [Case(asked.models.split(","), asked.layers, asked.batch_size)]
+    where = torch.cuda.get_device_name() if on_gpu else f"{platform.machine()} CPU"
     print(
-        f"{where or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}, {asked.precision} forward"
     )
-    print(f"{asked.minibatches} minibatches of {asked.batch_size} images, random weights\n")
-    print("| case | ratio to bare forward | bare images/s | added peak memory |\n|---|---|---|---|")
-    for case in CASES:
-        words = [sys.executable, __file__, "--case", case]
-        sizes = ["--minibatches", str(asked.minibatches), "--batch-size", str(asked.batch_size)]
-        done = subprocess.run([*words, *sizes], capture_output=True, text=True, check=True)
-        row = json.loads(done.stdout)
-        speed, added = row["bare_images_per_second"], row["added_mb"]
-        print(f"| {case} | {row['ratio']:.2f} | {speed:.0f} | {added:.0f} MB |", flush=True)
+    print(
+        f"{asked.minibatches} minibatches, random weights, fastest of {asked.rounds} rounds\n\n{HEAD}"
+    )
+    for case in todo:
+        words = [sys.executable, __file__, "--case", json.dumps(asdict(case))]
+        options = [f"--minibatches={asked.minibatches}", f"--rounds={asked.rounds}"]
+        words += [*options, f"--precision={asked.precision}"]
+        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            print(f"| {case} | failed with exit code {done.returncode} |", flush=True)
+        else:
+            print(line(case, json.loads(done.stdout)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,32 @@
+"""`make bench` measures what it says: its table has every number, and its errors are those of float64."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parents[1] / "scripts" / "bench.py"
+
+
+@pytest.mark.parametrize("models", ["test_vit", "test_vit,test_resnet"])
+def test_the_bench_prints_a_row_with_every_number(models):
+    size = ["--batch-size", "8", "--minibatches", "1", "--rounds", "1"]
+    words = [sys.executable, str(BENCH), "--models", models, *size]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    head, _, row = done.stdout.strip().splitlines()[-3:]
+    cells = dict(zip(head.split("|"), row.split("|"), strict=True))
+    found = {title.strip(): cell.strip() for title, cell in cells.items()}
+    assert float(found["largest error"]) < 1e-5
+    assert float(found["floor"]) > 1
+    assert float(found["ratio to bare forward"]) > 0
+    assert float(found["images/s"]) > 0
+
+
+def test_a_case_that_fails_is_said_and_the_others_go_on(tmp_path):
+    words = [sys.executable, str(BENCH), "--models", "no_such_model", "--rounds", "1"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "no_such_model" in done.stdout.splitlines()[-1]
+    assert "failed with exit code" in done.stdout
