@@ -38,6 +38,7 @@ def run(experiment: Experiment) -> list[Path]:
     """
     study = Study(experiment)
     results = Results(Path(experiment.run.outputs) / study.folder)
+    experiment.analysis.fit(study.memory)
     results.prepare()
     results.save_experiment(experiment.what())
     totals = [of_weights(study)] if experiment.analysis.weights_only else []
