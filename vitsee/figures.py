@@ -103,7 +103,7 @@ def curves(
         names = table[line].unique()
         for i, name in enumerate(names):
             values = table[table[line] == name].groupby(x)[y]
-            mean = values.mean() if values.count().min() else values.agg(lambda v: v.mean())
+            mean = values.agg(lambda of_one: of_one.mean(skipna=False))
             marker = "os^Dv*Pp<>hX"[i % 12]
             (drawn,) = axes.plot(mean.index, mean, marker=marker, markersize=3.5, label=name)
             axes.fill_between(
@@ -116,7 +116,6 @@ def curves(
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
         figure.legend(loc="outside lower center", ncols=min(3, len(names) + 1), frameon=False)
-        figure.get_layout_engine()
     return figure
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
+from vitsee.draws import Draw, draw
 from vitsee.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from vitsee.ridge import Ridge
     from vitsee.sums import Sums
 
-HELD_OUT = 2**32 - 1
-"""Seed of the draw that chooses the penalty: one draw for all seeds, apart from every training draw."""
 TRAIN, CHOOSE, TEST = range(3)
 """The three passes over data."""
 
@@ -36,29 +35,6 @@ class Feature(Enum):
     gap_patches = "gap_patches"
     first = "first"
     each_token = "each_token"
-
-
-@dataclass(frozen=True)
-class Draw:
-    """Data set indices of the images that train the probes, by seed, and that choose the penalty.
-
-    train: (seeds, n). union: those of any seed, ascending. labels: (len(union),).
-    """
-
-    classes: list[str]
-    train: np.ndarray
-    held_out: np.ndarray
-    labels: np.ndarray
-    fingerprint: str
-
-    @property
-    def union(self) -> np.ndarray:
-        return np.unique(self.train)
-
-    @property
-    def positions(self) -> np.ndarray:
-        """(seeds, n) where the training images of each seed stand in the union."""
-        return np.searchsorted(self.union, self.train)
 
 
 @register
@@ -486,10 +462,9 @@ class LinearProbe(Analysis):
         if "linear_probe_tokens" in tables:
             tokens = tables["linear_probe_tokens"]
             percent = tokens.assign(accuracy=100 * tokens["accuracy"])
+            places = percent.groupby(["layer", "row", "col"], sort=False)["accuracy"]
             drawn["linear_probe_tokens"] = figures.grids(
-                percent.groupby(["layer", "row", "col"], sort=False, as_index=False)[
-                    "accuracy"
-                ].mean(),
+                places.mean().reset_index(),
                 panel="layer",
                 row="row",
                 column="col",
@@ -504,58 +479,6 @@ class LinearProbe(Analysis):
     ) -> dict[str, Figure]:
         """Accuracy against depth of several models in one plot."""
         return {"linear_probe": _curves([(t["linear_probe"], l) for t, l in results])}
-
-
-def draw(images: Images, shots: int, held_out: int | None, seeds: list[int]) -> Draw:
-    """Which images train and which choose the penalty; a function of labels, shots and seeds alone.
-
-    Few shots: of each class, `held_out` (default `shots`) images are set apart once, and every seed draws
-    `shots` of the others. shots=0: the last `held_out` (default a tenth) of each class are set apart and
-    all others train. Raises UserError if a class has too few images, or there are no two classes.
-    """
-    labels = np.array([images.label(i) for i in range(len(images))])
-    members = [np.flatnonzero(labels == k) for k in range(len(images.classes))]
-    if len(members) < 2:
-        raise UserError(
-            f"a probe needs labels of at least two classes, but all {len(images)} training images are of "
-            f"one ({images.classes[0]!r}); put the images of each class into a folder of its name"
-        )
-    apart = [(shots or -(-m.size // 10)) if held_out is None else held_out for m in members]
-    for name, member, held in zip(images.classes, members, apart, strict=True):
-        _refuse_few(name, len(member), shots, held, members)
-    if shots:
-        rng = np.random.default_rng(HELD_OUT)
-        members = [rng.permutation(m) for m in members]
-    held = np.concatenate([m[len(m) - a :] for m, a in zip(members, apart, strict=True)])
-    pools = [m[: len(m) - a] for m, a in zip(members, apart, strict=True)]
-    train = np.stack([_shots(pools, shots, seed) for seed in seeds])
-    return Draw(images.classes, train, np.sort(held), labels[np.unique(train)], images.fingerprint)
-
-
-def _shots(pools: list[np.ndarray], shots: int, seed: int) -> np.ndarray:
-    """So many images of every pool, ascending; 0: all."""
-    rng = np.random.default_rng(seed)
-    drawn = [rng.permutation(pool)[:shots] if shots else pool for pool in pools]
-    return np.sort(np.concatenate(drawn))
-
-
-def _refuse_few(
-    name: str, there: int, shots: int, held_out: int, members: list[np.ndarray]
-) -> None:
-    needed = (shots or 1) + held_out
-    if there >= needed:
-        return
-    few = sum(len(m) < needed for m in members)
-    least = min(len(m) for m in members)
-    fits = (
-        f"analysis.shots={least // 2} or less, or a smaller analysis.held_out"
-        if shots and least >= 2
-        else "a training set with more images a class"
-    )
-    raise UserError(
-        f"class {name!r} has {there} training images, but {needed} are needed ({shots or 1} to train, "
-        f"{held_out} held out to choose the penalty), and so in {few} of {len(members)} classes; use {fits}"
-    )
 
 
 def _features(asked: Any) -> list[str]:
