@@ -58,7 +58,7 @@ def plain_probe(x: np.ndarray, y: np.ndarray, classes: int, l2: float) -> Refere
 
 
 @pytest.mark.parametrize(("n", "d"), [(200, 30), (30, 80), (50, 50)])
-@pytest.mark.parametrize("mean", [0, 1000])
+@pytest.mark.parametrize("mean", [0, 10])  # as large as 1,000 deviations
 @pytest.mark.parametrize("form", ["primal", "dual"])
 def test_weights_and_predictions_are_those_of_scikit_learn_for_every_penalty(n, d, mean, form):
     x, y = random_features(n, d, 5, mean=mean)
@@ -341,7 +341,7 @@ def test_the_accuracy_of_each_token_is_the_mean_over_its_tokens_with_a_map_besid
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("shots", [4, 30])
+@pytest.mark.parametrize("shots", [4, 20])
 def test_constant_features_have_no_accuracy_and_a_warning(shots):
     x, y = random_features(200, 20, 4)
     table, warnings, _ = measured(Data(x * 0 + 3.3, y), Data(x + 1, y), shots=shots, seeds=[0])
@@ -356,7 +356,7 @@ def test_constant_features_have_no_accuracy_and_a_warning(shots):
     ("where", "reason"),
     [("train", "of training images are NaN or Inf"), ("test", "of test images are NaN or Inf")],
 )
-@pytest.mark.parametrize("shots", [4, 30])
+@pytest.mark.parametrize("shots", [4, 20])
 def test_nan_and_inf_have_no_accuracy_and_a_warning(value, where, reason, shots):
     x, y = random_features(200, 20, 4)
     data = {"train": Data(x.clone(), y), "test": Data(x + 1, y)}

@@ -152,10 +152,12 @@ def skipped(plan: Plan, batch: Minibatch) -> Tensor:
 def gather(study: Study, results: Results, stage: int) -> Sums:
     """Every shard's sums of a pass added up. Raises Incomplete if a minibatch is missing."""
     try:
-        return reduce(add, (Sums.load(path) for path in results.states(stage))).complete()
+        nothing = Sums.zero(len(study.passes[stage].plan))
+        every = (Sums.load(path) for path in results.states(stage))
+        return reduce(add, every, nothing).complete()
     except Incomplete as waiting:
         how, passes = study.experiment.run, len(study.passes)
-        there = ", ".join(path.stem for path in results.states(stage))
+        there = ", ".join(path.stem for path in results.states(stage)) or "nothing"
         of = f" (pass {stage + 1} of {passes})" if passes > 1 else ""
         raise Incomplete(
             f"shard {how.shard} of {how.shards} is done{of}, but {waiting} (there is: {there}); "
