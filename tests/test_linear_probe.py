@@ -22,7 +22,7 @@ from vitsee.analyses.linear_probe import LinearProbe
 from vitsee.analysis import Layer, View
 from vitsee.datasets import Images
 from vitsee.draws import draw
-from vitsee.errors import UserError
+from vitsee.errors import Incomplete, UserError
 from vitsee.plotting import plot_joined
 from vitsee.results import Results
 from vitsee.runner import run
@@ -106,6 +106,7 @@ def test_examples_that_are_missing_do_not_count():
 def test_the_penalty_with_the_most_correct_is_chosen_and_the_largest_of_equals():
     right = torch.tensor([[5.0, 7, 7, 6], [9, 1, 1, 1], [torch.nan] * 4])
     assert ridge.best(right, [1.0, 4.0, 16.0, 64.0]).tolist()[:2] == [16, 1]
+    assert ridge.best(right, [1.0, 4.0, 16.0, 64.0])[2].isnan()
     assert ridge.best(right.flip(-1), [64.0, 16.0, 4.0, 1.0]).tolist()[:2] == [16, 1]
 
 
@@ -267,11 +268,23 @@ def test_draws_are_balanced_disjoint_from_those_held_out_and_differ_between_seed
     assert (alone.held_out == drawn.held_out).all()
 
 
-def test_without_shots_the_first_nine_tenths_of_each_class_train_and_the_last_choose():
-    data = Data(torch.zeros(300, 1), torch.arange(300) % 3)
-    drawn = draw(data, 0, None, [0])
+def test_without_shots_the_first_nine_tenths_train_and_the_last_choose():
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.randint(
+        3, (300,), generator=generator
+    )  # as CIFAR: not the same number in the end
+    drawn = draw(Data(torch.zeros(300, 1), mixed), 0, None, [0])
     assert drawn.train[0].tolist() == list(range(270))
     assert drawn.held_out.tolist() == list(range(270, 300))
+    assert len(draw(Data(torch.zeros(300, 1), mixed), 0, 7, [0]).held_out) == 21
+
+
+def test_without_shots_a_tenth_of_each_class_chooses_where_classes_are_listed_in_turn():
+    data = Data(torch.zeros(300, 1), torch.arange(300) // 100)
+    drawn = draw(data, 0, None, [0])
+    assert drawn.held_out.tolist() == [*range(90, 100), *range(190, 200), *range(290, 300)]
+    assert not set(drawn.held_out) & set(drawn.train[0])
+    assert drawn.train.shape == (1, 270)
 
 
 TOKENS = Layer(
@@ -345,7 +358,7 @@ def test_the_accuracy_of_each_token_is_the_mean_over_its_tokens_with_a_map_besid
 def test_constant_features_have_no_accuracy_and_a_warning(shots):
     x, y = random_features(200, 20, 4)
     table, warnings, _ = measured(Data(x * 0 + 3.3, y), Data(x + 1, y), shots=shots, seeds=[0])
-    assert table["linear_probe"][["l2", "accuracy"]].isna().all(None)
+    assert table["linear_probe"][["l2", "accuracy"]].isna().to_numpy().all()
     assert len(warnings) == 1
     assert "gap of features: 1 of 1 probes have no accuracy" in warnings[0]
     assert "constant over the training images" in warnings[0]
@@ -354,14 +367,19 @@ def test_constant_features_have_no_accuracy_and_a_warning(shots):
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize(
     ("where", "reason"),
-    [("train", "of training images are NaN or Inf"), ("test", "of test images are NaN or Inf")],
+    [
+        ("train", "of training images are NaN or Inf"),
+        ("held out", "or NaN or Inf in held-out ones"),
+        ("test", "of test images are NaN or Inf"),
+    ],
 )
 @pytest.mark.parametrize("shots", [4, 20])
 def test_nan_and_inf_have_no_accuracy_and_a_warning(value, where, reason, shots):
     x, y = random_features(200, 20, 4)
     data = {"train": Data(x.clone(), y), "test": Data(x + 1, y)}
     drawn = draw(data["train"], shots, None, [0])
-    data[where].x[drawn.train[0][0]] = value
+    index = drawn.held_out[0] if where == "held out" else drawn.train[0][0]
+    data["test" if where == "test" else "train"].x[index] = value
     table, warnings, _ = measured(data["train"], data["test"], shots=shots, seeds=[0])
     assert table["linear_probe"]["accuracy"].isna().all()
     assert len(warnings) == 1
@@ -457,6 +475,12 @@ def test_an_image_that_is_skipped_is_neither_trained_on_nor_counted(tmp_path, im
     tested = len(record["passes"][-1]["image_ids"])
     assert (table["test_images"] == tested - 1).all()
     assert (table["accuracy"] * (tested - 1) % 1).round(9).isin([0, 1]).all()
+
+
+def test_a_shard_without_minibatches_of_a_pass_says_what_is_missing(tmp_path, images):
+    words = ["analysis.train_split=null", "analysis.shots=2", "run.shards=3", "run.shard=2"]
+    with pytest.raises(Incomplete, match=r"1 of 1 minibatches are missing .*there is: nothing"):
+        tiny_run(tmp_path, images, *words)
 
 
 def test_images_limits_those_that_test(tmp_path, images):

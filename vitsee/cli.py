@@ -98,8 +98,8 @@ def plot() -> None:
     paths = [Path(path) for path in sys.argv[1:]]
     for path in paths:
         print(*plot(path), sep="\n")
-    if len(paths) > 1:
-        print(*plot_joined(paths), sep="\n")
+    for joined in plot_joined(paths) if len(paths) > 1 else []:
+        print(joined)
 
 
 def list_() -> None:

@@ -43,8 +43,10 @@ def draw(images: Images, shots: int, held_out: int | None, seeds: list[int]) -> 
     """The draw of every seed, and the images held out.
 
     Few shots: of each class, `held_out` (default `shots`) images are set apart once, and every seed draws
-    `shots` of the others. shots=0: the last `held_out` (default a tenth) of each class are set apart and
-    all others train. Raises UserError if a class has too few images, or there are no two classes.
+    `shots` of the others. shots=0: the last `held_out` of each class are set apart and all others train;
+    by default the last tenth of the images (of CIFAR the last 5,000, as Raghu et al. 2021 do), and of each
+    class where images are listed class by class. Raises UserError if a class has too few images, or there
+    are no two classes.
     """
     labels = np.array([images.label(i) for i in range(len(images))])
     members = [np.flatnonzero(labels == k) for k in range(len(images.classes))]
@@ -53,7 +55,9 @@ def draw(images: Images, shots: int, held_out: int | None, seeds: list[int]) -> 
             f"a probe needs labels of at least two classes, but all {len(images)} training images are of "
             f"one ({images.classes[0]!r}); put the images of each class into a folder of its name"
         )
-    apart = [(shots or -(-m.size // 10)) if held_out is None else held_out for m in members]
+    apart = (
+        [held_out or shots] * len(members) if held_out or shots else _last_tenth(labels, members)
+    )
     for name, member, beside in zip(images.classes, members, apart, strict=True):
         _refuse_few(name, len(member), shots, beside, members)
     if shots:
@@ -63,6 +67,13 @@ def draw(images: Images, shots: int, held_out: int | None, seeds: list[int]) -> 
     pools = [m[: len(m) - a] for m, a in zip(members, apart, strict=True)]
     train = np.stack([_shots(pools, shots, seed) for seed in seeds])
     return Draw(images.classes, train, np.sort(held), labels[np.unique(train)], images.fingerprint)
+
+
+def _last_tenth(labels: np.ndarray, members: list[np.ndarray]) -> list[int]:
+    """How many images of each class are in the last tenth; a tenth of each if classes are listed in turn."""
+    if (np.diff(labels) >= 0).all():
+        return [-(-len(m) // 10) for m in members]
+    return [int((m >= len(labels) * 9 // 10).sum()) for m in members]
 
 
 def _shots(pools: list[np.ndarray], shots: int, seed: int) -> np.ndarray:

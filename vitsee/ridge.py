@@ -64,7 +64,8 @@ def from_sums(counts: Tensor, class_sums: Tensor, products: Tensor) -> Ridge:
     """The primal form, from terms that add up over examples.
 
     counts: (..., K) examples of each class. class_sums: (..., K, D) sums of their features, from which
-    the sum over all and XᵀY follow. products: (..., D, D), XᵀX.
+    the sum over all and XᵀY follow. products: (..., D, D), XᵀX. The sums are not centred, because shards
+    do not know the mean; what float64 loses by that stays far below the rounding of float32 features.
     """
     finite = products.isfinite().all(-1).all(-1) & class_sums.isfinite().all(-1).all(-1)
     products, class_sums = products.nan_to_num(0, 0, 0), class_sums.nan_to_num(0, 0, 0)
@@ -137,9 +138,13 @@ def correct(scores: Tensor, labels: Tensor, defined: Tensor) -> Tensor:
 
 
 def best(held_out: Tensor, grid: list[float]) -> Tensor:
-    """The penalty with the most correct held-out examples, the largest of equals: (..., G) -> (...)."""
+    """The penalty with the most correct held-out examples, the largest of equals: (..., G) -> (...).
+
+    NaN where a count is.
+    """
     order = torch.tensor(grid, dtype=torch.float64, device=held_out.device).sort(descending=True)
-    return order.values[held_out[..., order.indices].nan_to_num(-1).argmax(-1)]
+    chosen = order.values[held_out[..., order.indices].nan_to_num(-1).argmax(-1)]
+    return torch.where(held_out.isnan().any(-1), torch.nan, chosen)
 
 
 def locations(maps: Tensor, channels: int, grid: tuple[int, int]) -> Tensor:

@@ -60,7 +60,7 @@ class LinearProbe(Analysis):
     shots: int = 10
     """Training images a class; 0: all images of the training set."""
     held_out: int | None = None
-    """Images a class that choose the penalty; by default as many as shots, or a tenth of the class."""
+    """Images a class that choose the penalty; by default as many as shots, or the last tenth of all images."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Seeds of the few-shot draws, one result each; with shots=0 only the first counts."""
     l2: list[float] = field(default_factory=lambda: [2.0**e for e in range(-10, 21, 2)])
@@ -231,9 +231,12 @@ class LinearProbe(Analysis):
     # Whether it fits
 
     def fit(self, memory: float) -> None:
-        """Raise UserError if the sums, thrice while a minibatch is added, do not fit."""
-        sizes = {layer.name: self._bytes(layer) for layer in self._layers.values()}
-        need = 3 * sum(sizes.values())
+        """Raise UserError if the sums, thrice while a minibatch is added, or the solutions do not fit."""
+        sizes = {
+            layer.name: max(3 * self._bytes(layer), self._bytes(layer) + 2 * self._solution(layer))
+            for layer in self._layers.values()
+        }
+        need = sum(sizes.values())
         if need <= memory:
             return
         assert self._draw is not None
@@ -264,6 +267,13 @@ class LinearProbe(Analysis):
         if self._dual(layer):
             return 8 * probes * len(self._draw.union) * width
         return 8 * probes * seeds * width * (width + classes)
+
+    def _solution(self, layer: Layer) -> int:
+        """Size of one layer's eigenvectors and their products with the targets."""
+        assert self._draw is not None
+        width, classes = self._width(layer), len(self._draw.classes)
+        probes = len(self._probes(layer)) * len(self.seeds)
+        return 8 * probes * min(self._draw.train.shape[1], width) * (width + classes)
 
     def _dual(self, layer: Layer) -> bool:
         """Whether there are fewer training images than features."""
