@@ -23,7 +23,15 @@ from vitsee.runner import run
 from vitsee.study import Study
 from vitsee.sums import Sums
 
-NEEDED: dict[str, list[str]] = {}
+NEEDED: dict[str, list[str]] = {
+    "linear_probe": [
+        "analysis.train_split=null",
+        "analysis.shots=3",
+        "analysis.held_out=5",
+        "analysis.seeds=[0,1]",
+        "batch_size=4",
+    ],
+}
 """What an analysis cannot do without, by name, as overrides."""
 STREAMING = [name for name in sorted(REGISTERED) if not REGISTERED[name].weights_only]
 

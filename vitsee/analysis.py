@@ -41,6 +41,8 @@ class Layer:
     grid: rows and columns of its spatial positions (the tokens after the prefix in row-major order, or
         the last two axes of a CNN's map); None if it has none.
     pitch: (rows, columns), how many pixels of the model's input one step on the grid is.
+    depth: share of the model's blocks that have run, its own included, when it has; None if the model's
+        blocks are not known.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Layer:
     class_token: bool = False
     grid: tuple[int, int] | None = None
     pitch: tuple[float, float] | None = None
+    depth: float | None = None
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,9 @@ class Analysis:
     def check(self, layers: dict[str, list[Layer]]) -> None:
         """Raise UserError if these layers (by role) cannot be analysed; runs before any image."""
 
+    def fit(self, memory: float) -> None:
+        """Raise UserError if the sums do not fit into so many bytes; runs before any image."""
+
     def reduce(self, layer: Layer, output: Any) -> Tensor:
         """(N, *layer.shape) output -> the small tensor that is kept. The output must not be changed.
 
@@ -180,6 +186,12 @@ class Analysis:
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         """Figures by file name without ending, from the tables as read back from the CSVs."""
         raise NotImplementedError
+
+    def joined(
+        self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
+    ) -> dict[str, Figure]:
+        """Figures of several results in one, by file name without ending; none if it has no such figure."""
+        return {}
 
 
 def _patterns(option: str, value: Any) -> list[str]:

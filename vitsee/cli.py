@@ -90,13 +90,16 @@ def perform(experiment: config.Experiment) -> None:
 
 
 def plot() -> None:
-    """draw result folders again from their CSVs"""
-    from vitsee.plotting import plot
+    """draw result folders again from their CSVs; several of one analysis also in one figure"""
+    from vitsee.plotting import plot, plot_joined
 
     if wants_help() or len(sys.argv) == 1:
         return print("usage: vitsee plot PATH…   (result folders, e.g. outputs/cka/vit_mini/*)")
-    for path in sys.argv[1:]:
-        print(*plot(Path(path)), sep="\n")
+    paths = [Path(path) for path in sys.argv[1:]]
+    for path in paths:
+        print(*plot(path), sep="\n")
+    for joined in plot_joined(paths) if len(paths) > 1 else []:
+        print(joined)
 
 
 def list_() -> None:

@@ -110,6 +110,8 @@ class Run:
     """Show a progress bar."""
     pdf: bool = False
     """Write figures as PDF too."""
+    memory_gb: float | None = None
+    """How much memory the sums of an analysis may take; by default all that the device has."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.shard < self.shards:
@@ -121,6 +123,8 @@ class Run:
             raise UserError(f"run.save_every must be at least 1, got {self.save_every}")
         if self.workers is not None and self.workers < 0:
             raise UserError(f"run.workers must be at least 0, got {self.workers}")
+        if self.memory_gb is not None and self.memory_gb <= 0:
+            raise UserError(f"run.memory_gb must be more than 0, got {self.memory_gb}")
 
 
 @dataclass(kw_only=True)

@@ -179,7 +179,7 @@ def _folder(dataset: Dataset, resolution: int) -> Images:
     if not dataset.root:
         raise UserError(
             f"dataset={dataset.name} needs the folder or .tar of the images: dataset.root=PATH"
-            + (" (or the environment variable IMAGENET)" if dataset.name == "imagenet_val" else "")
+            + (" (or the environment variable IMAGENET)" if "imagenet" in dataset.name else "")
         )
     root = Path(dataset.root).expanduser()
     if not root.exists():

@@ -79,3 +79,73 @@ def _depth_axis(axes: Axes, which: str, names: np.ndarray) -> None:
             axes.tick_params(axis="x", rotation=90)
     else:
         axis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 2.5, 5, 10]))
+
+
+def curves(
+    table: pd.DataFrame,
+    *,
+    x: str,
+    y: str,
+    line: str,
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    level: float | None = None,
+    level_label: str = "",
+) -> Figure:
+    """A line for each value of `line`: the mean of y at each x, and a band from its least to its largest.
+
+    Where a mean is not defined (NaN) the line has a gap. level: a dashed horizontal line.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+        axes = figure.subplots()
+        names = table[line].unique()
+        for i, name in enumerate(names):
+            values = table[table[line] == name].groupby(x)[y]
+            mean = values.agg(lambda of_one: of_one.mean(skipna=False))
+            marker = "os^Dv*Pp<>hX"[i % 12]
+            (drawn,) = axes.plot(mean.index, mean, marker=marker, markersize=3.5, label=name)
+            axes.fill_between(
+                mean.index, values.min(), values.max(), color=drawn.get_color(), alpha=0.2, lw=0
+            )
+        if level is not None:
+            axes.axhline(level, color="0.5", linestyle="--", linewidth=0.8, label=level_label)
+        axes.set(xlabel=xlabel, ylabel=ylabel, xlim=(0, 1.03), ylim=(0, None))
+        axes.set_title(title, wrap=True)
+        axes.grid(color="0.92")
+        axes.set_axisbelow(True)
+        figure.legend(loc="outside lower center", ncols=min(3, len(names) + 1), frameon=False)
+    return figure
+
+
+def grids(
+    table: pd.DataFrame,
+    *,
+    panel: str,
+    row: str,
+    column: str,
+    value: str,
+    colour_label: str,
+    title: str,
+    most: int = 6,
+) -> Figure:
+    """Maps over a grid of positions, row 0 on top, a panel and a colour scale of its own for each `panel`.
+
+    At most `most` panels are drawn, evenly spaced and with the first and the last.
+    """
+    every = table[panel].unique()
+    chosen = np.unique(np.linspace(0, len(every) - 1, min(most, len(every))).round().astype(int))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(max(3.6, 2.1 * len(chosen)), 2.4), layout="constrained")
+        panels = figure.subplots(1, len(chosen), squeeze=False)[0]
+        for axes, name in zip(panels, every[chosen], strict=True):
+            cells = table[table[panel] == name].pivot(index=row, columns=column, values=value)
+            axes.set_facecolor("0.85")
+            image = axes.imshow(cells.to_numpy(float), cmap="viridis", interpolation="nearest")
+            axes.set_title(name)
+            axes.set(xticks=[], yticks=[])
+            figure.colorbar(image, ax=axes, location="bottom", shrink=0.9)
+        figure.suptitle(title, fontsize=9)
+        figure.supxlabel(colour_label, fontsize=8)
+    return figure

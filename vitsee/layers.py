@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
@@ -111,7 +112,20 @@ def choose(net: nn.Module, layers: list[Layer], patterns: list[str]) -> list[Lay
         if not found:
             raise UserError(_nothing_matches(net, names, pattern))
         chosen.update(found)
-    return [layer for layer in layers if layer.name in chosen]
+    depths = _depths(net, names)
+    return [replace(layer, depth=depths[layer.name]) for layer in layers if layer.name in chosen]
+
+
+def _depths(net: nn.Module, names: list[str]) -> dict[str, float | None]:
+    """Share of the blocks that have run when each layer has, its own included, for names in running order."""
+    units = _units([name for name, _ in net.named_modules()])
+    depths: dict[str, float | None] = {}
+    done = 0
+    for name in names:
+        inside = [i for i, unit in enumerate(units) if f"{name}.".startswith(f"{unit}.")]
+        done = max([done, *(i + 1 for i in inside)])
+        depths[name] = done / len(units) if units else None
+    return depths
 
 
 def _matching(names: list[str], pattern: str) -> list[str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
 
+import pandas as pd
 from omegaconf import OmegaConf
 
 import vitsee.analyses  # noqa: F401  (registers every analysis)
@@ -14,6 +17,29 @@ from vitsee.results import Results
 
 def plot(path: Path, *, pdf: bool = False) -> list[Path]:
     """Draw the figures of a result folder, return their paths. Raises UserError if it is not one."""
+    results, analysis, tables, labels = _read(path)
+    return results.save_figures(analysis.figures(tables, labels), pdf=pdf)
+
+
+def plot_joined(paths: list[Path], *, pdf: bool = False) -> list[Path]:
+    """Draw several results of one analysis in one figure, in the folder that holds all; return the paths.
+
+    Nothing is drawn where the analyses differ, or have no such figure.
+    """
+    read = [_read(path) for path in paths]
+    analyses = [analysis for _, analysis, *_ in read]
+    if len({analysis.name for analysis in analyses}) > 1:
+        return []
+    figures = analyses[0].joined([(tables, labels) for *_, tables, labels in read])
+    resolved = [str(path.resolve()) for path in paths]
+    digest = hashlib.sha256("\0".join(resolved).encode()).hexdigest()[:8]
+    together = Results(Path(os.path.commonpath(resolved)))
+    named = {f"{name}-{digest}": figure for name, figure in figures.items()}
+    return together.save_figures(named, pdf=pdf)
+
+
+def _read(path: Path) -> tuple[Results, Analysis, dict[str, pd.DataFrame], Labels]:
+    """A result folder's analysis, tables and labels. Raises UserError if it is not one."""
     results = Results(path)
     for needed in ("experiment.yaml", "made_with.json"):
         if not (path / needed).is_file():
@@ -29,5 +55,4 @@ def plot(path: Path, *, pdf: bool = False) -> list[Path]:
     tables = results.tables()
     if not tables:
         raise UserError(f"{path} has no tables yet; run `vitsee run --from {path}/experiment.yaml`")
-    labels = Labels(**results.load_json("made_with.json")["labels"])
-    return results.save_figures(analysis.figures(tables, labels), pdf=pdf)
+    return results, analysis, tables, Labels(**results.load_json("made_with.json")["labels"])

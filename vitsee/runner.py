@@ -38,6 +38,7 @@ def run(experiment: Experiment) -> list[Path]:
     """
     study = Study(experiment)
     results = Results(Path(experiment.run.outputs) / study.folder)
+    experiment.analysis.fit(study.memory)
     results.prepare()
     results.save_experiment(experiment.what())
     totals = [of_weights(study)] if experiment.analysis.weights_only else []
@@ -153,12 +154,13 @@ def skipped(plan: Plan, batch: Minibatch) -> Tensor:
 
 def gather(study: Study, results: Results, stage: int) -> Sums:
     """Every shard's sums of a pass added up. Raises Incomplete if a minibatch is missing."""
-    total = reduce(add, (Sums.load(path) for path in results.states(stage)))
+    nothing = Sums.zero(len(study.passes[stage].plan))
+    total = reduce(add, (Sums.load(path) for path in results.states(stage)), nothing)
     try:
         return total if study.enough(total) else total.complete()
     except Incomplete as waiting:
         how, passes = study.experiment.run, len(study.passes)
-        there = ", ".join(path.stem for path in results.states(stage))
+        there = ", ".join(path.stem for path in results.states(stage)) or "nothing"
         of = f" (pass {stage + 1} of {passes})" if passes > 1 else ""
         raise Incomplete(
             f"shard {how.shard} of {how.shards} is done{of}, but {waiting} (there is: {there}); "

@@ -6,10 +6,12 @@ import hashlib
 import json
 import logging
 import math
+import os
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 
 from vitsee import datasets, layers, models
@@ -49,6 +51,12 @@ class Study:
                 f"use precision=fp32 or bf16"
             )
         return device
+
+    @property
+    def memory(self) -> float:
+        """Bytes that the sums may take: run.memory_gb, else all of the device's."""
+        asked = self.experiment.run.memory_gb
+        return asked * 2**30 if asked else memory_of(self.device)
 
     @cached_property
     def models(self) -> dict[str, models.Loaded]:
@@ -109,6 +117,8 @@ class Study:
         chosen = e.analysis.select(stage, images)
         if chosen is not None:
             order = tuple(chosen)
+            if e.images is not None and stage == len(e.analysis.splits) - 1:
+                order = self._drawn(order, e.images)
             return Plan(len(images), len(order), e.batch_size, e.seed, 1, equal, order)
         there, default = len(images), e.analysis.default_images
         if e.images is not None and e.images > there:
@@ -132,6 +142,16 @@ class Study:
                 *(plan.left_out, count, e.batch_size),
             )
         return plan
+
+    def _drawn(self, chosen: tuple[int, ...], count: int) -> tuple[int, ...]:
+        """So many of the images that the analysis chose. Raises UserError if it chose fewer."""
+        if count > len(chosen):
+            raise UserError(
+                f"images={count} asked, but {len(chosen)} of {self.experiment.dataset.name} are left; "
+                f"ask for images={len(chosen)} or fewer"
+            )
+        rng = np.random.default_rng(self.experiment.seed)
+        return tuple(rng.permutation(np.array(chosen))[:count].tolist())
 
     @cached_property
     def identity(self) -> str:
@@ -209,6 +229,13 @@ def choose_device(asked: str) -> torch.device:
         last = torch.cuda.device_count() - 1
         raise UserError(f"run.device={asked}, but the last GPU is cuda:{last}")
     return torch.device(asked)
+
+
+def memory_of(device: torch.device) -> float:
+    """Bytes of memory that the device has in all."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _built(kind: str) -> bool:

@@ -1,0 +1,565 @@
+"""Linear probes in closed form: how well a linear classifier reads the class from each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from vitsee.analysis import Analysis, Labels, Layer, View, register
+from vitsee.draws import Draw, draw
+from vitsee.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    import torch
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from vitsee.datasets import Images
+    from vitsee.ridge import Ridge
+    from vitsee.sums import Sums
+
+TRAIN, CHOOSE, TEST = range(3)
+"""The three passes over data."""
+
+
+class Feature(Enum):
+    """What of a layer's output a probe sees."""
+
+    cls = "cls"
+    gap = "gap"
+    gap_patches = "gap_patches"
+    first = "first"
+    each_token = "each_token"
+
+
+@register
+@dataclass(kw_only=True)
+class LinearProbe(Analysis):
+    """How well does a linear classifier read the class from each layer?
+
+    Ridge regression to targets of -1 and +1 on standardised features, with a bias that is not
+    penalised, in closed form for every layer, feature, seed and penalty at once (Raghu et al. 2021;
+    few-shot: Dosovitskiy et al. 2021, section 4.1). One pass over training images adds up the moments,
+    one over a held-out draw of the training set chooses the penalty, one over the test set counts.
+    """
+
+    default_images = 50_000
+    default_batch_size = 128
+    splits: ClassVar[tuple[str | None, ...]] = ("train", "train", None)
+
+    name: str = "linear_probe"
+    layers: Any = "blocks"
+    features: Any = "gap"
+    """One or several of: cls; gap (mean over all tokens, or over a CNN's locations); gap_patches (without
+    class and register tokens); first (the first token); each_token (one probe a spatial token)."""
+    shots: int = 10
+    """Training images a class; 0: all images of the training set."""
+    held_out: int | None = None
+    """Images a class that choose the penalty; by default as many as shots, or the last tenth of all images."""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """Seeds of the few-shot draws, one result each; with shots=0 only the first counts."""
+    l2: list[float] = field(default_factory=lambda: [2.0**e for e in range(-10, 21, 2)])
+    """Penalties to choose from."""
+    token_stride: int = 1
+    """each_token: every so many rows and columns of the token grid."""
+    train_split: str | None = "train"
+    """Split of the training images; null: drawn from the data set itself, whose other images are the test."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.features = _features(self.features)
+        self._check_numbers()
+        if not self.shots:
+            self.seeds = self.seeds[:1]
+        self.splits = (self.train_split, self.train_split, None)  # type: ignore[misc]  # of this one
+        self._layers: dict[str, Layer] = {}
+        self._last_map: Layer | None = None
+        self._draw: Draw | None = None
+        self._to_train: np.ndarray | None = None
+        self._before: list[Sums] = []
+        self._solved: dict[str, Any] = {}
+
+    def _check_numbers(self) -> None:
+        least = {"shots": 0, "token_stride": 1} | ({} if self.held_out is None else {"held_out": 1})
+        for option, bound in least.items():
+            if getattr(self, option) < bound:
+                raise UserError(
+                    f"analysis.{option} must be at least {bound}, got {getattr(self, option)}"
+                )
+        if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
+            raise UserError(
+                f"analysis.seeds must be different numbers of at least 0, got {self.seeds}"
+            )
+        if not self.l2 or not all(0 < value < np.inf for value in self.l2):
+            raise UserError(f"analysis.l2 must be penalties above 0, got {self.l2}")
+
+    # Which layers and what of them
+
+    def check(self, layers: dict[str, list[Layer]]) -> None:
+        if "other" in layers:
+            raise UserError(
+                "analysis=linear_probe probes one model; run each model alone and join their figures "
+                "with `vitsee plot FOLDER FOLDER`"
+            )
+        self._layers = {layer.name: layer for layer in layers["model"]}
+        maps = [layer for layer in layers["model"] if _is_map(layer)]
+        self._last_map = maps[-1] if maps else None
+        for layer in layers["model"]:
+            self._check_layer(layer)
+
+    def _check_layer(self, layer: Layer) -> None:
+        shape = " x ".join(map(str, layer.shape))
+        if layer.prefix is None and not _is_map(layer) and len(layer.shape) > 1:
+            raise UserError(
+                f"{layer.name} is neither a sequence of tokens, nor a map of channels x rows x columns, nor "
+                f"a vector (its output is {shape}); choose other layers with analysis.layers"
+            )
+        if "cls" in self.features and not (layer.class_token and layer.prefix):
+            raise UserError(
+                f"analysis.features=cls: {layer.name} has no class token (its output is {shape}); "
+                f"use gap, gap_patches, first or each_token"
+            )
+        if "each_token" in self.features and layer.grid is None:
+            raise UserError(
+                f"analysis.features=each_token: {layer.name} has no grid of tokens or locations (its output "
+                f"is {shape}); use gap, or choose other layers with analysis.layers"
+            )
+
+    def _probes(self, layer: Layer) -> list[tuple[str, int, int]]:
+        """Every probe of a layer: its feature, and its row and column on the grid (else -1, -1)."""
+        found = [(name, -1, -1) for name in self.features if name != "each_token"]
+        if "each_token" in self.features:
+            rows, columns = (range(0, n, self.token_stride) for n in self._grid(layer))
+            found += [("each_token", row, column) for row in rows for column in columns]
+        return found
+
+    def _grid(self, layer: Layer) -> tuple[int, int]:
+        if _is_map(layer):
+            assert self._last_map is not None
+            assert self._last_map.grid is not None
+            return self._last_map.grid
+        assert layer.grid is not None
+        return layer.grid
+
+    def _width(self, layer: Layer) -> int:
+        """Features that a probe of this layer sees."""
+        if not _is_map(layer):
+            return layer.shape[-1]
+        from vitsee.ridge import patch_side
+
+        assert self._last_map is not None
+        side = patch_side(layer.shape, self._last_map.shape[0], self._grid(layer))
+        return layer.shape[0] * side * side
+
+    def reduce(self, layer: Layer, output: Tensor) -> Tensor:
+        """What every probe of the layer sees: (N, probes, features)."""
+        import torch
+
+        tokens = self._tokens(layer, output)
+        prefix = layer.prefix or 0
+        seen = []
+        for name in self.features:
+            if name == "gap":
+                seen.append(tokens.mean(1, keepdim=True))
+            elif name == "gap_patches":
+                seen.append(tokens[:, prefix:].mean(1, keepdim=True))
+            elif name != "each_token":  # the class token is the first
+                seen.append(tokens[:, :1])
+        if "each_token" in self.features:
+            grid = tokens[:, prefix:].unflatten(1, self._grid(layer))
+            seen.append(grid[:, :: self.token_stride, :: self.token_stride].flatten(1, 2))
+        return torch.cat(seen, 1)
+
+    def _tokens(self, layer: Layer, output: Tensor) -> Tensor:
+        """(N, tokens, features) float32: the tokens, the locations of a map, or the one vector."""
+        from vitsee.ridge import locations
+
+        if _is_map(layer):
+            assert self._last_map is not None
+            return locations(output.float(), self._last_map.shape[0], self._grid(layer))
+        return output.float() if layer.prefix is not None else output.float()[:, None]
+
+    # Which images
+
+    def select(self, stage: int, images: Images) -> Sequence[int] | None:
+        if stage == TRAIN:
+            self._draw = draw(images, self.shots, self.held_out, self.seeds)
+            return self._draw.union.tolist()
+        assert self._draw is not None
+        if stage == CHOOSE:
+            return self._draw.held_out.tolist()
+        self._to_train = self._same_classes(images)
+        if self.train_split is None:
+            return self._the_rest(images)
+        if images.fingerprint == self._draw.fingerprint:
+            raise UserError(
+                f"the test images are the training images (analysis.train_split={self.train_split}): name "
+                f"the split to test on with dataset.split, or let the test be the images that train no "
+                f"probe with analysis.train_split=null"
+            )
+        return None
+
+    def _same_classes(self, images: Images) -> np.ndarray:
+        """The training set's label of each label of the test set. Raises UserError for a class not trained."""
+        assert self._draw is not None
+        trained = {name: i for i, name in enumerate(self._draw.classes)}
+        unknown_classes = [name for name in images.classes if name not in trained]
+        if unknown_classes:
+            raise UserError(
+                f"the test images have {len(unknown_classes)} classes that the training images lack, the "
+                f"first {unknown_classes[0]!r}; the training images have {_few(self._draw.classes)}"
+            )
+        return np.array([trained[name] for name in images.classes])
+
+    def _the_rest(self, images: Images) -> list[int]:
+        """Every image that neither trains a probe nor chooses a penalty."""
+        assert self._draw is not None
+        used = np.union1d(self._draw.union, self._draw.held_out)
+        rest = np.setdiff1d(np.arange(len(images)), used)
+        if not len(rest):
+            raise UserError(
+                f"no image is left to test on: all {len(images)} are drawn; use fewer analysis.shots, "
+                f"fewer analysis.seeds or a smaller analysis.held_out"
+            )
+        return rest.tolist()
+
+    # Whether it fits
+
+    def fit(self, memory: float) -> None:
+        """Raise UserError if the sums, thrice while a minibatch is added, or the solutions do not fit."""
+        sizes = {
+            layer.name: max(3 * self._bytes(layer), self._bytes(layer) + 2 * self._solution(layer))
+            for layer in self._layers.values()
+        }
+        need = sum(sizes.values())
+        if need <= memory:
+            return
+        assert self._draw is not None
+        largest = self._layers[max(sizes, key=lambda name: sizes[name])]
+        width, probes = self._width(largest), len(self._probes(largest))
+        remedies = ["fewer layers (analysis.layers)"]
+        if "each_token" in self.features:
+            remedies.append(f"fewer tokens (analysis.token_stride={2 * self.token_stride})")
+        if len(self.seeds) > 1:
+            remedies.append(f"fewer seeds (analysis.seeds=[{self.seeds[0]}])")
+        kernel = (width - 1) // len(self._draw.classes)
+        if kernel and not self._dual(largest):
+            remedies.append(
+                f"the kernel form, which is used for fewer images than features "
+                f"(analysis.shots={kernel} or less)"
+            )
+        raise UserError(
+            f"the sums of {len(self._layers)} layers x {probes} probes x {width:,} features x "
+            f"{len(self.seeds)} seeds need {need / 2**30:.1f} GB, but there are {memory / 2**30:.1f} GB "
+            f"(run.memory_gb); use {'; or '.join(remedies)}"
+        )
+
+    def _bytes(self, layer: Layer) -> int:
+        """Size of one layer's sums over the training images."""
+        assert self._draw is not None
+        probes, width = len(self._probes(layer)), self._width(layer)
+        seeds, classes = len(self.seeds), len(self._draw.classes)
+        if self._dual(layer):
+            return 8 * probes * len(self._draw.union) * width
+        return 8 * probes * seeds * width * (width + classes)
+
+    def _solution(self, layer: Layer) -> int:
+        """Size of one layer's eigenvectors and their products with the targets."""
+        assert self._draw is not None
+        width, classes = self._width(layer), len(self._draw.classes)
+        probes = len(self._probes(layer)) * len(self.seeds)
+        return 8 * probes * min(self._draw.train.shape[1], width) * (width + classes)
+
+    def _dual(self, layer: Layer) -> bool:
+        """Whether there are fewer training images than features."""
+        assert self._draw is not None
+        return self._draw.train.shape[1] < self._width(layer)
+
+    # What adds up
+
+    def begin(self, before: Sequence[Sums]) -> None:
+        self._before, self._solved = list(before), {}
+
+    def observe(self, view: View) -> dict[str, Tensor]:
+        """Training: moments or rows, and which images were there. Later: correct test images."""
+        from vitsee.kernels import float64_device
+
+        seen = {
+            name: x.to(float64_device(x)).double().transpose(0, 1).contiguous()
+            for name, x in view.model.items()
+        }
+        device = next(iter(seen.values())).device
+        if view.stage == TRAIN:
+            return self._moments(view, seen, device)
+        return self._counts(view, seen, device)
+
+    def _moments(
+        self, view: View, seen: dict[str, Tensor], device: torch.device
+    ) -> dict[str, Tensor]:
+        """seen: (probes, N, features) by layer."""
+        import torch
+
+        assert self._draw is not None
+        there = list(view.positions)
+        drawn = np.stack([np.isin(there, positions) for positions in self._draw.positions])
+        weights = torch.from_numpy(drawn).to(device).double()[:, None, :]  # (seeds, 1, N)
+        labels = torch.from_numpy(self._draw.labels[there]).to(device)
+        one_hot = torch.nn.functional.one_hot(labels, len(self._draw.classes)).double()
+        terms = {"there": view.rows(torch.ones(len(there), device=device))}
+        for name, x in seen.items():
+            if self._dual(self._layers[name]):
+                terms[f"rows {name}"] = view.rows(x.transpose(0, 1))
+            else:
+                terms[f"products {name}"] = (x * weights[..., None]).mT @ x
+                terms[f"class_sums {name}"] = (one_hot.mT * weights[..., None, :]) @ x
+        return terms
+
+    def _counts(
+        self, view: View, seen: dict[str, Tensor], device: torch.device
+    ) -> dict[str, Tensor]:
+        """How many images each probe gets right: for every penalty, or in the test for the chosen one."""
+        import torch
+
+        from vitsee import ridge
+
+        labels = view.labels.to(device)
+        terms = {"images": torch.tensor(float(view.images))}
+        if view.stage == TEST:
+            assert self._to_train is not None
+            labels = torch.from_numpy(self._to_train).to(device)[labels]
+        for name, x in seen.items():
+            probe = self._probe(name, view.stage, device)
+            if view.stage == CHOOSE:
+                each = probe.scores_of_each(x, self.l2)
+                right = [ridge.correct(scores, labels, probe.defined) for scores in each]
+                terms[f"correct {name}"] = torch.stack(right, -1)
+            else:
+                weights, bias, defined = probe
+                scores = x @ weights + bias[..., None, :]
+                terms[f"correct {name}"] = ridge.correct(scores, labels, defined)
+        return terms
+
+    def _probe(self, name: str, stage: int, device: torch.device) -> Any:
+        """The solutions of a layer; in the test weights and bias for the chosen penalty alone."""
+        if name not in self._solved:
+            solution = self._solve(name, device)
+            if stage == TEST:
+                chosen = self._chosen(name).to(device)
+                self._solved[name] = (*solution.linear(chosen), solution.defined)
+            else:
+                self._solved[name] = solution
+        return self._solved[name]
+
+    def _solve(self, name: str, device: torch.device) -> Ridge:
+        """The solutions of one layer, (seeds, probes)."""
+        import torch
+
+        from vitsee import ridge
+
+        assert self._draw is not None
+        terms, classes = self._before[TRAIN].terms, len(self._draw.classes)
+        there = terms["there"].cpu() > 0
+        labels = torch.from_numpy(self._draw.labels).where(there, -1)
+        by_seed = [labels[torch.from_numpy(p)].to(device) for p in self._draw.positions]
+        if f"rows {name}" in terms:
+            rows = terms[f"rows {name}"].to(device).transpose(0, 1)  # (probes, N, features)
+            chosen = [rows[:, torch.from_numpy(p).to(device)] for p in self._draw.positions]
+            each = [ridge.from_rows(x, l, classes) for x, l in zip(chosen, by_seed, strict=True)]
+            return ridge.stack(each)
+        counts = torch.stack([(l[:, None] == torch.arange(classes).to(l)).sum(0) for l in by_seed])
+        products, class_sums = (terms[f"{k} {name}"].to(device) for k in ("products", "class_sums"))
+        counts = counts.double()[:, None].expand(*class_sums.shape[:-1])
+        return ridge.from_sums(counts, class_sums, products)
+
+    def _chosen(self, name: str) -> Tensor:
+        """The penalty of each probe of a layer, (seeds, probes)."""
+        from vitsee import ridge
+
+        return ridge.best(self._before[CHOOSE].terms[f"correct {name}"], self.l2)
+
+    # What comes out
+
+    def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
+        """A row per layer, feature and seed; and per token, seed and layer where tokens are probed.
+
+        The accuracy of each_token is the mean over its tokens, whose penalties differ: its l2 is empty.
+        """
+        every = pd.concat([self._rows(layer, sums) for layer in self._layers.values()])
+        keys = ["layer", "depth", "features", "shots", "seed"]
+        tokens = every[every["features"] == "each_token"]
+        means = tokens.drop(columns=["row", "col"]).assign(l2=np.nan)
+        means = means.groupby(keys, sort=False, dropna=False, as_index=False).agg(_mean_or_nan)
+        single = every[every["features"] != "each_token"].drop(columns=["row", "col"])
+        table = pd.concat([single, means]) if len(means) else single
+        order = {name: i for i, name in enumerate(self._layers)}
+        table = table.sort_values("layer", key=lambda names: names.map(order), kind="stable")
+        found = {"linear_probe": table.reset_index(drop=True)}
+        if len(tokens):
+            columns = ["layer", "depth", "row", "col", "shots", "seed", "l2", "accuracy"]
+            found["linear_probe_tokens"] = tokens[columns].reset_index(drop=True)
+        return found
+
+    def _rows(self, layer: Layer, sums: Sums) -> pd.DataFrame:
+        """Every probe of a layer with every seed, a row each."""
+        assert self._draw is not None
+        held_out = self._before[CHOOSE]
+        chosen = self._chosen(layer.name).cpu().numpy()
+        best = held_out.terms[f"correct {layer.name}"].amax(-1).cpu().numpy()
+        right = sums.terms[f"correct {layer.name}"].cpu().numpy()
+        images = float(sums.terms["images"])
+        rows = [
+            {
+                "layer": layer.name,
+                "depth": np.nan if layer.depth is None else layer.depth,
+                "features": feature,
+                "shots": self.shots,
+                "seed": seed,
+                "l2": chosen[s, p] if np.isfinite(right[s, p]) else np.nan,
+                "accuracy": right[s, p] / images,
+                "held_out_accuracy": best[s, p] / float(held_out.terms["images"]),
+                "test_images": int(images),
+                "classes": len(self._draw.classes),
+                "row": row,
+                "col": column,
+            }
+            for p, (feature, row, column) in enumerate(self._probes(layer))
+            for s, seed in enumerate(self.seeds)
+        ]
+        return pd.DataFrame(rows)
+
+    def warnings(self, sums: Sums) -> list[str]:
+        """Which probes have no accuracy, and why; and draws that do not differ."""
+        assert self._draw is not None
+        found = []
+        for name, layer in self._layers.items():
+            undefined = sums.terms[f"correct {name}"].isnan().cpu().numpy()
+            for feature in self.features:
+                mine = [i for i, (f, *_) in enumerate(self._probes(layer)) if f == feature]
+                if undefined[:, mine].any():
+                    count = f"{int(undefined[:, mine].sum())} of {undefined[:, mine].size} probes"
+                    found.append(
+                        f"{feature} of {name}: {count} have no accuracy, because "
+                        f"{self._reason(name)}"
+                    )
+        if len(self.seeds) > 1 and len(self._draw.union) == self._draw.train.shape[1]:
+            found.append(
+                f"the classes have no more images than analysis.shots={self.shots} beside those held out: "
+                f"all seeds draw the same training images"
+            )
+        return found
+
+    def _reason(self, name: str) -> str:
+        train = self._before[TRAIN].terms
+        kinds = (f"{kind} {name}" for kind in ("rows", "products", "class_sums"))
+        if not all(train[kind].isfinite().all() for kind in kinds if kind in train):
+            return "features of training images are NaN or Inf"
+        if self._before[CHOOSE].terms[f"correct {name}"].isnan().all(-1).any():
+            return (
+                "its features are constant over the training images, or NaN or Inf in held-out ones"
+            )
+        return "features of test images are NaN or Inf"
+
+    def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
+        """Accuracy against depth; and where tokens are probed, their maps."""
+        from vitsee import figures
+
+        drawn = {"linear_probe": _curves([(tables["linear_probe"], labels)])}
+        if "linear_probe_tokens" in tables:
+            tokens = tables["linear_probe_tokens"]
+            percent = tokens.assign(accuracy=100 * tokens["accuracy"])
+            places = percent.groupby(["layer", "row", "col"], sort=False)["accuracy"]
+            drawn["linear_probe_tokens"] = figures.grids(
+                places.mean().reset_index(),
+                panel="layer",
+                row="row",
+                column="col",
+                value="accuracy",
+                colour_label="test accuracy (%)",
+                title=f"Probes of single tokens of {labels.model}, {_protocol(tokens)}, {labels.data}",
+            )
+        return drawn
+
+    def joined(
+        self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
+    ) -> dict[str, Figure]:
+        """Accuracy against depth of several models in one plot."""
+        return {"linear_probe": _curves([(t["linear_probe"], l) for t, l in results])}
+
+
+def _features(asked: Any) -> list[str]:
+    """Names of features, each once. Raises UserError for one that there is not."""
+    names = [asked] if isinstance(asked, str) else list(asked or [])
+    there = [feature.value for feature in Feature]
+    if not names:
+        raise UserError(f"analysis.features must name at least one of: {', '.join(there)}")
+    for name in names:
+        if name not in there:
+            problem = f"there is no analysis.features={name}"
+            raise unknown(problem, str(name), there, "they can be")
+    return list(dict.fromkeys(names))
+
+
+def _is_map(layer: Layer) -> bool:
+    """Is the output a map of channels x rows x columns?"""
+    return layer.prefix is None and layer.grid is not None and len(layer.shape) == 3
+
+
+def _few(names: list[str]) -> str:
+    return f"{', '.join(map(repr, names[:5]))}{', …' if len(names) > 5 else ''}"
+
+
+def _mean_or_nan(column: pd.Series) -> Any:
+    """Mean of a column, NaN if any is; numbers that are the same for all stay what they are."""
+    return column.iloc[0] if column.dtype.kind == "i" else column.mean(skipna=False)
+
+
+def _protocol(table: pd.DataFrame) -> str:
+    """How the probes were trained, in words."""
+    shots, seeds = int(table["shots"].iloc[0]), table["seed"].nunique()
+    times = f", {seeds} draws" if seeds > 1 else ""
+    return f"{shots}-shot{times}" if shots else "all training images"
+
+
+WORDS = {
+    "cls": "class token",
+    "gap": "mean of all tokens",
+    "gap_patches": "mean of patch tokens",
+    "first": "first token",
+    "each_token": "single tokens (mean)",
+}
+
+
+def _curves(results: list[tuple[pd.DataFrame, Labels]]) -> Figure:
+    """Accuracy against depth, a line for each feature of each result; lines say what differs."""
+    from vitsee import figures
+
+    models = {labels.model for _, labels in results}
+    data = {labels.data for _, labels in results}
+    protocols = {_protocol(table) for table, _ in results}
+    features = {name for table, _ in results for name in table["features"]}
+    parts = []
+    for table, labels in results:
+        for feature, part in table.groupby("features", sort=False):
+            says = [labels.model] if len(models) > 1 else []
+            says += [WORDS[str(feature)]] if len(features) > 1 or not says else []
+            says += [_protocol(table)] if len(protocols) > 1 else []
+            says += [labels.dataset] if len(data) > 1 else []
+            parts.append(part.assign(line=", ".join(says), percent=100 * part["accuracy"]))
+    common = [next(iter(found)) for found in (models, protocols, data) if len(found) == 1]
+    classes = {int(table["classes"].iloc[0]) for table, _ in results}
+    return figures.curves(
+        pd.concat(parts),
+        x="depth",
+        y="percent",
+        line="line",
+        xlabel="depth (share of blocks)",
+        ylabel="test accuracy (%)",
+        title="Linear probes: " + ", ".join(common),
+        level=100 / classes.pop() if len(classes) == 1 else None,
+        level_label="chance",
+    )

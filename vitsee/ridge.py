@@ -1,0 +1,181 @@
+"""Ridge regression in closed form from sums or rows, every penalty at once; and the locations of a CNN's map.
+
+Axes: leading ones (...) count independent probes; N examples, D features, K classes, R components.
+Everything is float64: small penalties need it, and so do features with means far above their deviations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+EPSILON = 1e-5
+"""Added to the standard deviations that features are divided by, as big_vision's few-shot probe does."""
+ROUNDING = 2e-6
+"""A standard deviation that is a smaller share of the mean than this is rounding: the feature is constant."""
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """Solutions W of (ZᵀZ + l2 I) W = ZᵀY for every l2, kept as an eigendecomposition.
+
+    Z are the standardised training features, Y the targets, +1 for the example's class and -1 for the
+    others. The bias is not penalised. For n < D examples the n x n matrix ZZᵀ is decomposed instead.
+
+    mean, scale: (..., D), z = (x - mean) scale, with scale 0 for constant features. basis: (..., D, R)
+    and projections: (..., R, K), W = basis (eigenvalues + l2)^-1 projections. bias: (..., K).
+    defined: (...), whether the training features are finite, some of them vary, and there are two classes.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    basis: Tensor
+    eigenvalues: Tensor
+    projections: Tensor
+    bias: Tensor
+    defined: Tensor
+
+    def standardised(self, x: Tensor) -> Tensor:
+        """(..., N, D) features -> (..., N, D) float64."""
+        return (x.double() - self.mean[..., None, :]) * self.scale[..., None, :]
+
+    def weights(self, l2: Tensor) -> Tensor:
+        """W for one penalty a probe: (...) -> (..., D, K)."""
+        return self.basis @ (self.projections / (self.eigenvalues + l2[..., None])[..., None])
+
+    def linear(self, l2: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights (..., D, K) and intercepts (..., K) for features as they are, one penalty a probe."""
+        weights = self.scale[..., :, None] * self.weights(l2)
+        return weights, self.bias - (self.mean[..., None, :] @ weights)[..., 0, :]
+
+    def scores_of_each(self, x: Tensor, grid: list[float]) -> list[Tensor]:
+        """Scores, (..., N, K), for every penalty of the grid; the features are projected once."""
+        components = self.standardised(x) @ self.basis
+        return [
+            (components / (self.eigenvalues + l2)[..., None, :]) @ self.projections
+            + self.bias[..., None, :]
+            for l2 in grid
+        ]
+
+
+def from_sums(counts: Tensor, class_sums: Tensor, products: Tensor) -> Ridge:
+    """The primal form, from terms that add up over examples.
+
+    counts: (..., K) examples of each class. class_sums: (..., K, D) sums of their features, from which
+    the sum over all and XᵀY follow. products: (..., D, D), XᵀX. The sums are not centred, because shards
+    do not know the mean; what float64 loses by that stays far below the rounding of float32 features.
+    """
+    finite = products.isfinite().all(-1).all(-1) & class_sums.isfinite().all(-1).all(-1)
+    products, class_sums = products.nan_to_num(0, 0, 0), class_sums.nan_to_num(0, 0, 0)
+    n = counts.sum(-1, keepdim=True)
+    total = class_sums.sum(-2)
+    mean = total / n
+    covariance = products - mean[..., :, None] * total[..., None, :]
+    scale = _scale(mean, covariance.diagonal(dim1=-2, dim2=-1) / n)
+    signs = 2 * counts - n  # column sums of the targets
+    zy = 2 * class_sums - total[..., None, :] - signs[..., :, None] * mean[..., None, :]
+    eigenvalues, basis = torch.linalg.eigh(scale[..., :, None] * covariance * scale[..., None, :])
+    return Ridge(
+        mean,
+        scale,
+        basis,
+        eigenvalues.clamp(min=0),
+        basis.mT @ (zy * scale[..., None, :]).mT,
+        signs / n,
+        finite & _solvable(scale, counts),
+    )
+
+
+def from_rows(rows: Tensor, labels: Tensor, classes: int) -> Ridge:
+    """The dual form, from the examples themselves: (..., N, D) features and (N,) labels.
+
+    A label of -1 marks an example that is missing; its row does not count.
+    """
+    there = (labels >= 0).to(rows.dtype)
+    one_hot = torch.nn.functional.one_hot(labels.clamp(min=0), classes) * there[:, None]
+    counts, n = one_hot.sum(0), there.sum()
+    finite = rows.isfinite().all(-1).all(-1)
+    rows = rows.nan_to_num(0, 0, 0)
+    mean = (rows * there[:, None]).sum(-2) / n
+    centred = (rows - mean[..., None, :]) * there[:, None]
+    scale = _scale(mean, centred.square().sum(-2) / n)
+    z = centred * scale[..., None, :]
+    eigenvalues, u = torch.linalg.eigh(z @ z.mT)
+    bias = (2 * counts - n) / n
+    targets = (2 * one_hot - 1 - bias) * there[:, None]
+    return Ridge(
+        mean,
+        scale,
+        z.mT @ u,
+        eigenvalues.clamp(min=0),
+        u.mT @ targets,
+        bias.expand(*mean.shape[:-1], classes),
+        finite & _solvable(scale, counts),
+    )
+
+
+def _scale(mean: Tensor, variance: Tensor) -> Tensor:
+    """What standardised features are multiplied by; 0 for those that vary by rounding alone."""
+    deviation = variance.clamp(min=0).sqrt()
+    return torch.where(deviation > ROUNDING * mean.abs(), 1 / (deviation + EPSILON), 0.0)
+
+
+def _solvable(scale: Tensor, counts: Tensor) -> Tensor:
+    """Whether some feature varies and there are examples of two classes."""
+    return (scale > 0).any(-1) & ((counts > 0).sum(-1) >= 2)
+
+
+def correct(scores: Tensor, labels: Tensor, defined: Tensor) -> Tensor:
+    """How many of (..., N, K) scores are largest for the (N,) labels: (...).
+
+    NaN where the probe is not defined or a score is not finite.
+    """
+    usable = defined & scores.isfinite().all(-1).all(-1)
+    right = (scores.argmax(-1) == labels).sum(-1).to(scores.dtype)
+    return torch.where(usable, right, torch.nan)
+
+
+def best(held_out: Tensor, grid: list[float]) -> Tensor:
+    """The penalty with the most correct held-out examples, the largest of equals: (..., G) -> (...).
+
+    NaN where a count is.
+    """
+    order = torch.tensor(grid, dtype=torch.float64, device=held_out.device).sort(descending=True)
+    chosen = order.values[held_out[..., order.indices].nan_to_num(-1).argmax(-1)]
+    return torch.where(held_out.isnan().any(-1), torch.nan, chosen)
+
+
+def locations(maps: Tensor, channels: int, grid: tuple[int, int]) -> Tensor:
+    """A CNN's maps as (N, rows x columns, D) on the grid of its last stage (Raghu et al. 2021, linear probes).
+
+    (N, C, H, W) maps are cut into k x k patches, flattened so that C k² comes close to the last stage's
+    channels, and averaged over the grid; for k see `patch_side`.
+    """
+    k = patch_side(tuple(maps.shape[1:]), channels, grid)
+    patches = torch.nn.functional.pixel_unshuffle(maps, k)
+    return torch.nn.functional.adaptive_avg_pool2d(patches, grid).flatten(2).mT
+
+
+def patch_side(shape: tuple[int, ...], channels: int, grid: tuple[int, int]) -> int:
+    """The largest k that divides a (C, H, W) map into no fewer patches than the grid, with C k² <= channels."""
+    c, h, w = shape
+    return max(
+        k
+        for k in range(1, min(h, w) + 1)
+        if k == 1
+        or (
+            c * k * k <= channels
+            and not h % k
+            and not w % k
+            and h // k >= grid[0]
+            and w // k >= grid[1]
+        )
+    )
+
+
+def stack(each: list[Ridge]) -> Ridge:
+    """Solutions of the same shapes along a new first axis."""
+    names = [f.name for f in fields(Ridge)]
+    return Ridge(**{name: torch.stack([getattr(one, name) for one in each]) for name in names})
