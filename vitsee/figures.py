@@ -111,7 +111,7 @@ def maps(rows: list[MapRow], *, title: str, colour_label: str, xlabel: str, ylab
     tallest = [max(_shape_ratio(m.values) for m in row.maps) for row in rows]
     with matplotlib.rc_context(STYLE):
         size = (1.6 * columns + 1.4, 1.6 * sum(tallest) + 0.5 * len(rows) + 0.7)
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=size, layout="compressed")
         axes = figure.subplots(len(rows), columns, squeeze=False, height_ratios=tallest)
         for row, cells in zip(rows, axes, strict=True):
             for cell in cells[len(row.maps) :]:
@@ -121,9 +121,9 @@ def maps(rows: list[MapRow], *, title: str, colour_label: str, xlabel: str, ylab
             if row.label:
                 cells[0].set_ylabel(row.label)
             figure.colorbar(image, ax=list(cells), label=colour_label)
-        figure.suptitle(title, wrap=True)
-        figure.supxlabel(f"{xlabel}{_undefined(rows)}", fontsize=8)
-        figure.supylabel(ylabel, fontsize=8)
+        figure.suptitle(title, fontsize=9)
+        figure.supxlabel(f"{xlabel}{_undefined(rows)}", fontsize=9)
+        figure.supylabel(ylabel, fontsize=9)
     return figure
 
 
@@ -154,13 +154,13 @@ def tiles(images: np.ndarray, *, columns: int, title: str) -> Figure:
     """RGB images, (count, rows, columns, 3) within 0..1, side by side in rows of so many."""
     count = -(-len(images) // columns)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(0.85 * columns + 0.2, 0.85 * count + 0.5), layout="constrained")
+        figure = Figure(figsize=(0.85 * columns + 0.2, 0.85 * count + 0.5), layout="compressed")
         cells = figure.subplots(count, columns, squeeze=False).ravel()
         for cell in cells:
             cell.set_axis_off()
         for cell, image in zip(cells, images, strict=False):
             cell.imshow(image, interpolation="nearest")
-        figure.suptitle(title, wrap=True)
+        figure.suptitle(title, fontsize=9)
     return figure
 
 
@@ -183,7 +183,7 @@ def grid_of_grids(
     ratio = _shape_ratio(values[0, 0])
     with matplotlib.rc_context(STYLE):
         size = (0.6 * len(columns) + 1.2, 0.6 * ratio * len(rows) + 0.9)
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=size, layout="compressed")
         figure.get_layout_engine().set(w_pad=0.015, h_pad=0.015)  # type: ignore[union-attr, call-arg]
         axes = figure.subplots(len(rows), len(columns), squeeze=False)
         for r, line in zip(rows, axes, strict=True):
@@ -195,7 +195,7 @@ def grid_of_grids(
         for c, cell in zip(columns, axes[-1], strict=True):
             cell.set_xlabel(str(c))
         figure.colorbar(image, ax=axes, label=colour_label, shrink=0.9)
-        figure.suptitle(title, wrap=True)
+        figure.suptitle(title, fontsize=9)
         figure.supxlabel(xlabel, fontsize=9)
         figure.supylabel(ylabel, fontsize=9)
     return figure

@@ -77,7 +77,7 @@ class EmbeddingFilters(Analysis):
         figure = figures.tiles(
             (values - low) / (high - low),
             columns=7,
-            title=f"{labels.model}: first {shape[0]} principal components of the embedding filters "
-            f"({share:.0%} of their variance)",
+            title=f"{labels.model}: first {shape[0]} principal components of the embedding filters, "
+            f"{share:.0%} of variance",
         )
         return {"embedding_filters": figure}
