@@ -41,7 +41,9 @@ def test_the_gram_matrix_is_exact_where_means_are_much_larger_than_deviations(ra
 def test_chunks_of_features_add_up_to_the_whole(monkeypatch):
     x = features(8, 1000)
     whole = gram(x)
-    monkeypatch.setattr("vitsee.kernels._CHUNK_WIDTH", {"cpu": 7})
+    monkeypatch.setattr("vitsee.kernels._WIDTH", {"cpu": 70})
+    monkeypatch.setattr("vitsee.kernels._PIECE", {"cpu": 16})
+    monkeypatch.setattr("vitsee.kernels._ROWS", {"cpu": 3})
     torch.testing.assert_close(gram(x), whole, rtol=1e-6, atol=1e-4)
 
 

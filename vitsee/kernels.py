@@ -5,41 +5,87 @@ Axes: A, B layers of the two models; N examples of a minibatch; F features of on
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
-_CHUNK_WIDTH = {"cpu": 4096, "cuda": 65536}
-"""Features of all examples that are centred and multiplied at a time.
+from vitsee.arithmetic import tf32
 
-So few products are summed in float32 before float64 takes over, and so little memory is added. On a CPU
-a chunk fits the cache, and features with outliers are exact to 1e-6; a GPU wants more work at a time.
-"""
+_WIDTH = {"cpu": 16384, "cuda": 65536}
+"""Features of all examples that are centred at a time: what a CPU's cache holds, and enough work for a GPU."""
+_PIECE = {"cpu": 4096, "cuda": 16384}
+"""Features whose products are summed in float32 before float64 takes over; so few keep features with
+outliers exact to 1e-6."""
+_ROWS = {"cpu": 32, "cuda": 512}
+"""Examples of a block of the Gram matrix; blocks below the diagonal are mirrored, not computed."""
 
 
-def gram(x: Tensor) -> Tensor:
+def gram(x: Tensor, product: str = "fp32") -> Tensor:
     """Linear-kernel Gram matrix of (N, ...) features, centred over the examples: (N, N) float64.
 
     Centring does not change unbiased HSIC, because U-centring removes every term a_i + a_j
     (Szekely and Rizzo 2014), and makes float32 products safe where means are much larger than
     standard deviations. Features that do not vary between the examples beyond rounding count as
     constant: their Gram matrix is exactly 0. The features are read in chunks and never copied whole.
+    product: how the centred features are rounded before they are multiplied: fp32 (not at all), tf32
+    (by CUDA) or bf16; the products are summed in float32 and float64 whatever it is.
     """
-    rows = x.detach().flatten(1)
-    k = gram_chunks(rows)
+    rows = _rows(x.detach())
+    k = gram_chunks(rows, product)
     return torch.where(k.diagonal().sum() <= _rounding(rows), torch.zeros_like(k), k)
 
 
-def gram_chunks(rows: Tensor) -> Tensor:
+def gram_chunks(rows: Tensor, product: str = "fp32") -> Tensor:
     """Sum over chunks of the features of the centred chunk's Gram matrix, (N, F) -> (N, N) float64."""
-    n = len(rows)
-    width = _CHUNK_WIDTH.get(rows.device.type, 65536)
+    n, device = len(rows), rows.device.type
     k = torch.zeros(n, n, dtype=torch.float64, device=float64_device(rows))
-    for chunk in rows.split(width, dim=1):
-        # The first example goes first: equal features then give exact zeros.
-        centred = chunk.float() - chunk[:1].float()
-        centred -= centred.mean(0)
-        k += (centred @ centred.mT).to(k)
-    return k
+    with tf32(True) if product == "tf32" else nullcontext():
+        for chunk in rows.split(_WIDTH.get(device, 65536), dim=1):
+            centred = _centred(chunk)
+            if product == "bf16":
+                centred = centred.bfloat16().float()
+            _add_products(k, centred, _PIECE.get(device, 16384), _ROWS.get(device, 512))
+    return k.triu() + k.triu(1).mT
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(N, ...) -> (N, F) without a copy, also where channels come last in memory; F in any order."""
+    if x.ndim == 4 and not x.is_contiguous():
+        x = x.permute(0, 2, 3, 1)
+    return x.flatten(1)
+
+
+def _centred(chunk: Tensor) -> Tensor:
+    """The chunk minus its mean over the examples, (N, F) float32.
+
+    The mean may be rounded as it likes: what is subtracted from all examples alike changes nothing.
+    """
+    mean = chunk.mean(0, dtype=torch.float32)
+    if chunk.device.type != "cpu":
+        return chunk - mean
+    out = _scratch(len(chunk) * _WIDTH["cpu"])[: chunk.numel()].view(chunk.shape)
+    return torch.sub(chunk, mean, out=out)
+
+
+@lru_cache(maxsize=2)
+def _scratch(size: int) -> Tensor:
+    """Memory that is used again and again: new memory costs a CPU more than the arithmetic on it."""
+    with torch.inference_mode(False):
+        return torch.empty(size)
+
+
+def _add_products(k: Tensor, x: Tensor, piece: int, block: int) -> None:
+    """Add x xᵀ to the blocks on and above the diagonal of k, piece by piece of the features."""
+    whole = x.shape[1] // piece * piece
+    for part, width in ((x[:, :whole], piece), (x[:, whole:], x.shape[1] - whole)):
+        if part.shape[1]:
+            pieces = part.unflatten(1, (-1, width)).transpose(0, 1)
+            for start in range(0, len(x), block):
+                some = slice(start, start + block)
+                products = pieces[:, some] @ pieces[:, start:].mT
+                k[some, start:] += products.sum(0, dtype=torch.float64).to(k.device)
 
 
 def float64_device(x: Tensor) -> torch.device:

@@ -52,6 +52,8 @@ class Loaded:
 
 def load(model: Model, device: str | torch.device) -> Loaded:
     """The model with its weights. Raises UserError if they cannot be had exactly as asked for."""
+    import torch
+
     random = not model.pretrained and model.checkpoint is None
     if model.checkpoint is not None:
         net, weights = _from_file(model, Path(model.checkpoint).expanduser())
@@ -63,10 +65,12 @@ def load(model: Model, device: str | torch.device) -> Loaded:
     else:
         net, weights = _from_hub(model)
     _refuse_nonfinite(model, net)
+    net = net.eval().requires_grad_(False).to(device)
     return Loaded(
         name=model.name,
         label=f"{model.name} (random weights)" if random else model.name,
-        net=net.eval().requires_grad_(False).to(device),
+        # Channels last is how convolutions are computed fastest, on CPUs and on GPUs.
+        net=net.to(memory_format=torch.channels_last),
         data=data_config(net),
         weights=weights,
         digest=digest(net.state_dict()),

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from vitsee import attention, layers
 from vitsee.analysis import Analysis, Layer
+from vitsee.arithmetic import exact, forward
 from vitsee.config import Precision
 
 Measure = Callable[[Tensor], dict[str, Tensor]]
@@ -36,7 +37,7 @@ def watch(
 
     def keep(layer: Layer) -> Callable[[Any], None]:
         def deliver(output: Any) -> None:
-            with _exact(net_device.type):
+            with exact(net_device.type):
                 kept[layer.name] = analysis.reduce(layer, output)
 
         return deliver
@@ -44,7 +45,7 @@ def watch(
     def measure(pixels: Tensor) -> dict[str, Tensor]:
         kept.clear()
         recorded = torch.enable_grad() if analysis.gradients else torch.inference_mode()
-        with recorded, _forward(precision, pixels.device.type):
+        with recorded, forward(precision, pixels.device.type):
             net(pixels)
         return {layer.name: kept[layer.name] for layer in watched}
 
@@ -77,32 +78,3 @@ SURVEY: dict[str, Callable[[nn.Module, tuple[int, int, int]], list[Layer]]] = {
     "attention": attention.survey,
 }
 """Where in a model there is something to read, in the order it runs."""
-
-
-@contextmanager
-def _forward(precision: Precision, device: str) -> Iterator[None]:
-    """Arithmetic of the forward pass: exactly what was asked for, whatever torch's defaults are."""
-    with (
-        _tf32(precision is Precision.tf32),
-        torch.autocast(device, torch.bfloat16, enabled=precision is Precision.bf16),
-    ):
-        yield
-
-
-@contextmanager
-def _exact(device: str) -> Iterator[None]:
-    """Statistics are computed in full float32 inside a forward pass of any precision."""
-    with _tf32(False), torch.autocast(device, enabled=False):
-        yield
-
-
-@contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if allowed else "highest")
-    torch.backends.cudnn.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
