@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -9,6 +10,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 STYLE: Any = {
@@ -148,4 +151,121 @@ def grids(
             figure.colorbar(image, ax=axes, location="bottom", shrink=0.9)
         figure.suptitle(title, fontsize=9)
         figure.supxlabel(colour_label, fontsize=8)
+    return figure
+
+
+@dataclass(frozen=True)
+class Map:
+    """Values over a grid, (rows, columns), and the (row, column) that is marked, if any."""
+
+    values: np.ndarray
+    title: str
+    mark: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class MapRow:
+    """Maps side by side on one colour scale."""
+
+    maps: list[Map]
+    label: str
+    limits: tuple[float, float]
+
+
+def maps(rows: list[MapRow], *, title: str, colour_label: str, xlabel: str, ylabel: str) -> Figure:
+    """Rows of maps, each row with its own colour bar; row 0 of a map is at the top, as in an image.
+
+    Values are clipped to the limits of their row for display only; undefined ones (NaN) are grey.
+    """
+    columns = max(len(row.maps) for row in rows)
+    tallest = [max(_shape_ratio(m.values) for m in row.maps) for row in rows]
+    with matplotlib.rc_context(STYLE):
+        size = (1.6 * columns + 1.4, 1.6 * sum(tallest) + 0.5 * len(rows) + 0.7)
+        figure = Figure(figsize=size, layout="compressed")
+        axes = figure.subplots(len(rows), columns, squeeze=False, height_ratios=tallest)
+        for row, cells in zip(rows, axes, strict=True):
+            for cell in cells[len(row.maps) :]:
+                cell.set_axis_off()
+            for cell, one in zip(cells, row.maps, strict=False):
+                image = _draw_map(cell, one, row.limits)
+            if row.label:
+                cells[0].set_ylabel(row.label)
+            figure.colorbar(image, ax=list(cells), label=colour_label)
+        figure.suptitle(title, fontsize=9)
+        figure.supxlabel(f"{xlabel}{_undefined(rows)}", fontsize=9)
+        figure.supylabel(ylabel, fontsize=9)
+    return figure
+
+
+def _shape_ratio(values: np.ndarray) -> float:
+    return float(np.clip(values.shape[0] / values.shape[1], 0.4, 2.5))
+
+
+def _undefined(rows: list[MapRow]) -> str:
+    there = any(np.isnan(m.values).any() for row in rows for m in row.maps)
+    return "; grey: not defined (see the log of the run)" if there else ""
+
+
+def _draw_map(axes: Axes, one: Map, limits: tuple[float, float]) -> AxesImage:
+    axes.set_facecolor("0.85")
+    image = axes.imshow(one.values, cmap="magma", vmin=limits[0], vmax=limits[1])
+    if one.mark is not None:
+        row, column = one.mark
+        place = Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="cyan", lw=1.5)
+        place.set_clip_on(False)
+        axes.add_patch(place)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+    axes.set_title(one.title)
+    return image
+
+
+def tiles(images: np.ndarray, *, columns: int, title: str) -> Figure:
+    """RGB images, (count, rows, columns, 3) within 0..1, side by side in rows of so many."""
+    count = -(-len(images) // columns)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(0.85 * columns + 0.2, 0.85 * count + 0.5), layout="compressed")
+        cells = figure.subplots(count, columns, squeeze=False).ravel()
+        for cell in cells:
+            cell.set_axis_off()
+        for cell, image in zip(cells, images, strict=False):
+            cell.imshow(image, interpolation="nearest")
+        figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def grid_of_grids(
+    values: np.ndarray,
+    *,
+    limits: tuple[float, float],
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    colour_label: str,
+    most: int = 8,
+) -> Figure:
+    """Tile (r, c) is the map values[r, c] of a (rows, columns, rows, columns) array.
+
+    Of more than `most` rows or columns of tiles, evenly spaced ones are drawn; each map is whole.
+    Undefined values (NaN) are grey.
+    """
+    rows, columns = (range(0, n, -(-n // most)) for n in values.shape[:2])
+    ratio = _shape_ratio(values[0, 0])
+    with matplotlib.rc_context(STYLE):
+        size = (0.6 * len(columns) + 1.2, 0.6 * ratio * len(rows) + 0.9)
+        figure = Figure(figsize=size, layout="compressed")
+        figure.get_layout_engine().set(w_pad=0.015, h_pad=0.015)  # type: ignore[union-attr, call-arg]
+        axes = figure.subplots(len(rows), len(columns), squeeze=False)
+        for r, line in zip(rows, axes, strict=True):
+            line[0].set_ylabel(str(r), rotation=0, ha="right", va="center")
+            for c, cell in zip(columns, line, strict=True):
+                cell.set_facecolor("0.85")
+                image = cell.imshow(values[r, c], vmin=limits[0], vmax=limits[1], cmap="viridis")
+                cell.set(xticks=[], yticks=[])
+        for c, cell in zip(columns, axes[-1], strict=True):
+            cell.set_xlabel(str(c))
+        figure.colorbar(image, ax=axes, label=colour_label, shrink=0.9)
+        figure.suptitle(title, fontsize=9)
+        figure.supxlabel(xlabel, fontsize=9)
+        figure.supylabel(ylabel, fontsize=9)
     return figure

@@ -1,0 +1,83 @@
+"""Principal components of the filters that embed patches (Dosovitskiy et al. 2021, Fig. 7 left)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from vitsee.analysis import Analysis, Labels, register
+from vitsee.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor, nn
+
+    from vitsee.sums import Sums
+
+
+@register
+@dataclass(kw_only=True)
+class EmbeddingFilters(Analysis):
+    """Which patterns does the patch embedding look for?
+
+    The D filters of the patch embedding, each channels x rows x columns of weights, are D points; these
+    are the principal components of the points after their mean is subtracted, of unit length. A
+    component's sign is arbitrary: its weight of largest magnitude is made positive.
+    """
+
+    weights_only: ClassVar[bool] = True
+
+    name: str = "embedding_filters"
+    components: int = 28
+    """How many, from the one that explains most of the variance on; the paper shows 28."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.components < 1:
+            raise UserError(f"analysis.components must be at least 1, got {self.components}")
+
+    def read(self, nets: dict[str, nn.Module]) -> dict[str, Tensor]:
+        """components: (components, 3, rows, columns); variance: (components,) shares of the whole."""
+        from vitsee.embedding import filters, only_model, principal_components
+
+        weights = filters(only_model(nets, self.name))
+        most = min(len(weights) - 1, weights[0].numel())
+        if self.components > most:
+            raise UserError(
+                f"analysis.components={self.components} asked, but {len(weights)} filters of "
+                f"{weights[0].numel()} weights have {most} principal components at most; "
+                f"use analysis.components={most}"
+            )
+        components, share = principal_components(weights)
+        return {"components": components[: self.components], "variance": share[: self.components]}
+
+    def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
+        """embedding_filters: a row a weight of a component. embedding_variance: a row a component."""
+        values = sums.terms["components"].cpu().numpy()
+        index = np.indices(values.shape).reshape(4, -1)
+        places = dict(zip(("component", "channel", "row", "col"), index, strict=True))
+        share = sums.terms["variance"].cpu().numpy()
+        return {
+            "embedding_filters": pd.DataFrame(places | {"value": values.ravel()}),
+            "embedding_variance": pd.DataFrame({"component": range(len(share)), "share": share}),
+        }
+
+    def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
+        """The components as RGB images, each scaled from its least to its largest weight."""
+        from vitsee import figures
+
+        table = tables["embedding_filters"]
+        shape = [int(table[name].max()) + 1 for name in ("component", "channel", "row", "col")]
+        values = table["value"].to_numpy().reshape(shape).transpose(0, 2, 3, 1)
+        low, high = (pick(values, axis=(1, 2, 3), keepdims=True) for pick in (np.min, np.max))
+        share = tables["embedding_variance"]["share"].sum()
+        figure = figures.tiles(
+            (values - low) / (high - low),
+            columns=7,
+            title=f"{labels.model}: first {shape[0]} principal components of the embedding filters, "
+            f"{share:.0%} of variance",
+        )
+        return {"embedding_filters": figure}

@@ -1,0 +1,277 @@
+"""Which patches of the input each token resembles: CKA of tokens and pixels (Raghu et al. 2021, Fig. 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from vitsee.analysis import Analysis, Labels, Layer, View, register
+from vitsee.errors import UserError
+from vitsee.estimates import cka_and_error, cka_terms
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from vitsee.sums import Sums
+
+Grid = tuple[int, int]
+
+MOST_PLACES = 64 * 64
+"""Places of a grid up to which every two are compared; the table has 17 million rows then."""
+
+PAPER_TOKENS: dict[Grid, list[Grid]] = {
+    (7, 7): [(0, 0), (2, 1), (4, 2), (4, 4)],
+    (14, 14): [(0, 0), (2, 3), (2, 7), (4, 5)],
+    (16, 16): [(0, 0), (2, 5), (5, 10), (5, 11)],
+}
+"""The tokens that the paper shows, by grid (Fig. 9, 10, D.1-D.3)."""
+
+
+@register
+@dataclass(kw_only=True)
+class Localization(Analysis):
+    """How much does each token resemble the patch of the input at its own place?
+
+    CKA between the features of one token (or of one position of a CNN's map) and the pixels of one
+    patch, as the model saw them, for every token and every patch of the same grid: linear kernels,
+    HSIC_1, ratio of averages over minibatches (Nguyen et al. 2021, eq. 2 and 3), as in analysis=cka.
+    Values are not clipped: those of unrelated places scatter around 0.
+    """
+
+    equal_minibatches: ClassVar[bool] = True
+
+    name: str = "localization"
+    layers: Any = "last"
+    tokens: Any = None
+    """Tokens that the figure shows, [[row, column], …] counted from 0; by default those of the paper."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tokens is not None:
+            self.tokens = _places(self.tokens)
+
+    def check(self, layers: dict[str, list[Layer]]) -> None:
+        if "other" in layers:
+            raise UserError(
+                "analysis=localization compares one model with its input, but model@other is given; "
+                "run each model alone: vitsee run -m analysis=localization model=NAME,NAME"
+            )
+        for layer in layers["model"]:
+            rows, columns = _grid(layer)
+            for row, column in self.tokens or []:
+                if row >= rows or column >= columns:
+                    raise UserError(
+                        f"analysis.tokens: {layer.name} has no token [{row}, {column}]; its grid is "
+                        f"{rows} x {columns}, so from [0, 0] to [{rows - 1}, {columns - 1}]"
+                    )
+
+    def reduce(self, layer: Layer, output: Tensor) -> Tensor:
+        """U-centred Gram matrix of each token: -> (rows, columns, N (N - 1) / 2) float32."""
+        from vitsee.places import pair_grams, tokens
+
+        return pair_grams(tokens(output, layer.prefix)).unflatten(0, _grid(layer))
+
+    def observe(self, view: View) -> dict[str, Tensor]:
+        """HSIC_1 of every token with every patch, and the products that its standard error needs.
+
+        Of each layer: (rows, columns) for tokens or for patches, (rows, columns, rows, columns) for pairs.
+        """
+        from vitsee.places import pair_grams, pair_hsic, patches, self_hsic
+
+        pixels: dict[Grid, Tensor] = {}
+        terms: dict[str, Tensor] = {}
+        for layer, u in view.model.items():
+            grid = (u.shape[0], u.shape[1])
+            if grid not in pixels:
+                pixels[grid] = pair_grams(patches(view.pixels["model"], grid))
+            a, b = u.flatten(0, 1), pixels[grid]
+            aa, bb = self_hsic(a, view.images), self_hsic(b, view.images)
+            found = cka_terms(pair_hsic(a, b, view.images), aa, bb, view.fresh)
+            found |= {"broken_aa": ~aa.isfinite(), "broken_bb": ~bb.isfinite()}
+            terms |= {f"{layer} {name}": x.reshape(grid * x.ndim) for name, x in found.items()}
+        return terms
+
+    def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
+        """localization: a row a token and patch. localization_score: a row a token.
+
+        Of the patches whose CKA is defined: mean_cka is over all, the own one among them, border_cka
+        and inner_cka over those at the border of the input and those inside. own_rank is 1 where no
+        patch is more similar than the own one.
+        """
+        pairs, scores = [], []
+        for layer, terms in _of_each_layer(sums):
+            grid, tokens = terms["aa"].shape, terms["aa"].size
+            flat = {name: x.reshape([tokens] * (x.ndim // 2)) for name, x in terms.items()}
+            cka, se = cka_and_error(flat, int(sums.seen.sum()))
+            pairs.append(_pairs(layer, grid, cka, se))
+            scores.append(_scores(layer, grid, cka))
+        return {
+            "localization": pd.concat(pairs, ignore_index=True),
+            "localization_score": pd.concat(scores, ignore_index=True),
+        }
+
+    def warnings(self, sums: Sums) -> list[str]:
+        """Which tokens and patches have undefined CKA, and why."""
+        found = []
+        for layer, terms in _of_each_layer(sums):
+            for where, places, own in ((layer, "tokens", "aa"), ("the input", "patches", "bb")):
+                constant, broken = terms[own] == 0, terms[f"broken_{own}"] > 0
+                if broken.any():
+                    found.append(
+                        f"{where}: {_count(broken, places)} have NaN or Inf; their CKA is NaN"
+                    )
+                if constant.any():
+                    found.append(
+                        f"{where}: {_count(constant, places)} are constant over the images; "
+                        f"their CKA is 0/0, so NaN"
+                    )
+        return list(dict.fromkeys(found))  # layers with the same grid share their patches
+
+    def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
+        """Heatmaps of the shown tokens, a row a layer; and how far each own patch stands out, a map a layer."""
+        from vitsee import figures
+
+        cka = {layer: _array(table) for layer, table in _by_layer(tables["localization"])}
+        heatmaps = [
+            figures.MapRow(
+                [
+                    figures.Map(values[r, c], f"token ({r}, {c})", (r, c))
+                    for r, c in self._shown(values)
+                ],
+                label=layer,
+                limits=(0, _highest(values[tuple(np.transpose(self._shown(values)))])),
+            )
+            for layer, values in cka.items()
+        ]
+        excess = [
+            figures.Map(_excess(layer), f"{name}\nmedian rank {layer['own_rank'].median():g}")
+            for name, layer in _by_layer(tables["localization_score"])
+        ]
+        limits = (0, _highest(np.concatenate([m.values.ravel() for m in excess])))
+        return {
+            "localization": figures.maps(
+                heatmaps,
+                title=f"{labels.model}, {labels.data}",
+                colour_label="CKA with the patch",
+                xlabel="patch column",
+                ylabel="patch row",
+            ),
+            "localization_score": figures.maps(
+                [figures.MapRow(excess[i : i + 6], "", limits) for i in range(0, len(excess), 6)],
+                title=f"{labels.model}, {labels.data}",
+                colour_label="own CKA - mean CKA",
+                xlabel="token column",
+                ylabel="token row",
+            ),
+        }
+
+    def _shown(self, cka: np.ndarray) -> list[tuple[int, int]]:
+        """The tokens that the figure shows of a layer with this (rows, columns, rows, columns) CKA."""
+        rows, columns = cka.shape[:2]
+        if self.tokens is not None:
+            return [(row, column) for row, column in self.tokens]
+        spread = [(r * rows // 7, c * columns // 7) for r, c in PAPER_TOKENS[7, 7]]
+        return PAPER_TOKENS.get((rows, columns)) or list(dict.fromkeys(spread))
+
+
+def _places(value: Any) -> list[list[int]]:
+    """The option `tokens`, if it is a list of places."""
+    good = (
+        isinstance(value, list)
+        and value
+        and all(isinstance(place, list) and len(place) == 2 for place in value)
+        and all(type(i) is int and i >= 0 for place in value for i in place)
+    )
+    if not good:
+        raise UserError(
+            f"analysis.tokens must be a list of [row, column] counted from 0, "
+            f"such as 'analysis.tokens=[[0,0],[2,5]]', got {value!r}"
+        )
+    return value
+
+
+def _grid(layer: Layer) -> Grid:
+    """Rows and columns of the layer's places. Raises UserError if it has none, or too many."""
+    shape = " x ".join(map(str, layer.shape))
+    if layer.grid is None:
+        raise UserError(
+            f"analysis=localization: {layer.name} has no rows and columns (its output of {shape} is neither "
+            f"tokens on a grid nor a map of channels x rows x columns); choose other layers with "
+            f"analysis.layers, such as last, blocks or names that 'vitsee list layers' shows"
+        )
+    if layer.grid[0] * layer.grid[1] > MOST_PLACES:
+        raise UserError(
+            f"analysis=localization: {layer.name} has {layer.grid[0]} x {layer.grid[1]} places, so "
+            f"{(layer.grid[0] * layer.grid[1]) ** 2:,} pairs of token and patch; at most {MOST_PLACES:,} "
+            f"places are compared: choose deeper layers with analysis.layers"
+        )
+    return layer.grid
+
+
+def _of_each_layer(sums: Sums) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """The sums of each layer by name of the term, as arrays."""
+    for layer in sums.axes["model"]:
+        own = {name: x for name, x in sums.terms.items() if name.startswith(f"{layer} ")}
+        yield layer, {name.removeprefix(f"{layer} "): x.cpu().numpy() for name, x in own.items()}
+
+
+def _pairs(layer: str, grid: Grid, cka: np.ndarray, se: np.ndarray) -> pd.DataFrame:
+    """A row a token and patch, from (tokens, patches)."""
+    names = ("token_row", "token_col", "patch_row", "patch_col")
+    places = {name: index.ravel() for name, index in zip(names, np.indices(grid * 2), strict=True)}
+    return pd.DataFrame({"layer": layer, **places, "cka": cka.ravel(), "se": se.ravel()})
+
+
+def _scores(layer: str, grid: Grid, cka: np.ndarray) -> pd.DataFrame:
+    """A row a token, from (tokens, patches)."""
+    row, column = (index.ravel() for index in np.indices(grid))
+    border = (row % (grid[0] - 1 or 1) == 0) | (column % (grid[1] - 1 or 1) == 0)
+    own = cka.diagonal()
+    return pd.DataFrame(
+        {
+            "layer": layer,
+            "token_row": row,
+            "token_col": column,
+            "own_cka": own,
+            "mean_cka": _mean(cka),
+            "own_rank": np.where(np.isnan(own), np.nan, 1.0 + (cka > own[:, None]).sum(1)),
+            "border_cka": _mean(cka[:, border]),
+            "inner_cka": _mean(cka[:, ~border]),
+        }
+    )
+
+
+def _mean(cka: np.ndarray) -> np.ndarray:
+    """Over the patches whose CKA is defined, (tokens, patches) -> (tokens,); NaN if there are none."""
+    with np.errstate(invalid="ignore"):
+        return np.nansum(cka, 1) / (~np.isnan(cka)).sum(1)
+
+
+def _count(where: np.ndarray, places: str) -> str:
+    return f"{where.sum()} of {where.size} {places}, the first {np.argwhere(where)[0].tolist()},"
+
+
+def _by_layer(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    return ((str(name), rows) for name, rows in table.groupby("layer", sort=False))
+
+
+def _array(pairs: pd.DataFrame) -> np.ndarray:
+    """CKA of one layer, (rows, columns, rows, columns)."""
+    grid = [int(pairs[name].max()) + 1 for name in ("token_row", "token_col")]
+    return pairs["cka"].to_numpy().reshape(grid * 2)
+
+
+def _excess(score: pd.DataFrame) -> np.ndarray:
+    """How much more similar the own patch of each token is than the mean, (rows, columns)."""
+    grid = [int(score[name].max()) + 1 for name in ("token_row", "token_col")]
+    return (score["own_cka"] - score["mean_cka"]).to_numpy().reshape(grid)
+
+
+def _highest(values: np.ndarray) -> float:
+    """The largest defined value, as the end of a colour scale that begins at 0."""
+    return max(float(np.nanmax(values, initial=0.0)), 1e-12)

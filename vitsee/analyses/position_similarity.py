@@ -1,0 +1,70 @@
+"""Cosine similarity of position embeddings (Dosovitskiy et al. 2021, Fig. 7 centre, Fig. 10)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from vitsee.analysis import Analysis, Labels, register
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor, nn
+
+    from vitsee.sums import Sums
+
+
+@register
+@dataclass(kw_only=True)
+class PositionSimilarity(Analysis):
+    """How alike are the position embeddings of two patches?
+
+    Cosine of the angle between the position embeddings of every two patches; those of class,
+    distillation and register tokens are left out.
+    """
+
+    weights_only: ClassVar[bool] = True
+
+    name: str = "position_similarity"
+
+    def read(self, nets: dict[str, nn.Module]) -> dict[str, Tensor]:
+        """cosine: (rows, columns, rows, columns)."""
+        from vitsee.embedding import cosines, only_model, positions
+
+        return {"cosine": cosines(positions(only_model(nets, self.name)))}
+
+    def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
+        """A row a pair of patches: row, col, other_row, other_col, cosine."""
+        cosine = sums.terms["cosine"].cpu().numpy()
+        index = np.indices(cosine.shape).reshape(4, -1)
+        places = dict(zip(("row", "col", "other_row", "other_col"), index, strict=True))
+        return {"position_similarity": pd.DataFrame(places | {"cosine": cosine.ravel()})}
+
+    def warnings(self, sums: Sums) -> list[str]:
+        """Which position embeddings have no direction."""
+        cosine = sums.terms["cosine"]
+        undefined = cosine.isnan().all(3).all(2).nonzero().tolist()
+        if not undefined:
+            return []
+        return [
+            f"the position embeddings of {len(undefined)} of {cosine[0, 0].numel()} patches, the first "
+            f"{undefined[0]}, are zero or have NaN or Inf; their cosine is NaN"
+        ]
+
+    def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
+        from vitsee import figures
+
+        table = tables["position_similarity"]
+        shape = [int(table[name].max()) + 1 for name in ("row", "col", "other_row", "other_col")]
+        figure = figures.grid_of_grids(
+            table["cosine"].to_numpy().reshape(shape),
+            limits=(-1, 1),
+            xlabel="patch column",
+            ylabel="patch row",
+            title=f"{labels.model}: similarity of position embeddings",
+            colour_label="cosine similarity",
+        )
+        return {"position_similarity": figure}

@@ -1,0 +1,140 @@
+"""What a model's weights say about patches: the filters that embed them and the embeddings of their positions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vitsee.errors import UserError
+
+_INSTEAD = {
+    "rope": "rotates queries and keys by their position",
+    "rel_pos": "adds a bias for the relative position of query and key to the attention",
+    "relative_position": "adds a bias for the relative position of query and key to the attention",
+    "attention_bias": "adds a bias for the relative position of query and key to the attention",
+    "cpb_mlp": "adds a bias for the relative position of query and key to the attention",
+    "pos_block": "makes position encodings by convolutions",
+    "crpe": "makes position encodings by convolutions",
+    "mlp_tokens": "mixes tokens by layers with weights for each position",
+    "linear_tokens": "mixes tokens by layers with weights for each position",
+    "gate.proj": "mixes tokens by layers with weights for each position",
+}
+"""What models without absolute position embeddings have instead, by a part of the name of what they have."""
+
+
+def only_model(nets: dict[str, nn.Module], analysis: str) -> nn.Module:
+    """The model, if it is the only one. Raises UserError if there is a second one."""
+    if "other" in nets:
+        raise UserError(
+            f"analysis={analysis} reads the weights of one model, but model@other is given; "
+            f"run each model alone: vitsee run -m analysis={analysis} model=NAME,NAME"
+        )
+    return nets["model"]
+
+
+def filters(net: nn.Module) -> Tensor:
+    """Weights of the convolution that embeds patches of the image, (filters, 3, rows, columns) float64.
+
+    Raises UserError if the model has none that sees the image itself.
+    """
+    embedding = _embedding(net)
+    convolution, backbone = getattr(embedding, "proj", None), getattr(embedding, "backbone", None)
+    kind = type(net).__name__
+    if backbone is not None:
+        why = (
+            f"the patch embedding of this {kind} follows a CNN (patch_embed.backbone), "
+            f"so its filters see that network's features and not the image"
+        )
+    elif not isinstance(convolution, nn.Conv2d):
+        why = f"this {kind} does not embed patches by one convolution"
+    elif convolution.weight.shape[1] != 3:
+        why = (
+            f"the patch embedding of this {kind} sees {convolution.weight.shape[1]} channels "
+            f"and not an RGB image"
+        )
+    else:
+        return _finite(convolution.weight, "the filters of the patch embedding")
+    raise UserError(
+        f"analysis=embedding_filters: {why}; models such as vit_mini, vit_b16, vit_l32, deit3_b16 "
+        f"and mixer_b16 have such filters"
+    )
+
+
+def principal_components(filters: Tensor) -> tuple[Tensor, Tensor]:
+    """Components of (D, ...) filters after subtracting their mean, (K, ...), and shares of variance, (K,).
+
+    K = min(D - 1, weights of a filter). Components have unit length, and their weight of largest
+    magnitude is positive. Those whose variance is no more than rounding are NaN.
+    """
+    points = filters.flatten(1)
+    points = points - points.mean(0)
+    _, deviations, directions = torch.linalg.svd(points, full_matrices=False)
+    most = min(len(points) - 1, points.shape[1])
+    deviations, directions = deviations[:most], directions[:most]
+    largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
+    scale = torch.linalg.vector_norm(filters)
+    undefined = deviations <= max(points.shape) * torch.finfo(points.dtype).eps * scale
+    directions = (directions * largest.sign()).masked_fill(undefined[:, None], torch.nan)
+    share = deviations.square() / deviations.square().sum()
+    return directions.unflatten(1, filters.shape[1:]), share
+
+
+def positions(net: nn.Module) -> Tensor:
+    """Absolute position embeddings of the patches, (rows, columns, features) float64.
+
+    Those of class, distillation and register tokens, which come first, are left out. Raises
+    UserError if the model has none, and says what it has instead.
+    """
+    embeddings = getattr(net, "pos_embed", None)
+    grid = getattr(_embedding(net), "grid_size", None)
+    if isinstance(embeddings, Tensor) and embeddings.ndim == 3 and grid:
+        prefix = embeddings.shape[1] - grid[0] * grid[1]
+        if prefix in (0, getattr(net, "num_prefix_tokens", 0)):
+            return _finite(embeddings[0, prefix:], "the position embeddings").unflatten(0, grid)
+    raise UserError(
+        f"analysis=position_similarity needs one position embedding for each patch, but this "
+        f"{type(net).__name__} {_instead(net)}; models such as vit_mini, vit_b16, vit_l32, deit3_b16 "
+        f"and r50_vit_b16 have them"
+    )
+
+
+def cosines(x: Tensor) -> Tensor:
+    """Cosine of every two vectors, (rows, columns, features) -> (rows, columns, rows, columns).
+
+    NaN for vectors of length zero.
+    """
+    vectors = x.flatten(0, 1)
+    directions = vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    return (directions @ directions.mT).reshape(*x.shape[:2], *x.shape[:2])
+
+
+def _embedding(net: nn.Module) -> nn.Module | None:
+    """What makes the patch tokens; Mixer calls it stem."""
+    return getattr(net, "patch_embed", None) or getattr(net, "stem", None)
+
+
+def _finite(weights: Tensor, what: str) -> Tensor:
+    """The weights in float64 on the CPU. Raises UserError if they have NaN or Inf."""
+    if not weights.isfinite().all():
+        raise UserError(
+            f"{what} have NaN or Inf; the checkpoint is damaged or its training diverged"
+        )
+    return weights.detach().cpu().double()
+
+
+def _instead(net: nn.Module) -> str:
+    """How a model without absolute position embeddings knows positions, as a verb phrase."""
+    embeddings = getattr(net, "pos_embed", None)
+    if isinstance(embeddings, Tensor):
+        shape = " x ".join(map(str, embeddings.shape))
+        return f"has a pos_embed of {shape}, which is not one vector for each patch of a known grid"
+    if isinstance(embeddings, nn.Module):
+        return f"computes its position encoding ({type(embeddings).__name__})"
+    names = [name for name, _ in (*net.named_modules(), *net.named_parameters())]
+    for part, what in _INSTEAD.items():
+        for name in names:
+            if part in name:
+                return f"has none: it {what} ({name})"
+    if not any("attn" in name for name in names):
+        return "has none: it is convolutional, so that filters act on neighbouring positions"
+    return "has none that vitsee knows"
