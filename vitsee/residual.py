@@ -212,9 +212,7 @@ def survey(
         convolutions = (m.name for m in modules if isinstance(net.get_submodule(m.name), nn.Conv2d))
         names = [*convolutions][:1] + names
     ran = layers.dry_run(net, input_size, partial(_record, net, names))
-    return [
-        layers.describe(net, name, shape, input_size) for name, shape in ran.items() if shape
-    ]
+    return [layers.describe(net, name, shape, input_size) for name, shape in ran.items() if shape]
 
 
 def survey_outputs(net: nn.Module, input_size: tuple[int, int, int]) -> list[Layer]:
@@ -225,9 +223,7 @@ def survey_outputs(net: nn.Module, input_size: tuple[int, int, int]) -> list[Lay
         return layers.record_modules(net, seen) + _record(net, within, seen)
 
     ran = layers.dry_run(net, input_size, record)
-    return [
-        layers.describe(net, name, shape, input_size) for name, shape in ran.items() if shape
-    ]
+    return [layers.describe(net, name, shape, input_size) for name, shape in ran.items() if shape]
 
 
 def attach_outputs(
