@@ -140,7 +140,11 @@ class Analysis:
         return self.other_layers if role == "other" and self.other_layers else self.layers
 
     def reads(self, role: str) -> str:
-        """What `reduce` is given of this model: "outputs" of layers, or "attention" of attention modules."""
+        """What `reduce` is given of this model.
+
+        "outputs" of layers, "attention" of attention modules, "residuals" where a branch is added to a
+        skip, or "stream", which has the stem and units without a skip too.
+        """
         return "outputs"
 
     def select(self, stage: int, images: Images) -> Sequence[int] | None:

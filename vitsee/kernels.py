@@ -137,3 +137,25 @@ def hsic(u: Tensor, v: Tensor) -> Tensor:
     """
     n = u.shape[-1]
     return u.flatten(1) @ v.flatten(1).mT / (n * (n - 3))
+
+
+def absolute_gradients(values: Tensor, pixels: Tensor, at_once: int) -> Tensor:
+    """Sum over channels, images and RGB of |d values / d pixels|: (N, C), (N, 3, H, W) -> (H, W) float64.
+
+    The absolute value is that of each channel's gradient (Luo et al. 2016). Images do not depend on
+    each other, so that the gradient of a channel's sum over images is every image's own. `at_once`
+    channels share one vectorised backward pass. Values that do not depend on the pixels have gradient 0.
+    """
+    count = values.shape[1]
+    total = torch.zeros(pixels.shape[-2:], dtype=torch.float64, device=float64_device(pixels))
+    if not values.requires_grad:
+        return total
+    for start in range(0, count, at_once):
+        channels = torch.arange(start, min(start + at_once, count), device=values.device)
+        seeds = values.new_zeros(len(channels), *values.shape)
+        seeds.scatter_(2, channels.view(-1, 1, 1).expand(-1, len(values), 1), 1)
+        (gradients,) = torch.autograd.grad(
+            values, pixels, seeds, retain_graph=True, is_grads_batched=True
+        )
+        total += gradients.abs_().sum((0, 1, 2), dtype=torch.float32).to(total)
+    return total

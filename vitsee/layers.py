@@ -7,12 +7,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from vitsee.analysis import Layer
 from vitsee.errors import UserError
+
+Record = Callable[[str, object], None]
+"""Told the name of what has just been computed, and the output."""
 
 PRESETS = {
     "paper": "all layers the paper's heatmaps show: ViT: embedding, and of each block norm1, attention, "
@@ -21,6 +26,7 @@ PRESETS = {
     "four": "four per block (norm1, attention, MLP, block output); CNN: branch and unit output",
     "blocks": "the output of each block or unit",
     "last": "the output of the last block or unit",
+    "every": "all that the analysis can read",
 }
 
 _UNITS = (
@@ -39,16 +45,26 @@ def survey(net: nn.Module, input_size: tuple[int, int, int]) -> list[Layer]:
 
     net may be on any device, also torch's meta device, where nothing is computed. input_size: (3, H, W).
     """
+    ran = dry_run(net, input_size, partial(record_modules, net))
+    return [describe(net, name, shape, input_size) for name, shape in ran.items() if shape]
+
+
+def dry_run(
+    net: nn.Module,
+    input_size: tuple[int, int, int],
+    attach: Callable[[Record], list[RemovableHandle]],
+) -> dict[str, tuple[int, ...] | None]:
+    """Shapes, for one image, of what the hooks of `attach` report, in the order they report it.
+
+    None for what is reported more than once, or is no tensor with features.
+    """
     ran: dict[str, tuple[int, ...] | None] = {}
 
-    def record(name: str) -> Callable[[nn.Module, object, object], None]:
-        def hook(module: nn.Module, args: object, output: object) -> None:
-            once = name not in ran and isinstance(output, Tensor) and output.ndim >= 2
-            ran[name] = tuple(output.shape[1:]) if once else None  # type: ignore[attr-defined]
+    def seen(name: str, output: object) -> None:
+        once = name not in ran and isinstance(output, Tensor) and output.ndim >= 2
+        ran[name] = tuple(output.shape[1:]) if once else None  # type: ignore[attr-defined]
 
-        return hook
-
-    handles = [m.register_forward_hook(record(name)) for name, m in net.named_modules() if name]
+    handles = attach(seen)
     device = next(net.parameters()).device
     try:
         with torch.no_grad():
@@ -56,9 +72,16 @@ def survey(net: nn.Module, input_size: tuple[int, int, int]) -> list[Layer]:
     finally:
         for handle in handles:
             handle.remove()
-    return [
-        describe(net, name, shape, input_size) for name, shape in ran.items() if shape is not None
-    ]
+    return ran
+
+
+def record_modules(net: nn.Module, seen: Record) -> list[RemovableHandle]:
+    """Hooks that report the output of every module."""
+
+    def hook(name: str) -> Callable[[nn.Module, object, object], None]:
+        return lambda module, args, output: seen(name, output)
+
+    return [m.register_forward_hook(hook(name)) for name, m in net.named_modules() if name]
 
 
 def describe(
@@ -155,6 +178,8 @@ def _nothing_matches(net: nn.Module, names: list[str], pattern: str) -> str:
 def preset(net: nn.Module, layers: list[Layer], name: str) -> list[str]:
     """Names of the layers of a preset (spec of the paper's figures: section 0), empty if unknown."""
     names = [layer.name for layer in layers]
+    if name == "every":
+        return names
     units = _units(names)
     if name == "blocks":
         return units

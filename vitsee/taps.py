@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vitsee import attention, layers
+from vitsee import attention, residual
 from vitsee.analysis import Analysis, Layer
 from vitsee.arithmetic import exact, forward
 from vitsee.config import Precision
@@ -59,22 +60,18 @@ def watch(
             handle.remove()
 
 
-def of_module(
-    net: nn.Module, layer: Layer, deliver: Callable[[Tensor], None]
-) -> list[RemovableHandle]:
-    """A hook that hands over the output of the module of this name."""
-
-    def hook(module: nn.Module, args: object, output: Tensor) -> None:
-        deliver(output)
-
-    return [net.get_submodule(layer.name).register_forward_hook(hook)]
-
-
-ATTACH: dict[str, Attach] = {"outputs": of_module, "attention": attention.attach}
+ATTACH: dict[str, Attach] = {
+    "outputs": residual.attach_outputs,
+    "attention": attention.attach,
+    "residuals": residual.attach,
+    "stream": residual.attach,
+}
 """How each thing that an analysis can read (`Analysis.reads`) is read."""
 
 SURVEY: dict[str, Callable[[nn.Module, tuple[int, int, int]], list[Layer]]] = {
-    "outputs": layers.survey,
+    "outputs": residual.survey_outputs,
     "attention": attention.survey,
+    "residuals": residual.survey,
+    "stream": partial(residual.survey, everything=True),
 }
 """Where in a model there is something to read, in the order it runs."""

@@ -1,0 +1,264 @@
+"""Effective receptive fields: which pixels the centre of each layer's map depends on (Luo et al. 2016)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from vitsee.analysis import Analysis, Labels, Layer, View, register
+from vitsee.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from vitsee.residual import Residual
+    from vitsee.sums import Sums
+
+_SHOWN = 5
+"""How many layers the figure of the paper shows of a model."""
+
+
+class Point(Enum):
+    """Where the gradient of a sublayer is taken."""
+
+    post = "post"
+    pre = "pre"
+    both = "both"
+
+
+@register
+@dataclass(kw_only=True)
+class ReceptiveField(Analysis):
+    """Which pixels does the centre location of each layer's map depend on?
+
+    The mean over channels and images of |gradient of a channel at the centre location with respect to
+    the input|, summed over RGB (Raghu et al. 2021, figures 6 and C.1-C.4): for every sublayer of a
+    transformer, and every unit and the first convolution of a convolutional network.
+    """
+
+    default_images: ClassVar[int] = 32
+    default_batch_size: ClassVar[int] = 8
+    gradients: ClassVar[bool] = True
+
+    name: str = "receptive_field"
+    layers: Any = "every"
+    point: Point = Point.post
+    """post: the residual stream after the addition; pre: what the branch adds alone; both."""
+    channels: int | None = 64
+    """How many channels of each layer, drawn at random; null: all of them, which is exact."""
+    seed: int = 0
+    """Which channels are drawn."""
+    channels_at_once: int = 8
+    """Channels in one vectorised backward pass: more need more memory."""
+    resolution: int | None = 56
+    """Maps in the table are averaged to at most so many rows and columns; null: one value a pixel."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for option in ("channels", "channels_at_once", "resolution"):
+            value = getattr(self, option)
+            if value is not None and value < 1:
+                raise UserError(f"analysis.{option} must be 1 or more, got {value}")
+        self._layers: dict[str, list[Layer]] = {}
+
+    def reads(self, role: str) -> str:
+        return "stream"
+
+    def check(self, layers: dict[str, list[Layer]]) -> None:
+        for role, watched in layers.items():
+            for layer in watched:
+                if layer.grid is None:
+                    raise UserError(
+                        f"{layer.name} of the {role} has no spatial positions (its output is "
+                        f"{' x '.join(map(str, layer.shape))}), so no centre; choose other layers "
+                        f"with analysis.layers"
+                    )
+        self._layers = layers
+
+    @property
+    def points(self) -> list[str]:
+        """The points that are measured, as the table calls them."""
+        return ["post", "pre"] if self.point is Point.both else [self.point.value]
+
+    def reduce(self, layer: Layer, output: Residual) -> Tensor:
+        """(N, points, channels) of the centre location, with their graph."""
+        import torch
+
+        branch = _centre(layer, output.branch)
+        skip = 0 if output.skip is None else _centre(layer, output.skip)
+        at = {"post": branch + skip, "pre": branch}
+        return torch.stack([at[point] for point in self.points], 1)
+
+    def observe(self, view: View) -> dict[str, Tensor]:
+        """By role: sums over the images of the maps, (layers, points, H, W)."""
+        import torch
+
+        terms = {}
+        for role, found in (("model", view.model), ("other", view.other)):
+            if found is not None:
+                pixels = view.pixels[role]
+                maps = [self._maps(values, pixels) for values in found.values()]
+                terms[f"maps_{role}"] = torch.stack(maps)
+        terms["images"] = terms["maps_model"].new_tensor(view.images)
+        return terms
+
+    def _maps(self, values: Tensor, pixels: Tensor) -> Tensor:
+        """(N, points, channels) with their graph -> (points, H, W) float64, summed over the images."""
+        import torch
+
+        from vitsee.kernels import absolute_gradients
+
+        drawn = self._channels(values.shape[-1])
+        of_points = [
+            absolute_gradients(part[:, drawn], pixels, self.channels_at_once) / len(drawn)
+            for part in values.unbind(1)
+        ]
+        return torch.stack(of_points)
+
+    def _channels(self, there: int) -> list[int]:
+        """The channels of a layer whose gradients are averaged: the same in layers of one width."""
+        if self.channels is None or self.channels >= there:
+            return list(range(there))
+        return sorted(np.random.default_rng(self.seed).permutation(there)[: self.channels].tolist())
+
+    def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
+        """Maps: layer, point, row, col, value, model. Sizes: layer, point, radius50_px, radius90_px,
+        own_share, model.
+        """
+        maps, sizes = [], []
+        for role, layers in self._layers.items():
+            means = (sums.terms[f"maps_{role}"] / sums.terms["images"]).cpu().numpy()
+            for layer, of_points in zip(layers, means, strict=True):
+                for point, values in zip(self.points, of_points, strict=True):
+                    binned = bin_means(values, self.resolution or max(values.shape))
+                    row, col = (axis.ravel() for axis in np.indices(binned.shape))
+                    value = {"row": row, "col": col, "value": binned.ravel()}
+                    where = {"layer": layer.name, "point": point}
+                    maps.append(pd.DataFrame(where | value | {"model": role}))
+                    sizes.append(where | size(values, layer) | {"model": role})
+        return {"receptive_field": pd.concat(maps), "receptive_field_size": pd.DataFrame(sizes)}
+
+    def warnings(self, sums: Sums) -> list[str]:
+        """Which layers do not depend on the input, or have NaN gradients."""
+        found = []
+        for role, layers in self._layers.items():
+            for layer, of_points in zip(layers, sums.terms[f"maps_{role}"], strict=True):
+                for point, values in zip(self.points, of_points, strict=True):
+                    if not values.isfinite().all():
+                        why = "has NaN or Inf gradients"
+                    elif not values.any():
+                        why = "does not depend on the input (all gradients are 0)"
+                    else:
+                        continue
+                    found.append(f"{layer.name} of the {role} ({point}) {why}; its size is NaN")
+        return found
+
+    def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
+        from vitsee import figures
+
+        names = {"model": labels.model, "other": labels.other or ""}
+        rows = _rows(tables["receptive_field"], names)
+        few = {name: _spread(maps, _SHOWN) for name, maps in rows.items()}
+        lines = _radii(tables["receptive_field_size"], names)
+        return {
+            "receptive_field": figures.fields(few, title=labels.data, columns=_SHOWN),
+            "receptive_field_all": figures.fields(rows, title=labels.data, columns=12),
+            "receptive_field_size": figures.depth_lines(
+                [line for line, _ in lines],
+                x=[x for _, x in lines],
+                xlabel="depth (share of the layers)",
+                ylabel="radius that holds the mass (px)",
+                title=labels.data,
+            ),
+        }
+
+
+def _centre(layer: Layer, x: Tensor) -> Tensor:
+    """(N, *layer.shape) -> (N, channels) at the location (rows // 2, columns // 2)."""
+    rows, columns = layer.grid  # type: ignore[misc]
+    row, column = rows // 2, columns // 2
+    if layer.prefix is None:
+        return x[:, :, row, column]
+    return x[:, layer.prefix + row * columns + column]
+
+
+def bin_means(values: np.ndarray, most: int) -> np.ndarray:
+    """(H, W) averaged to at most `most` rows and columns of nearly equal bins."""
+    for axis in (0, 1):
+        length = values.shape[axis]
+        starts = np.arange(min(most, length)) * length // min(most, length)
+        shape = [-1 if a == axis else 1 for a in (0, 1)]
+        counts = np.diff([*starts, length]).reshape(shape)
+        values = np.add.reduceat(values, starts, axis=axis) / counts
+    return values
+
+
+def size(values: np.ndarray, layer: Layer) -> dict[str, float]:
+    """Radii in pixels that hold 50 % and 90 % of a (H, W) map, and the share of the own patch.
+
+    They are taken around the centre of the own patch for tokens. Where a location of a map has its
+    centre depends on how convolutions pad, so there it is the map's centre of mass, and the own patch
+    is the square of one step of the grid around it. NaN if the map has no mass.
+    """
+    total = values.sum()
+    if not np.isfinite(total) or total <= 0:
+        return dict.fromkeys(("radius50_px", "radius90_px", "own_share"), np.nan)
+    (rows, columns), pitch = layer.grid, layer.pitch  # type: ignore[misc]
+    y, x = np.indices(values.shape) + 0.5
+    if layer.prefix is None:
+        centre = [float((axis * values).sum() / total) for axis in (y, x)]
+    else:
+        centre = [(rows // 2 + 0.5) * pitch[0], (columns // 2 + 0.5) * pitch[1]]  # type: ignore[index]
+    dy, dx = y - centre[0], x - centre[1]
+    distance = np.hypot(dy, dx).ravel()
+    order = distance.argsort(kind="stable")
+    held = values.ravel()[order].cumsum()
+    radius50, radius90 = (
+        float(distance[order][np.searchsorted(held, share * held[-1])]) for share in (0.5, 0.9)
+    )
+    own = (abs(dy) <= pitch[0] / 2) & (abs(dx) <= pitch[1] / 2)  # type: ignore[index]
+    share = float(values[own].sum() / total)
+    return {"radius50_px": radius50, "radius90_px": radius90, "own_share": share}
+
+
+def _rows(table: pd.DataFrame, names: dict[str, str]) -> dict[str, dict[str, np.ndarray]]:
+    """Maps by layer, by the model and the point they are of."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    several = table["point"].nunique() > 1
+    keys = ["model", "point", "layer"]
+    for (role, point, layer), rows in table.groupby(keys, sort=False):
+        word = {"post": "after the addition", "pre": "branch alone"}[point]
+        label = f"{names[role]}, {word}" if several or point == "pre" else names[role]
+        values = rows["value"].to_numpy(float).reshape(rows["row"].max() + 1, -1)
+        found.setdefault(label, {})[layer] = values
+    return found
+
+
+def _spread(maps: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    """So many of them, evenly spread over depth, the first and the last among them.
+
+    Of a transformer's sublayers those after attention, as in the paper.
+    """
+    names = [name for name in maps if name.endswith(".+attn")] or list(maps)
+    places = np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int)
+    return {names[place]: maps[names[place]] for place in places}
+
+
+def _radii(table: pd.DataFrame, names: dict[str, str]) -> list[Any]:
+    """Lines of both radii of each model and point, with where on the depth axis their values are."""
+    from vitsee.figures import Line
+
+    found = []
+    several = table["point"].nunique() > 1
+    for (role, point), rows in table.groupby(["model", "point"], sort=False):
+        group = f"{names[role]}, {point}" if several else names[role]
+        x = np.arange(len(rows)) / max(1, len(rows) - 1)
+        for share, dashed in ((50, False), (90, True)):
+            values = rows[f"radius{share}_px"].to_numpy()
+            found.append((Line(values, f"{group}: {share} %", group, dashed), x))
+    return found

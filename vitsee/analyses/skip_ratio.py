@@ -1,0 +1,255 @@
+"""How much of each sublayer's output came down its skip connection (Raghu et al. 2021, figures 7, E.1, E.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from vitsee.analysis import Analysis, Labels, Layer, View, register
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from vitsee.residual import Residual
+    from vitsee.sums import Sums
+
+LOWEST, OCTAVES, PER_OCTAVE = -8, 32, 16
+"""The histogram of ratios: its first bin begins at 2**LOWEST, and a bin is 2**(1/16) wide, 4.4 %."""
+_CHUNK_BYTES = {"cpu": 2**20, "cuda": 2**28}
+"""Size of the intermediate values that are made at a time: what the cache of a CPU holds."""
+_TITLES = {"attn": "self-attention", "mlp": "MLP", "unit": "units"}
+
+
+@register
+@dataclass(kw_only=True)
+class SkipRatio(Analysis):
+    """Does a representation come from the skip connection or from the branch that is added to it?
+
+    ||z|| / ||f(z)|| and cos(z, z + f(z)) of every token, where z comes down the skip into a
+    sublayer and f(z) is what it adds (after LayerScale); in convolutional networks over the channels
+    of every location. Means over images, and the median of the ratio, whose distribution has a
+    long tail. The mean over spatial tokens is taken image by image, before mean and median.
+    """
+
+    default_images: ClassVar[int] = 1024
+
+    name: str = "skip_ratio"
+    layers: Any = "every"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._layers: dict[str, list[Layer]] = {}
+
+    def reads(self, role: str) -> str:
+        return "residuals"
+
+    def check(self, layers: dict[str, list[Layer]]) -> None:
+        self._layers = layers
+
+    def reduce(self, layer: Layer, output: Residual) -> Tensor:
+        """(N, entries, 2): ratio and cosine, of the mean over spatial tokens and then of every token.
+
+        The locations of a map are not told apart: their mean is the only entry.
+        """
+        import torch
+
+        skip, branch = output.skip, output.branch
+        if skip.ndim == 4:  # features last, as they are in memory
+            skip, branch = (x.permute(0, 2, 3, 1).flatten(1, 2) for x in (skip, branch))
+        values = ratio_and_cosine(skip, branch)
+        spatial = values[:, layer.prefix or 0 :].mean(1, keepdim=True)
+        return spatial if layer.prefix is None else torch.cat([spatial, values], 1)
+
+    def observe(self, view: View) -> dict[str, Tensor]:
+        """By role: sums over the images of ratio and cosine, (layers, entries), and histograms of ratios.
+
+        Where layers have fewer entries than others, `images` is 0.
+        """
+        terms = {}
+        for role, found in (("model", view.model), ("other", view.other)):
+            if found is None:
+                continue
+            values = _padded(list(found.values()))
+            ratio, cosine = values.unbind(-1)
+            there = _padded([v.new_ones(1, v.shape[1], 1) for v in found.values()])[:, 0, :, 0]
+            terms |= {
+                f"ratio_{role}": ratio.sum(1),
+                f"cosine_{role}": cosine.sum(1),
+                f"images_{role}": there * view.images,
+                f"undefined_{role}": ratio.isfinite().logical_not().sum(1),
+                f"histogram_{role}": histogram(ratio),
+            }
+        return terms
+
+    def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
+        """One row per sublayer and token: block, branch, token, ratio, median, cosine, model, kind.
+
+        token: -1 is the mean over spatial tokens. kind: mean, class, prefix (registers) or spatial.
+        """
+        from vitsee.residual import split
+
+        rows = []
+        for role, names in sums.axes.items():
+            terms = {
+                key.removesuffix(f"_{role}"): term.cpu().numpy() for key, term in sums.terms.items()
+            }
+            broken = terms["undefined"] > 0
+            with np.errstate(invalid="ignore", divide="ignore"):
+                ratio = np.where(broken, np.nan, terms["ratio"] / terms["images"])
+                cosine = terms["cosine"] / terms["images"]
+            middle = np.where(broken, np.nan, median(terms["histogram"]))
+            for i, (name, layer) in enumerate(zip(names, self._layers[role], strict=True)):
+                for entry in range(int((terms["images"][i] > 0).sum())):
+                    numbers = [float(part[i, entry]) for part in (ratio, middle, cosine)]
+                    rows.append((*split(name), entry - 1, *numbers, role, _kind(layer, entry - 1)))
+        columns = ["block", "branch", "token", "ratio", "median", "cosine", "model", "kind"]
+        return {"skip_ratio": pd.DataFrame(rows, columns=columns)}
+
+    def warnings(self, sums: Sums) -> list[str]:
+        """Which sublayers have undefined ratios, and why."""
+        found = []
+        for role, names in sums.axes.items():
+            undefined = sums.terms[f"undefined_{role}"]
+            outside = sums.terms[f"histogram_{role}"][..., [0, -1]].sum(-1)
+            for i, name in enumerate(names):
+                if undefined[i].sum():
+                    found.append(
+                        f"{name} of the {role}: in {int(undefined[i].max())} images the branch adds "
+                        f"nothing, or there is NaN or Inf; the ratio is not defined there, so NaN"
+                    )
+                elif outside[i].sum():
+                    found.append(
+                        f"{name} of the {role} has ratios outside 2^{LOWEST} to 2^{LOWEST + OCTAVES}; "
+                        f"a median that lies there is NaN"
+                    )
+        return found
+
+    def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
+        from vitsee import figures
+
+        table = tables["skip_ratio"]
+        names = {"model": labels.model, "other": labels.other or ""}
+        drawn = {}
+        for column, name, ylabel in (
+            ("ratio", "skip_ratio", "mean ‖z‖ / ‖f(z)‖"),
+            ("cosine", "skip_cosine", "mean cos(z, z + f(z))"),
+        ):
+            drawn[name] = figures.depth_lines(
+                _lines(table, column, names), xlabel="block", ylabel=ylabel, title=labels.data
+            )
+        panels = _panels(table[table["model"] == "model"])
+        if panels:
+            drawn["skip_ratio_tokens"] = figures.panels(
+                panels,
+                xlabel="token (0: class token)" if _has_class(table) else "token",
+                ylabel="block",
+                title=f"{labels.model}, {labels.data}",
+                colour_label="mean ‖z‖ / ‖f(z)‖",
+            )
+        return drawn
+
+
+def ratio_and_cosine(z: Tensor, f: Tensor) -> Tensor:
+    """||z|| / ||f|| and cos(z, z + f) over the last axis: (N, T, D) twice -> (N, T, 2) float64.
+
+    On a CPU some images at a time, so that z + f stays in the cache.
+    """
+    import torch
+
+    from vitsee.kernels import float64_device
+
+    size = max(1, _CHUNK_BYTES.get(z.device.type, 2**28) // (z[0].numel() * 4))
+    parts = []
+    for some_z, some_f in zip(z.split(size), f.split(size), strict=True):
+        x, y = some_z.float(), some_f.float()
+        total = x + y
+        norms = [torch.linalg.vector_norm(part, dim=-1) for part in (x, y, total)]
+        parts.append(torch.stack([*norms, total.mul_(x).sum(-1)], -1))
+    norm_z, norm_f, norm, product = torch.cat(parts).to(float64_device(z), torch.float64).unbind(-1)
+    return torch.stack([norm_z / norm_f, product / (norm_z * norm)], -1)
+
+
+def histogram(ratio: Tensor) -> Tensor:
+    """How many images have a ratio in each bin, (layers, N, entries) -> (layers, entries, bins) float64.
+
+    The first and the last bin hold what lies outside.
+    """
+    import torch
+
+    bins = OCTAVES * PER_OCTAVE + 2
+    place = ((ratio.log2() - LOWEST) * PER_OCTAVE).floor() + 1
+    place = place.nan_to_num(0).clamp(0, bins - 1).long().transpose(1, 2)
+    cells = torch.arange(place[..., 0].numel(), device=place.device).view(*place.shape[:2], 1)
+    counts = ratio.new_zeros(cells.numel() * bins)
+    counts.index_add_(0, (cells * bins + place).flatten(), ratio.new_ones(place.numel()))
+    return counts.view(*place.shape[:2], bins)
+
+
+def median(counts: np.ndarray) -> np.ndarray:
+    """The lower median of histograms of ratios, (..., bins) -> (...); NaN if it lies outside.
+
+    Within its bin it is interpolated, so it is off by less than the bin's width of 4.4 %.
+    """
+    total = counts.cumsum(-1)
+    half = (total[..., -1:] + 1) // 2
+    place = (total < half).sum(-1, keepdims=True).clip(max=counts.shape[-1] - 1)
+    here = np.take_along_axis(counts, place, -1)
+    before = np.take_along_axis(total, place, -1) - here
+    with np.errstate(invalid="ignore", divide="ignore"):
+        within = (half - 0.5 - before) / here
+    inside = (place > 0) & (place < counts.shape[-1] - 1)
+    value = np.where(inside, 2.0 ** (LOWEST + (place - 1 + within) / PER_OCTAVE), np.nan)
+    return value[..., 0]
+
+
+def _padded(values: list[Tensor]) -> Tensor:
+    """(layers, N, entries, ...) with zeros where a layer has fewer entries."""
+    import torch
+    from torch.nn.functional import pad
+
+    most = max(v.shape[1] for v in values)
+    return torch.stack([pad(v, (0, 0, 0, most - v.shape[1])) for v in values])
+
+
+def _kind(layer: Layer, token: int) -> str:
+    """What a token of the layer is."""
+    if token < 0:
+        return "mean"
+    if token < (layer.prefix or 0):
+        return "class" if token == 0 and layer.class_token else "prefix"
+    return "spatial"
+
+
+def _has_class(table: pd.DataFrame) -> bool:
+    return bool((table["kind"] == "class").any())
+
+
+def _lines(table: pd.DataFrame, column: str, names: dict[str, str]) -> list[Any]:
+    """A line for each model, branch and kind of token that the paper draws apart."""
+    from vitsee.figures import Line
+
+    found = []
+    for (role, kind, branch), rows in table.groupby(["model", "kind", "branch"], sort=False):
+        if kind not in ("mean", "class"):
+            continue
+        what = [names[role], _TITLES.get(branch, branch) if branch != "unit" else ""]
+        label = " ".join([part for part in what if part] + ["(class token)"] * (kind == "class"))
+        found.append(Line(rows[column].to_numpy(), label, branch, dashed=kind == "class"))
+    return found
+
+
+def _panels(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """By branch, (blocks, tokens) ratios of the blocks that have tokens."""
+    tokens = table[table["token"] >= 0]
+    return {
+        f"‖z‖ / ‖{_TITLES.get(branch, branch)}‖": rows.pivot(
+            index="block", columns="token", values="ratio"
+        )
+        .loc[rows["block"].unique()]
+        .to_numpy()
+        for branch, rows in tokens.groupby("branch", sort=False)
+    }
