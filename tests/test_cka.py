@@ -15,9 +15,10 @@ from conftest import composed
 from PIL import Image
 from reference import hsic1
 
-from vitsee.analyses.cka import CKA, Tokens, cka_and_error
+from vitsee.analyses.cka import CKA, Tokens
 from vitsee.analysis import Layer, View
 from vitsee.errors import UserError
+from vitsee.estimates import cka_and_error
 from vitsee.results import Results
 from vitsee.runner import run
 from vitsee.study import Study

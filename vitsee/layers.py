@@ -19,6 +19,7 @@ PRESETS = {
     "Mixer: norm1, token MLP, norm2, channel MLP and block output",
     "four": "four per block (norm1, attention, MLP, block output); CNN: branch and unit output",
     "blocks": "the output of each block or unit",
+    "last": "the output of the last block or unit",
 }
 
 _UNITS = (
@@ -143,6 +144,8 @@ def preset(net: nn.Module, layers: list[Layer], name: str) -> list[str]:
     units = _units(names)
     if name == "blocks":
         return units
+    if name == "last":
+        return units[-1:]
     if _has(net, units, "attn"):
         per_block = ["norm1", "attn", "norm2", _hidden(names, units), "mlp", ""]
         ends = ([_embedding(names)], [_final_norm(net, names)])

@@ -1,0 +1,55 @@
+"""CKA as a ratio of sums over minibatches: the terms that are summed, the estimate and its standard error."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def cka_terms(ab: Tensor, aa: Tensor, bb: Tensor) -> dict[str, Tensor]:
+    """What one minibatch adds to the sums of `cka_and_error`.
+
+    ab: (A, B) HSIC_1 of every a with every b; aa: (A,), bb: (B,) of each with itself.
+    """
+    return {
+        "ab": ab,
+        "aa": aa,
+        "bb": bb,
+        "ab_ab": ab * ab,
+        "ab_aa": ab * aa[:, None],
+        "ab_bb": ab * bb[None, :],
+        "aa_bb": aa[:, None] * bb[None, :],
+        "aa_aa": aa * aa,
+        "bb_bb": bb * bb,
+    }
+
+
+def cka_and_error(terms: dict[str, np.ndarray], minibatches: int) -> tuple[np.ndarray, np.ndarray]:
+    """CKA and its standard error from sums over minibatches, each (A, B).
+
+    The error is that of a ratio of sums by the delta method: minibatch i moves the ratio by
+    ab_i / sqrt(aa bb) - cka / 2 (aa_i / aa + bb_i / bb), and the squares of these add up. It is
+    NaN for one minibatch, and not resolved below about 1e-8. Undefined entries are NaN.
+    """
+    aa, bb = terms["aa"][:, None], terms["bb"][None, :]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scale = np.sqrt(aa * bb)
+        cka = terms["ab"] / np.where(scale > 0, scale, np.nan)
+        squares = (
+            terms["ab_ab"] / (aa * bb)
+            - cka / scale * (terms["ab_aa"] / aa + terms["ab_bb"] / bb)
+            + cka**2
+            / 4
+            * (
+                (terms["aa_aa"] / terms["aa"] ** 2)[:, None]
+                + (terms["bb_bb"] / terms["bb"] ** 2)[None, :]
+                + 2 * terms["aa_bb"] / (aa * bb)
+            )
+        )
+        variance = np.clip(squares, 0, None) * np.float64(minibatches) / (minibatches - 1)
+    se = np.sqrt(variance) if minibatches > 1 else np.full_like(cka, np.nan)
+    return cka, se
