@@ -38,7 +38,7 @@ def surveyed(name: str, **args: object):
 def test_presets_select_the_layers_of_the_paper(name, paper, four, blocks):
     net, every = surveyed(name)
     counts = {preset: len(layers.preset(net, every, preset)) for preset in layers.PRESETS}
-    assert counts == {"paper": paper, "four": four, "blocks": blocks, "last": 1}
+    assert counts == {"paper": paper, "four": four, "blocks": blocks, "last": 1, "low": 5}
 
 
 def test_the_paper_preset_of_a_vit_begins_at_the_embedding_and_ends_at_the_final_norm():
