@@ -59,9 +59,10 @@ class View:
     """One minibatch as an analysis sees it: what `reduce` kept of each layer, in the order the layers ran.
 
     images: how many images the minibatch has. labels: (N,) int64. pixels: by role of the model, the
-    (N, 3, H, W) input that it saw. positions: where the images stand in the plan, and planned: how many
-    there are in all. stage: the number of the pass over the data. fresh: the share of the images that no
-    earlier minibatch of the plan has; it is below 1 only where images are drawn again (`repeats`).
+    (N, 3, H, W) input that it saw, and scaling: the mean and standard deviation of each channel that made
+    it of colours. positions: where the images stand in the plan, and planned: how many there are in all.
+    stage: the number of the pass over the data. fresh: the share of the images that no earlier minibatch
+    of the plan has; it is below 1 only where images are drawn again (`repeats`).
     """
 
     images: int
@@ -69,10 +70,17 @@ class View:
     model: dict[str, Tensor]
     other: dict[str, Tensor] | None = None
     pixels: dict[str, Tensor] = field(default_factory=dict)
+    scaling: dict[str, tuple[Sequence[float], Sequence[float]]] = field(default_factory=dict)
     positions: Sequence[int] = ()
     planned: int = 0
     stage: int = 0
     fresh: float = 1.0
+
+    def colours(self, role: str = "model") -> Tensor:
+        """The images as the model of this role saw them, (N, 3, H, W) colours from 0 to 1."""
+        pixels = self.pixels[role]
+        mean, deviation = (pixels.new_tensor(list(of)).view(-1, 1, 1) for of in self.scaling[role])
+        return pixels * deviation + mean
 
     def rows(self, values: Tensor) -> Tensor:
         """Per-image values, (N, ...), as their rows of an array of zeros over all images of the plan."""

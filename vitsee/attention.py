@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from vitsee.analysis import Layer
 from vitsee.errors import UserError
+from vitsee.kernels import float64_device
 from vitsee.layers import describe
 
 _CHUNK_BYTES = {"cpu": 2**20, "cuda": 2**28}
@@ -55,6 +56,60 @@ class Attention:
             shared = self.bias.ndim < 4 or len(self.bias) == 1
             scores += (self.bias if shared else self.bias[some]).float()
         return scores.softmax(-1)
+
+
+def token_distances(layer: Layer) -> Tensor:
+    """Distance in pixels between the patches of every two tokens, (tokens, tokens) float32.
+
+    From and to tokens before the first patch (class, registers) it is 0, so that they drop out of sums.
+    """
+    assert layer.grid is not None and layer.pitch is not None
+    assert layer.prefix is not None
+    rows, columns = (
+        torch.arange(steps) * pitch for steps, pitch in zip(layer.grid, layer.pitch, strict=True)
+    )
+    row, column = (place.flatten() for place in torch.meshgrid(rows, columns, indexing="ij"))
+    between = torch.hypot(row[:, None] - row, column[:, None] - column)
+    return nn.functional.pad(between, (layer.prefix, 0, layer.prefix, 0))
+
+
+def attention_distance(attention: Attention, layer: Layer, *, renormalize: bool = False) -> Tensor:
+    """Mean attention distance in pixels of every head, (N, heads) float64.
+
+    The mean over patches q of sum_k A[q, k] |position(q) - position(k)|, with k over patches only:
+    what a patch attends to class token and registers counts as distance 0, as in the authors' code;
+    renormalize: divided by what it attends to patches (Dosovitskiy et al. 2021, Fig. 7; Raghu et al.
+    2021, Fig. 3). Never more than one chunk of the weights is in memory.
+    """
+    prefix = layer.prefix or 0
+    between = token_distances(layer).to(attention.query.device)
+    found = []
+    for _, weights in attention.weights():
+        mass = weights[..., prefix:, prefix:].sum(-1) if renormalize else 1.0
+        of_query = weights.mul_(between).sum(-1)[..., prefix:] / mass
+        found.append(of_query.to(float64_device(of_query), torch.float64).mean(-1))
+    return torch.cat(found)
+
+
+def uniform_distance(layer: Layer, *, renormalize: bool = False) -> float:
+    """The `attention_distance` in pixels of a head that attends to all tokens alike."""
+    assert layer.grid is not None
+    patches = layer.grid[0] * layer.grid[1]
+    attended = patches if renormalize else patches + (layer.prefix or 0)
+    return float(token_distances(layer).double().sum() / (patches * attended))
+
+
+def rollout(weights: Sequence[Tensor], start: Tensor) -> Tensor:
+    """How the tokens of the output mix those of the input, by attention and residual connections.
+
+    weights: of every block in running order, (N, tokens, tokens), rows that sum to 1. start: (Q, tokens)
+    weights over the output's tokens. Returns start Â_L … Â_2 Â_1, (N, Q, tokens), where Â = (A + I) / 2
+    (Abnar and Zuidema 2020, eq. 1 and 2).
+    """
+    mixed = start
+    for a in reversed(weights):
+        mixed = (mixed @ a + mixed) / 2
+    return mixed
 
 
 class _Intercept(TorchFunctionMode):
@@ -162,7 +217,7 @@ def _refusal(layer: Layer, found: list[Attention]) -> str:
     if len(found) > 1:
         return f"computes {len(found)} attentions, whose weights are combined in its own way"
     if len(query) != 4 or query[0] != 1:
-        return f"attends within windows ({query[0]} of {query[-2]} tokens)"
+        return f"attends within windows of {query[-2]} tokens"
     if query[-2] != key[-2]:
         return f"attends from {query[-2]} to {key[-2]} tokens"
     if layer.prefix is None or layer.grid is None or query[-2] != _tokens(layer):
@@ -178,13 +233,13 @@ def _tokens(layer: Layer) -> int:
 def _no_attention(net: nn.Module, refused: list[str]) -> str:
     kind = type(net).__name__
     classes = {type(module).__name__ for module in net.modules()}
-    own = sorted(name for name in classes if "att" in name.lower())
+    own = sorted(name for name in classes if "attn" in name.lower() or "attention" in name.lower())
     if refused:
         why = f"its {refused[0]}"
     elif own:
         why = f"its {', '.join(own)} compute attention by a formula of their own"
     else:
-        why = "it has no attention"
+        why = "no module of it computes any"
     return (
         f"{kind} has no softmax attention from every token to every token: {why}; analyses of attention "
         f"need a ViT, DeiT, BEiT, EVA, a ViT with relative positions or a hybrid"

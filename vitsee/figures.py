@@ -367,3 +367,56 @@ def fields(rows: dict[str, dict[str, np.ndarray]], *, title: str, columns: int) 
         figure.colorbar(image, ax=grid, label="|gradient| / its maximum", shrink=0.6)
         figure.suptitle(title, fontsize=9)
     return figure
+
+
+def sorted_lines(
+    table: pd.DataFrame,
+    *,
+    line: str,
+    y: str,
+    reference: str,
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    names: str = "{}",
+) -> Figure:
+    """The values y of each `line` in ascending order; `reference` names the column of the dashed level."""
+    groups = list(table.groupby(line, sort=True))
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(groups)))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.4, 3.4), layout="constrained")
+        axes = figure.subplots()
+        for (value, group), colour in zip(groups, colours, strict=True):
+            ascending = np.sort(group[y].to_numpy())
+            axes.plot(ascending, ".-", color=colour, label=names.format(value))
+        _level(axes, table[reference])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.set_ylim(bottom=0)
+        axes.set_title(title, wrap=True)
+        figure.legend(loc="outside right upper", fontsize=8)
+    return figure
+
+
+def dots(
+    table: pd.DataFrame, *, x: str, y: str, reference: str, xlabel: str, ylabel: str, title: str
+) -> Figure:
+    """One dot a row, coloured by its place in ascending order of y among those of the same x."""
+    rank = table.groupby(x)[y].rank(method="first", pct=True)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.4, 3.4), layout="constrained")
+        axes = figure.subplots()
+        axes.scatter(table[x], table[y], c=rank, cmap="viridis", vmin=0, vmax=1.1, s=14)
+        _level(axes, table[reference])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.set_ylim(bottom=0)
+        axes.set_title(title, wrap=True)
+        axes.legend(loc="lower right", fontsize=8)
+    return figure
+
+
+def _level(axes: Axes, values: pd.Series) -> None:
+    """A dashed line at what attention to all tokens alike would give."""
+    for level in values.unique():
+        axes.axhline(level, color="0.4", lw=0.8, ls="--", label="uniform attention")

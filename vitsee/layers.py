@@ -27,6 +27,7 @@ PRESETS = {
     "blocks": "the output of each block or unit",
     "last": "the output of the last block or unit",
     "every": "all that the analysis can read",
+    "low": "the outputs of the first five blocks or units; ResNet: block1unit1-3, block2unit1-2",
 }
 
 _UNITS = (
@@ -91,7 +92,12 @@ def describe(
     prefix = _prefix(net, shape)
     grid = _token_grid(net) if prefix is not None else _map_grid(net, shape)
     pitch = (input_size[1] / grid[0], input_size[2] / grid[1]) if grid else None
-    return Layer(name, shape, prefix, bool(getattr(net, "has_class_token", False)), grid, pitch)
+    return Layer(name, shape, prefix, _has_class_token(net), grid, pitch)
+
+
+def _has_class_token(net: nn.Module) -> bool:
+    """timm's ViT says so; of BEiT, EVA and the relative-position ViT only the parameter shows it."""
+    return bool(getattr(net, "has_class_token", getattr(net, "cls_token", None) is not None))
 
 
 def _embedding_module(net: nn.Module) -> nn.Module | None:
@@ -185,6 +191,8 @@ def preset(net: nn.Module, layers: list[Layer], name: str) -> list[str]:
         return units
     if name == "last":
         return units[-1:]
+    if name == "low":
+        return units[:5]
     if _has(net, units, "attn"):
         per_block = ["norm1", "attn", "norm2", _hidden(names, units), "mlp", ""]
         ends = ([_embedding(names)], [_final_norm(net, names)])

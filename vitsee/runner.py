@@ -108,6 +108,7 @@ def seen_by_anyone(study: Study, results: Results, stage: int) -> Tensor:
 def observer(study: Study, stage: int) -> Iterator[Callable[[Minibatch], dict[str, Tensor]]]:
     """Within the block, the yielded function runs the models on a minibatch and returns its terms."""
     e, plan = study.experiment, study.passes[stage].plan
+    scaling = {role: (m.data["mean"], m.data["std"]) for role, m in study.models.items()}
     with ExitStack() as stack:
         through = {
             role: stack.enter_context(
@@ -126,6 +127,7 @@ def observer(study: Study, stage: int) -> Iterator[Callable[[Minibatch], dict[st
                     batch.labels,
                     **reduced,
                     pixels=batch.pixels,
+                    scaling=scaling,
                     positions=plan.positions(batch.index, batch.ids),
                     planned=plan.planned,
                     stage=stage,

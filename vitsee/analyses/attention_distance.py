@@ -1,0 +1,158 @@
+"""Mean attention distance of every head (Raghu et al. 2021, Fig. 3; Dosovitskiy et al. 2021, Fig. 7)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from vitsee.analysis import Analysis, Labels, Layer, View, register
+from vitsee.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from vitsee.attention import Attention
+    from vitsee.sums import Sums
+
+
+@register
+@dataclass(kw_only=True)
+class AttentionDistance(Analysis):
+    """How far does each head of each block attend, in pixels of the model's input?
+
+    The mean over images and patches of the distance to what the patch attends to, weighted by the
+    attention. Class, distillation and register tokens are left out; see `renormalize`.
+    """
+
+    default_images: ClassVar[int] = 5000
+    default_batch_size: ClassVar[int] = 64
+
+    name: str = "attention_distance"
+    layers: Any = field(default_factory=lambda: ["blocks.*.attn"])
+    renormalize: bool = False
+    """Divide by what is attended to patches; if not (as in the papers) the rest counts as distance 0."""
+
+    def reads(self, role: str) -> str:
+        return "attention"
+
+    def check(self, layers: dict[str, list[Layer]]) -> None:
+        if "other" in layers:
+            raise UserError(
+                "analysis=attention_distance measures one model, but model@other is given; run each "
+                "alone: vitsee run -m analysis=attention_distance model=NAME,NAME"
+            )
+        heads = {layer.shape[0]: layer.name for layer in layers["model"]}
+        if len(heads) > 1:
+            kinds = " and ".join(f"{name} has {count}" for count, name in heads.items())
+            raise UserError(
+                f"analysis.layers: blocks of one number of heads can be measured at a time, but {kinds}"
+            )
+
+    def reduce(self, layer: Layer, output: Attention) -> Tensor:
+        """Mean distance of each image of every head and, last, of uniform attention: (N, heads + 1)."""
+        import torch
+
+        from vitsee.attention import attention_distance, uniform_distance
+
+        distance = attention_distance(output, layer, renormalize=self.renormalize)
+        uniform = uniform_distance(layer, renormalize=self.renormalize)
+        return torch.cat([distance, distance.new_full((len(distance), 1), uniform)], 1)
+
+    def observe(self, view: View) -> dict[str, Tensor]:
+        """Sums over images of distance minus uniform distance, and of its square: (layers, heads).
+
+        Where every image has nearly the same distance, the difference keeps the square's digits.
+        """
+        import torch
+
+        distance = torch.stack(list(view.model.values()))
+        uniform = distance[:, :, -1:]
+        excess = distance[:, :, :-1] - uniform
+        return {
+            "images": distance.new_tensor(view.images),
+            "uniform": uniform.sum((1, 2)),
+            "excess": excess.sum(1),
+            "excess_squared": excess.square().sum(1),
+            "broken": excess.isfinite().logical_not().sum(1),
+        }
+
+    def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
+        """One row per head: block, head, distance_px, se (over images), uniform_px, layer."""
+        terms = {name: term.cpu().numpy() for name, term in sums.terms.items()}
+        images, names = terms["images"], sums.axes["model"]
+        excess = terms["excess"] / images
+        uniform = np.broadcast_to((terms["uniform"] / images)[:, None], excess.shape)
+        layer, head = np.indices(excess.shape)
+        table = pd.DataFrame(
+            {
+                "block": np.array([_block(name) for name in names])[layer.ravel()],
+                "head": head.ravel(),
+                "distance_px": (uniform + excess).ravel(),
+                "se": _standard_error(excess, terms["excess_squared"], images).ravel(),
+                "uniform_px": uniform.ravel(),
+                "layer": np.array(names)[layer.ravel()],
+            }
+        )
+        return {"attention_distance": table}
+
+    def warnings(self, sums: Sums) -> list[str]:
+        found = []
+        for layer, broken in zip(sums.axes["model"], sums.terms["broken"], strict=True):
+            heads = broken.nonzero().flatten().tolist()
+            if heads:
+                found.append(
+                    f"the attention of {layer} is NaN or Inf in {int(broken.max())} of "
+                    f"{int(sums.terms['images'])} images (heads {heads}); its distance is NaN"
+                )
+        return found
+
+    def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
+        """The heads of the two lowest and highest blocks, sorted; every head over depth."""
+        from vitsee import figures
+
+        table = tables["attention_distance"]
+        return {
+            "attention_distance": figures.sorted_lines(
+                _lowest_and_highest(table),
+                line="block",
+                y="distance_px",
+                reference="uniform_px",
+                xlabel="Sorted Attention Head",
+                ylabel="Mean Distance (pixels)",
+                title=f"{labels.model}, {labels.data}",
+                names="block {}",
+            ),
+            "attention_distance_by_depth": figures.dots(
+                table,
+                x="block",
+                y="distance_px",
+                reference="uniform_px",
+                xlabel="Network depth (block)",
+                ylabel="Mean attention distance (pixels)",
+                title=f"{labels.model}, {labels.data}",
+            ),
+        }
+
+
+def _block(layer: str) -> int:
+    """The number of the block in the layer's name, counted from 0."""
+    number = re.search(r"\d+", layer)
+    return int(number[0]) if number else 0
+
+
+def _standard_error(mean: np.ndarray, squares: np.ndarray, images: float) -> np.ndarray:
+    """Of the mean over images, from the sum of squares; NaN for one image, 0 if not above rounding."""
+    if images < 2:
+        return np.full_like(mean, np.nan)
+    variance = (squares / images - mean**2) / (images - 1)
+    return np.sqrt(np.clip(variance, 0, None))
+
+
+def _lowest_and_highest(table: pd.DataFrame) -> pd.DataFrame:
+    blocks = np.unique(table["block"])
+    return table[table["block"].isin([*blocks[:2], *blocks[-2:]])]
