@@ -24,6 +24,13 @@ from vitsee.study import Study
 from vitsee.sums import Sums
 
 NEEDED: dict[str, list[str]] = {
+    "attention_rollout": ["images=40"],
+    "head_similarity": [
+        "model@other=timm",
+        "other.timm=test_resnet",
+        "other.pretrained=false",
+        "analysis.subset=1",
+    ],
     "linear_probe": [
         "analysis.train_split=null",
         "analysis.shots=3",

@@ -63,7 +63,8 @@ def token_distances(layer: Layer) -> Tensor:
 
     From and to tokens before the first patch (class, registers) it is 0, so that they drop out of sums.
     """
-    assert layer.grid is not None and layer.pitch is not None
+    assert layer.grid is not None
+    assert layer.pitch is not None
     assert layer.prefix is not None
     rows, columns = (
         torch.arange(steps) * pitch for steps, pitch in zip(layer.grid, layer.pitch, strict=True)

@@ -8,6 +8,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
+import PIL.Image
+import PIL.ImageFilter
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -420,3 +422,73 @@ def _level(axes: Axes, values: pd.Series) -> None:
     """A dashed line at what attention to all tokens alike would give."""
     for level in values.unique():
         axes.axhline(level, color="0.4", lw=0.8, ls="--", label="uniform attention")
+
+
+def lines_with_errors(
+    lines: dict[str, pd.DataFrame],
+    *,
+    x: str,
+    y: str,
+    error: str,
+    xlabel: str,
+    ylabel: str,
+    title: str,
+) -> Figure:
+    """y against x of each table by its name, with one standard error up and down as a band."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.8, 3.6), layout="constrained")
+        axes = figure.subplots()
+        for i, (name, line) in enumerate(lines.items()):
+            line = line.sort_values(x)
+            (drawn,) = axes.plot(
+                line[x], line[y], marker="os^Dv*Pp"[i % 8], markersize=3.5, label=name
+            )
+            low, high = line[y] - line[error], line[y] + line[error]
+            axes.fill_between(line[x], low, high, color=drawn.get_color(), alpha=0.2, lw=0)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.set_title(title, wrap=True)
+        axes.grid(color="0.92")
+        axes.set_axisbelow(True)
+        figure.legend(loc="outside lower center", ncols=min(2, len(lines)), fontsize=7)
+    return figure
+
+
+def image_pairs(
+    pairs: list[tuple[np.ndarray, np.ndarray]], *, title: str, names: tuple[str, str]
+) -> Figure:
+    """Images (H, W, 3) in 0…1, each beside itself lit by a map (rows, columns) of weights.
+
+    As the authors draw it: the map is enlarged smoothly, blurred by a patch, stretched to 0…1, and the
+    image is darkened where it is small.
+    """
+    across = min(3, len(pairs))
+    down = -(-len(pairs) // across)
+    ratio = pairs[0][0].shape[0] / pairs[0][0].shape[1]
+    with matplotlib.rc_context(STYLE):
+        size = (2.4 * across + 0.1, 1.2 * ratio * down + 0.5)
+        figure = Figure(figsize=size, layout="compressed")
+        cells = figure.subplots(down, 2 * across, squeeze=False)
+        for cell in cells.flat:
+            cell.axis("off")
+        for i, (image, weights) in enumerate(pairs):
+            left, right = cells[i // across, 2 * (i % across) :][:2]
+            left.imshow(image)
+            right.imshow(image * _lit(weights, image.shape[:2])[..., None])
+            if i < across:
+                left.set_title(names[0], pad=2)
+                right.set_title(names[1], pad=2)
+        figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def _lit(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A map of weights as transparency of an image of this shape (H, W), 0…1."""
+    scaled = PIL.Image.fromarray((weights / weights.max()).astype(np.float32))
+    large = scaled.resize((shape[1], shape[0]), PIL.Image.Resampling.LANCZOS)
+    radius = shape[0] / weights.shape[0]
+    # Pillow blurs 8-bit images only.
+    bytes_of = np.clip(np.asarray(large) * 255, 0, 255).astype(np.uint8)
+    blurred = PIL.Image.fromarray(bytes_of).filter(PIL.ImageFilter.GaussianBlur(radius))
+    values = np.asarray(blurred, dtype=float)
+    spread = np.ptp(values)
+    return (values - values.min()) / spread if spread else np.ones_like(values)

@@ -26,6 +26,8 @@ PRESETS = {
     "four": "four per block (norm1, attention, MLP, block output); CNN: branch and unit output",
     "blocks": "the output of each block or unit",
     "last": "the output of the last block or unit",
+    "penultimate": "the output of the block or unit before the last",
+    "last_stage": "the outputs of all units of a CNN's last stage; of a ViT the last block",
     "every": "all that the analysis can read",
     "low": "the outputs of the first five blocks or units; ResNet: block1unit1-3, block2unit1-2",
 }
@@ -191,6 +193,10 @@ def preset(net: nn.Module, layers: list[Layer], name: str) -> list[str]:
         return units
     if name == "last":
         return units[-1:]
+    if name == "penultimate":
+        return units[-2:-1]
+    if name == "last_stage":
+        return [unit for unit in units if _stage(unit) == _stage(units[-1])]
     if name == "low":
         return units[:5]
     if _has(net, units, "attn"):
@@ -214,6 +220,11 @@ def _units(names: list[str]) -> list[str]:
         if found:
             return found
     return []
+
+
+def _stage(unit: str) -> str:
+    """The stage that a unit belongs to: all but the last of the numbers in its name, if it has several."""
+    return unit.rpartition(".")[0] if len(re.findall(r"\d+", unit)) > 1 else unit
 
 
 def _has(net: nn.Module, units: list[str], child: str) -> bool:

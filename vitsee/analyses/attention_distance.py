@@ -100,6 +100,10 @@ class AttentionDistance(Analysis):
         )
         return {"attention_distance": table}
 
+    def error(self, sums: Sums) -> float:
+        se = self.tables(sums)["attention_distance"]["se"].to_numpy()
+        return float(se[np.isfinite(se)].max(initial=0))
+
     def warnings(self, sums: Sums) -> list[str]:
         found = []
         for layer, broken in zip(sums.axes["model"], sums.terms["broken"], strict=True):
@@ -145,7 +149,7 @@ def _block(layer: str) -> int:
     return int(number[0]) if number else 0
 
 
-def _standard_error(mean: np.ndarray, squares: np.ndarray, images: float) -> np.ndarray:
+def _standard_error(mean: np.ndarray, squares: np.ndarray, images: Any) -> np.ndarray:
     """Of the mean over images, from the sum of squares; NaN for one image, 0 if not above rounding."""
     if images < 2:
         return np.full_like(mean, np.nan)

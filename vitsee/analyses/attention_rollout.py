@@ -1,0 +1,150 @@
+"""Attention rollout: which patches reach the output by attention (Abnar and Zuidema 2020; ViT paper, Fig. 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from vitsee.analysis import Analysis, Labels, Layer, View, register
+from vitsee.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from vitsee.attention import Attention
+    from vitsee.datasets import Images
+    from vitsee.sums import Sums
+
+SIDE = 112
+"""Pixels of the longer side of the images in the table, for the figure."""
+
+
+@register
+@dataclass(kw_only=True)
+class AttentionRollout(Analysis):
+    """Which patches of each image does the output attend to, through all blocks?
+
+    A is the mean over heads of a block's attention; (A + I) / 2, whose rows sum to 1, is multiplied
+    through the blocks. The row of the class token, or without one the mean row of all patches, says how
+    much of the output comes from each patch.
+    """
+
+    default_images: ClassVar[int] = 8
+    default_batch_size: ClassVar[int] = 8
+
+    name: str = "attention_rollout"
+    layers: Any = field(default_factory=lambda: ["blocks.*.attn"])
+    images_list: Any = None
+    """Which images: a list of numbers or ids; drawn with `seed` if not given."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        listed = self.images_list
+        if listed is not None and (not isinstance(listed, list) or not listed):
+            raise UserError(
+                f"analysis.images_list must be a list of numbers or ids of images, e.g. [0,7]; "
+                f"got {listed!r}"
+            )
+        self._layers: dict[str, Layer] = {}
+
+    def reads(self, role: str) -> str:
+        return "attention"
+
+    def check(self, layers: dict[str, list[Layer]]) -> None:
+        if "other" in layers:
+            raise UserError(
+                "analysis=attention_rollout reads one model, but model@other is given; run each alone: "
+                "vitsee run -m analysis=attention_rollout model=NAME,NAME"
+            )
+        self._layers = {layer.name: layer for layer in layers["model"]}
+
+    def select(self, stage: int, images: Images) -> Sequence[int] | None:
+        """The images of `images_list`. Raises UserError for one that is not there."""
+        if self.images_list is None:
+            return None
+        numbers = {images.id(i): i for i in range(len(images))}
+        return [_number(asked, numbers) for asked in self.images_list]
+
+    def reduce(self, layer: Layer, output: Attention) -> Tensor:
+        """Mean over heads of the weights, (N, tokens, tokens)."""
+        import torch
+
+        return torch.cat([weights.mean(1) for _, weights in output.weights()])
+
+    def observe(self, view: View) -> dict[str, Tensor]:
+        """Rollout of each image and its colours, as rows of all that are planned."""
+        import torch
+
+        from vitsee.attention import rollout
+
+        layer = next(iter(self._layers.values()))
+        assert layer.grid is not None
+        assert layer.prefix is not None
+        weights = list(view.model.values())
+        tokens = weights[0].shape[-1]
+        start = weights[0].new_zeros(1, tokens)
+        if layer.class_token:
+            start[0, 0] = 1
+        else:
+            start[0, layer.prefix :] = 1 / (tokens - layer.prefix)
+        reached = rollout(weights, start)[:, 0, layer.prefix :].unflatten(1, layer.grid)
+        colours = view.colours().clamp(0, 1)
+        scale = min(1.0, SIDE / max(colours.shape[-2:]))
+        size = [round(n * scale) for n in colours.shape[-2:]]
+        small = torch.nn.functional.interpolate(colours, size=size, mode="area")
+        return {"weight": view.rows(reached), "colours": view.rows((255 * small).round())}
+
+    def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
+        """attention_rollout: image, row, col, weight. attention_rollout_images: image, row, col, r, g, b.
+
+        image: its place among the image_ids of made_with.json.
+        """
+        weight, colours = (sums.terms[name].cpu().numpy() for name in ("weight", "colours"))
+        image, row, col = (index.ravel() for index in np.indices(weight.shape))
+        table = pd.DataFrame({"image": image, "row": row, "col": col, "weight": weight.ravel()})
+        channels = colours.astype(int)
+        image, row, col = (index.ravel() for index in np.indices(channels[:, 0].shape))
+        pixels = {name: channels[:, i].ravel() for i, name in enumerate("rgb")}
+        shown = pd.DataFrame({"image": image, "row": row, "col": col, **pixels})
+        return {"attention_rollout": table, "attention_rollout_images": shown}
+
+    def warnings(self, sums: Sums) -> list[str]:
+        broken = (~sums.terms["weight"].isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+        return [f"attention is NaN or Inf for the images {broken}"] if broken else []
+
+    def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
+        """Pairs of an image and the same image lit where the output attends to."""
+        from vitsee import figures
+
+        weights = _arrays(tables["attention_rollout"], ["weight"])[..., 0]
+        colours = _arrays(tables["attention_rollout_images"], list("rgb"))
+        pairs = figures.image_pairs(
+            [(image / 255, weight) for image, weight in zip(colours, weights, strict=True)],
+            title=f"{labels.model}, {labels.data}",
+            names=("Input", "Attention"),
+        )
+        return {"attention_rollout": pairs}
+
+
+def _arrays(table: pd.DataFrame, columns: list[str]) -> np.ndarray:
+    """(images, rows, columns, values) from a tidy table in row-major order."""
+    shape = [int(table[name].max()) + 1 for name in ("image", "row", "col")]
+    return table[columns].to_numpy(float).reshape(*shape, len(columns))
+
+
+def _number(asked: Any, numbers: dict[str, int]) -> int:
+    if isinstance(asked, int) and 0 <= asked < len(numbers):
+        return asked
+    if str(asked) in numbers:
+        return numbers[str(asked)]
+    if isinstance(asked, int):
+        raise UserError(
+            f"analysis.images_list: there is no image {asked}; there are {len(numbers)}, from 0 to "
+            f"{len(numbers) - 1}"
+        )
+    raise unknown(f"analysis.images_list: there is no image {asked}", asked, numbers, "there are")

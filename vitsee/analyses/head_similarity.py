@@ -1,0 +1,192 @@
+"""CKA of sets of attention heads, from local to global, with layers of another model (Raghu et al. 2021, Fig. 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from vitsee.analysis import Analysis, Labels, Layer, View, register
+from vitsee.errors import UserError
+from vitsee.estimates import cka_and_error
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from vitsee.sums import Sums
+
+
+@register
+@dataclass(kw_only=True)
+class HeadSimilarity(Analysis):
+    """Are local heads more like low layers of a CNN than global heads are?
+
+    The heads of the first block are sorted by mean attention distance. The representation of a set of
+    heads is what they output for the patches, A_h V_h before the projection, side by side; its Gram
+    matrix is the sum of those of its heads, so one Gram matrix a head serves every set.
+    """
+
+    equal_minibatches: ClassVar[bool] = True
+    default_batch_size: ClassVar[int] = 128
+
+    name: str = "head_similarity"
+    layers: Any = field(default_factory=lambda: ["blocks.0.attn"])
+    other_layers: Any = "low"
+    subset: int = 4
+    """How many heads, next to each other in the order of their distance, are a set; 1: single heads."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.subset < 1:
+            raise UserError(f"analysis.subset must be at least 1, got {self.subset}")
+
+    def reads(self, role: str) -> str:
+        return "attention" if role == "model" else "outputs"
+
+    def check(self, layers: dict[str, list[Layer]]) -> None:
+        if "other" not in layers:
+            raise UserError(
+                "analysis=head_similarity compares heads with layers of a second model; "
+                "name one: model@other=resnet50"
+            )
+        if len(layers["model"]) > 1:
+            raise UserError(
+                f"analysis.layers: head_similarity compares the heads of one block, but "
+                f"{', '.join(layer.name for layer in layers['model'])} are chosen"
+            )
+        heads = layers["model"][0].shape[0]
+        if self.subset > heads:
+            raise UserError(
+                f"analysis.subset={self.subset}: {layers['model'][0].name} has {heads} heads; "
+                f"use analysis.subset={heads} or less"
+            )
+
+    def reduce(self, layer: Layer, output: Any) -> Tensor:
+        """Of attention: U-centred Gram matrix and mean distance of each head, (heads, N² + N) float64.
+
+        Of another layer: its U-centred Gram matrix, (1, N²).
+        """
+        import torch
+
+        from vitsee.attention import Attention, attention_distance
+        from vitsee.kernels import gram, u_centre
+
+        if not isinstance(output, Attention):
+            return u_centre(gram(output)).flatten()[None]
+        values = output.output[:, :, layer.prefix :].unbind(1)
+        grams = torch.stack([u_centre(gram(value)).flatten() for value in values])
+        distance = attention_distance(output, layer).to(grams)
+        return torch.cat([grams, distance.mT], 1)
+
+    def observe(self, view: View) -> dict[str, Tensor]:
+        """HSIC_1 of heads and layers, and the products that the standard error of any set needs.
+
+        H heads, L layers: hl (H, L), hh (H, H), ll (L,); products of two of them are named after both,
+        e.g. hl_hh (L, H, H, H): of hl of one head and hh of two.
+        """
+        import torch
+
+        from vitsee.kernels import hsic
+
+        assert view.other is not None
+        n = view.images
+        packed = next(iter(view.model.values()))
+        u, distance = packed[:, : n * n].unflatten(1, (n, n)), packed[:, n * n :]
+        v = torch.cat(list(view.other.values())).unflatten(1, (n, n))
+        hl, hh, ll = hsic(u, v), hsic(u, u), hsic(v, v).diagonal()
+        return {
+            "images": ll.new_tensor(n),
+            "distance": distance.sum(1),
+            "fresh": ll.new_tensor(view.fresh),
+            "hl": hl,
+            "hh": hh,
+            "ll": ll,
+            "hl_hl": torch.einsum("hl,gl->lhg", hl, hl),
+            "hl_hh": torch.einsum("hl,fg->lhfg", hl, hh),
+            "hl_ll": hl * ll,
+            "hh_hh": torch.einsum("hg,ef->hgef", hh, hh),
+            "hh_ll": torch.einsum("hg,l->hgl", hh, ll),
+            "ll_ll": ll * ll,
+        }
+
+    def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
+        """One row per set of heads and layer: heads, mean_distance_px, other_layer, cka, se."""
+        terms = {name: term.cpu().numpy() for name, term in sums.terms.items()}
+        distance = terms["distance"] / terms["images"]
+        order = np.argsort(distance, kind="stable")
+        sets = [order[i : i + self.subset] for i in range(len(order) - self.subset + 1)]
+        chosen = np.zeros((len(sets), len(order)))
+        for row, heads in zip(chosen, sets, strict=True):
+            row[heads] = 1
+        cka, se = cka_and_error(of_sets(terms, chosen), int(sums.seen.sum()))
+        names = [" ".join(str(head) for head in sorted(heads)) for heads in sets]
+        which, layer = np.indices(cka.shape)
+        table = pd.DataFrame(
+            {
+                "heads": np.array(names)[which.ravel()],
+                "mean_distance_px": (chosen @ distance / self.subset)[which.ravel()],
+                "other_layer": np.array(sums.axes["other"])[layer.ravel()],
+                "cka": cka.ravel(),
+                "se": se.ravel(),
+            }
+        )
+        return {"head_similarity": table}
+
+    def error(self, sums: Sums) -> float:
+        se = self.tables(sums)["head_similarity"]["se"].to_numpy()
+        return float(se[np.isfinite(se)].max(initial=0))
+
+    def warnings(self, sums: Sums) -> list[str]:
+        found = []
+        for layer, hsic in zip(sums.axes["other"], sums.terms["ll"].tolist(), strict=True):
+            if not hsic > 0:
+                kind = "constant over the images" if hsic == 0 else "not finite"
+                found.append(f"{layer} of the other is {kind}; its CKA is NaN")
+        own = sums.terms["hh"].diagonal()
+        bad = [head for head, hsic in enumerate(own.tolist()) if not hsic > 0]
+        if bad:
+            found.append(f"heads {bad} of {sums.axes['model'][0]} are constant or not finite")
+        return found
+
+    def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
+        """CKA against mean distance, a line a layer, with its rank correlation."""
+        from vitsee import figures
+
+        table = tables["head_similarity"]
+        lines = {}
+        for layer, line in table.groupby("other_layer", sort=False):
+            rho = line["mean_distance_px"].rank().corr(line["cka"].rank())
+            lines[f"{layer} (Spearman {rho:+.2f})"] = line
+        drawn = figures.lines_with_errors(
+            lines,
+            x="mean_distance_px",
+            y="cka",
+            error="se",
+            xlabel="Mean Distance (pixels)",
+            ylabel="CKA Similarity",
+            title=f"heads of {labels.model} and layers of {labels.other}, {labels.data}",
+        )
+        return {"head_similarity": drawn}
+
+
+def of_sets(terms: dict[str, np.ndarray], chosen: np.ndarray) -> dict[str, np.ndarray]:
+    """Sums for `cka_and_error` of sets of heads with layers, from sums of heads.
+
+    chosen: (S, H), 1 where a set has a head. HSIC of a sum of Gram matrices is the sum of HSICs.
+    """
+    pair = np.einsum("sh,sg->shg", chosen, chosen)
+    return {
+        "fresh": terms["fresh"],
+        "ab": chosen @ terms["hl"],
+        "aa": np.einsum("shg,hg->s", pair, terms["hh"]),
+        "bb": terms["ll"],
+        "ab_ab": np.einsum("shg,lhg->sl", pair, terms["hl_hl"]),
+        "ab_aa": np.einsum("sh,sfg,lhfg->sl", chosen, pair, terms["hl_hh"]),
+        "ab_bb": chosen @ terms["hl_ll"],
+        "aa_bb": np.einsum("shg,hgl->sl", pair, terms["hh_ll"]),
+        "aa_aa": np.einsum("shg,sef,hgef->s", pair, pair, terms["hh_hh"]),
+        "bb_bb": terms["ll_ll"],
+    }
