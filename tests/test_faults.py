@@ -50,7 +50,7 @@ def measure(limit):
     return 0
 
 experiment = composed(*sys.argv[1:])
-for line in sys.stdin:
+for line in iter(sys.stdin.readline, ""):
     child = os.fork()
     if child == 0:
         code = 1
@@ -59,6 +59,7 @@ for line in sys.stdin:
         finally:
             os._exit(code)
     print(child, flush=True)
+    sys.stdin.readline()  # until it is asked for, its number is no other process's
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 """Forks a run for each line, so that 50 runs do not import torch 50 times; the line limits its files' size."""
@@ -83,12 +84,15 @@ class Runs:
 
     def start(self, limit: int | None = None) -> int:
         """Process number of a new run. limit: bytes that a file may have."""
-        self.server.stdin.write(json.dumps(limit) + "\n")
-        self.server.stdin.flush()
-        return int(self.server.stdout.readline())
+        return self._ask(json.dumps(limit))
 
     def end(self) -> int:
         """How the run ended: its exit code, or minus the signal that killed it."""
+        return self._ask("end")
+
+    def _ask(self, line: str) -> int:
+        self.server.stdin.write(f"{line}\n")
+        self.server.stdin.flush()
         return int(self.server.stdout.readline())
 
     def whole(self) -> tuple[bytes, float]:
@@ -132,9 +136,7 @@ def test_killed_at_random_moments_it_ends_with_the_right_bytes(runs):
         before = runs.measured()
         process = runs.start()
         time.sleep(draw.uniform(0, took))
-        os.kill(
-            process, signal.SIGKILL
-        )  # nobody has waited for it yet: the number is still its own
+        os.kill(process, signal.SIGKILL)
         if runs.end() == -signal.SIGKILL:
             kills += 1
             assert runs.measured() >= before, "what was saved is lost"

@@ -168,32 +168,6 @@ def test_a_sweep_over_shards_through_submitit_gives_the_local_tables(slurm, imag
     assert_same_tables(Results(csv.parent).tables(), Results(whole).tables())
 
 
-def test_a_job_of_a_sweep_that_is_out_of_time_is_requeued_and_goes_on(
-    slurm, ask, images, tiny, tmp_path
-):
-    """Submitit's warning comes 120 s before the end, so to a job of one minute as soon as it can."""
-    words = ["repeats=20", "run.save_every=1"]
-    whole = run(tiny(f"run.outputs={tmp_path / 'whole'}", *words))[0].parent
-    outputs = tmp_path / "swept"
-    few = ["run.shards=2", "run.shard=0,1", "hydra.launcher.timeout_min=1"]
-    process = sweep(slurm, images, outputs, *words, *few)
-
-    def ended() -> bool:
-        for number in ask("squeue", "-h", "-r", "-t", "PENDING", "-o", "%A").split():
-            hurry = ["scontrol", "update", f"JobId={number}", "StartTime=now"]
-            subprocess.run(hurry, env=slurm, capture_output=True, check=False)
-        return process.poll() is not None
-
-    wait_for(ended, 300, "the sweep to end")
-    assert process.returncode == 0, process.communicate()[1]
-    process.communicate()
-    logs = "".join(path.read_text() for path in outputs.rglob("*_log.err"))
-    assert "Caught signal SIGUSR2" in logs
-    assert "Exiting gracefully after preemption/timeout" in logs
-    (csv,) = outputs.rglob("cka.csv")
-    assert_same_tables(Results(csv.parent).tables(), Results(whole).tables())
-
-
 def test_a_mistake_in_a_sweep_through_submitit_is_one_of_the_user_s(slurm, images, tmp_path):
     process = sweep(slurm, images, tmp_path / "o", "seed=0,1", "analysis.layers=[block.*]")
     _, err = process.communicate(timeout=300)

@@ -158,8 +158,8 @@ class Results:
         ]
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Every table as its CSV says, to the last digit."""
-        return {path.stem: pd.read_csv(path) for path in sorted(self.path.glob("*.csv"))}
+        """Every table as its CSV says, to the last digit; a layer may be called 0 or NA."""
+        return {path.stem: _table(path) for path in sorted(self.path.glob("*.csv"))}
 
     def save_figures(self, figures: Mapping[str, Figure], *, pdf: bool = False) -> list[Path]:
         """Write each figure as PNG, and as PDF on request; without dates, so redraws are identical."""
@@ -171,6 +171,12 @@ class Results:
                 figure.savefig(buffer, format=ending, dpi=200, metadata=without[ending])
                 written.append(self.write(f"{name}.{ending}", buffer.getvalue()))
         return written
+
+
+def _table(path: Path) -> pd.DataFrame:
+    columns = pd.read_csv(path, nrows=0).columns
+    names = {column: str for column in columns if column.endswith("layer")}
+    return pd.read_csv(path, dtype=names, keep_default_na=False, na_values=[""])
 
 
 _SHARD = "[0-9]*-of-*"
