@@ -1,13 +1,37 @@
 #!/usr/bin/env bash
-# One experiment shared among the jobs of an array: sbatch --array=0-7 --gpus=1 scripts/slurm_array.sh KEY=VALUE …
+# One experiment shared among the jobs of an array, fire and forget:
+#   sbatch --array=0-7 --gpus-per-node=1 --time=4:00:00 scripts/slurm_array.sh analysis=cka model=vit_h14 …
+# Two minutes before its time limit a job saves and requeues itself; a preempted one is requeued by SLURM.
+# Whichever job ends last writes the tables. To fill what lost jobs left: the same with --array=0.
 #SBATCH --job-name=vitsee
-#SBATCH --cpus-per-task=16
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
 #SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@120
 set -u
-shards=${SLURM_ARRAY_TASK_COUNT:?submit this with sbatch --array=0-N}
-code=0
-srun "${VITSEE:-vitsee}" run "$@" run.progress=false \
-  run.shard="$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN))" run.shards="$shards" || code=$?
+: "${SLURM_ARRAY_TASK_COUNT:?submit this with sbatch --array=0-N}"
+if [ "$SLURM_ARRAY_TASK_MIN" -ne 0 ] || [ "$SLURM_ARRAY_TASK_MAX" -ne $((SLURM_ARRAY_TASK_COUNT - 1)) ]; then
+  echo "the array must be 0-N, so that its jobs know their shares; --array=0 fills any gaps" >&2
+  exit 2
+fi
+
+out_of_time=no
+trap 'out_of_time=yes; kill -TERM "$measuring"' USR1
+trap 'kill -TERM "$measuring"' TERM
+"${VITSEE:-vitsee}" run "$@" run.progress=false \
+  run.shard="$SLURM_ARRAY_TASK_ID" run.shards="$SLURM_ARRAY_TASK_COUNT" &
+measuring=$!
+wait "$measuring"
+code=$?
+while kill -0 "$measuring" 2>/dev/null; do # a signal ends `wait` before the process has saved
+  wait "$measuring"
+  code=$?
+done
+
+if [ "$out_of_time" = yes ] && [ "$code" -eq 130 ]; then
+  exec scontrol requeue "$SLURM_JOB_ID"
+fi
 # 3 says that other jobs of the array are not done yet: this one is.
 [ "$code" -eq 3 ] && code=0
 exit "$code"

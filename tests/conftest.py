@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
+import vitsee.cli
 from vitsee.config import CONF, Experiment, build
 
 TINY = ("model=timm", "model.timm=test_vit", "model.pretrained=false")
@@ -48,6 +50,29 @@ def tiny(images: Path, tmp_path: Path) -> Callable[..., Experiment]:
         return composed(*tiny_overrides(images, tmp_path), *overrides)
 
     return make
+
+
+@pytest.fixture
+def command(images, tmp_path, capsys, monkeypatch):
+    """`vitsee …` in this process: (exit code, standard output, standard error)."""
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["vitsee", *words])
+        try:
+            vitsee.cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def run_tiny(command, images, tmp_path):
+    """`vitsee run` of the tiny experiment with more overrides."""
+    return lambda *words: command("run", *tiny_overrides(images, tmp_path), *words)
 
 
 def tiny_overrides(images: Path, outputs: Path) -> list[str]:

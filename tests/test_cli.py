@@ -14,12 +14,14 @@ import pandas as pd
 import pytest
 import torch
 from conftest import tiny_overrides, write_images
+from hydra.errors import MissingConfigException
 
-import vitsee.cli
+from vitsee.config import explain
 from vitsee.errors import UserError
 from vitsee.results import Results
 from vitsee.runner import run
 from vitsee.study import choose_device
+from vitsee.sums import Sums
 
 
 def vitsee_command(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -30,29 +32,6 @@ def vitsee_command(*words: str, **environment: str) -> subprocess.CompletedProce
         env=os.environ | environment,
         check=False,
     )
-
-
-@pytest.fixture
-def command(images, tmp_path, capsys, monkeypatch):
-    """`vitsee …` in this process: (exit code, standard output, standard error)."""
-
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vitsee", *words])
-        try:
-            vitsee.cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
-
-
-@pytest.fixture
-def run_tiny(command, images, tmp_path):
-    """`vitsee run` of the tiny experiment with more overrides."""
-    return lambda *words: command("run", *tiny_overrides(images, tmp_path), *words)
 
 
 MISTAKES = {
@@ -93,6 +72,10 @@ MISTAKES = {
     "a minibatch of three": (["run", "batch_size=3"], "batch_size must be at least 4 .*, got 3"),
     "fewer images than a minibatch": (["run", "images=8"], "images=8 is less than one minibatch"),
     "no repeats": (["run", "repeats=0"], "repeats must be at least 1, got 0"),
+    "repeats of what needs none": (
+        ["run", "analysis=position_similarity", "repeats=2"],
+        "repeats=2: position_similarity does not depend on how images are cut into minibatches",
+    ),
     "a tolerance of nothing": (["run", "tolerance=0"], "tolerance must be above 0, .* got 0.0"),
     "a tolerance of shards": (
         ["run", "tolerance=0.1", "run.shards=2"],
@@ -105,6 +88,10 @@ MISTAKES = {
     "layers that are no pattern": (
         ["run", "analysis.layers=[1]"],
         r"analysis.layers must be a preset or",
+    ),
+    "a number for a choice": (
+        ["run", "analysis=0"],
+        "these options make no configuration: .*must be a string",
     ),
     "no such list": (["list", "modles"], "no list of 'modles'; .*Did you mean models?"),
     "no such result": (
@@ -142,7 +129,10 @@ TINY_MISTAKES = {
         ["images=41"],
         "images=41 asked, but folder has 40; ask for images=40",
     ),
-    "a device that is nowhere": (["run.device=tpu"], "no run.device=tpu; it can be: auto, cpu"),
+    "a device that is nowhere": (
+        ["run.device=tpu"],
+        "no run.device=tpu; it can be: auto, all, cpu",
+    ),
     "tf32 without CUDA": (
         ["precision=tf32"],
         "precision=tf32 exists on CUDA devices only, not on cpu",
@@ -296,7 +286,7 @@ def test_a_full_disk_loses_nothing(run_tiny, monkeypatch, tmp_path):
 
     def full_after_two_states(descriptor):
         calls.append(descriptor)
-        if len(calls) > 4:
+        if len(calls) > 5:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(descriptor)
 
@@ -304,7 +294,7 @@ def test_a_full_disk_loses_nothing(run_tiny, monkeypatch, tmp_path):
     code, _, err = run_tiny("run.save_every=1")
     assert code == 2
     assert "No space left on device; free some space" in err
-    assert not list(tmp_path.rglob(".*.pt.*"))
+    assert not list(tmp_path.rglob("*.partial"))
     monkeypatch.setattr(os, "fsync", real)
     assert list(tmp_path.rglob("000-of-001.pt"))
     assert run_tiny()[0] == 0
@@ -328,7 +318,7 @@ def test_too_little_memory_suggests_a_smaller_minibatch_and_keeps_what_was_measu
     assert code == 2
     assert "not enough memory on cpu for minibatches of 8 images; try batch_size=4" in err
     (state,) = tmp_path.rglob("000-of-001.pt")
-    assert torch.load(state, weights_only=True)["seen"].sum() == 2
+    assert Sums.load(state).seen.sum() == 2
 
 
 def test_an_undecodable_image_is_named(run_tiny, tmp_path):
@@ -412,6 +402,11 @@ def test_the_default_data_set_suits_the_model():
     assert composed("model=vit_l16", "dataset=cifar10").dataset.name == "cifar10"
     kept = composed("model=vit_l16", "dataset.on_bad_image=skip").dataset
     assert (kept.name, kept.on_bad_image.value) == ("imagenette", "skip")
+
+
+def test_the_slurm_extra_is_asked_for_when_it_is_missing():
+    missing = MissingConfigException("", "hydra/launcher/submitit_slurm", ["basic", "slurm"])
+    assert "needs the launcher for SLURM: pip install 'vitsee[slurm]'" in explain(missing)
 
 
 def test_the_paper_protocol_is_the_paper_s():

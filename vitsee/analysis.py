@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from vitsee.datasets import Images
+    from vitsee.proof import Impossibility
     from vitsee.sums import Sums
 
 
@@ -182,6 +183,14 @@ class Analysis:
     def observe(self, view: View) -> dict[str, Tensor]:
         """What this minibatch adds to each sum."""
         raise NotImplementedError
+
+    def impossible(self, terms: dict[str, Tensor]) -> list[Impossibility]:
+        """What cannot be true of one minibatch's terms, whatever the input: (statement, roles, where).
+
+        where: a tensor of truth values on the device, an axis of layers for each role. NaN is no
+        impossibility: it has a place in tables and `warnings`.
+        """
+        return []
 
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
         """Tidy tables, one observation a row, by file name without ending, from the last pass's sums."""

@@ -9,17 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from vitsee import config, listing
-from vitsee.errors import Incomplete, UserError, nearest
+from vitsee.errors import Incomplete, UserError, nearest, printable, speak_plainly
 from vitsee.help import RUN_HELP, usage
 from vitsee.interrupt import Interrupted
 
 CONF = str(config.CONF)
 MISTAKE, INCOMPLETE, INTERRUPTED = 2, 3, 130
+UNFINISHED = "what was measured is kept, and the same command goes on"
 
 
 def main() -> None:
@@ -37,8 +40,7 @@ def main() -> None:
         fail(
             f"vitsee: there is no verb {verb!r}; it can be: {', '.join(VERBS)}.{nearest(verb, VERBS)}"
         )
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    logging.getLogger("vitsee").setLevel(logging.INFO)
+    speak_plainly()
     del sys.argv[1]  # Hydra expects nothing but its own arguments
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # bugs keep their traceback
     answer_for(verb, VERBS[verb])
@@ -56,10 +58,18 @@ def answer_for(verb: str, do: Callable[[], None]) -> None:
         fail(f"vitsee {verb}: interrupted, state saved; the same command goes on", INTERRUPTED)
     except KeyboardInterrupt:
         fail(f"vitsee {verb}: interrupted", INTERRUPTED)
+    except Exception as error:
+        if config.of_composition(error):
+            words = " ".join(str(error).split())
+            fail(f"vitsee {verb}: these options make no configuration: {words}")
+        if type(error).__module__.split(".")[0] != "submitit":
+            raise
+        words = " ".join(str(error).split("-----")[0].split())
+        fail(f"vitsee {verb}: a job did not end well: {words}; {UNFINISHED}", INCOMPLETE)
 
 
 def fail(message: str, code: int = MISTAKE) -> None:
-    print(message, file=sys.stderr)
+    print(printable(message), file=sys.stderr)
     sys.exit(code)
 
 
@@ -73,18 +83,46 @@ def run() -> None:
             raise UserError("--from needs the path of an experiment.yaml")
         path, overrides = Path(sys.argv[at + 1]), sys.argv[1:at] + sys.argv[at + 2 :]
         return perform(config.load_experiment(path, overrides))
+    sys.argv[1:] = map(config.quoted, sys.argv[1:])
     compose_and_run()
+    if waiting:
+        fail(f"vitsee run: incomplete: {'; '.join(waiting.values())}", INCOMPLETE)
+
+
+waiting: dict[str, str] = {}
+"""Of a sweep in this process: what the experiments that are not complete wait for."""
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="run")
 def compose_and_run(cfg: DictConfig) -> None:
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        return one_of_many(cfg)
     # Hydra writes a line of its own before an exception that passes through it, hence here.
     answer_for("run", lambda: perform(config.build(cfg)))
 
 
+def one_of_many(cfg: DictConfig) -> None:
+    """An experiment of a sweep: its mistakes go through Hydra, so that the other experiments are run.
+
+    It may be a shard that others complete later in the sweep, so that it is incomplete is told at the end;
+    or, in a job on another machine, in that job's log.
+    """
+    speak_plainly()
+    experiment = config.build(cfg)
+    question = repr(experiment.what())
+    try:
+        perform(experiment)
+        waiting.pop(question, None)
+    except Interrupted:
+        fail("vitsee run: interrupted, state saved; the same command goes on", INTERRUPTED)
+    except Incomplete as what:
+        waiting[question] = str(what)
+        logging.getLogger("vitsee").info("%s", what)
+
+
 def perform(experiment: config.Experiment) -> None:
     """Run one experiment and print where its tables and figures are."""
-    from vitsee.runner import run
+    from vitsee.workers import run
 
     print(*run(experiment), sep="\n")
 

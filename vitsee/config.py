@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import traceback
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.config_store import ConfigStore
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import vitsee.analyses  # noqa: F401  (declares the schema of every analysis)
+from vitsee import plain
 from vitsee.analysis import REGISTERED, Analysis
 from vitsee.errors import UserError, unknown
 
@@ -97,7 +100,9 @@ class Run:
     outputs: str = "outputs"
     """Folder of all results."""
     device: str = "auto"
-    """auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps."""
+    """auto (cuda, else mps, else cpu), all (every GPU, a process each), cpu, cuda, cuda:N or mps."""
+    gpus: int | None = None
+    """How many GPUs share the work, a process each (with run.device=cpu: how many processes)."""
     workers: int | None = None
     """Processes that decode images; by default as many as help."""
     shard: int = 0
@@ -121,6 +126,8 @@ class Run:
             )
         if self.save_every < 1:
             raise UserError(f"run.save_every must be at least 1, got {self.save_every}")
+        if self.gpus is not None and self.gpus < 1:
+            raise UserError(f"run.gpus must be at least 1, got {self.gpus}")
         if self.workers is not None and self.workers < 0:
             raise UserError(f"run.workers must be at least 0, got {self.workers}")
         if self.memory_gb is not None and self.memory_gb <= 0:
@@ -195,11 +202,17 @@ def _check_tolerance(e: Experiment) -> None:
             f"tolerance={e.tolerance}: {e.analysis.name} has no standard error to stop at; "
             f"analyses that have: {', '.join(able)}"
         )
-    if e.run.shards > 1:
-        raise UserError(
-            f"tolerance={e.tolerance} with run.shards={e.run.shards}: where to stop depends on all "
-            f"minibatches so far, which no shard has; use one of the two"
-        )
+    shared = {
+        f"run.shards={e.run.shards}": e.run.shards > 1,
+        "run.device=all": e.run.device == "all",
+        f"run.gpus={e.run.gpus}": e.run.gpus is not None and e.run.gpus > 1,
+    }
+    for option, given in shared.items():
+        if given:
+            raise UserError(
+                f"tolerance={e.tolerance} with {option}: where to stop depends on all minibatches so far, "
+                f"which no process that shares the work has; use one of the two"
+            )
 
 
 def _schema(kind: type, *open_to_any_key: str) -> DictConfig:
@@ -232,24 +245,17 @@ def build(cfg: DictConfig) -> Experiment:
 
 def load_experiment(path: Path, overrides: list[str]) -> Experiment:
     """The experiment of an experiment.yaml, with `key=value` changes. Raises UserError if it is not one."""
-    if not path.is_file():
-        raise UserError(f"there is no file {path}; name the experiment.yaml of a result folder")
-    text = path.read_text()
-    if "${" in text:
-        raise UserError(
-            f"{path} has an interpolation (${{…}}); an experiment.yaml has plain values only"
-        )
-    try:
-        stored = OmegaConf.create(text)
-        chosen = stored.analysis.name
-    except (yaml.YAMLError, OmegaConfBaseException, AttributeError) as error:
-        raise UserError(f"{path} is not an experiment: {str(error).splitlines()[0]}") from error
+    stored = plain.read(path)
+    analysis = stored.get("analysis")
+    if not isinstance(analysis, dict) or "name" not in analysis:
+        raise UserError(f"{path} is not an experiment: it names no analysis")
+    chosen = str(analysis["name"])
     if chosen not in REGISTERED:
         raise unknown(f"there is no analysis {chosen}", chosen, REGISTERED, "there are")
     schema = OmegaConf.structured(Experiment)
     schema.analysis = OmegaConf.structured(REGISTERED[chosen])
     changes = OmegaConf.from_dotlist(overrides)
-    merged = OmegaConf.merge(schema, stored, changes)
+    merged = OmegaConf.merge(schema, OmegaConf.create(stored), changes)
     assert isinstance(merged, DictConfig)
     return build(merged)
 
@@ -283,10 +289,39 @@ def refuse_undeclared(node: DictConfig, prefix: str = "") -> None:
             refuse_undeclared(node[key], f"{prefix}{key}.")
 
 
+PATHS = ("dataset.root", "dataset.path", "model.checkpoint", "other.checkpoint", "run.outputs")
+
+
+def quoted(word: str) -> str:
+    """The word, its value in quotes if it is a path with letters that Hydra's grammar does not know."""
+    key, _, value = word.partition("=")
+    if key not in PATHS:
+        return word
+    try:
+        OverridesParser.create().parse_override(word)
+    except HydraException:
+        escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
+        return f'{key}="{escaped}"'
+    return word
+
+
+def of_composition(error: BaseException) -> bool:
+    """Was it raised by what reads and composes configurations? Not all their errors are of their own kinds."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    where = str(frames[-1].f_globals.get("__name__")) if frames else ""
+    return where.split(".")[0] in ("hydra", "omegaconf", "antlr4", "yaml")
+
+
 def explain(error: BaseException) -> str:
     """A wrong key, option or value, in one line that names the valid ones."""
     if isinstance(error, OverrideParseException):
-        return f"cannot read {error.override!r}: options are written key=value"
+        if "=" not in str(error.override):
+            return f"cannot read {error.override!r}: options are written key=value"
+        key, _, value = str(error.override).partition("=")
+        return (
+            f"cannot read {error.override!r}: quote a value with special characters, once for the shell and "
+            f"once for vitsee: '{key}=\"{value}\"'"
+        )
     while not isinstance(error, (OmegaConfBaseException, MissingConfigException, UserError)):
         deeper = error.__cause__ or error.__context__
         if deeper is None:
@@ -308,4 +343,6 @@ def _no_such_choice(error: MissingConfigException) -> str:
     if error.options is None:
         return str(error).splitlines()[0]
     group, _, option = str(error.missing_cfg_file).rpartition("/")
+    if option.startswith("submitit"):
+        return f"{group}={option} needs the launcher for SLURM: pip install 'vitsee[slurm]'"
     return str(unknown(f"there is no {group}={option}", option, error.options, f"{group} can be"))

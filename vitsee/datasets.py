@@ -8,9 +8,10 @@ import json
 import os
 import re
 import shutil
+import stat
 import tarfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from vitsee.errors import UserError, nearest, unknown
 from vitsee.network import require
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
+LARGEST = 2**30
+"""Bytes of the largest image file that is read."""
 SCENES = 10_240
 """How many scenes there are when nobody says; they are made when asked for."""
 BUFFER = 1000
@@ -56,6 +59,10 @@ class Images(ABC):
         As in the field's evaluation code, an EXIF orientation is not applied.
         """
 
+    def changed_since(self, moment: float) -> list[str]:
+        """Ids of images whose files were written after this moment, in seconds since 1970."""
+        return []
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -80,7 +87,8 @@ class Files(Images):
         index = {name: i for i, name in enumerate(self.classes)}
         self.labels = [index[name] for name in folders]
         listing = "".join(f"{entry.name}\0{entry.size}\n" for entry in self.entries)
-        self.fingerprint = f"files/{hashlib.sha256(listing.encode()).hexdigest()}"
+        listed = listing.encode(errors="surrogateescape")  # names need not be Unicode
+        self.fingerprint = f"files/{hashlib.sha256(listed).hexdigest()}"
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -93,9 +101,17 @@ class Files(Images):
 
     def open(self, index: int) -> Image.Image:
         entry = self.entries[index]
+        if entry.size > LARGEST:
+            raise ValueError(f"{entry.size} bytes are too many for an image file")
         with open(self.root if self.tar else self.root / entry.name, "rb") as file:
             file.seek(entry.offset)
             return _rgb(Image.open(io.BytesIO(file.read(entry.size))))
+
+    def changed_since(self, moment: float) -> list[str]:
+        if self.tar:
+            return [self.root.name] if self.root.stat().st_mtime > moment else []
+        paths = ((entry.name, self.root / entry.name) for entry in self.entries)
+        return [name for name, path in paths if path.exists() and path.stat().st_mtime > moment]
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -224,8 +240,9 @@ def _listed(root: Path) -> Files:
         for folder, below, files in os.walk(root, onerror=_refuse, followlinks=True):
             below[:] = [name for name in below if not _leads_back(folder, name)]
             for path in (os.path.join(folder, file) for file in files):
-                if _counts(name := Path(os.path.relpath(path, root)).as_posix()):
-                    entries.append(Entry(name, _size(path)))
+                name = Path(os.path.relpath(path, root)).as_posix()
+                if _counts(name) and (size := _size(path)) is not None:
+                    entries.append(Entry(name, size))
     except OSError as error:
         raise UserError(f"cannot list {error.filename} ({error.strerror})") from error
     if not entries:
@@ -252,16 +269,23 @@ def _counts(name: str) -> bool:
     return name.lower().endswith(ENDINGS) and not hidden
 
 
-def _size(path: str) -> int:
-    """Bytes of a file; 0 if it is a broken link, which decoding then reports."""
-    return os.path.getsize(path) if os.path.exists(path) else 0
+def _size(path: str) -> int | None:
+    """Bytes of a file; 0 if it is a broken link, which decoding then reports; None if it is no file.
+
+    Opening a pipe or a device that is called like an image could wait for ever.
+    """
+    try:
+        found = os.stat(path)
+    except OSError:
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def _entries(path: Path) -> list[Entry]:
     """Image files of a tar. Raises UserError if it is not a whole one."""
     try:
         with tarfile.open(path, "r:") as tar:
-            members = [(m.name.removeprefix("./"), m) for m in tar.getmembers()]
+            members = [(m.name.removeprefix("./"), m) for m in _members(tar)]
             entries = [
                 Entry(name, data.size, data.offset_data)
                 for name, member in members
@@ -273,13 +297,25 @@ def _entries(path: Path) -> list[Entry]:
             # tarfile takes a cut or damaged header for the end; the true one is a block of zeros.
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"damaged or cut off at byte {end}")
-    except (tarfile.TarError, KeyError, OSError) as error:
+    except (tarfile.TarError, KeyError, OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"cannot read {path} as an uncompressed tar ({error}); dataset.root is a folder or a .tar"
         ) from error
     if not entries:
         raise UserError(f"there are no images in {path}; looked for {', '.join(ENDINGS)}")
     return entries
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members in their order. Raises ReadError for sizes that no tar has, and for sparse files."""
+    before = -1
+    for member in tar:
+        if member.size < 0 or tar.offset <= before:  # tarfile alone would read in circles
+            raise tarfile.ReadError(f"{member.name} is of {member.size} bytes")
+        if member.issparse():
+            raise tarfile.ReadError(f"{member.name} is stored sparse: pack without --sparse")
+        before = tar.offset
+        yield member
 
 
 def _data(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -461,7 +497,7 @@ def _split(dataset: Dataset, there: tuple[str, ...], default: str) -> str:
 
 def _natural(name: str) -> list[Any]:
     """Sorting key in which img2 comes before img10."""
-    parts = re.split(r"(\d+)", name.lower())
+    parts = re.split(r"(\d{1,18})", name.lower())
     numbered = [int(part) if i % 2 else part for i, part in enumerate(parts)]
     return [numbered, name]  # img1, img01 and IMG1 tie: the name itself decides, on every machine
 

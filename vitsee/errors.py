@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -24,3 +27,34 @@ def unknown(problem: str, word: str, valid: Iterable[str], lead: str) -> UserErr
     """What was asked, what exists, the nearest match."""
     names = sorted(valid)
     return UserError(f"{problem}; {lead}: {', '.join(names)}.{nearest(word, names)}")
+
+
+def unwritable(path: Path, error: OSError) -> UserError:
+    """What the system refused to write, and what to do."""
+    return UserError(
+        f"cannot write {path}: {error.strerror or error}; free some space or choose another folder "
+        f"with run.outputs=PATH (what was saved before is kept)"
+    )
+
+
+def printable(message: str) -> str:
+    """In one line, and without what a terminal would obey: file names may hold any character."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
+        for c in message
+    )
+
+
+class _Plain(logging.Formatter):
+    """The message alone, in one line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def speak_plainly(level: int = logging.INFO) -> None:
+    """Log vitsee's messages as lines of their own on standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Plain())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("vitsee").setLevel(level)

@@ -1,10 +1,12 @@
-"""Ctrl-C and SIGTERM between two minibatches instead of in the middle of one."""
+"""Ctrl-C, SIGTERM and a scheduler's warning between two minibatches instead of in the middle of one."""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType
+from typing import Any
 
 
 class Interrupted(Exception):
@@ -14,28 +16,41 @@ class Interrupted(Exception):
 class Interruptible:
     """Within the block the first signal only sets a flag, which `check` turns into Interrupted.
 
-    A second signal stops at once. Elsewhere than in the main thread signals are left alone.
+    SIGUSR1 and SIGUSR2, with which a scheduler announces the end, are treated alike where somebody
+    (submitit) handles them: its handler is called when the block has ended and the state is saved.
+    A second Ctrl-C stops at once. Elsewhere than in the main thread signals are left alone.
     """
 
-    signals = (signal.SIGINT, signal.SIGTERM)
+    stops = (signal.SIGINT, signal.SIGTERM)
+    announcements = (signal.SIGUSR1, signal.SIGUSR2)
 
     def __enter__(self) -> Interruptible:
-        self.asked = False
-        self.previous = {}
+        self.asked: signal.Signals | None = None
+        self.previous: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            self.previous = {s: signal.signal(s, self._ask) for s in self.signals}
+            handled = [s for s in self.announcements if callable(signal.getsignal(s))]
+            self.previous = {s: signal.signal(s, self._ask) for s in (*self.stops, *handled)}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+        announced = self.previous.get(self.asked) if self.asked else None
+        if self.asked in self.announcements and callable(announced):
+            announced(self.asked, None)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.asked == number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked = self.asked or signal.Signals(number)
 
     def check(self) -> None:
         """Raise Interrupted if a signal came."""
         if self.asked:
             raise Interrupted
+
+    def check_soon(self) -> None:
+        """The same, for a signal that others of the process group were sent a moment earlier."""
+        for _ in range(10):
+            self.check()
+            time.sleep(0.05)

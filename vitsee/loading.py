@@ -91,7 +91,7 @@ class Minibatches:
         self.loader = DataLoader(
             _Decoded(images, transforms),
             batch_sampler=[plan.batch(b) for b in todo],
-            num_workers=_workers(device) if workers is None else workers,
+            num_workers=workers_for(device) if workers is None else workers,
             collate_fn=_collate,
             pin_memory=device.type == "cuda",
             worker_init_fn=_prepare_worker,
@@ -161,12 +161,18 @@ def _collate(
     return [i for i, _, _ in good], stacked, torch.tensor([label for *_, label in good]), bad
 
 
-def _workers(device: torch.device) -> int:
-    """On a CPU the model needs the cores too; on a GPU decoding must keep up with it."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return min(2, cores - 1) if device.type == "cpu" else min(16, cores)
+def workers_for(device: torch.device, processes: int = 1) -> int:
+    """How many processes decode images for each of the processes that measure on this machine.
+
+    On a CPU the model needs the cores too; on a GPU decoding must keep up with it.
+    """
+    share = cores() // processes
+    return max(0, min(2, share - 1)) if device.type == "cpu" else max(1, min(16, share))
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _prepare_worker(worker: int) -> None:

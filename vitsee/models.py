@@ -277,12 +277,27 @@ def _from_file(model: Model, path: Path) -> tuple[nn.Module, str]:
         raise UserError(
             f"checkpoint {path} is of an unknown kind; these are read: {', '.join(ENDINGS)}"
         )
+    _refuse_bomb(path)
     net = build(model)
     if path.suffix == ".npz":
         _load_npz(net, path)
     else:
         _load_all(net, _converted(net, _read(path), path), path)
     return net, f"checkpoint {path}"
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Raise UserError if a small archive would fill the memory; weights can hardly be compressed."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # not an archive, or a damaged one: whoever reads it says so
+    if unpacked > max(2**30, 100 * path.stat().st_size):
+        raise UserError(
+            f"checkpoint {path} was refused: its {path.stat().st_size:,} bytes would unpack to "
+            f"{unpacked:,}, which weights do not"
+        )
 
 
 def _load_npz(net: nn.Module, path: Path) -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 import vitsee.analyses  # noqa: F401  (registers every analysis)
+from vitsee import plain
 from vitsee.analysis import REGISTERED, Analysis, Labels
 from vitsee.errors import UserError, unknown
 from vitsee.results import Results
@@ -47,7 +48,7 @@ def _read(path: Path) -> tuple[Results, Analysis, dict[str, pd.DataFrame], Label
                 f"{path} is not a result folder: it has no {needed}; "
                 f"name a folder such as outputs/cka/<model>/<dataset>-<identity>"
             )
-    options = OmegaConf.load(path / "experiment.yaml").analysis
+    options = OmegaConf.create(plain.read(path / "experiment.yaml")).analysis
     if options.name not in REGISTERED:
         raise unknown(f"there is no analysis {options.name}", options.name, REGISTERED, "there are")
     analysis = OmegaConf.to_object(OmegaConf.merge(REGISTERED[options.name], options))

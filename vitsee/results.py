@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
+import secrets
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +17,17 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from omegaconf import OmegaConf
 
-from vitsee.errors import UserError
+from vitsee.errors import UserError, unwritable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from vitsee.sums import Sums
+
+log = logging.getLogger(__name__)
+
+LEFT = 3600.0
+"""Seconds after which a file that was half written is taken for left behind."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +41,12 @@ class Results:
         try:
             (self.path / "state").mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _unwritable(self.path, error) from error
-        self.write("state/writable", b"").unlink()
+            raise unwritable(self.path, error) from error
+        for partial in (*self.path.glob(".*.partial"), *self.path.glob("state/.*.partial")):
+            with suppress(OSError):  # another process may have removed or finished it
+                if time.time() - partial.stat().st_mtime > LEFT:
+                    partial.unlink()
+        self.write("state/writable", b"").unlink(missing_ok=True)
 
     def write(self, name: str, content: bytes) -> Path:
         """Write a file whole or not at all: a temporary name first, then rename.
@@ -41,7 +54,7 @@ class Results:
         Raises UserError if the folder cannot be written or the disk is full; the previous file stays.
         """
         path = self.path / name
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
         try:
             with open(partial, "wb") as file:
                 file.write(content)
@@ -49,17 +62,24 @@ class Results:
                 os.fsync(file.fileno())
             os.replace(partial, path)
         except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise _unwritable(path, error) from error
+            raise unwritable(path, error) from error
+        finally:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
         return path
 
     def save_json(self, name: str, record: Mapping[str, Any]) -> None:
         self.write(name, (json.dumps(record, indent=1) + "\n").encode())
 
     def load_json(self, name: str) -> dict[str, Any]:
-        """The record of this name, empty if there is none yet."""
+        """The record of this name, empty if there is none yet. Raises UserError if it is damaged."""
         path = self.path / name
-        return json.loads(path.read_text()) if path.exists() else {}
+        try:
+            return json.loads(path.read_bytes()) if path.exists() else {}
+        except ValueError as error:
+            raise UserError(
+                f"{path} is damaged ({error}); give the same `vitsee run` again: it is written anew"
+            ) from error
 
     def save_experiment(self, what: Mapping[str, Any]) -> None:
         self.write("experiment.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(what))).encode())
@@ -70,27 +90,66 @@ class Results:
 
     def states(self, stage: int = 0) -> list[Path]:
         """The files of all shards' sums of one pass."""
-        return sorted(self.path.glob(f"state/{_stage(stage)}[0-9]*-of-*.pt"))
+        return sorted(self.path.glob(f"state/{_names(stage)}.pt"))
 
     def save_state(self, path: Path, sums: Sums) -> None:
-        import torch
+        self.write(f"state/{path.name}", sums.packed())
 
-        buffer = io.BytesIO()
-        torch.save(sums.state(), buffer)
-        self.write(f"state/{path.name}", buffer.getvalue())
+    def load_states(self, minibatches: int, stage: int = 0) -> dict[Path, Sums]:
+        """The sums of a pass by file, each minibatch counted at most once.
+
+        A file that is damaged, or counts again what another one counts, is set aside with a warning;
+        what it alone counted is then measured again.
+        """
+        from vitsee.sums import Damaged, Sums
+
+        found, seen = {}, Sums.zero(minibatches).seen
+        for path in self.states(stage):
+            try:
+                sums = Sums.load(path)
+                if sums.seen.shape != seen.shape:
+                    raise Damaged(f"it is of {len(sums.seen)} minibatches instead of {minibatches}")
+                if (seen + sums.seen > 1).any():
+                    raise Damaged("it counts minibatches that another file counts too")
+            except FileNotFoundError:
+                continue  # another process has set it aside
+            except Damaged as reason:
+                self.set_aside(path, str(reason))
+                continue
+            found[path] = sums
+            seen = seen + sums.seen
+        return found
+
+    def set_aside(self, path: Path, reason: str) -> None:
+        """Rename a file so that it counts no more, and say so."""
+        aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.aside")
+        with suppress(FileNotFoundError):
+            os.replace(path, aside)
+            log.warning(
+                "warning: %s is set aside as %s: %s; what it held is measured again",
+                *(path, aside.name, reason),
+            )
+
+    def claiming(self, path: Path, stage: int = 0) -> tuple[Path, str]:
+        """Where the claim of a process that writes this state file is, and what others are called."""
+        return path.with_suffix(".claim"), f"{_names(stage)}.claim"
 
     def save_launch(self, state: Path, launch: Mapping[str, Any]) -> None:
         """Add the record of one process's work beside the sums it added to."""
         name = f"state/{state.stem}.json"
-        record = self.load_json(name) or {"launches": []}
-        record["launches"].append(launch)
-        self.save_json(name, record)
+        self.save_json(name, {"launches": [*self._launches(name), launch]})
 
     def launches(self) -> list[dict[str, Any]]:
         """Records of all processes that added to the result."""
-        files = sorted(self.path.glob("state/*.json"))
-        records = (self.load_json(f"state/{file.name}") for file in files)
-        return [launch for record in records for launch in record["launches"]]
+        files = sorted(self.path.glob(f"state/*{_SHARD}.json"))
+        return [launch for file in files for launch in self._launches(f"state/{file.name}")]
+
+    def _launches(self, name: str) -> list[dict[str, Any]]:
+        try:
+            return self.load_json(name).get("launches", [])
+        except UserError as damaged:
+            self.set_aside(self.path / name, str(damaged.__cause__))
+            return []
 
     def save_tables(self, tables: Mapping[str, pd.DataFrame]) -> list[Path]:
         return [
@@ -99,8 +158,8 @@ class Results:
         ]
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Every table as its CSV says, to the last digit."""
-        return {path.stem: pd.read_csv(path) for path in sorted(self.path.glob("*.csv"))}
+        """Every table as its CSV says, to the last digit; a layer may be called 0 or NA."""
+        return {path.stem: _table(path) for path in sorted(self.path.glob("*.csv"))}
 
     def save_figures(self, figures: Mapping[str, Figure], *, pdf: bool = False) -> list[Path]:
         """Write each figure as PNG, and as PDF on request; without dates, so redraws are identical."""
@@ -114,12 +173,18 @@ class Results:
         return written
 
 
+def _table(path: Path) -> pd.DataFrame:
+    columns = pd.read_csv(path, nrows=0).columns
+    names = {column: str for column in columns if column.endswith("layer")}
+    return pd.read_csv(path, dtype=names, keep_default_na=False, na_values=[""])
+
+
+_SHARD = "[0-9]*-of-*"
+
+
 def _stage(stage: int) -> str:
     return f"pass{stage + 1}-" if stage else ""
 
 
-def _unwritable(path: Path, error: OSError) -> UserError:
-    return UserError(
-        f"cannot write {path}: {error.strerror or error}; free some space or choose another folder "
-        f"with run.outputs=PATH (what was saved before is kept)"
-    )
+def _names(stage: int) -> str:
+    return f"{_stage(stage)}{_SHARD}"

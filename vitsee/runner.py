@@ -12,40 +12,48 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from vitsee import provenance
+from vitsee import changes, provenance
 from vitsee.analysis import View
 from vitsee.batches import Plan
 from vitsee.config import Experiment, OnBadImage
 from vitsee.errors import Incomplete, UserError
 from vitsee.interrupt import Interruptible
 from vitsee.loading import Minibatch, Minibatches
+from vitsee.locks import Claim, claim
 from vitsee.plotting import plot
+from vitsee.proof import Doubts
 from vitsee.results import Results
 from vitsee.study import Study
 from vitsee.sums import Sums
 from vitsee.taps import watch
+from vitsee.team import Alone
 
 log = logging.getLogger(__name__)
 
 
-def run(experiment: Experiment) -> list[Path]:
+def run(experiment: Experiment, team: Alone | None = None) -> list[Path]:
     """Measure what is missing, then write the tables and draw the figures; return their paths.
+
+    team: with whom this process shares the work, if with anybody.
 
     Raises UserError if something asked for cannot be done, Incomplete if other shards are missing,
     and Interrupted on a signal; what was measured is saved then, and the same call goes on.
     """
-    study = Study(experiment)
+    study, team = Study(experiment), team or Alone()
     results = Results(Path(experiment.run.outputs) / study.folder)
     experiment.analysis.fit(study.memory)
     results.prepare()
     results.save_experiment(experiment.what())
+    changes.tell(study, results)
     totals = [of_weights(study)] if experiment.analysis.weights_only else []
     for stage in range(len(study.passes)):
         experiment.analysis.begin(totals)
-        measure(study, results, stage)
+        measure(study, results, stage, team)
+        team.meet()
         totals.append(gather(study, results, stage))
+    if not team.writes:
+        return []
     tables = results.save_tables(experiment.analysis.tables(totals[-1]))
     document(study, results, totals)
     return tables + plot(results.path, pdf=experiment.run.pdf)
@@ -57,30 +65,59 @@ def of_weights(study: Study) -> Sums:
     return Sums.of(0, 1, study.experiment.analysis.read(nets), study.axes)
 
 
-def measure(study: Study, results: Results, stage: int) -> None:
-    """Add to this shard's sums those of its minibatches that no state file counts yet."""
-    how, device = study.experiment.run, study.device
-    plan = study.passes[stage].plan
+def measure(study: Study, results: Results, stage: int, team: Alone) -> None:
+    """Claim those of this shard's minibatches that nobody has measured, and add them to its sums.
+
+    Raises Incomplete if another process has claimed them.
+    """
+    how, plan = study.experiment.run, study.passes[stage].plan
     path = results.state(how.shard, how.shards, stage)
-    sums = (Sums.load(path) if path.exists() else Sums.zero(len(plan))).to(device)
-    todo = plan.todo(seen_by_anyone(study, results, stage), how.shard, how.shards)
-    if not todo or study.enough(sums):
-        log.info("all of it is measured already")
-        return
+
+    def wanted() -> list[int]:
+        total = reduce(add, results.load_states(len(plan), stage).values(), Sums.zero(len(plan)))
+        return [] if study.enough(total) else plan.todo(total.seen, how.shard, how.shards)
+
+    with claim(*results.claiming(path, stage), wanted) as mine:
+        if mine.minibatches:
+            add_up(study, results, stage, mine, path, team)
+        else:
+            log.info("all of it is measured already")
+
+
+def add_up(
+    study: Study, results: Results, stage: int, mine: Claim, path: Path, team: Alone
+) -> None:
+    """Add the claimed minibatches to the sums in this state file."""
+    e, device = study.experiment, study.device
+    minibatch_count = len(study.passes[stage].plan)
+    sums = (Sums.load(path) if path.exists() else Sums.zero(minibatch_count)).to(device)
+    doubts = Doubts(study.axes)
+
+    def save() -> None:
+        mine.check()
+        doubts.settle()
+        results.save_state(path, sums)
+
     with Interruptible() as signals, observer(study, stage) as observe:
         launch = provenance.Launch.on(device)
+        todo = mine.minibatches
         batches = minibatches(study, stage, todo)
         try:
-            for batch in tqdm(batches, study.folder, len(todo), disable=not how.progress):
-                sums += Sums.of(batch.index, len(plan), observe(batch), study.axes)
+            for batch in team.follow(batches, study.folder, len(todo), e.run.progress):
+                terms = observe(batch)
+                doubts.add(batch.index, e.analysis.impossible(terms))
+                sums += Sums.of(batch.index, minibatch_count, terms, study.axes)
                 launch.add(len(batch.ids))
-                if launch.minibatches % how.save_every == 0:
-                    results.save_state(path, sums)
+                if launch.minibatches % e.run.save_every == 0:
+                    save()
                 signals.check()
                 if study.enough(sums):
                     break
+        except UserError:
+            signals.check_soon()  # decoding processes may die of a signal that is meant for all
+            raise
         finally:  # whatever happened, what is in the sums is right and is kept
-            results.save_state(path, sums)
+            save()
             results.save_launch(path, launch.end(device, batches.waited))
 
 
@@ -96,12 +133,6 @@ def minibatches(study: Study, stage: int, todo: list[int]) -> Minibatches:
         workers=study.experiment.run.workers,
         on_bad_image=study.experiment.dataset.on_bad_image,
     )
-
-
-def seen_by_anyone(study: Study, results: Results, stage: int) -> Tensor:
-    """(minibatches,) how often each is counted in the state files of all shards."""
-    seen = (Sums.load(path).seen for path in results.states(stage))
-    return sum(seen, Sums.zero(len(study.passes[stage].plan)).seen)
 
 
 @contextmanager
@@ -156,13 +187,14 @@ def skipped(plan: Plan, batch: Minibatch) -> Tensor:
 
 def gather(study: Study, results: Results, stage: int) -> Sums:
     """Every shard's sums of a pass added up. Raises Incomplete if a minibatch is missing."""
-    nothing = Sums.zero(len(study.passes[stage].plan))
-    total = reduce(add, (Sums.load(path) for path in results.states(stage)), nothing)
+    minibatch_count = len(study.passes[stage].plan)
+    states = results.load_states(minibatch_count, stage)
+    total = reduce(add, states.values(), Sums.zero(minibatch_count))
     try:
         return total if study.enough(total) else total.complete()
     except Incomplete as waiting:
         how, passes = study.experiment.run, len(study.passes)
-        there = ", ".join(path.stem for path in results.states(stage)) or "nothing"
+        there = ", ".join(path.stem for path in states) or "nothing"
         of = f" (pass {stage + 1} of {passes})" if passes > 1 else ""
         raise Incomplete(
             f"shard {how.shard} of {how.shards} is done{of}, but {waiting} (there is: {there}); "

@@ -156,8 +156,13 @@ class Study:
     @cached_property
     def identity(self) -> str:
         """Eight hex digits that change exactly when a number in the tables could."""
+        return hashlib.sha256(json.dumps(self.made_of, sort_keys=True).encode()).hexdigest()[:8]
+
+    @cached_property
+    def made_of(self) -> dict[str, Any]:
+        """Everything that decides the numbers in the tables."""
         e = self.experiment
-        what = {
+        return {
             "analysis": [e.analysis.version, self._options()],
             "weights": {role: model.digest for role, model in self.models.items()},
             "preprocessing": {role: str(model.data) for role, model in self.models.items()},
@@ -166,7 +171,6 @@ class Study:
             "plan": [asdict(each.plan) for each in self.passes],
             "precision": e.precision.value,
         } | ({"tolerance": e.tolerance} if e.tolerance else {})
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
     def _options(self) -> dict[str, Any]:
         """The analysis's options; layers count by the names they select."""
@@ -177,8 +181,8 @@ class Study:
     def folder(self) -> str:
         """Where the results go, below the folder of all outputs."""
         e = self.experiment
-        names = "-vs-".join(model.name.replace("/", "_") for model in e.models.values())
-        return f"{e.analysis.name}/{names}/{self._data}-{self.identity}"
+        names = "-vs-".join(folder_name(model.name) for model in e.models.values())
+        return f"{e.analysis.name}/{names}/{folder_name(self._data)}-{self.identity}"
 
     @property
     def _data(self) -> str:
@@ -204,6 +208,12 @@ class Study:
         )
 
 
+def folder_name(name: str) -> str:
+    """The name as that of one folder: it leads nowhere else, and every file system can write it."""
+    plain = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in name)
+    return plain if plain.strip(". ") else "_" * max(1, len(plain))
+
+
 def choose_device(asked: str) -> torch.device:
     """The device called so; `auto` is cuda, else mps, else cpu. Raises UserError if it is not there."""
     there = {
@@ -211,13 +221,13 @@ def choose_device(asked: str) -> torch.device:
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
     }
-    if asked == "auto":
+    if asked in ("auto", "all"):  # of all, each process has its own
         return torch.device(next(name for name in ("cuda", "mps", "cpu") if there[name]))
     kind, _, number = asked.partition(":")
     have = [name for name, found in there.items() if found]
     if kind not in there or (number and not number.isdigit()):
         raise UserError(
-            f"there is no run.device={asked}; it can be: auto, {', '.join(have)}, cuda:N"
+            f"there is no run.device={asked}; it can be: auto, all, {', '.join(have)}, cuda:N"
         )
     if not there[kind]:
         why = " (this torch is built without it)" if not _built(kind) else ""

@@ -7,15 +7,23 @@ Resuming, splitting over GPUs and submitting a SLURM array are therefore one ope
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vitsee.errors import Incomplete
+
+HEAD = b"vitsee sums 1\n"
+"""How a file of sums begins; then come the SHA-256 of the rest, and the rest."""
+
+
+class Damaged(Exception):
+    """A file of sums is not as it was written."""
 
 
 @dataclass
@@ -78,18 +86,29 @@ class Sums:
         terms = {name: term.to(where) for name, term in self.terms.items()}
         return Sums(self.seen, terms, self.axes)
 
-    def state(self) -> dict[str, Any]:
-        """Plain tensors on the CPU and lists, for `torch.save`."""
-        return {
-            "seen": self.seen,
-            "terms": {name: term.cpu() for name, term in self.terms.items()},
-            "axes": self.axes,
-        }
+    def packed(self) -> bytes:
+        """Plain tensors on the CPU and lists, with their checksum, for `load`."""
+        buffer = io.BytesIO()
+        terms = {name: term.cpu() for name, term in self.terms.items()}
+        torch.save({"seen": self.seen, "terms": terms, "axes": self.axes}, buffer)
+        content = buffer.getvalue()
+        return HEAD + hashlib.sha256(content).digest() + content
 
     @classmethod
     def load(cls, path: Path) -> Sums:
-        """What `state` wrote; no code in the file is run."""
-        return cls(**torch.load(path, weights_only=True))
+        """What `packed` made; no code in the file is run. Raises Damaged if a byte of it has changed."""
+        packed = path.read_bytes()
+        checked = len(HEAD) + hashlib.sha256().digest_size
+        content = memoryview(packed)[checked:]
+        if packed[:checked] != HEAD + hashlib.sha256(content).digest():
+            raise Damaged("it is cut off or changed: its checksum is wrong")
+        try:
+            sums = cls(**torch.load(io.BytesIO(content), weights_only=True))
+            assert sums.seen.dtype is torch.int64
+            assert sums.seen.ndim == 1
+        except Exception as error:  # its checksum is right, so somebody else wrote it
+            raise Damaged("it holds no sums of this version of vitsee") from error
+        return sums
 
 
 def _few(numbers: list[int]) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
+    from vitsee.proof import Impossibility
     from vitsee.sums import Sums
 
 
@@ -105,6 +106,16 @@ class CKA(Analysis):
             "broken_model": aa.isfinite().logical_not(),
             "broken_other": bb.isfinite().logical_not(),
         }
+
+    def impossible(self, terms: dict[str, Tensor]) -> list[Impossibility]:
+        """A layer's HSIC_1 with itself is a squared norm, and that of two layers an inner product."""
+        aa, bb = terms["aa"], terms["bb"]
+        bound = (aa.sqrt()[:, None] * bb.sqrt()[None, :]) * (1 + 1e-9)
+        return [
+            ("its HSIC with itself is negative", ("model",), aa < 0),
+            ("its HSIC with itself is negative", ("other",), bb < 0),
+            ("their |CKA| is above 1 + 1e-9", ("model", "other"), terms["ab"].abs() > bound),
+        ]
 
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
         """One row per pair of layers: model_layer, other_layer, cka, se."""

@@ -1,0 +1,186 @@
+"""Claims: one process a state file, no minibatch twice, the dead recognised, on one machine and on several."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict
+
+import pytest
+from conftest import tiny_overrides
+
+from vitsee import locks
+from vitsee.errors import Incomplete, UserError
+from vitsee.locks import Claim, claim
+from vitsee.runner import run
+
+PATTERN = "[0-9]*-of-*.claim"
+
+
+def write(path, minibatches, **who) -> Claim:
+    """The claim of some other process."""
+    there = Claim(path, minibatches, **who)
+    record = {key: value for key, value in asdict(there).items() if key != "path"}
+    path.write_text(json.dumps(record))
+    return there
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Patience of a moment."""
+    monkeypatch.setattr(locks, "BEAT", 0.05)
+    monkeypatch.setattr(locks, "PATIENCE", 1.0)
+
+
+def of_dead_process() -> dict:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    return {"pid": ended.pid, "started": "1"}
+
+
+def test_a_claim_lasts_as_long_as_its_block(tmp_path):
+    path = tmp_path / "000-of-001.claim"
+    with claim(path, PATTERN, lambda: [3, 1]) as mine:
+        assert mine.minibatches == [1, 3]
+        assert path.exists()
+        mine.check()
+    assert not path.exists()
+
+
+def test_nothing_to_measure_needs_no_claim(tmp_path):
+    write(tmp_path / "000-of-001.claim", [0, 1])
+    with claim(tmp_path / "000-of-001.claim", PATTERN, list) as mine:
+        assert mine.minibatches == []
+
+
+def test_the_second_process_on_a_shard_is_told_who_holds_it(tmp_path):
+    path = tmp_path / "000-of-001.claim"
+    with (
+        claim(path, PATTERN, lambda: [0]),
+        pytest.raises(Incomplete, match=rf"is being measured by process {os.getpid()} on .*since"),
+        claim(path, PATTERN, lambda: [0]),
+    ):
+        pass
+
+
+def test_what_others_have_claimed_is_left_to_them(tmp_path):
+    write(tmp_path / "001-of-002.claim", [1, 3])
+    with claim(tmp_path / "000-of-001.claim", PATTERN, lambda: [0, 1, 2, 3]) as mine:
+        assert mine.minibatches == [0, 2]
+
+
+def test_all_claimed_by_others_is_told(tmp_path):
+    write(tmp_path / "000-of-001.claim", [0, 1, 2, 3])
+    with (
+        pytest.raises(Incomplete, match="is being measured by"),
+        claim(tmp_path / "001-of-002.claim", PATTERN, lambda: [1, 3]),
+    ):
+        pass
+
+
+def test_the_claim_of_a_dead_process_of_this_machine_is_removed_at_once(tmp_path):
+    path = tmp_path / "000-of-001.claim"
+    write(path, [0], **of_dead_process())
+    began = time.monotonic()
+    with claim(path, PATTERN, lambda: [0]) as mine:
+        assert mine.minibatches == [0]
+    assert time.monotonic() - began < locks.PATIENCE
+
+
+def test_a_number_that_the_system_gave_to_another_process_is_no_sign_of_life(tmp_path):
+    path = tmp_path / "000-of-001.claim"
+    write(path, [0], pid=os.getpid(), started="1")
+    with claim(path, PATTERN, lambda: [0]) as mine:
+        assert mine.minibatches == [0]
+
+
+def test_a_zombie_is_dead(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert locks.start_of(child.pid)
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert locks.start_of(child.pid) is None
+    child.communicate()
+
+
+def test_a_process_of_another_machine_is_alive_while_it_touches_its_claim(tmp_path, quick):
+    path = tmp_path / "000-of-001.claim"
+    write(path, [0], machine="elsewhere")
+    ended = threading.Event()
+    beating = threading.Thread(target=locks._beat, args=(path, ended))
+    beating.start()
+    try:
+        with (
+            pytest.raises(Incomplete, match="on elsewhere"),
+            claim(path, PATTERN, lambda: [0]),
+        ):
+            pass
+    finally:
+        ended.set()
+        beating.join()
+    with claim(path, PATTERN, lambda: [0]) as mine:  # silent for longer than our patience
+        assert mine.machine == locks.this_machine()
+
+
+def test_a_claim_that_was_cut_off_holds_nothing(tmp_path, quick):
+    path = tmp_path / "000-of-001.claim"
+    path.write_text("{")
+    with claim(path, PATTERN, lambda: [0]) as mine:
+        assert mine.minibatches == [0]
+
+
+def test_a_process_that_was_taken_for_dead_notices_and_writes_nothing(tmp_path):
+    path = tmp_path / "000-of-001.claim"
+    with claim(path, PATTERN, lambda: [0]) as mine:
+        path.unlink()
+        write(path, [0], machine="elsewhere")
+        with pytest.raises(Incomplete, match=r"another took over \(process .* on elsewhere"):
+            mine.check()
+    assert path.exists(), "the claim is somebody else's now"
+
+
+def test_claims_on_a_file_system_without_locks(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(locks.fcntl, "flock", unsupported)
+    with claim(tmp_path / "000-of-001.claim", PATTERN, lambda: [0]) as mine:
+        assert mine.minibatches == [0]
+
+
+def test_a_claim_that_cannot_be_written_is_the_user_s_to_mend(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        locks.json, "dumps", lambda record: (_ for _ in ()).throw(OSError(28, "No space left"))
+    )
+    with (
+        pytest.raises(UserError, match="No space left; free some space"),
+        claim(tmp_path / "000-of-001.claim", PATTERN, lambda: [0]),
+    ):
+        pass
+    assert not list(tmp_path.glob("*.claim"))
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])
+def test_two_commands_at_once_lose_and_repeat_nothing(stop, images, tiny, tmp_path):
+    whole = run(tiny(f"run.outputs={tmp_path / 'whole'}", "repeats=10"))[0]
+    words = [*tiny_overrides(images, tmp_path / "two"), "run.save_every=1", "repeats=10"]
+    command = [sys.executable, "-m", "vitsee", "run", *words]
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.rglob("two/**/000-of-001.pt")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    first.send_signal(signal.SIGSTOP)  # so that it is not done before the second has started
+    second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert second.returncode == 3
+    assert f"is being measured by process {first.pid} on" in second.stderr
+    first.send_signal(stop)
+    first.send_signal(signal.SIGCONT)
+    first.communicate()
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    (csv,) = tmp_path.rglob("two/**/cka.csv")
+    assert csv.read_bytes() == whole.read_bytes()

@@ -1,0 +1,236 @@
+"""Files of sums that are damaged, of somebody else, or counted twice; what changed under a result."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_images
+from PIL import Image
+from test_laws import assert_same_tables
+
+from vitsee import results as results_module
+from vitsee.errors import Incomplete, UserError
+from vitsee.plotting import plot
+from vitsee.proof import Doubts, Impossible
+from vitsee.results import Results
+from vitsee.runner import run
+from vitsee.sums import Damaged, Sums
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+DAMAGES = {
+    "cut off": cut,
+    "a flipped bit": flipped,
+    "empty": lambda content: b"",
+    "zeros at the end, as after a power cut": lambda content: content[:-512].ljust(
+        len(content), b"\0"
+    ),
+    "something else": lambda content: b"PK\x03\x04 not sums",
+}
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Which minibatches are measured, in order."""
+    import vitsee.runner
+
+    seen, real = [], vitsee.runner.minibatches
+
+    def spy(study, stage, todo):
+        seen.append(list(todo))
+        return real(study, stage, todo)
+
+    monkeypatch.setattr(vitsee.runner, "minibatches", spy)
+    return seen
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_state_file_is_set_aside_and_measured_again_to_the_same_bytes(
+    damage, tiny, counted, caplog
+):
+    csv = run(tiny())[0]
+    before = csv.read_bytes()
+    state = csv.parent / "state/000-of-001.pt"
+    state.write_bytes(damage(state.read_bytes()))
+    csv.unlink()
+    assert run(tiny())[0].read_bytes() == before
+    assert counted == [[0, 1, 2, 3, 4]] * 2
+    assert "000-of-001.pt is set aside as 000-of-001.pt." in caplog.text
+    assert "checksum is wrong; what it held is measured again" in caplog.text
+    assert len(list(state.parent.glob("*.aside"))) == 1
+
+
+def test_only_the_minibatches_of_the_damaged_file_are_measured_again(tiny, counted, tmp_path):
+    whole = run(tiny(f"run.outputs={tmp_path / 'whole'}"))[0].parent
+    for shard in (0, 1):
+        with pytest.raises(Incomplete):
+            run(tiny("run.shards=3", f"run.shard={shard}"))
+    folder = run(tiny("run.shards=3", "run.shard=2"))[0].parent
+    state = folder / "state/001-of-003.pt"
+    state.write_bytes(flipped(state.read_bytes()))
+    counted.clear()
+    run(tiny())
+    assert counted == [[1, 4]]
+    assert_same_tables(Results(folder).tables(), Results(whole).tables())
+
+
+def test_any_single_flipped_byte_of_a_state_file_is_found(tmp_path):
+    path = tmp_path / "sums.pt"
+    packed = Sums.of(0, 2, {"a": torch.arange(3.0)}, {"model": ["x"]}).packed()
+    for place in range(len(packed)):
+        path.write_bytes(packed[:place] + bytes([packed[place] ^ 0x40]) + packed[place + 1 :])
+        with pytest.raises(Damaged):
+            Sums.load(path)
+
+
+def test_sums_of_another_plan_are_set_aside(tiny, caplog):
+    folder = run(tiny())[0].parent
+    Results(folder).save_state(folder / "state/001-of-002.pt", Sums.zero(7))
+    assert run(tiny())
+    assert "it is of 7 minibatches instead of 5" in caplog.text
+
+
+def test_what_two_files_count_is_counted_once(tiny, caplog, tmp_path):
+    """Two runs that could not see each other's claims."""
+    csv = run(tiny())[0]
+    before = csv.read_bytes()
+    shutil.copy(csv.parent / "state/000-of-001.pt", csv.parent / "state/001-of-002.pt")
+    csv.unlink()
+    assert run(tiny())[0].read_bytes() == before
+    assert "it counts minibatches that another file counts too" in caplog.text
+
+
+def test_what_a_killed_process_left_half_written_is_removed_later(tmp_path, monkeypatch):
+    results = Results(tmp_path)
+    results.prepare()
+    left = tmp_path / "state/.000-of-001.pt.0123abcd.partial"
+    left.write_bytes(b"half")
+    results.prepare()
+    assert left.exists()  # it may be somebody's who is writing it now
+    old = time.time() - results_module.LEFT - 1
+    os.utime(left, (old, old))
+    results.prepare()
+    assert not left.exists()
+
+
+def test_two_machines_never_write_to_the_same_temporary_name(tmp_path, monkeypatch):
+    names, real = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (names.append(a), real(a, b)))
+    for _ in range(2):  # the same process number
+        Results(tmp_path).write("cka.csv", b"x")
+    assert len(set(names)) == 2
+
+
+def test_a_damaged_record_of_launches_is_set_aside(tiny, caplog):
+    folder = run(tiny())[0].parent
+    (folder / "state/000-of-001.json").write_text("{")
+    assert run(tiny())
+    assert "000-of-001.json is set aside" in caplog.text
+
+
+def test_damaged_provenance_says_how_to_mend_it(tiny):
+    folder = run(tiny())[0].parent
+    (folder / "made_with.json").write_text("{")
+    with pytest.raises(
+        UserError, match=r"made_with.json is damaged .* give the same `vitsee run` again"
+    ):
+        plot(folder)
+    run(tiny())
+    assert plot(folder)
+
+
+def test_changed_weights_are_not_continued_silently(tiny, tmp_path, caplog):
+    from safetensors.torch import save_file
+
+    from vitsee import models
+
+    state = models.build(tiny().model).state_dict()
+    path = tmp_path / "weights.safetensors"
+    save_file(state, path)
+    first = run(tiny(f"model.checkpoint={path}"))[0].parent
+    state["norm.weight"][0] += 1e-3
+    save_file(state, path)
+    second = run(tiny(f"model.checkpoint={path}"))[0].parent
+    assert first != second
+    assert f"{first} was measured with other weights; this is a new result" in caplog.text
+
+
+def test_a_changed_list_of_images_is_not_continued_silently(tiny, tmp_path, caplog):
+    folder = write_images(tmp_path / "photos", 40)
+    overrides = [f"dataset.root={folder}", "images=16"]
+    run(tiny(*overrides))
+    (folder / "class0" / "000.png").unlink()
+    run(tiny(*overrides))
+    assert "was measured with other images and plan; this is a new result" in caplog.text
+
+
+def test_images_edited_in_place_are_not_continued_silently(tiny, tmp_path, caplog):
+    folder = tmp_path / "photos/class"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (16, 48, 48, 3), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{i:02d}.bmp")
+    overrides = [f"dataset.root={folder.parent}"]
+    with pytest.raises(Incomplete):
+        run(tiny(*overrides, "run.shards=2"))
+    assert "changed" not in caplog.text
+    Image.fromarray(255 - pixels[3]).save(folder / "03.bmp")
+    later = time.time() + 5
+    os.utime(folder / "03.bmp", (later, later))
+    run(tiny(*overrides))
+    assert "1 images changed after this result was begun (class/03.bmp …)" in caplog.text
+    assert "the result mixes old and new" in caplog.text
+
+
+def test_an_impossible_number_names_layer_and_minibatch_and_is_not_saved(tiny, monkeypatch):
+    from vitsee.analyses.cka import CKA
+
+    real, calls = CKA.observe, []
+
+    def broken_at_the_third(self, view):
+        terms = real(self, view)
+        calls.append(view)
+        if len(calls) == 3:
+            terms["ab"] = terms["ab"].clone()
+            terms["ab"][1, 0] *= 2
+        return terms
+
+    monkeypatch.setattr(CKA, "observe", broken_at_the_third)
+    named = r"minibatch 2, \S+ of the model and \S+ of the other: their \|CKA\| is above 1 \+ 1e-9"
+    with pytest.raises(Impossible, match=named):
+        run(tiny("run.save_every=1"))
+    monkeypatch.setattr(CKA, "observe", real)
+    (state,) = Path(tiny().run.outputs).rglob("000-of-001.pt")
+    assert Sums.load(state).seen.tolist() == [1, 1, 0, 0, 0]
+    assert run(tiny())
+
+
+def test_negative_hsic_of_a_layer_with_itself_is_impossible_and_nan_is_not():
+    from vitsee.analyses.cka import CKA
+
+    aa = torch.tensor([1.0, float("nan"), -1e-30], dtype=torch.float64)
+    terms = {"aa": aa, "bb": aa.abs(), "ab": torch.zeros(3, 3)}
+    doubts = Doubts({"model": ["x", "y", "z"]})
+    doubts.add(5, CKA().impossible(terms))
+    with pytest.raises(
+        Impossible, match="minibatch 5, z of the model: its HSIC with itself is neg"
+    ):
+        doubts.settle()
+    doubts = Doubts({"model": ["x", "y", "z"]})
+    doubts.add(5, CKA().impossible(terms | {"aa": aa.abs()}))
+    doubts.settle()

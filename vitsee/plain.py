@@ -1,0 +1,54 @@
+"""YAML of unknown origin as plain values: no tags, no aliases, no interpolations, so nothing that acts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vitsee.errors import UserError
+
+LARGEST = 2**20
+"""Bytes of the largest experiment.yaml that is read."""
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises UserError if it is none, or has more than plain values.
+
+    Aliases can make a small file fill the memory, and interpolations read the environment; escapes
+    such as "\\x24{" are seen too, because what is judged is what was read.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no file {path}; name the experiment.yaml of a result folder")
+    try:
+        with open(path, "rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise UserError(f"{path} is not an experiment: it is larger than {LARGEST} bytes")
+        for event in yaml.parse(content, yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise UserError(f"{path} has an alias (*{event.anchor}); {_ONLY}")
+        found = yaml.safe_load(content)
+    except (yaml.YAMLError, UnicodeError, ValueError, RecursionError, OSError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} is not an experiment: {reason}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is not an experiment: it is no mapping of names to values")
+    _refuse_interpolations(path, found)
+    return found
+
+
+_ONLY = "an experiment.yaml has plain values only"
+
+
+def _refuse_interpolations(path: Path, value: Any) -> None:
+    if isinstance(value, str) and "${" in value:
+        raise UserError(f"{path} has an interpolation (${{…}}); {_ONLY}")
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, (list, tuple, set)):
+        for one in value:
+            _refuse_interpolations(path, one)
