@@ -121,7 +121,7 @@ def test_a_missing_or_repeated_minibatch_is_named(streaming, tiny):
 
 def test_sums_of_different_layers_are_not_added(streaming, tiny):
     one = parts(tiny(*streaming))[0]
-    other = Sums(one.seen, one.terms, {role: [*names, "more"] for role, names in one.axes.items()})
+    other = Sums(one.seen, one.parts, {role: [*names, "more"] for role, names in one.axes.items()})
     with pytest.raises(ValueError, match="these sums measure different things"):
         one + other
 

@@ -129,6 +129,9 @@ class Analysis:
     """Whether it reads weights (`read`) and no images."""
     splits: ClassVar[tuple[str | None, ...]] = (None,)
     """For each pass over data the split of the data set; None is the one that was asked for."""
+    ungrouped: ClassVar[tuple[str, ...]] = ()
+    """Terms that are too large to be summed for each group of minibatches: how their names begin. Tables
+    without a group then still have them whole; `("",)`: there are no such tables."""
     version: ClassVar[int] = 1
     """Raised when the numbers of the analysis change, so that old and new results never mix."""
 

@@ -77,6 +77,10 @@ def run() -> None:
     """measure, tabulate and draw one experiment (or many, with -m)"""
     if wants_help():
         return print(RUN_HELP.replace("{choices}", listing.choices()))
+    if any(word.startswith("figure=") for word in sys.argv):
+        from vitsee.publish import publish
+
+        return print(*publish(sys.argv[1:]), sep="\n")
     if "--from" in sys.argv:
         at = sys.argv.index("--from")
         if len(sys.argv) <= at + 1:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +14,13 @@ import pandas as pd
 import PIL.Image
 import PIL.ImageFilter
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
+
+_made: ContextVar[list[Figure | SubFigure] | None] = ContextVar("made", default=None)
+_place: ContextVar[tuple[SubFigure, int] | None] = ContextVar("place", default=None)
 
 STYLE: Any = {
     "font.size": 9,
@@ -25,6 +31,39 @@ STYLE: Any = {
     "pdf.fonttype": 42,  # real text in PDFs
     "svg.hashsalt": "vitsee",
 }
+
+
+def canvas(size: tuple[float, float], layout: Any = "constrained") -> Any:
+    """What a figure of so many inches is drawn on: a Figure, or within `onto` the place on a larger one."""
+    made, place = _made.get(), _place.get()
+    figure: Figure | SubFigure = Figure(figsize=size, layout=layout)
+    if made is not None:
+        if place is not None and len(made) == place[1]:
+            figure = place[0]
+        made.append(figure)
+    return figure
+
+
+@contextmanager
+def watching() -> Iterator[list[Figure | SubFigure]]:
+    """Within the block every canvas is noted, in the order they are made."""
+    made: list[Figure | SubFigure] = []
+    token = _made.set(made)
+    try:
+        yield made
+    finally:
+        _made.reset(token)
+
+
+@contextmanager
+def onto(place: SubFigure, number: int) -> Iterator[None]:
+    """Within the block the canvas of this number is `place`, a part of a larger figure."""
+    token = _place.set((place, number))
+    try:
+        with watching():
+            yield
+    finally:
+        _place.reset(token)
 
 
 def heatmap(
@@ -47,7 +86,7 @@ def heatmap(
     columns, rows = table[x].unique(), table[y].unique()
     grid = table.pivot(index=y, columns=x, values=value).loc[rows, columns].to_numpy(float)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=_size(len(columns), len(rows)), layout="constrained")
+        figure = canvas(_size(len(columns), len(rows)), "constrained")
         axes = figure.subplots()
         axes.set_facecolor("0.85")
         image = axes.imshow(
@@ -103,7 +142,7 @@ def curves(
     Where a mean is not defined (NaN) the line has a gap. level: a dashed horizontal line.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+        figure = canvas((5.2, 3.6), "constrained")
         axes = figure.subplots()
         names = table[line].unique()
         for i, name in enumerate(names):
@@ -142,7 +181,7 @@ def grids(
     every = table[panel].unique()
     chosen = np.unique(np.linspace(0, len(every) - 1, min(most, len(every))).round().astype(int))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(max(3.6, 2.1 * len(chosen)), 2.4), layout="constrained")
+        figure = canvas((max(3.6, 2.1 * len(chosen)), 2.4), "constrained")
         panels = figure.subplots(1, len(chosen), squeeze=False)[0]
         for axes, name in zip(panels, every[chosen], strict=True):
             cells = table[table[panel] == name].pivot(index=row, columns=column, values=value)
@@ -183,7 +222,7 @@ def maps(rows: list[MapRow], *, title: str, colour_label: str, xlabel: str, ylab
     tallest = [max(_shape_ratio(m.values) for m in row.maps) for row in rows]
     with matplotlib.rc_context(STYLE):
         size = (1.6 * columns + 1.4, 1.6 * sum(tallest) + 0.5 * len(rows) + 0.7)
-        figure = Figure(figsize=size, layout="compressed")
+        figure = canvas(size, "compressed")
         axes = figure.subplots(len(rows), columns, squeeze=False, height_ratios=tallest)
         for row, cells in zip(rows, axes, strict=True):
             for cell in cells[len(row.maps) :]:
@@ -226,7 +265,7 @@ def tiles(images: np.ndarray, *, columns: int, title: str) -> Figure:
     """RGB images, (count, rows, columns, 3) within 0..1, side by side in rows of so many."""
     count = -(-len(images) // columns)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(0.85 * columns + 0.2, 0.85 * count + 0.5), layout="compressed")
+        figure = canvas((0.85 * columns + 0.2, 0.85 * count + 0.5), "compressed")
         cells = figure.subplots(count, columns, squeeze=False).ravel()
         for cell in cells:
             cell.set_axis_off()
@@ -255,8 +294,8 @@ def grid_of_grids(
     ratio = _shape_ratio(values[0, 0])
     with matplotlib.rc_context(STYLE):
         size = (0.6 * len(columns) + 1.2, 0.6 * ratio * len(rows) + 0.9)
-        figure = Figure(figsize=size, layout="compressed")
-        figure.get_layout_engine().set(w_pad=0.015, h_pad=0.015)  # type: ignore[union-attr, call-arg]
+        figure = canvas(size, "compressed")
+        figure.get_layout_engine().set(w_pad=0.015, h_pad=0.015)
         axes = figure.subplots(len(rows), len(columns), squeeze=False)
         for r, line in zip(rows, axes, strict=True):
             line[0].set_ylabel(str(r), rotation=0, ha="right", va="center")
@@ -294,7 +333,7 @@ def depth_lines(
     """Lines over depth: over the block's number, or over `x` (one array a line)."""
     colours = {group: f"C{i}" for i, group in enumerate(dict.fromkeys(l.group for l in lines))}
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+        figure = canvas((5.2, 3.4), "constrained")
         axes = figure.subplots()
         for i, line in enumerate(lines):
             axes.plot(
@@ -326,7 +365,7 @@ def panels(
     finite = every[np.isfinite(every)]
     limits = (float(finite.min()), float(np.percentile(finite, 99))) if len(finite) else (0.0, 1.0)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.2, 2.2 * len(values) + 0.5), layout="constrained")
+        figure = canvas((6.2, 2.2 * len(values) + 0.5), "constrained")
         column = figure.subplots(len(values), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (name, part) in zip(column, values.items(), strict=True):
             axes.set_facecolor("0.85")
@@ -352,7 +391,7 @@ def fields(rows: dict[str, dict[str, np.ndarray]], *, title: str, columns: int) 
     ]
     widest = max(len(line) for _, line in lines)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(1.15 * widest + 0.9, 1.4 * len(lines) + 0.7), layout="constrained")
+        figure = canvas((1.15 * widest + 0.9, 1.4 * len(lines) + 0.7), "constrained")
         grid = figure.subplots(len(lines), widest, squeeze=False)
         for (heading, line), cells in zip(lines, grid, strict=True):
             for cell in cells:
@@ -386,7 +425,7 @@ def sorted_lines(
     groups = list(table.groupby(line, sort=True))
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(groups)))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.4, 3.4), layout="constrained")
+        figure = canvas((4.4, 3.4), "constrained")
         axes = figure.subplots()
         for (value, group), colour in zip(groups, colours, strict=True):
             ascending = np.sort(group[y].to_numpy())
@@ -406,7 +445,7 @@ def dots(
     """One dot a row, coloured by its place in ascending order of y among those of the same x."""
     rank = table.groupby(x)[y].rank(method="first", pct=True)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.4, 3.4), layout="constrained")
+        figure = canvas((4.4, 3.4), "constrained")
         axes = figure.subplots()
         axes.scatter(table[x], table[y], c=rank, cmap="viridis", vmin=0, vmax=1.1, s=14)
         _level(axes, table[reference])
@@ -436,7 +475,7 @@ def lines_with_errors(
 ) -> Figure:
     """y against x of each table by its name, with one standard error up and down as a band."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.8, 3.6), layout="constrained")
+        figure = canvas((4.8, 3.6), "constrained")
         axes = figure.subplots()
         for i, (name, line) in enumerate(lines.items()):
             line = line.sort_values(x)
@@ -466,7 +505,7 @@ def image_pairs(
     ratio = pairs[0][0].shape[0] / pairs[0][0].shape[1]
     with matplotlib.rc_context(STYLE):
         size = (2.4 * across + 0.1, 1.2 * ratio * down + 0.5)
-        figure = Figure(figsize=size, layout="compressed")
+        figure = canvas(size, "compressed")
         cells = figure.subplots(down, 2 * across, squeeze=False)
         for cell in cells.flat:
             cell.axis("off")

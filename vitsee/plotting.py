@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -18,8 +19,13 @@ from vitsee.results import Results
 
 def plot(path: Path, *, pdf: bool = False) -> list[Path]:
     """Draw the figures of a result folder, return their paths. Raises UserError if it is not one."""
-    results, analysis, tables, labels = _read(path)
-    return results.save_figures(analysis.figures(tables, labels), pdf=pdf)
+    if (path / "figure.json").is_file():
+        from vitsee.composing import draw
+
+        return draw(path, pdf=pdf)
+    found = read(path)
+    figures = found.analysis.figures(found.tables, found.labels)
+    return Results(path).save_figures(figures, pdf=pdf)
 
 
 def plot_joined(paths: list[Path], *, pdf: bool = False) -> list[Path]:
@@ -27,11 +33,12 @@ def plot_joined(paths: list[Path], *, pdf: bool = False) -> list[Path]:
 
     Nothing is drawn where the analyses differ, or have no such figure.
     """
-    read = [_read(path) for path in paths]
-    analyses = [analysis for _, analysis, *_ in read]
-    if len({analysis.name for analysis in analyses}) > 1:
+    if any((path / "figure.json").is_file() for path in paths):
         return []
-    figures = analyses[0].joined([(tables, labels) for *_, tables, labels in read])
+    found = [read(path) for path in paths]
+    if len({result.analysis.name for result in found}) > 1:
+        return []
+    figures = found[0].analysis.joined([(result.tables, result.labels) for result in found])
     resolved = [str(path.resolve()) for path in paths]
     digest = hashlib.sha256("\0".join(resolved).encode()).hexdigest()[:8]
     together = Results(Path(os.path.commonpath(resolved)))
@@ -39,8 +46,17 @@ def plot_joined(paths: list[Path], *, pdf: bool = False) -> list[Path]:
     return together.save_figures(named, pdf=pdf)
 
 
-def _read(path: Path) -> tuple[Results, Analysis, dict[str, pd.DataFrame], Labels]:
-    """A result folder's analysis, tables and labels. Raises UserError if it is not one."""
+@dataclass(frozen=True)
+class Found:
+    """What a result folder holds."""
+
+    analysis: Analysis
+    tables: dict[str, pd.DataFrame]
+    labels: Labels
+
+
+def read(path: Path) -> Found:
+    """What a result folder holds. Raises UserError if it is not one."""
     results = Results(path)
     for needed in ("experiment.yaml", "made_with.json"):
         if not (path / needed).is_file():
@@ -56,4 +72,4 @@ def _read(path: Path) -> tuple[Results, Analysis, dict[str, pd.DataFrame], Label
     tables = results.tables()
     if not tables:
         raise UserError(f"{path} has no tables yet; run `vitsee run --from {path}/experiment.yaml`")
-    return results, analysis, tables, Labels(**results.load_json("made_with.json")["labels"])
+    return Found(analysis, tables, Labels(**results.load_json("made_with.json")["labels"]))

@@ -10,10 +10,11 @@ from operator import add
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
-from vitsee import changes, provenance
+from vitsee import changes, provenance, replicates
 from vitsee.analysis import View
 from vitsee.batches import Plan
 from vitsee.config import Experiment, OnBadImage
@@ -54,7 +55,10 @@ def run(experiment: Experiment, team: Alone | None = None) -> list[Path]:
         totals.append(gather(study, results, stage))
     if not team.writes:
         return []
-    tables = results.save_tables(experiment.analysis.tables(totals[-1]))
+    found = experiment.analysis.tables(totals[-1])
+    tables = results.save_tables(found)
+    without, again = without_groups(study, totals[-1]), drawn_again(study, totals[-1])
+    results.write(replicates.NAME, replicates.pack(found, without, again))
     document(study, results, totals)
     return tables + plot(results.path, pdf=experiment.run.pdf)
 
@@ -93,6 +97,10 @@ def add_up(
     sums = (Sums.load(path) if path.exists() else Sums.zero(minibatch_count)).to(device)
     doubts = Doubts(study.axes)
 
+    def grouped(name: str) -> bool:
+        """Only the last pass is in the tables."""
+        return stage == len(study.passes) - 1 and not name.startswith(e.analysis.ungrouped)
+
     def save() -> None:
         mine.check()
         doubts.settle()
@@ -106,7 +114,7 @@ def add_up(
             for batch in team.follow(batches, study.folder, len(todo), e.run.progress):
                 terms = observe(batch)
                 doubts.add(batch.index, e.analysis.impossible(terms))
-                sums += Sums.of(batch.index, minibatch_count, terms, study.axes)
+                sums += Sums.of(batch.index, minibatch_count, terms, study.axes, grouped)
                 launch.add(len(batch.ids))
                 if launch.minibatches % e.run.save_every == 0:
                     save()
@@ -201,6 +209,22 @@ def gather(study: Study, results: Results, stage: int) -> Sums:
             f"run the other shards, or the same command without run.shard to fill the gaps: "
             f"{results.path}"
         ) from None
+
+
+def without_groups(study: Study, total: Sums) -> list[dict[str, pd.DataFrame]]:
+    """The tables without each group of minibatches; none if there are not several groups."""
+    groups = total.groups
+    if len(groups) < 2:
+        return []
+    return [study.experiment.analysis.tables(total.without(group)) for group in groups]
+
+
+def drawn_again(study: Study, total: Sums) -> float:
+    """How often an image was drawn on average."""
+    if not study.passes:
+        return 1.0
+    measured = total.seen.nonzero().flatten().tolist()
+    return len(measured) / sum(study.plan.fresh(index) for index in measured)
 
 
 def document(study: Study, results: Results, totals: list[Sums]) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property, reduce
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from vitsee.errors import Incomplete
 
-HEAD = b"vitsee sums 1\n"
+HEAD = b"vitsee sums 2\n"
 """How a file of sums begins; then come the SHA-256 of the rest, and the rest."""
 
 
@@ -26,18 +27,43 @@ class Damaged(Exception):
     """A file of sums is not as it was written."""
 
 
+GROUPS = 10
+"""Minibatch i is in group i modulo this; what is without one group tells how much the whole may be off."""
+ALL = -1
+"""The group of terms that are kept as one sum over all minibatches."""
+
+Terms = dict[str, Tensor]
+
+
 @dataclass
 class Sums:
-    """Named float64 tensors summed over minibatches.
+    """Named float64 tensors summed over minibatches, apart for each group of them.
 
     seen: (minibatches,) int64, how often each minibatch of the plan was added; 1 everywhere at the end.
-    terms: the sums, by name; they stay on the device of the first ones added.
+    parts: the sums by group and name; they stay on the device of the first ones added.
     axes: what the positions along an axis are called, e.g. {"model": ["blocks.0", "blocks.1"]}.
     """
 
     seen: Tensor
-    terms: dict[str, Tensor] = field(default_factory=dict)
+    parts: dict[int, Terms] = field(default_factory=dict)
     axes: dict[str, list[str]] = field(default_factory=dict)
+
+    @cached_property
+    def terms(self) -> Terms:
+        """The sums over all groups, by name."""
+        return reduce(_added, (self.parts[group] for group in sorted(self.parts)), {})
+
+    @property
+    def groups(self) -> list[int]:
+        """The groups that have sums of their own."""
+        return sorted(self.parts.keys() - {ALL})
+
+    def without(self, group: int) -> Sums:
+        """What all minibatches but those of a group add up to."""
+        seen = self.seen.clone()
+        seen[group::GROUPS] = 0
+        rest = {key: part for key, part in self.parts.items() if key != group}
+        return Sums(seen, rest, self.axes)
 
     @classmethod
     def zero(cls, minibatches: int) -> Sums:
@@ -46,24 +72,37 @@ class Sums:
 
     @classmethod
     def of(
-        cls, index: int, minibatches: int, terms: Mapping[str, Tensor], axes: dict[str, list[str]]
+        cls,
+        index: int,
+        minibatches: int,
+        terms: Mapping[str, Tensor],
+        axes: dict[str, list[str]],
+        grouped: Callable[[str], bool] = lambda name: True,
     ) -> Sums:
-        """The contribution of one minibatch."""
+        """The contribution of one minibatch. grouped: which terms have a sum for each group."""
         one = cls.zero(minibatches)
         one.seen[index] = 1
-        return cls(one.seen, {name: term.double() for name, term in terms.items()}, axes)
+        for name, term in terms.items():
+            group = index % GROUPS if grouped(name) else ALL
+            one.parts.setdefault(group, {})[name] = term.double()
+        return cls(one.seen, one.parts, axes)
+
+    @property
+    def names(self) -> set[str]:
+        return {name for part in self.parts.values() for name in part}
 
     def __add__(self, more: Sums) -> Sums:
-        if not self.terms or not more.terms:  # zero is the neutral element
-            some = self if self.terms else more
-            return Sums(self.seen + more.seen, some.terms, some.axes)
-        if self.axes != more.axes or self.terms.keys() != more.terms.keys():
+        if not self.parts or not more.parts:  # zero is the neutral element
+            some = self if self.parts else more
+            return Sums(self.seen + more.seen, some.parts, some.axes)
+        if self.axes != more.axes or self.names != more.names:
             raise ValueError(
                 "these sums measure different things and cannot be added:\n"
-                f"  {sorted(self.terms)} over {self.axes}\n  {sorted(more.terms)} over {more.axes}"
+                f"  {sorted(self.names)} over {self.axes}\n  {sorted(more.names)} over {more.axes}"
             )
-        terms = {name: term + more.terms[name].to(term.device) for name, term in self.terms.items()}
-        return Sums(self.seen + more.seen, terms, self.axes)
+        both = self.parts.keys() | more.parts.keys()
+        parts = {g: _added(self.parts.get(g, {}), more.parts.get(g, {})) for g in sorted(both)}
+        return Sums(self.seen + more.seen, parts, self.axes)
 
     def complete(self) -> Sums:
         """Itself, if every minibatch is in it exactly once. Raises Incomplete otherwise."""
@@ -83,14 +122,19 @@ class Sums:
     def to(self, device: torch.device) -> Sums:
         """With its terms on the device (on the CPU for MPS, which has no float64)."""
         where = torch.device("cpu") if device.type == "mps" else device
-        terms = {name: term.to(where) for name, term in self.terms.items()}
-        return Sums(self.seen, terms, self.axes)
+        return Sums(self.seen, self._moved(where), self.axes)
+
+    def _moved(self, device: torch.device) -> dict[int, Terms]:
+        return {
+            group: {name: term.to(device) for name, term in part.items()}
+            for group, part in self.parts.items()
+        }
 
     def packed(self) -> bytes:
         """Plain tensors on the CPU and lists, with their checksum, for `load`."""
         buffer = io.BytesIO()
-        terms = {name: term.cpu() for name, term in self.terms.items()}
-        torch.save({"seen": self.seen, "terms": terms, "axes": self.axes}, buffer)
+        parts = self._moved(torch.device("cpu"))
+        torch.save({"seen": self.seen, "parts": parts, "axes": self.axes}, buffer)
         content = buffer.getvalue()
         return HEAD + hashlib.sha256(content).digest() + content
 
@@ -109,6 +153,12 @@ class Sums:
         except Exception as error:  # its checksum is right, so somebody else wrote it
             raise Damaged("it holds no sums of this version of vitsee") from error
         return sums
+
+
+def _added(some: Terms, more: Terms) -> Terms:
+    """Sums of both by name; what one lacks counts as 0."""
+    both = {name: term + more[name].to(term.device) for name, term in some.items() if name in more}
+    return {**some, **more, **both}
 
 
 def _few(numbers: list[int]) -> str:

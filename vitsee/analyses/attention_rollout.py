@@ -36,6 +36,7 @@ class AttentionRollout(Analysis):
 
     default_images: ClassVar[int] = 8
     default_batch_size: ClassVar[int] = 8
+    ungrouped: ClassVar[tuple[str, ...]] = ("",)
 
     name: str = "attention_rollout"
     layers: Any = field(default_factory=lambda: ["blocks.*.attn"])

@@ -1,0 +1,74 @@
+"""Composed figures: the panels of a published figure, drawn from their results' CSVs, in the paper's order."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure, SubFigure
+
+from vitsee import figures
+from vitsee.plotting import read
+from vitsee.results import Results
+
+HEAD, FOOT_LINE, EMPTY = 0.3, 0.16, (3.0, 2.0)
+"""Inches of a panel's title, of a line of the caption, and of a panel that has nothing to show."""
+
+
+def draw(folder: Path, *, pdf: bool = False) -> list[Path]:
+    """Draw the composed figure of a folder that has a figure.json; return what was written."""
+    results = Results(folder)
+    record = results.load_json("figure.json")
+    return results.save_figures({record["name"]: compose(record, folder)}, pdf=pdf)
+
+
+def compose(record: dict[str, Any], folder: Path) -> Figure:
+    """Rows of panels, each under its title, and the caption below."""
+    rows = [[record["panels"][name] for name in row] for row in record["rows"]]
+    sizes = [[size(panel, folder) for panel in row] for row in rows]
+    heights = [max(height for _, height in row) + HEAD for row in sizes]
+    width = max(sum(width for width, _ in row) for row in sizes)
+    caption = textwrap.wrap(record["caption"], int(width * 15))
+    foot = FOOT_LINE * len(caption) + 0.15
+    with matplotlib.rc_context(figures.STYLE):
+        figure = Figure(figsize=(width, sum(heights) + foot), layout="constrained")
+        strips = figure.subfigures(len(rows) + 1, 1, height_ratios=[*heights, foot], squeeze=False)
+        for strip, row, of_row, height in zip(strips[:-1, 0], rows, sizes, heights, strict=True):
+            widths = [width for width, _ in of_row]
+            cells = strip.subfigures(1, len(row), width_ratios=widths, squeeze=False)[0]
+            for cell, panel in zip(cells, row, strict=True):
+                head, body = cell.subfigures(2, 1, height_ratios=[HEAD, height - HEAD])
+                head.text(0.5, 0.3, panel["title"], ha="center", weight="bold", fontsize=10)
+                draw_panel(panel, folder, body)
+        strips[-1, 0].text(0.01, 0.95, "\n".join(caption), va="top", fontsize=7, color="0.3")
+    return figure
+
+
+def size(panel: dict[str, Any], folder: Path) -> tuple[float, float]:
+    """Inches that the panel has as a figure of its own."""
+    if not panel["results"]:
+        return EMPTY
+    width, height = drawn(panel, folder)[panel["figure"]].get_size_inches()
+    return float(width), float(height)
+
+
+def draw_panel(panel: dict[str, Any], folder: Path, body: SubFigure) -> None:
+    """The panel's figure on a part of a larger one, or why there is none."""
+    if not panel["results"]:
+        why = "\n".join(line for text in panel["missing"] for line in textwrap.wrap(text, 40))
+        body.text(0.5, 0.5, why, ha="center", va="center", fontsize=8, color="0.35")
+        return
+    with figures.watching() as made:
+        alone = drawn(panel, folder)[panel["figure"]]
+    with figures.onto(body, made.index(alone)):
+        drawn(panel, folder)
+
+
+def drawn(panel: dict[str, Any], folder: Path) -> dict[str, Figure]:
+    """All figures of the panel's results, each a figure of its own."""
+    found = [read(folder / result) for result in panel["results"]]
+    if len(found) == 1:
+        return found[0].analysis.figures(found[0].tables, found[0].labels)
+    return found[0].analysis.joined([(result.tables, result.labels) for result in found])

@@ -1,0 +1,175 @@
+"""`vitsee run figure=NAME`: the panels of a published figure, each an experiment, then the composed figure."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from hydra import compose, initialize_config_dir
+
+from vitsee import atlas, composing, evidence
+from vitsee.atlas import Panel, Published, Zoo
+from vitsee.config import CONF, Experiment, build
+from vitsee.errors import Incomplete, UserError
+from vitsee.plotting import read
+from vitsee.results import Results
+
+log = logging.getLogger(__name__)
+
+
+def publish(words: list[str]) -> list[Path]:
+    """Measure what is missing of a figure's panels, compose it, test its claims; return what was written.
+
+    words: `figure=NAME`, `zoo=NAME`, and overrides that every panel's experiment ends with. Raises
+    UserError, and Incomplete when all that can be done without the missing shards is done.
+    """
+    request = Request.read(words)
+    figure, zoo = atlas.published(request.figure), atlas.zoo(request.zoo)
+    shown, waiting = {}, []
+    for name, panel in figure.panels.items():
+        try:
+            shown[name] = measure(panel, zoo, request)
+        except Incomplete as part:
+            waiting.append(f"{panel.title}: {part}")
+    if waiting:
+        raise Incomplete("; ".join(waiting))
+    outputs = Path(request.experiment(["analysis=cka"]).run.outputs)
+    results = Results(outputs / "figures" / f"{figure.name}-{zoo.name}")
+    results.prepare()
+    record = describe(figure, zoo, shown, results.path)
+    results.save_json("figure.json", record)
+    written = results.save_tables(
+        {
+            "panels": listing(figure, shown, results.path),
+            "claims": evidence.verdicts(figure, {n: s.folders for n, s in shown.items()}),
+        }
+    )
+    return written + composing.draw(results.path, pdf=request.wants_pdf())
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked on the command line."""
+
+    figure: str
+    zoo: str = "mini"
+    overrides: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, words: list[str]) -> Request:
+        """Raises UserError for options that make no sense for a whole figure."""
+        named = {"figure": "", "zoo": "mini"}
+        rest = []
+        for word in words:
+            key, _, value = word.partition("=")
+            if key in named:
+                named[key] = value
+            elif key in ("analysis", "-m", "--multirun"):
+                raise UserError(
+                    f"{word} cannot be combined with figure={named['figure'] or '…'}: a figure says itself "
+                    f"which experiments it needs; start one command a figure"
+                )
+            else:
+                rest.append(word)
+        return cls(named["figure"], named["zoo"], rest)
+
+    def experiment(self, begin: list[str]) -> Experiment:
+        """Compose these overrides, then the command line's; of one key the last counts."""
+        last = {word.partition("=")[0]: word for word in [*begin, *self.overrides]}
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return build(compose("run", list(last.values())))
+
+    def wants_pdf(self) -> bool:
+        return self.experiment(["analysis=cka"]).run.pdf
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What there is of a panel: result folders, and why others are missing."""
+
+    folders: dict[str, Path]
+    """By role."""
+    missing: list[str]
+
+
+def measure(panel: Panel, zoo: Zoo, request: Request) -> Shown:
+    """Run the experiments of a panel whose roles somebody plays."""
+    from vitsee.workers import run
+
+    folders: dict[str, Path] = {}
+    missing = []
+    for role in panel.roles:
+        cast = {"model": zoo.role(role)}
+        if panel.other:
+            cast["model@other"] = zoo.role(panel.other)
+        absent = [f"{player.missing}" for player in cast.values() if player.model is None]
+        if absent:
+            missing.append(f"{role}: {'; '.join(absent)}")
+            log.warning("warning: %s of zoo %s is left out: %s", role, zoo.name, absent[0])
+            continue
+        models = [f"{key}={player.model}" for key, player in cast.items()]
+        begin = [*zoo.options, f"analysis={panel.analysis}", *models, *panel.options]
+        folders[role] = run(request.experiment(begin))[0].parent
+    return Shown(folders, missing)
+
+
+def describe(figure: Published, zoo: Zoo, shown: dict[str, Shown], folder: Path) -> dict[str, Any]:
+    """What figure.json says."""
+    panels = {
+        name: {
+            **asdict(panel),
+            "results": [relative(path, folder) for path in shown[name].folders.values()],
+            "missing": shown[name].missing,
+        }
+        for name, panel in figure.panels.items()
+    }
+    return {
+        "name": figure.name,
+        "zoo": zoo.name,
+        "source": figure.source,
+        "title": figure.title,
+        "shows": figure.shows,
+        "caption": caption(figure, zoo, shown),
+        "rows": figure.rows,
+        "panels": panels,
+    }
+
+
+def caption(figure: Published, zoo: Zoo, shown: dict[str, Shown]) -> str:
+    """Models, data and number of images, in a line."""
+    said: dict[str, None] = {}
+    for name, panel in figure.panels.items():
+        for path in shown[name].folders.values():
+            labels = read(path).labels
+            models = labels.model + (f" × {labels.other}" if labels.other else "")
+            said[f"{models} ({labels.data})"] = None
+        for role in [*panel.roles, panel.other]:
+            if role and zoo.role(role).note:
+                said[f"{zoo.role(role).model}: {zoo.role(role).note}"] = None
+    return f"{figure.source}, with zoo={zoo.name}. " + "; ".join(said)
+
+
+def listing(figure: Published, shown: dict[str, Shown], folder: Path) -> pd.DataFrame:
+    """The rows of panels.csv."""
+    rows = []
+    for name, panel in figure.panels.items():
+        for path in shown[name].folders.values():
+            labels = read(path).labels
+            result = relative(path, folder)
+            rows.append(
+                (
+                    *(name, panel.title, panel.analysis, labels.model, labels.other or ""),
+                    *(labels.dataset, labels.images, result),
+                )
+            )
+    columns = ["panel", "title", "analysis", "model", "other", "dataset", "images", "result"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def relative(path: Path, folder: Path) -> str:
+    """How the figure's folder names a result folder, so that both can be moved together."""
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()

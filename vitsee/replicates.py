@@ -1,0 +1,61 @@
+"""Tables without one group of minibatches each: what confidence intervals of any statistic are made of."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+NAME = "replicates.npz"
+
+
+def pack(
+    tables: Mapping[str, pd.DataFrame], without: Sequence[Mapping[str, pd.DataFrame]], again: float
+) -> bytes:
+    """The float columns of the tables without each group, (groups, rows) each, as a file.
+
+    Standard errors, columns that are the same without any group, and tables that then have other rows are
+    left out. again: how often an image was drawn on average, by which an error is larger than the groups
+    show (1 unless `repeats`).
+    """
+    arrays = {"groups": np.array(len(without)), "again": np.array(again)}
+    for name, table in tables.items():
+        if any(len(one[name]) != len(table) for one in without):
+            continue
+        for column in table.select_dtypes("float64").columns.drop("se", errors="ignore"):
+            values = np.array([one[name][column] for one in without])
+            if not np.array_equal(values, np.broadcast_to(table[column], values.shape), True):
+                arrays[f"{name}/{column}"] = values
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class Replicates:
+    """The tables of a result without each group, and how often an image was drawn."""
+
+    tables: list[dict[str, pd.DataFrame]]
+    again: float = 1.0
+
+
+def read(folder: Path, tables: Mapping[str, pd.DataFrame]) -> Replicates:
+    """The replicates of a result folder; none if there are none."""
+    path = folder / NAME
+    if not path.exists():
+        return Replicates([])
+    with np.load(path, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    groups, again = int(arrays.pop("groups")), float(arrays.pop("again"))
+    found = []
+    for i in range(groups):
+        one = {name: table.copy() for name, table in tables.items()}
+        for name, values in arrays.items():
+            table, column = name.rsplit("/", 1)
+            one[table][column] = values[i]
+        found.append(one)
+    return Replicates(found, again)
