@@ -67,7 +67,8 @@ def token_distances(layer: Layer) -> Tensor:
     assert layer.pitch is not None
     assert layer.prefix is not None
     rows, columns = (
-        torch.arange(steps) * pitch for steps, pitch in zip(layer.grid, layer.pitch, strict=True)
+        torch.arange(steps) * float(pitch)
+        for steps, pitch in zip(layer.grid, layer.pitch, strict=True)
     )
     row, column = (place.flatten() for place in torch.meshgrid(rows, columns, indexing="ij"))
     between = torch.hypot(row[:, None] - row, column[:, None] - column)

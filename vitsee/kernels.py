@@ -20,7 +20,7 @@ _PIECE = {"cpu": 4096, "cuda": 16384}
 """Features whose products are summed in float32 before float64 takes over; so few keep features with
 outliers exact to 1e-6."""
 _ROWS = {"cpu": 32, "cuda": 128}
-"""Examples of a block of the Gram matrix; blocks below the diagonal are mirrored, not computed."""
+"""Least examples of a block of the Gram matrix; blocks below the diagonal are mirrored, not computed."""
 
 
 def gram(x: Tensor, product: str = "fp32") -> Tensor:
@@ -53,7 +53,8 @@ def gram_chunks(rows: Tensor, product: str = "fp32") -> Tensor:
             centred = _centred(chunk)
             if product == "bf16":
                 centred = centred.bfloat16()
-            _add_products(k, centred, _PIECE.get(device, 16384), _ROWS.get(device, 128))
+            block = max(_ROWS.get(device, 128), n // 4)
+            _add_products(k, centred, _PIECE.get(device, 16384), block)
     return k.triu() + k.triu(1).mT
 
 

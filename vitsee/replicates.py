@@ -24,7 +24,7 @@ def pack(
     """
     arrays = {"groups": np.array(len(without)), "again": np.array(again)}
     for name, table in tables.items():
-        if any(len(one[name]) != len(table) for one in without):
+        if not without or any(len(one[name]) != len(table) for one in without):
             continue
         for column in table.select_dtypes("float64").columns.drop("se", errors="ignore"):
             values = np.array([one[name][column] for one in without])

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
-from vitsee.errors import UserError, unknown
+from vitsee.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -143,9 +143,7 @@ def _number(asked: Any, numbers: dict[str, int]) -> int:
         return asked
     if str(asked) in numbers:
         return numbers[str(asked)]
-    if isinstance(asked, int):
-        raise UserError(
-            f"analysis.images_list: there is no image {asked}; there are {len(numbers)}, from 0 to "
-            f"{len(numbers) - 1}"
-        )
-    raise unknown(f"analysis.images_list: there is no image {asked}", asked, numbers, "there are")
+    raise UserError(
+        f"analysis.images_list: there is no image {asked}; there are {len(numbers)}, from 0 "
+        f"({next(iter(numbers))}) to {len(numbers) - 1}.{nearest(str(asked), numbers)}"
+    )

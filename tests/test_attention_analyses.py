@@ -1,0 +1,226 @@
+"""Distances, similarity of heads and rollout: whole runs against plain float64 references, and their messages."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+from conftest import composed
+from reference import hsic1
+
+from vitsee.errors import UserError
+from vitsee.runner import minibatches, run
+from vitsee.study import Study
+
+PAIR = ["analysis=head_similarity", "model@other=timm", "other.timm=test_resnet"]
+PAIR += ["other.pretrained=false", "analysis.subset=1"]
+
+
+def plain_attention(net, pixels: torch.Tensor, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and A V of a block of a timm ViT in float64, (N, heads, tokens, …), from the equations."""
+    net = net.double()
+    kept = {}
+    attn = net.blocks[block].attn
+    handle = attn.register_forward_pre_hook(lambda m, args: kept.update(x=args[0]))
+    with torch.no_grad():
+        net(pixels.double())
+        handle.remove()
+        n, tokens, width = kept["x"].shape
+        heads = attn.num_heads
+        qkv = (kept["x"] @ attn.qkv.weight.T + attn.qkv.bias).reshape(n, tokens, 3, heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        weights = (q @ k.mT / (width // heads) ** 0.5).softmax(-1)
+    net.float()
+    return weights.numpy(), (weights @ v).numpy()
+
+
+def plain_distance(
+    weights: np.ndarray, grid: tuple[int, int], pitch: float, prefix: int
+) -> np.ndarray:
+    """(N, heads): the mean over patches of the distance weighted by the attention, by loops over patches."""
+    places = [(r * pitch, c * pitch) for r in range(grid[0]) for c in range(grid[1])]
+    total = np.zeros(weights.shape[:2])
+    for q, (row, col) in enumerate(places):
+        for k, (other_row, other_col) in enumerate(places):
+            apart = ((row - other_row) ** 2 + (col - other_col) ** 2) ** 0.5
+            total += weights[:, :, prefix + q, prefix + k] * apart
+    return total / len(places)
+
+
+def all_pixels(study: Study, role: str = "model") -> list[torch.Tensor]:
+    return [b.pixels[role] for b in minibatches(study, 0, list(range(len(study.plan))))]
+
+
+def check_distances(experiment, blocks: list[int], tolerance: float) -> None:
+    study = Study(experiment)
+    table = pd.read_csv(run(experiment)[0])
+    net, (layer, *_) = study.models["model"].net, study.layers["model"]
+    for block in blocks:
+        found = table[table["block"] == block]["distance_px"].to_numpy()
+        values = np.concatenate(
+            [
+                plain_distance(
+                    plain_attention(net, p, block)[0], layer.grid, layer.pitch[0], layer.prefix
+                )
+                for p in all_pixels(study)
+            ]
+        )
+        np.testing.assert_allclose(found, values.mean(0), atol=tolerance)
+        se = table[table["block"] == block]["se"].to_numpy()
+        np.testing.assert_allclose(se, values.std(0, ddof=1) / len(values) ** 0.5, rtol=1e-3)
+
+
+def test_distances_and_their_errors_are_those_of_plain_loops(tiny):
+    check_distances(tiny("analysis=attention_distance"), [0, 3, 5], 1e-4)
+
+
+def test_distances_on_photographs_are_those_of_plain_loops_to_a_ten_thousandth_pixel(
+    test_data, tmp_path
+):
+    experiment = composed(
+        "analysis=attention_distance",
+        *("model=timm", "model.timm=vit_tiny_patch16_224", "model.pretrained=false"),
+        *("dataset=folder", f"dataset.root={test_data}/imagenet_sample.tar", "images=8"),
+        *(f"run.outputs={tmp_path}", "run.workers=0", "run.progress=false"),
+    )
+    check_distances(experiment, [0, 11], 1e-4)
+
+
+def test_distances_of_a_second_model_are_refused(tiny):
+    with pytest.raises(UserError, match="attention_distance measures one model, but model@other"):
+        run(tiny("analysis=attention_distance", "model@other=vit_mini"))
+
+
+def test_similarity_of_single_heads_is_that_of_the_equations(tiny):
+    experiment = tiny(*PAIR, "analysis.other_layers=[layer1]")
+    study = Study(experiment)
+    table = pd.read_csv(run(experiment)[0]).set_index("heads")
+    net, prefix = study.models["model"].net, study.layers["model"][0].prefix
+    other = study.models["other"].net
+    kept = {}
+    handle = other.get_submodule("layer1").register_forward_hook(
+        lambda m, a, o: kept.update(y=o.flatten(1).double().numpy())
+    )
+    sums = np.zeros((2, 3))
+    for ours, theirs in zip(all_pixels(study), all_pixels(study, "other"), strict=True):
+        with torch.no_grad():
+            other(theirs)
+        y = kept["y"] - kept["y"].mean(0)
+        _, values = plain_attention(net, ours, 0)
+        for head in range(2):
+            x = values[:, head, prefix:].reshape(len(values), -1)
+            k, l = (z @ z.T for z in (x - x.mean(0), y))
+            sums[head] += [hsic1(k, l), hsic1(k, k), hsic1(l, l)]
+    handle.remove()
+    expected = sums[:, 0] / np.sqrt(sums[:, 1] * sums[:, 2])
+    np.testing.assert_allclose(table.loc[[0, 1], "cka"], expected, atol=1e-5)
+
+
+def test_a_set_of_heads_is_as_similar_as_its_outputs_side_by_side():
+    from vitsee.analyses.head_similarity import of_sets
+    from vitsee.estimates import cka_and_error, cka_terms
+
+    rng = np.random.default_rng(0)
+    chosen = np.array([[1, 1, 0], [0, 1, 1], [1, 1, 1.0]])
+    heads: dict[str, np.ndarray] = {}
+    sets: dict[str, np.ndarray] = {}
+    for _ in range(6):
+        u, v = rng.standard_normal((3, 20)), rng.standard_normal((2, 20))
+        v[0] += u[0] + u[1]
+        hl, hh, ll = u @ v.T, u @ u.T, np.diag(v @ v.T)
+        terms = {
+            "fresh": 1.0, "hl": hl, "hh": hh, "ll": ll,
+            "hl_hl": np.einsum("hl,gl->lhg", hl, hl), "hl_hh": np.einsum("hl,fg->lhfg", hl, hh),
+            "hl_ll": hl * ll, "hh_hh": np.einsum("hg,ef->hgef", hh, hh),
+            "hh_ll": np.einsum("hg,l->hgl", hh, ll), "ll_ll": ll * ll,
+        }  # fmt: skip
+        w = chosen @ u
+        direct = cka_terms(
+            *(torch.from_numpy(x) for x in (w @ v.T, np.diag(w @ w.T).copy(), ll.copy())), 1.0
+        )
+        heads = {k: heads.get(k, 0) + x for k, x in terms.items()}
+        sets = {k: sets.get(k, 0) + x.numpy() for k, x in direct.items()}
+    for found, expected in zip(
+        cka_and_error(of_sets(heads, chosen), 6), cka_and_error(sets, 6), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_sets_of_heads_go_from_local_to_global(tiny):
+    table = pd.read_csv(run(tiny(*PAIR, "analysis.other_layers=[layer1]"))[0])
+    assert table["mean_distance_px"].is_monotonic_increasing
+    assert len(table) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["analysis=head_similarity"],
+            "compares heads with layers of a second model; name one: model@other",
+        ),
+        (
+            [*PAIR, "analysis.subset=3"],
+            r"subset=3: blocks\.0\.attn has 2 heads; use analysis\.subset=2 or",
+        ),
+        (
+            [*PAIR, "analysis.layers=[blocks.*.attn]"],
+            "heads of one block, but blocks.0.attn, blocks.1",
+        ),
+        (
+            ["analysis=attention_rollout", "model@other=vit_mini"],
+            "attention_rollout reads one model",
+        ),
+        (
+            ["analysis=attention_rollout", "analysis.images_list=[900]"],
+            "no image 900; there are 40, from 0 .* to 39",
+        ),
+        (
+            ["analysis=attention_rollout", "analysis.images_list=[class0/00.png]"],
+            r"no image class0/00\.png; .*Did you mean class0",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(words, message, tiny):
+    with pytest.raises(UserError, match=message):
+        run(tiny(*words))
+
+
+def test_subsets_of_no_head_are_refused(tiny):
+    with pytest.raises(UserError, match="subset must be at least 1, got 0"):
+        tiny("analysis=head_similarity", "analysis.subset=0")
+
+
+def test_rollout_is_that_of_a_plain_product_over_the_blocks(tiny):
+    experiment = tiny("analysis=attention_rollout", "analysis.images_list=[3,class1/001.png]")
+    study = Study(experiment)
+    paths = run(experiment)
+    table = pd.read_csv(next(p for p in paths if p.name == "attention_rollout.csv"))
+    (pixels,) = all_pixels(study)
+    net, layer = study.models["model"].net, study.layers["model"][0]
+    mixed = np.eye(layer.grid[0] * layer.grid[1] + layer.prefix)[None].repeat(2, 0)
+    for block in range(len(net.blocks)):
+        a = plain_attention(net, pixels, block)[0].mean(1) + np.eye(mixed.shape[1])
+        mixed = (a / a.sum(-1, keepdims=True)) @ mixed
+    start = mixed[:, 0] if layer.class_token else mixed[:, layer.prefix :].mean(1)
+    expected = start[:, layer.prefix :].ravel()
+    np.testing.assert_allclose(table["weight"], expected, atol=1e-6)
+    assert study.plan.batch(0) == [
+        3,
+        [study.images.id(i) for i in range(40)].index("class1/001.png"),
+    ]
+
+
+def test_rollout_shows_the_images_in_their_colours(tiny):
+    experiment = tiny("analysis=attention_rollout", "analysis.images_list=[5]")
+    paths = run(experiment)
+    shown = pd.read_csv(next(p for p in paths if p.name == "attention_rollout_images.csv"))
+    study = Study(experiment)
+    data = study.models["model"].data | {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    image = timm.data.create_transform(**data, is_training=False)(study.images.open(5))
+    side = shown["row"].max() + 1
+    small = torch.nn.functional.interpolate(image[None], size=(side, side), mode="area")[0]
+    found = shown[["r", "g", "b"]].to_numpy().reshape(side, side, 3)
+    assert np.abs(found - 255 * small.permute(1, 2, 0).numpy()).max() <= 1
