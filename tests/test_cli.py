@@ -430,7 +430,7 @@ def test_list_layers_marks_what_each_preset_selects(command):
     assert code == 0
     assert "selected by preset: paper 146, four 96, blocks 24" in out
     row = next(line for line in out.splitlines() if line.startswith("blocks.23.mlp.act "))
-    assert row.split() == ["blocks.23.mlp.act", "197", "x", "4096", "x"]
+    assert row.split() == ["blocks.23.mlp.act", "197", "x", "4096", "x", "x"]  # paper and every
 
 
 def test_list_layers_shows_what_patterns_select(command):
@@ -438,7 +438,9 @@ def test_list_layers_shows_what_patterns_select(command):
     assert "asked 13" in out
 
 
-@pytest.mark.parametrize("kind", ["analyses", "models", "datasets", "protocols", "recipes"])
+@pytest.mark.parametrize(
+    "kind", ["analyses", "models", "datasets", "protocols", "recipes", "figures", "zoos"]
+)
 def test_lists_have_a_line_for_each_choice(kind, command):
     code, out, _ = command("list", kind)
     assert code == 0

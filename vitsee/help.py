@@ -16,6 +16,7 @@ Tab completion: eval "$(vitsee -sc install=bash)", for zsh eval "$(vitsee -sc in
 
 
 RUN_HELP = """usage: vitsee run [analysis=NAME] [model=NAME] [model@other=NAME] [dataset=NAME] [key=value …]
+       vitsee run figure=NAME [zoo=mini|paper] [key=value …]
 
 Measures one experiment, writes its tables (CSV) and draws its figures (PNG). The same command goes on
 where an interrupted one stopped, and draws again where everything is measured.
@@ -24,8 +25,9 @@ where an interrupted one stopped, and draws again where everything is measured.
   vitsee run analysis=cka model=vit_l16                   the paper's, on a GPU machine
   vitsee run model=vit_l16 model@other=r50x1              one model against another
   vitsee run model=timm model.timm=NAME dataset=folder dataset.root=PATH
-  vitsee run -m model=vit_b16,vit_l16                     one after the other; SLURM: hydra/launcher=submitit_slurm
+  vitsee run -m model=vit_b16,vit_l16                     one after the other; SLURM: hydra/launcher=slurm
   vitsee run --from outputs/…/experiment.yaml             repeat a result
+  vitsee run figure=fig01 zoo=mini                        a published figure: all its panels, and its claims
 
 Choices
 {choices}
@@ -35,6 +37,7 @@ What is measured
   images=N             how many images (default: the analysis's own number)
   batch_size=256       images in a minibatch, at least 4
   repeats=1            how often the images are drawn and shuffled anew
+  tolerance=0.01       stop as soon as the largest standard error is this small
   seed=0               seed of the draw and the order
   precision=fp32       fp32, tf32 or bf16: arithmetic of the forward pass
   analysis.layers=…    paper, four, blocks, or patterns: 'analysis.layers=[blocks.*,norm]'
@@ -44,6 +47,7 @@ What is measured
 
 How and where (changes no number)
   run.outputs=outputs  run.device=auto|cpu|cuda|cuda:N|mps  run.workers=N  run.progress=true
+  run.device=all       every GPU of this machine, a process each (run.gpus=N: so many of them)
   run.shard=0 run.shards=1      this job's part of the minibatches; whoever is last writes the tables
   run.save_every=10    minibatches between two checkpoints      run.pdf=true   figures as PDF too
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from vitsee import atlas
 from vitsee.analysis import REGISTERED
 from vitsee.config import CONF, Model, build
 
@@ -57,6 +58,20 @@ def commented(group: str) -> str:
     return table(rows)
 
 
+def figures(overrides: list[str]) -> str:
+    """Each published figure with what it shows, and which of its roles each zoo can offer."""
+    zoos = [atlas.zoo(name) for name in atlas.zoos()]
+    rows = [("figure", "of", "shows", *(f"zoo={zoo.name}" for zoo in zoos))]
+    for name in atlas.figures():
+        figure = atlas.published(name)
+        roles = [role for panel in figure.panels.values() for role in (*panel.roles, panel.other)]
+        wanted = {role for role in roles if role}
+        offered = (sum(zoo.role(role).model is not None for role in wanted) for zoo in zoos)
+        shares = (f"{count} of {len(wanted)} models" for count in offered)
+        rows.append((name, figure.source, figure.title, *shares))
+    return table(rows)
+
+
 def layers(overrides: list[str]) -> str:
     """Every layer of the model that runs, with the presets and the patterns that select it."""
     from vitsee import layers, models
@@ -91,5 +106,7 @@ KINDS: dict[str, Callable[[list[str]], str]] = {
     "datasets": lambda overrides: commented("dataset"),
     "protocols": lambda overrides: commented("protocol"),
     "recipes": lambda overrides: commented("recipe"),
+    "figures": figures,
+    "zoos": lambda overrides: commented("zoo"),
     "layers": layers,
 }

@@ -1,0 +1,136 @@
+"""Published figures by name: every definition is sound, panels are measured once, the composition is redrawn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from vitsee import atlas
+from vitsee.analysis import REGISTERED
+from vitsee.config import CONF
+from vitsee.errors import UserError
+from vitsee.plotting import plot
+from vitsee.publish import publish
+from vitsee.verdicts import COLUMNS
+
+QUICK = ["run.device=cpu", "run.workers=0", "run.progress=false"]
+PAPER = [f"fig{n:02}" for n in range(1, 14)]
+APPENDIX = ["figB1", *(f"figC{n}" for n in range(1, 7)), *(f"figD{n}" for n in range(1, 5))]
+APPENDIX += ["figE1", "figE2", "figF1", "figF2", "figF3", "figG1", "figG2", "figH1", "figH2"]
+VIT = [f"vit_fig{n:02}" for n in (6, 7, 10, 11, 14)]
+
+
+@pytest.mark.parametrize("name", PAPER + APPENDIX + VIT)
+def test_a_figure_is_defined_and_its_roles_are_known_to_every_zoo(name):
+    figure = atlas.published(name)
+    assert figure.name == name
+    assert sorted(p for row in figure.rows for p in row) == sorted(figure.panels)
+    for zoo in map(atlas.zoo, atlas.zoos()):
+        for panel in figure.panels.values():
+            for role in [*panel.roles, *([panel.other] if panel.other else [])]:
+                player = zoo.role(role)
+                assert (player.model is None) != (player.missing is None)
+
+
+def test_zoos_name_models_that_exist():
+    there = {path.stem for path in (CONF / "model").glob("*.yaml")}
+    for zoo in map(atlas.zoo, atlas.zoos()):
+        assert {role.model for role in zoo.roles.values() if role.model} <= there
+
+
+def test_panels_name_analyses_that_exist():
+    wanted = {p.analysis for name in atlas.figures() for p in atlas.published(name).panels.values()}
+    assert wanted - {"block_similarity"} <= set(REGISTERED)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    """The folder of a figure whose panels read weights alone, or few images."""
+    outputs = tmp_path_factory.mktemp("published")
+    written = publish(
+        ["figure=vit_fig07", f"run.outputs={outputs}", "batch_size=8", "images=32", *QUICK]
+    )
+    assert {path.name for path in written} == {"panels.csv", "claims.csv", "vit_fig07.png"}
+    return written[0].parent
+
+
+def test_a_figure_has_its_panels_claims_and_description(published):
+    panels = pd.read_csv(published / "panels.csv")
+    assert panels["panel"].tolist() == ["filters", "positions", "distance"]
+    assert panels["images"].tolist() == [0, 0, 32]
+    assert all((published / result / "experiment.yaml").is_file() for result in panels["result"])
+    verdicts = pd.read_csv(published / "claims.csv")
+    assert tuple(verdicts.columns) == COLUMNS
+    assert set(verdicts["claim"]) == {"near_positions_are_similar", "distance_grows_with_depth"}
+    record = json.loads((published / "figure.json").read_text())
+    assert record["caption"].startswith("Dosovitskiy et al. 2021, Figure 7, with zoo=mini. ")
+    assert "32 images of scenes" in record["caption"]
+
+
+def test_a_composed_figure_is_wide_enough_for_its_panels(published):
+    with Image.open(published / "vit_fig07.png") as picture:
+        width, height = picture.size
+    assert width > 2000
+    assert width > height
+
+
+def test_plot_draws_the_composed_figure_again_to_the_byte(published):
+    path = published / "vit_fig07.png"
+    before = path.read_bytes()
+    path.unlink()
+    assert plot(published) == [path]
+    assert path.read_bytes() == before
+
+
+def test_results_that_are_there_are_not_measured_again(published, monkeypatch):
+    monkeypatch.setattr("vitsee.runner.Minibatches", None)  # would fail if it were called
+    outputs = published.parents[1]
+    publish(["figure=vit_fig07", f"run.outputs={outputs}", "batch_size=8", "images=32", *QUICK])
+
+
+def test_a_role_that_nobody_plays_is_said_in_the_figure_and_in_the_log(
+    tmp_path, caplog, monkeypatch
+):
+    nobody = atlas.Zoo(
+        name="mini",
+        roles={
+            name: atlas.Role(missing="train it: vitsee train recipe=x")
+            for name in atlas.zoo("mini").roles
+        },
+    )
+    monkeypatch.setattr("vitsee.atlas.zoo", lambda name: nobody)
+    publish(["figure=fig02", f"run.outputs={tmp_path}", *QUICK])
+    assert "vit_large of zoo mini is left out: train it: vitsee train recipe=x" in caplog.text
+    verdicts = pd.read_csv(tmp_path / "figures" / "fig02-mini" / "claims.csv")
+    assert set(verdicts["holds"]) == {"not measured"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["figure=fig1"], r"there is no figure=fig1; .*Did you mean fig"),
+        (["figure=fig01", "zoo=big"], "there is no zoo=big; zoo can be: mini, paper"),
+        (["figure=fig01", "analysis=cka"], "analysis=cka cannot be combined with figure=fig01"),
+        (["figure=fig01", "-m"], "-m cannot be combined with figure=fig01"),
+    ],
+)
+def test_what_makes_no_sense_for_a_figure_is_refused(words, message):
+    with pytest.raises(UserError, match=message):
+        publish(words)
+
+
+def test_a_figure_file_with_an_unknown_key_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "figure").mkdir()
+    (tmp_path / "figure" / "mine.yaml").write_text("name: mine\npanel: {}\n")
+    monkeypatch.setattr("vitsee.atlas.CONF", tmp_path)
+    with pytest.raises(UserError, match=r"mine\.yaml: Key 'panel' not in 'Published'"):
+        atlas.published("mine")
+
+
+def test_a_role_that_no_zoo_has_heard_of_is_refused():
+    with pytest.raises(UserError, match=r"zoo mini has no role vit_larg; .*Did you mean vit_large"):
+        atlas.zoo("mini").role("vit_larg")

@@ -1,0 +1,343 @@
+"""Claims: every statistic on tables made to hold it and to break it, intervals, and what is missing."""
+
+from __future__ import annotations
+
+import inspect
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vitsee import atlas, claims, replicates
+from vitsee.verdicts import (
+    ABSENT,
+    CLAIMS,
+    FAILS,
+    HOLDS,
+    OPEN,
+    Claim,
+    Gathered,
+    Measured,
+    Missing,
+    claim,
+    jackknifed,
+    judge,
+    verdict,
+)
+
+FIGURES = {name: atlas.published(name) for name in atlas.figures()}
+
+
+def cka(values: np.ndarray, rows: list[str] | None = None) -> dict[str, pd.DataFrame]:
+    """A table of CKA from (layers of the model, layers of the other)."""
+    i, j = np.indices(values.shape)
+    names = np.array(rows or [f"blocks.{k}" for k in range(len(values))])
+    others = (
+        names
+        if values.shape[0] == values.shape[1]
+        else np.array([f"u{k}" for k in range(values.shape[1])])
+    )
+    table = {
+        "model_layer": names[i.ravel()],
+        "other_layer": others[j.ravel()],
+        "cka": values.ravel(),
+    }
+    return {"cka": pd.DataFrame(table)}
+
+
+def near(n: int, m: int, width: float, top: float = 1.0) -> np.ndarray:
+    """CKA that falls with the difference in depth, 1 where depths are equal."""
+    i, j = np.arange(n)[:, None] / n, np.arange(m)[None, :] / m
+    return top * np.exp(-(((i - j) / width) ** 2))
+
+
+def matching(n: int, m: int, depth, top=lambda i: 1.0) -> np.ndarray:
+    """(n, m) CKA whose column j is highest at row depth(j / m) of n."""
+    i, j = np.arange(n) / n, np.arange(m) / m
+    return np.array([[top(a) * math.exp(-((a - depth(b)) ** 2) * 20) for b in j] for a in i])
+
+
+def heads(low: list[float], high: list[float]) -> dict[str, pd.DataFrame]:
+    """Distances (of 100 px uniform) in two low and two high blocks."""
+    rows = [(block, h, d, 100.0) for block in (0, 1) for h, d in enumerate(low)]
+    rows += [(block, h, d, 100.0) for block in (2, 3) for h, d in enumerate(high)]
+    columns = ["block", "head", "distance_px", "uniform_px"]
+    return {"attention_distance": pd.DataFrame(rows, columns=columns)}
+
+
+def head_lines(slope: float) -> dict[str, pd.DataFrame]:
+    x = np.arange(8.0)
+    lines = [
+        pd.DataFrame({"other_layer": name, "mean_distance_px": x, "cka": slope * x})
+        for name in ("a", "b")
+    ]
+    return {"head_similarity": pd.concat(lines)}
+
+
+def positions(nearby: float) -> dict[str, pd.DataFrame]:
+    r, c, s, d = (i.ravel() for i in np.indices((3, 3, 3, 3)))
+    apart = np.abs(r - s) + np.abs(c - d)
+    cosine = np.where(apart == 0, 1.0, np.where(apart == 1, nearby, 0.2))
+    names = {"row": r, "col": c, "other_row": s, "other_col": d}
+    return {"position_similarity": pd.DataFrame({**names, "cosine": cosine})}
+
+
+def field(radii: list[float], share: float = 0.1, point: str = "post", spread: float = 0.0) -> dict:
+    names = [f"blocks.{i // 2}.+{'attn' if i % 2 == 0 else 'mlp'}" for i in range(len(radii))]
+    sizes = pd.DataFrame({"layer": names, "point": point, "radius50_px": radii, "own_share": share})
+    row, col = (i.ravel() for i in np.indices((9, 9)))
+    value = np.where((row == 4) & (col == 4), 1.0, spread)
+    maps = [
+        pd.DataFrame({"layer": n, "point": point, "row": row, "col": col, "value": value})
+        for n in names
+    ]
+    return {"receptive_field_size": sizes, "receptive_field": pd.concat(maps)}
+
+
+def skips(cls: list[float], spatial: list[float], unit: float = 1.0, cosine=(0.5, 0.9)) -> dict:
+    rows = []
+    for block, (c, s) in enumerate(zip(cls, spatial, strict=True)):
+        late = block >= len(cls) / 2
+        for branch in ("attn", "mlp"):
+            rows += [(block, branch, 0, c, 0.5), (block, branch, -1, s, cosine[late])]
+    rows += [(block, "unit", -1, unit, 0.5) for block in range(3)]
+    columns = ["block", "branch", "token", "ratio", "cosine"]
+    return {"skip_ratio": pd.DataFrame(rows, columns=columns)}
+
+
+def places(own: float, rank: int, edge: float = 0.3) -> dict[str, pd.DataFrame]:
+    r, c, s, d = (i.ravel() for i in np.indices((5, 5, 5, 5)))
+    border = np.isin(s, (0, 4)) | np.isin(d, (0, 4))
+    pairs = {"layer": "b", "token_row": r, "token_col": c, "patch_row": s, "patch_col": d}
+    row, col = (i.ravel() for i in np.indices((5, 5)))
+    scores = {"layer": "b", "token_row": row, "token_col": col, "own_cka": own, "mean_cka": 0.2}
+    return {
+        "localization": pd.DataFrame({**pairs, "cka": np.where(border, edge, 0.2)}),
+        "localization_score": pd.DataFrame({**scores, "own_rank": rank}),
+    }
+
+
+def probes(**accuracy: list[float]) -> dict[str, pd.DataFrame]:
+    """Accuracies of features at depths 0.5 and 1."""
+    rows = [
+        (d, f, a) for f, both in accuracy.items() for d, a in zip((0.5, 1.0), both, strict=True)
+    ]
+    return {"linear_probe": pd.DataFrame(rows, columns=["depth", "features", "accuracy"])}
+
+
+def blocks(values: list[float]) -> dict[str, pd.DataFrame]:
+    depth = (np.arange(len(values)) + 1) / len(values)
+    return {"block_similarity": pd.DataFrame({"depth": depth, "cka": values})}
+
+
+def of(**tables: dict) -> dict[str, dict]:
+    """Evidence in which the role is called as the panel."""
+    return {name: {name: table} for name, table in tables.items()}
+
+
+FLAT, STEEP = cka(near(12, 12, 2.0)), cka(near(12, 12, 0.2))
+SPLIT = np.where(np.add.outer(np.arange(12) >= 7, np.arange(12) >= 7) == 1, 0.1, 0.9)
+CASES = {
+    "uniform": (of(vit=FLAT, resnet=STEEP), of(vit=STEEP, resnet=FLAT)),
+    "low_to_high": (of(vit=FLAT, resnet=STEEP), of(vit=STEEP, resnet=FLAT)),
+    "lower_half_is_lowest_quarter": (
+        of(cross=cka(matching(24, 20, lambda d: d * 0.4))),
+        of(cross=cka(matching(24, 20, lambda d: 0.4 + d * 0.5))),
+    ),
+    "lower_half_is_lowest_third": (
+        of(cross=cka(matching(24, 20, lambda d: d * 0.6))),
+        of(cross=cka(matching(24, 20, lambda d: 0.4 + d * 0.5))),
+    ),
+    "upper_half_is_the_next_third": (
+        of(cross=cka(matching(24, 20, lambda d: d * 0.55))),
+        of(cross=cka(matching(24, 20, lambda d: d))),
+    ),
+    "highest_third_is_unlike": (
+        of(cross=cka(matching(24, 20, lambda d: d * 0.5, lambda i: 1 - 0.7 * (i > 0.66)))),
+        of(cross=cka(matching(24, 20, lambda d: 0.5 + d * 0.5))),
+    ),
+    "no_skip_splits_the_network": (
+        {"cut": {"vit_noskip_7": cka(SPLIT)}, "intact": {"vit": FLAT}},
+        {"cut": {"vit_noskip_7": FLAT}, "intact": {"vit": FLAT}},
+    ),
+    "mixer_is_closer_to_the_vit": (
+        of(vit=cka(near(12, 10, 0.5)), resnet=cka(near(12, 10, 0.5, 0.4))),
+        of(vit=cka(near(12, 10, 0.5, 0.4)), resnet=cka(near(12, 10, 0.5))),
+    ),
+    "low_blocks_have_local_heads": (of(vit=heads([20, 90], [90])), of(vit=heads([80, 90], [90]))),
+    "low_blocks_have_global_heads": (of(vit=heads([20, 95], [90])), of(vit=heads([20, 50], [90]))),
+    "high_blocks_are_global": (of(vit=heads([20], [85, 90])), of(vit=heads([20], [30, 90]))),
+    "little_data_no_local_heads": (
+        of(little=heads([70], [90]), much=heads([20], [90])),
+        of(little=heads([20], [90]), much=heads([70], [90])),
+    ),
+    "small_models_keep_local_heads": (of(little=heads([20], [90])), of(little=heads([70], [90]))),
+    "local_heads_are_like_low_layers": (of(heads=head_lines(-1)), of(heads=head_lines(1))),
+    "distance_grows_with_depth": (
+        of(distance=heads([20, 30], [85, 90])),
+        of(distance=heads([85, 90], [20, 30])),
+    ),
+    "near_positions_are_similar": (of(positions=positions(0.6)), of(positions=positions(0.1))),
+    "resnet_fields_grow": (of(resnet=field([1, 2, 3, 4])), of(resnet=field([4, 1, 3, 2]))),
+    "vit_fields_start_larger": (
+        of(vit=field([5, 6, 7, 8]), resnet=field([1, 2, 3, 4])),
+        of(vit=field([1, 2, 3, 4]), resnet=field([5, 6, 7, 8])),
+    ),
+    "vit_is_global_by_the_middle": (
+        of(vit=field([1, 2, 3, 4], spread=1.0)),
+        of(vit=field([1, 2, 3, 4], spread=0.0)),
+    ),
+    "branches_depend_less_on_their_patch": (
+        of(pre=field([1, 2], 0.1, "pre"), post=field([1, 2], 0.5)),
+        of(pre=field([1, 2], 0.5, "pre"), post=field([1, 2], 0.1)),
+    ),
+    "class_token_first": (
+        of(skip=skips([9, 8, 1, 1], [2, 2, 5, 5])),
+        of(skip=skips([1, 1, 1, 1], [2, 2, 5, 5])),
+    ),
+    "spatial_tokens_later": (
+        of(skip=skips([9, 8, 1, 1], [2, 2, 5, 5])),
+        of(skip=skips([9, 8, 7, 7], [2, 2, 5, 5])),
+    ),
+    "ratios_above_the_resnet": (
+        of(skip=skips([9, 8], [2, 3], unit=1)),
+        of(skip=skips([9, 8], [2, 3], unit=8)),
+    ),
+    "later_spatial_outputs_follow_the_skip": (
+        of(skip=skips([9, 8], [2, 3], cosine=(0.5, 0.9))),
+        of(skip=skips([9, 8], [2, 3], cosine=(0.9, 0.5))),
+    ),
+    "tokens_stay_in_place": (of(vit=places(0.9, 1)), of(vit=places(0.9, 7))),
+    "vit_localizes_better_than_the_resnet": (
+        of(vit=places(0.9, 1), resnet=places(0.3, 1)),
+        of(vit=places(0.3, 1), resnet=places(0.9, 1)),
+    ),
+    "edge_tokens_see_edges": (of(vit=places(0.9, 1, 0.6)), of(vit=places(0.9, 1, 0.1))),
+    "gap_loses_localization": (
+        of(gap=places(0.3, 1), cls=places(0.9, 1)),
+        of(gap=places(0.9, 1), cls=places(0.3, 1)),
+    ),
+    "gap_tokens_classify": (
+        {"tokens": {"vit_gap": probes(each_token=[0.1, 0.6]), "vit_base32": probes(each_token=[0.1, 0.1])}},
+        {"tokens": {"vit_gap": probes(each_token=[0.1, 0.1]), "vit_base32": probes(each_token=[0.1, 0.6])}},
+    ),
+    "native_readouts_agree": (
+        {"probes": {"vit_gap": probes(gap=[0.1, 0.61]), "vit_base32": probes(cls=[0.1, 0.6])}},
+        {"probes": {"vit_gap": probes(gap=[0.1, 0.3]), "vit_base32": probes(cls=[0.1, 0.6])}},
+    ),
+    "first_gap_token_catches_up": (
+        {"probes": {"vit_gap": probes(gap=[0.3, 0.6], first=[0.1, 0.59])}},
+        {"probes": {"vit_gap": probes(gap=[0.3, 0.6], first=[0.1, 0.2])}},
+    ),
+    "much_data_helps_the_middle": (
+        {"probes": {"vit_large": probes(gap=[0.7, 0.8]), "vit_large_small_data": probes(gap=[0.2, 0.5])}},
+        {"probes": {"vit_large": probes(gap=[0.3, 0.8]), "vit_large_small_data": probes(gap=[0.2, 0.5])}},
+    ),
+    "vit_middle_layers_are_stronger": (
+        {"probes": {"vit_large": probes(gap=[0.7, 0.8]), "resnet50": probes(gap=[0.2, 0.5])}},
+        {"probes": {"vit_large": probes(gap=[0.2, 0.8]), "resnet50": probes(gap=[0.7, 0.5])}},
+    ),
+    "higher_layers_need_more_data": (
+        {"pairs": {"x_3": blocks([0.9, 0.8, 0.4, 0.2]), "x_30": blocks([1, 1, 1, 1])}},
+        {"pairs": {"x_3": blocks([0.2, 0.4, 0.8, 0.9]), "x_30": blocks([0.9, 0.8, 0.4, 0.2])}},
+    ),
+    "larger_models_need_more_data": (
+        {"large": {"l_3": blocks([0.9, 0.2])}, "base": {"b_3": blocks([0.9, 0.7])}},
+        {"large": {"l_3": blocks([0.9, 0.7])}, "base": {"b_3": blocks([0.9, 0.2])}},
+    ),
+    "low_blocks_survive_fine_tuning": (
+        of(pairs=blocks([0.99, 0.98, 0.5, 0.4, 0.3, 0.2])),
+        of(pairs=blocks([0.99, 0.5, 0.5, 0.4, 0.3, 0.2])),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(CLAIMS))
+def test_a_claim_holds_on_tables_made_to_hold_it_and_fails_on_the_contrary(name):
+    for case, expected in zip(CASES[name], (HOLDS, FAILS), strict=True):
+        row = verdict(CLAIMS[name], "fig", Gathered(case, [case, case]))
+        assert row["holds"] == expected, row
+
+
+@pytest.mark.parametrize("name", sorted(CLAIMS))
+def test_a_claim_without_its_panels_is_not_measured(name):
+    nothing = {key: {} for key in CLAIMS[name].evidence}
+    row = verdict(CLAIMS[name], "fig", Gathered(nothing, []))
+    assert row["holds"] == ABSENT
+    assert math.isnan(float(row["value"]))
+
+
+@pytest.mark.parametrize("name", sorted(CLAIMS))
+def test_every_claim_says_where_its_threshold_is_from(name):
+    assert len(CLAIMS[name].reason) > 30
+
+
+def test_every_claim_is_tested_by_a_figure_with_the_panels_it_needs():
+    used = set()
+    for figure in FIGURES.values():
+        for name, evidence in figure.claims.items():
+            assert sorted(evidence) == sorted(CLAIMS[name].evidence), (figure.name, name)
+            assert set(evidence.values()) <= set(figure.panels)
+            used.add(name)
+    assert used == set(CLAIMS)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"), [(0.6, 0.8, HOLDS), (0.2, 0.4, FAILS), (0.4, 0.6, OPEN)]
+)
+def test_a_claim_holds_or_not_only_if_the_whole_interval_says_so(low, high, expected):
+    above = Claim("a", "s", "t", 0.5, True, lambda: 0.0)
+    below = Claim("b", "s", "t", -0.5, False, lambda: 0.0)
+    assert judge(above, Measured((low + high) / 2, low, high)) == expected
+    assert judge(below, Measured(-(low + high) / 2, -high, -low)) == expected
+
+
+def test_without_an_interval_a_claim_is_undecided():
+    one = Claim("a", "s", "t", 0.5, True, lambda: 0.0)
+    assert judge(one, Measured(0.9, math.nan, math.nan)) == OPEN
+
+
+def test_a_claim_has_one_threshold():
+    with pytest.raises(ValueError, match="one threshold"):
+        claim("s", "t", above=1, below=2)
+
+
+def test_the_jackknife_gives_the_error_of_a_mean():
+    values = np.random.default_rng(0).standard_normal(10)
+    tables = [{"t": pd.DataFrame({"x": np.delete(values, i)})} for i in range(10)]
+    whole = {"e": {"role": {"t": pd.DataFrame({"x": values})}}}
+    parts = [{"e": {"role": one}} for one in tables]
+    found = jackknifed(lambda e: float(e["role"]["t"]["x"].mean()), Gathered(whole, parts))
+    error = values.std(ddof=1) / 10**0.5
+    assert found.value == pytest.approx(values.mean())
+    assert found.high - found.value == pytest.approx(2.262 * error, rel=1e-9)
+    wider = jackknifed(lambda e: float(e["role"]["t"]["x"].mean()), Gathered(whole, parts, 4.0))
+    assert wider.high - wider.value == pytest.approx(2 * 2.262 * error, rel=1e-9)
+
+
+def test_replicates_come_back_to_the_last_digit(tmp_path):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {"layer": ["a", "b"], "cka": rng.random(2), "same": [0.5, 0.5], "se": rng.random(2)}
+    )
+    without = [{"cka": table.assign(cka=rng.random(2), se=rng.random(2))} for _ in range(3)]
+    (tmp_path / replicates.NAME).write_bytes(replicates.pack({"cka": table}, without, 2.0))
+    back = replicates.read(tmp_path, {"cka": table})
+    assert back.again == 2.0
+    for one, before in zip(back.tables, without, strict=True):
+        pd.testing.assert_series_equal(one["cka"]["cka"], before["cka"]["cka"], check_exact=True)
+        assert one["cka"]["layer"].tolist() == ["a", "b"]
+
+
+def test_a_result_without_groups_has_no_replicates(tmp_path):
+    table = {"t": pd.DataFrame({"x": [0.5]})}
+    (tmp_path / replicates.NAME).write_bytes(replicates.pack(table, [], 1.0))
+    assert replicates.read(tmp_path, table).tables == []
+    assert replicates.read(tmp_path / "nowhere", table).tables == []
+
+
+def test_missing_evidence_is_named():
+    with pytest.raises(Missing, match="vit_gap"):
+        claims.first_gap_token_catches_up({"vit_base32": probes(gap=[0, 0])})
+    assert inspect.isfunction(claims.uniform)
