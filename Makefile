@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint bench soak clean
+.PHONY: help setup run figures report test lint bench soak slurm-figures clean
 
 help: ## Show this help
-	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: .venv/.installed ## Set up .venv (about two minutes, once)
 
@@ -21,6 +21,20 @@ setup: .venv/.installed ## Set up .venv (about two minutes, once)
 
 run: setup ## The main job: CKA of a small trained ViT, on a CPU too
 	$(BIN)/vitsee run
+
+FIGURES := $(basename $(notdir $(wildcard conf/figure/*.yaml)))
+ZOO ?= mini
+.PHONY: $(FIGURES)
+
+$(FIGURES): setup
+	$(BIN)/vitsee run figure=$@ zoo=$(ZOO)
+
+figures: $(FIGURES) ## Every published figure (make fig01: one; ZOO=paper: with the paper's models)
+
+slurm-figures: setup ## The same as SLURM jobs, one a figure (SBATCH='--partition=gpu --gpus=1')
+	for figure in $(FIGURES); do \
+		sbatch $(SBATCH) --job-name=$$figure --wrap "$(BIN)/vitsee run figure=$$figure zoo=$(ZOO)"; \
+	done
 
 test: .venv/.installed-dev lint ## Format, lint, types, tests
 	$(BIN)/pytest -q

@@ -109,6 +109,22 @@ def test_a_role_that_nobody_plays_is_said_in_the_figure_and_in_the_log(
     assert set(verdicts["holds"]) == {"not measured"}
 
 
+def test_a_panel_that_another_process_measures_is_waited_for(monkeypatch):
+    from vitsee.errors import Busy
+    from vitsee.publish import patiently
+
+    answers = iter([Busy("held"), Busy("held"), [Path("x.csv")]])
+
+    def run() -> list[Path]:
+        answer = next(answers)
+        if isinstance(answer, Busy):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("vitsee.publish.POLL", 0.0)
+    assert patiently(run) == [Path("x.csv")]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

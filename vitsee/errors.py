@@ -17,6 +17,10 @@ class Incomplete(UserError):
     """A result was asked for before every minibatch was counted exactly once. Exit code 3."""
 
 
+class Busy(Incomplete):
+    """Another process is measuring it at this moment."""
+
+
 def nearest(word: str, valid: Iterable[str]) -> str:
     """` Did you mean x?`, or nothing if no valid word is near."""
     close = get_close_matches(word, list(valid), 1)

@@ -435,7 +435,7 @@ def sorted_lines(
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.set_ylim(bottom=0)
         axes.set_title(title, wrap=True)
-        figure.legend(loc="outside right upper", fontsize=8)
+        figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from vitsee.errors import Incomplete, unwritable
+from vitsee.errors import Busy, Incomplete, unwritable
 
 BEAT = 5.0
 """Seconds between two signs of life of a claim."""
@@ -81,7 +81,7 @@ def claim(path: Path, pattern: str, wanted: Callable[[], list[int]]) -> Iterator
                 continue
             taken = {b for rival in rivals for b in rival.minibatches}
             if any(rival.path == path for rival in rivals) or todo <= taken:
-                raise Incomplete(
+                raise Busy(
                     f"{path.parent.parent} is being measured by {'; '.join(c.holder for c in rivals)}: "
                     f"wait for it, or stop it and give the same command again"
                 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,14 @@ from hydra import compose, initialize_config_dir
 from vitsee import atlas, composing, evidence
 from vitsee.atlas import Panel, Published, Zoo
 from vitsee.config import CONF, Experiment, build
-from vitsee.errors import Incomplete, UserError
+from vitsee.errors import Busy, Incomplete, UserError
 from vitsee.plotting import read
 from vitsee.results import Results
 
 log = logging.getLogger(__name__)
+
+POLL = 5.0
+"""Seconds between two looks at a result that another process measures."""
 
 
 def publish(words: list[str]) -> list[Path]:
@@ -113,8 +118,18 @@ def measure(panel: Panel, zoo: Zoo, request: Request) -> Shown:
             continue
         models = [f"{key}={player.model}" for key, player in cast.items()]
         begin = [*zoo.options, f"analysis={panel.analysis}", *models, *panel.options]
-        folders[role] = run(request.experiment(begin))[0].parent
+        folders[role] = patiently(lambda begin=begin: run(request.experiment(begin)))[0].parent
     return Shown(folders, missing)
+
+
+def patiently(run: Callable[[], list[Path]]) -> list[Path]:
+    """Run it; where another process is at work on the same result, wait and use what that one finds."""
+    while True:
+        try:
+            return run()
+        except Busy as other:
+            log.info("waiting: %s", other)
+            time.sleep(POLL)
 
 
 def describe(figure: Published, zoo: Zoo, shown: dict[str, Shown], folder: Path) -> dict[str, Any]:

@@ -167,7 +167,7 @@ class HeadSimilarity(Analysis):
             error="se",
             xlabel="Mean Distance (pixels)",
             ylabel="CKA Similarity",
-            title=f"heads of {labels.model} and layers of {labels.other}, {labels.data}",
+            title=f"heads of {labels.model}, layers of {labels.other}\n{labels.data}",
         )
         return {"head_similarity": drawn}
 
