@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def measure(panel: Panel, zoo: Zoo, request: Request) -> Shown:
             continue
         models = [f"{key}={player.model}" for key, player in cast.items()]
         begin = [*zoo.options, f"analysis={panel.analysis}", *models, *panel.options]
-        folders[role] = patiently(lambda begin=begin: run(request.experiment(begin)))[0].parent
+        folders[role] = patiently(partial(run, request.experiment(begin)))[0].parent
     return Shown(folders, missing)
 
 
