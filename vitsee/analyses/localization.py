@@ -54,6 +54,7 @@ class Localization(Analysis):
         super().__post_init__()
         if self.tokens is not None:
             self.tokens = _places(self.tokens)
+        self._grids: dict[str, Grid] = {}
 
     def check(self, layers: dict[str, list[Layer]]) -> None:
         if "other" in layers:
@@ -61,14 +62,25 @@ class Localization(Analysis):
                 "analysis=localization compares one model with its input, but model@other is given; "
                 "run each model alone: vitsee run -m analysis=localization model=NAME,NAME"
             )
-        for layer in layers["model"]:
-            rows, columns = _grid(layer)
+        self._grids = {layer.name: _grid(layer) for layer in layers["model"]}
+        for name, (rows, columns) in self._grids.items():
             for row, column in self.tokens or []:
                 if row >= rows or column >= columns:
                     raise UserError(
-                        f"analysis.tokens: {layer.name} has no token [{row}, {column}]; its grid is "
+                        f"analysis.tokens: {name} has no token [{row}, {column}]; its grid is "
                         f"{rows} x {columns}, so from [0, 0] to [{rows - 1}, {columns - 1}]"
                     )
+
+    def fit(self, memory: float) -> None:
+        """Raise UserError if the sums do not fit, thrice while a minibatch is added."""
+        need = 3 * sum(_bytes(grid) for grid in self._grids.values())
+        if need > memory:
+            raise UserError(
+                f"analysis=localization: the sums of {len(self._grids)} layers, the largest of "
+                f"{max(r * c for r, c in self._grids.values()):,} places, need {need / 2**30:.1f} GB, but "
+                f"there are {memory / 2**30:.1f} GB (run.memory_gb); use fewer or deeper layers "
+                f"(analysis.layers)"
+            )
 
     def reduce(self, layer: Layer, output: Tensor) -> Tensor:
         """U-centred Gram matrix of each token: -> (rows, columns, N (N - 1) / 2) float32."""
@@ -104,16 +116,17 @@ class Localization(Analysis):
         patch is more similar than the own one.
         """
         pairs, scores = [], []
-        for layer, terms in _of_each_layer(sums):
-            grid, tokens = terms["aa"].shape, terms["aa"].size
-            flat = {name: x.reshape([tokens] * (x.ndim // 2)) for name, x in terms.items()}
-            cka, se = cka_and_error(flat, int(sums.seen.sum()))
+        for layer, grid, cka, se in _estimates(sums):
             pairs.append(_pairs(layer, grid, cka, se))
             scores.append(_scores(layer, grid, cka))
         return {
             "localization": pd.concat(pairs, ignore_index=True),
             "localization_score": pd.concat(scores, ignore_index=True),
         }
+
+    def error(self, sums: Sums) -> float:
+        """Largest standard error of all pairs; undefined ones, which no image can mend, do not count."""
+        return max(float(se[np.isfinite(se)].max(initial=0)) for *_, se in _estimates(sums))
 
     def warnings(self, sums: Sums) -> list[str]:
         """Which tokens and patches have undefined CKA, and why."""
@@ -213,11 +226,25 @@ def _grid(layer: Layer) -> Grid:
     return layer.grid
 
 
+def _bytes(grid: Grid) -> int:
+    """Size of a layer's sums: five numbers a pair of places, six a place, and one."""
+    places = grid[0] * grid[1]
+    return 8 * (5 * places**2 + 6 * places + 1)
+
+
 def _of_each_layer(sums: Sums) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """The sums of each layer by name of the term, as arrays."""
     for layer in sums.axes["model"]:
         own = {name: x for name, x in sums.terms.items() if name.startswith(f"{layer} ")}
         yield layer, {name.removeprefix(f"{layer} "): x.cpu().numpy() for name, x in own.items()}
+
+
+def _estimates(sums: Sums) -> Iterator[tuple[str, Grid, np.ndarray, np.ndarray]]:
+    """Each layer, its grid, and CKA and standard error of its tokens with the patches, (tokens, patches)."""
+    for layer, terms in _of_each_layer(sums):
+        rows, columns = terms["aa"].shape
+        flat = {name: x.reshape([rows * columns] * (x.ndim // 2)) for name, x in terms.items()}
+        yield layer, (rows, columns), *cka_and_error(flat, int(sums.seen.sum()))
 
 
 def _pairs(layer: str, grid: Grid, cka: np.ndarray, se: np.ndarray) -> pd.DataFrame:
