@@ -206,16 +206,19 @@ def test_scores_are_those_counted_in_the_table_of_pairs():
         for x in random_pixels(2)
     ]
     tables = Localization().tables(summed(TOKENS, *batches))
-    for _, score in tables["localization_score"].iterrows():
-        row, column = score["token_row"], score["token_col"]
-        every = tables["localization"].query("token_row == @row and token_col == @column")
-        own = every.query("patch_row == @row and patch_col == @column")["cka"].item()
+    pairs = tables["localization"]
+    for score in tables["localization_score"].itertuples():
+        every = pairs[
+            (pairs["token_row"] == score.token_row) & (pairs["token_col"] == score.token_col)
+        ]
+        own = every.query(f"patch_row == {score.token_row} and patch_col == {score.token_col}")
         inner = every.query("patch_row == 1 and 0 < patch_col < 4")["cka"]
-        assert score["own_cka"] == own
-        assert score["own_rank"] == 1 + sum(cka > own for cka in every["cka"])
-        assert score["mean_cka"] == pytest.approx(every["cka"].mean())
-        assert score["inner_cka"] == pytest.approx(inner.mean())
-        assert score["border_cka"] == pytest.approx(every["cka"].drop(inner.index).mean())
+        assert score.own_cka == own["cka"].item()
+        assert score.own_rank == 1 + sum(cka > score.own_cka for cka in every["cka"])
+        assert score.mean_cka == pytest.approx(every["cka"].mean())
+        assert score.inner_cka == pytest.approx(inner.mean())
+        assert score.border_cka == pytest.approx(every["cka"].drop(inner.index).mean())
+    assert not (tables["localization_score"]["own_rank"] == 1).all()
 
 
 def test_a_constant_token_is_nan_and_named():

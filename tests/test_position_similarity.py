@@ -99,6 +99,9 @@ def test_an_embedding_of_zeros_is_nan_and_named():
         ("resnet18", "has none: it is convolutional"),
         ("convnext_atto", "has none: it is convolutional"),
         ("twins_svt_small", "makes position encodings by convolutions"),
+        ("davit_tiny", "makes position encodings by convolutions"),
+        ("crossvit_9_240", r"has them in a form that vitsee does not read \(pos_embed_0\)"),
+        ("volo_d1_224", "has a pos_embed of 1 x 14 x 14 x 384, which is not one vector for each"),
         ("xcit_nano_12_p16_224", "computes its position encoding"),
     ],
 )
