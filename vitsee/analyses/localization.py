@@ -146,50 +146,42 @@ class Localization(Analysis):
         return list(dict.fromkeys(found))  # layers with the same grid share their patches
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
-        """Heatmaps of the shown tokens, a row a layer; and how far each own patch stands out, a map a layer."""
+        """Heatmaps of the shown tokens, a row a layer; and how far own patches stand out, a map a layer."""
         from vitsee import figures
 
-        cka = {layer: _array(table) for layer, table in _by_layer(tables["localization"])}
-        heatmaps = [
-            figures.MapRow(
-                [
-                    figures.Map(values[r, c], f"token ({r}, {c})", (r, c))
-                    for r, c in self._shown(values)
-                ],
-                label=layer,
-                limits=(0, _highest(values[tuple(np.transpose(self._shown(values)))])),
-            )
-            for layer, values in cka.items()
-        ]
-        excess = [
-            figures.Map(_excess(layer), f"{name}\nmedian rank {layer['own_rank'].median():g}")
-            for name, layer in _by_layer(tables["localization_score"])
-        ]
-        limits = (0, _highest(np.concatenate([m.values.ravel() for m in excess])))
+        heatmaps, excess = [], []
+        for layer, table in _by_layer(tables["localization"]):
+            cka = _array(table)
+            shown = self._shown(cka.shape[:2])
+            found = [figures.Map(cka[place], f"token {place}", place) for place in shown]
+            heatmaps.append(figures.MapRow(found, layer))
+        for layer, table in _by_layer(tables["localization_score"]):
+            rank = f"own patch's median rank {table['own_rank'].median():g}"
+            excess.append(figures.Map(_excess(table), f"{layer}\n{rank}"))
+        title = f"{labels.model}, {labels.data}"
         return {
             "localization": figures.maps(
                 heatmaps,
-                title=f"{labels.model}, {labels.data}",
-                colour_label="CKA with the patch",
+                title=title,
+                colour_label="CKA of token and patch",
                 xlabel="patch column",
                 ylabel="patch row",
             ),
             "localization_score": figures.maps(
-                [figures.MapRow(excess[i : i + 6], "", limits) for i in range(0, len(excess), 6)],
-                title=f"{labels.model}, {labels.data}",
-                colour_label="own CKA - mean CKA",
+                [figures.MapRow(excess[i : i + 4]) for i in range(0, len(excess), 4)],
+                title=title,
+                colour_label="own - mean CKA",
                 xlabel="token column",
                 ylabel="token row",
             ),
         }
 
-    def _shown(self, cka: np.ndarray) -> list[tuple[int, int]]:
-        """The tokens that the figure shows of a layer with this (rows, columns, rows, columns) CKA."""
-        rows, columns = cka.shape[:2]
+    def _shown(self, grid: Grid) -> list[Grid]:
+        """The tokens that the figure shows of a layer with this grid."""
         if self.tokens is not None:
             return [(row, column) for row, column in self.tokens]
-        spread = [(r * rows // 7, c * columns // 7) for r, c in PAPER_TOKENS[7, 7]]
-        return PAPER_TOKENS.get((rows, columns)) or list(dict.fromkeys(spread))
+        spread = [(r * grid[0] // 7, c * grid[1] // 7) for r, c in PAPER_TOKENS[7, 7]]
+        return PAPER_TOKENS.get(grid) or list(dict.fromkeys(spread))
 
 
 def _places(value: Any) -> list[list[int]]:
@@ -297,8 +289,3 @@ def _excess(score: pd.DataFrame) -> np.ndarray:
     """How much more similar the own patch of each token is than the mean, (rows, columns)."""
     grid = [int(score[name].max()) + 1 for name in ("token_row", "token_col")]
     return (score["own_cka"] - score["mean_cka"]).to_numpy().reshape(grid)
-
-
-def _highest(values: np.ndarray) -> float:
-    """The largest defined value, as the end of a colour scale that begins at 0."""
-    return max(float(np.nanmax(values, initial=0.0)), 1e-12)
