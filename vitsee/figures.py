@@ -180,7 +180,7 @@ def maps(rows: list[MapRow], *, title: str, colour_label: str, xlabel: str, ylab
     columns = max(len(row.maps) for row in rows)
     tallest = [max(_shape_ratio(m.values) for m in row.maps) for row in rows]
     with matplotlib.rc_context(STYLE):
-        size = (1.85 * columns + 0.5, sum(1.25 * ratio + 0.75 for ratio in tallest) + 0.5)
+        size = (max(3.5, 1.95 * columns + 0.4), sum(1.2 * r + 0.75 for r in tallest) + 0.45)
         figure = Figure(figsize=size, layout="constrained")
         cells = figure.subplots(len(rows), columns, squeeze=False, height_ratios=tallest)
         for row, line in zip(rows, cells, strict=True):
@@ -190,10 +190,9 @@ def maps(rows: list[MapRow], *, title: str, colour_label: str, xlabel: str, ylab
             for cell, one in zip(line, row.maps, strict=False):
                 image = _draw_map(cell, one)
                 cell.set_xlabel(xlabel)
-                bar = figure.colorbar(image, ax=cell, shrink=0.8, aspect=14)
-                bar.locator = MaxNLocator(nbins=3)
-                bar.update_ticks()
-        figure.suptitle(f"{title}; colour: {colour_label}{_undefined(rows)}", fontsize=9)
+                beside = cell.inset_axes((1.05, 0, 0.06, 1))  # as tall as the map
+                figure.colorbar(image, cax=beside, ticks=MaxNLocator(nbins=4))
+        figure.suptitle(f"{title}\ncolour: {colour_label}{_undefined(rows)}", fontsize=9)
     return figure
 
 
@@ -203,7 +202,7 @@ def _shape_ratio(values: np.ndarray) -> float:
 
 def _undefined(rows: list[MapRow]) -> str:
     there = any(np.isnan(m.values).any() for row in rows for m in row.maps)
-    return "\ngrey: not defined (see the log of the run)" if there else ""
+    return "; grey: not defined (see the log of the run)" if there else ""
 
 
 def _draw_map(axes: Axes, one: Map) -> AxesImage:

@@ -156,21 +156,21 @@ class Localization(Analysis):
             found = [figures.Map(cka[place], f"token {place}", place) for place in shown]
             heatmaps.append(figures.MapRow(found, layer))
         for layer, table in _by_layer(tables["localization_score"]):
-            rank = f"own patch's median rank {table['own_rank'].median():g}"
-            excess.append(figures.Map(_excess(table), f"{layer}\n{rank}"))
+            rank = table["own_rank"].median()
+            excess.append(figures.Map(_excess(table), f"{layer}, rank {rank:g}"))
         title = f"{labels.model}, {labels.data}"
         return {
             "localization": figures.maps(
                 heatmaps,
                 title=title,
-                colour_label="CKA of token and patch",
+                colour_label="CKA of token and patch, a scale each",
                 xlabel="patch column",
                 ylabel="patch row",
             ),
             "localization_score": figures.maps(
                 [figures.MapRow(excess[i : i + 4]) for i in range(0, len(excess), 4)],
                 title=title,
-                colour_label="own - mean CKA",
+                colour_label="own - mean CKA; rank: own patch's median",
                 xlabel="token column",
                 ylabel="token row",
             ),
