@@ -202,7 +202,12 @@ def test_a_trained_vit_on_photographs_equals_the_equation_in_a_plain_float64_loo
 def test_scores_are_those_counted_in_the_table_of_pairs():
     generator = torch.Generator().manual_seed(1)
     batches = [
-        (x, as_output(TOKENS, plain_patches(x) + torch.randn(PLACES, 16, 48, generator=generator)))
+        (
+            x,
+            as_output(
+                TOKENS, plain_patches(x) + 3 * torch.randn(PLACES, 16, 48, generator=generator)
+            ),
+        )
         for x in random_pixels(2)
     ]
     tables = Localization().tables(summed(TOKENS, *batches))
