@@ -27,3 +27,17 @@ def minibatch_cka(xs: list[np.ndarray], ys: list[np.ndarray]) -> float:
         k, l = x @ x.T, y @ y.T
         kl, kk, ll = kl + hsic1(k, l), kk + hsic1(k, k), ll + hsic1(l, l)
     return kl / np.sqrt(kk * ll)
+
+
+def place_cka(xs: list[np.ndarray], ys: list[np.ndarray]) -> np.ndarray:
+    """CKA of every token with every patch: (T, N, F) and (P, N, G) of each minibatch -> (T, P)."""
+    ab = np.zeros((len(xs[0]), len(ys[0])))
+    aa, bb = np.zeros(ab.shape[0]), np.zeros(ab.shape[1])
+    for x, y in zip(xs, ys, strict=True):
+        k, l = ([z @ z.T for z in features.astype(np.float64)] for features in (x, y))
+        for i in range(len(k)):
+            aa[i] += hsic1(k[i], k[i])
+            for j in range(len(l)):
+                ab[i, j] += hsic1(k[i], l[j])
+        bb += [hsic1(one, one) for one in l]
+    return ab / np.sqrt(np.outer(aa, bb))

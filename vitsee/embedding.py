@@ -14,6 +14,7 @@ _INSTEAD = {
     "attention_bias": "adds a bias for the relative position of query and key to the attention",
     "cpb_mlp": "adds a bias for the relative position of query and key to the attention",
     "pos_block": "makes position encodings by convolutions",
+    ".cpe": "makes position encodings by convolutions",
     "crpe": "makes position encodings by convolutions",
     "mlp_tokens": "mixes tokens by layers with weights for each position",
     "linear_tokens": "mixes tokens by layers with weights for each position",
@@ -135,6 +136,9 @@ def _instead(net: nn.Module) -> str:
         for name in names:
             if part in name:
                 return f"has none: it {what} ({name})"
+    for name in names:
+        if "pos_embed" in name:
+            return f"has them in a form that vitsee does not read ({name})"
     if not any("attn" in name for name in names):
         return "has none: it is convolutional, so that filters act on neighbouring positions"
     return "has none that vitsee knows"

@@ -206,35 +206,34 @@ class Map:
 
 @dataclass(frozen=True)
 class MapRow:
-    """Maps side by side on one colour scale."""
+    """Maps side by side, with what they have in common."""
 
     maps: list[Map]
-    label: str
-    limits: tuple[float, float]
+    label: str = ""
 
 
 def maps(rows: list[MapRow], *, title: str, colour_label: str, xlabel: str, ylabel: str) -> Figure:
-    """Rows of maps, each row with its own colour bar; row 0 of a map is at the top, as in an image.
+    """Rows of maps, row 0 of a map at the top, as in an image.
 
-    Values are clipped to the limits of their row for display only; undefined ones (NaN) are grey.
+    Each map has a colour scale of its own, from 0 to its largest value; smaller ones are clipped for
+    display only, undefined ones (NaN) are grey.
     """
     columns = max(len(row.maps) for row in rows)
     tallest = [max(_shape_ratio(m.values) for m in row.maps) for row in rows]
     with matplotlib.rc_context(STYLE):
-        size = (1.6 * columns + 1.4, 1.6 * sum(tallest) + 0.5 * len(rows) + 0.7)
-        figure = canvas(size, "compressed")
-        axes = figure.subplots(len(rows), columns, squeeze=False, height_ratios=tallest)
-        for row, cells in zip(rows, axes, strict=True):
-            for cell in cells[len(row.maps) :]:
+        size = (max(3.5, 1.95 * columns + 0.4), sum(1.2 * r + 0.75 for r in tallest) + 0.45)
+        figure = canvas(size)
+        cells = figure.subplots(len(rows), columns, squeeze=False, height_ratios=tallest)
+        for row, line in zip(rows, cells, strict=True):
+            line[0].set_ylabel(f"{row.label}\n{ylabel}" if row.label else ylabel)
+            for cell in line[len(row.maps) :]:
                 cell.set_axis_off()
-            for cell, one in zip(cells, row.maps, strict=False):
-                image = _draw_map(cell, one, row.limits)
-            if row.label:
-                cells[0].set_ylabel(row.label)
-            figure.colorbar(image, ax=list(cells), label=colour_label)
-        figure.suptitle(title, fontsize=9)
-        figure.supxlabel(f"{xlabel}{_undefined(rows)}", fontsize=9)
-        figure.supylabel(ylabel, fontsize=9)
+            for cell, one in zip(line, row.maps, strict=False):
+                image = _draw_map(cell, one)
+                cell.set_xlabel(xlabel)
+                beside = cell.inset_axes((1.05, 0, 0.06, 1))  # as tall as the map
+                figure.colorbar(image, cax=beside, ticks=MaxNLocator(nbins=4))
+        figure.suptitle(f"{title}\ncolour: {colour_label}{_undefined(rows)}", fontsize=9)
     return figure
 
 
@@ -247,9 +246,10 @@ def _undefined(rows: list[MapRow]) -> str:
     return "; grey: not defined (see the log of the run)" if there else ""
 
 
-def _draw_map(axes: Axes, one: Map, limits: tuple[float, float]) -> AxesImage:
+def _draw_map(axes: Axes, one: Map) -> AxesImage:
     axes.set_facecolor("0.85")
-    image = axes.imshow(one.values, cmap="magma", vmin=limits[0], vmax=limits[1])
+    highest = max(float(np.nanmax(one.values, initial=0)), 1e-12)
+    image = axes.imshow(one.values, cmap="magma", vmin=0, vmax=highest, interpolation="nearest")
     if one.mark is not None:
         row, column = one.mark
         place = Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="cyan", lw=1.5)

@@ -65,6 +65,16 @@ class EmbeddingFilters(Analysis):
             "embedding_variance": pd.DataFrame({"component": range(len(share)), "share": share}),
         }
 
+    def warnings(self, sums: Sums) -> list[str]:
+        """Which components are undefined, and why."""
+        undefined = sums.terms["components"].isnan().flatten(1).any(1).nonzero().flatten().tolist()
+        if not undefined:
+            return []
+        return [
+            f"{len(undefined)} components, from number {undefined[0]} on, have no variance beyond "
+            f"rounding: the filters span fewer dimensions; they are NaN"
+        ]
+
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         """The components as RGB images, each scaled from its least to its largest weight."""
         from vitsee import figures

@@ -54,6 +54,7 @@ class Localization(Analysis):
         super().__post_init__()
         if self.tokens is not None:
             self.tokens = _places(self.tokens)
+        self._grids: dict[str, Grid] = {}
 
     def check(self, layers: dict[str, list[Layer]]) -> None:
         if "other" in layers:
@@ -61,14 +62,25 @@ class Localization(Analysis):
                 "analysis=localization compares one model with its input, but model@other is given; "
                 "run each model alone: vitsee run -m analysis=localization model=NAME,NAME"
             )
-        for layer in layers["model"]:
-            rows, columns = _grid(layer)
+        self._grids = {layer.name: _grid(layer) for layer in layers["model"]}
+        for name, (rows, columns) in self._grids.items():
             for row, column in self.tokens or []:
                 if row >= rows or column >= columns:
                     raise UserError(
-                        f"analysis.tokens: {layer.name} has no token [{row}, {column}]; its grid is "
+                        f"analysis.tokens: {name} has no token [{row}, {column}]; its grid is "
                         f"{rows} x {columns}, so from [0, 0] to [{rows - 1}, {columns - 1}]"
                     )
+
+    def fit(self, memory: float) -> None:
+        """Raise UserError if the sums do not fit, thrice while a minibatch is added."""
+        need = 3 * sum(_bytes(grid) for grid in self._grids.values())
+        if need > memory:
+            raise UserError(
+                f"analysis=localization: the sums of {len(self._grids)} layers, the largest of "
+                f"{max(r * c for r, c in self._grids.values()):,} places, need {need / 2**30:.1f} GB, but "
+                f"there are {memory / 2**30:.1f} GB (run.memory_gb); use fewer or deeper layers "
+                f"(analysis.layers)"
+            )
 
     def reduce(self, layer: Layer, output: Tensor) -> Tensor:
         """U-centred Gram matrix of each token: -> (rows, columns, N (N - 1) / 2) float32."""
@@ -104,16 +116,17 @@ class Localization(Analysis):
         patch is more similar than the own one.
         """
         pairs, scores = [], []
-        for layer, terms in _of_each_layer(sums):
-            grid, tokens = terms["aa"].shape, terms["aa"].size
-            flat = {name: x.reshape([tokens] * (x.ndim // 2)) for name, x in terms.items()}
-            cka, se = cka_and_error(flat, int(sums.seen.sum()))
+        for layer, grid, cka, se in _estimates(sums):
             pairs.append(_pairs(layer, grid, cka, se))
             scores.append(_scores(layer, grid, cka))
         return {
             "localization": pd.concat(pairs, ignore_index=True),
             "localization_score": pd.concat(scores, ignore_index=True),
         }
+
+    def error(self, sums: Sums) -> float:
+        """Largest standard error of all pairs; undefined ones, which no image can mend, do not count."""
+        return max(float(se[np.isfinite(se)].max(initial=0)) for *_, se in _estimates(sums))
 
     def warnings(self, sums: Sums) -> list[str]:
         """Which tokens and patches have undefined CKA, and why."""
@@ -133,50 +146,42 @@ class Localization(Analysis):
         return list(dict.fromkeys(found))  # layers with the same grid share their patches
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
-        """Heatmaps of the shown tokens, a row a layer; and how far each own patch stands out, a map a layer."""
+        """Heatmaps of the shown tokens, a row a layer; and how far own patches stand out, a map a layer."""
         from vitsee import figures
 
-        cka = {layer: _array(table) for layer, table in _by_layer(tables["localization"])}
-        heatmaps = [
-            figures.MapRow(
-                [
-                    figures.Map(values[r, c], f"token ({r}, {c})", (r, c))
-                    for r, c in self._shown(values)
-                ],
-                label=layer,
-                limits=(0, _highest(values[tuple(np.transpose(self._shown(values)))])),
-            )
-            for layer, values in cka.items()
-        ]
-        excess = [
-            figures.Map(_excess(layer), f"{name}\nmedian rank {layer['own_rank'].median():g}")
-            for name, layer in _by_layer(tables["localization_score"])
-        ]
-        limits = (0, _highest(np.concatenate([m.values.ravel() for m in excess])))
+        heatmaps, excess = [], []
+        for layer, table in _by_layer(tables["localization"]):
+            cka = _array(table)
+            shown = self._shown(cka.shape[:2])
+            found = [figures.Map(cka[place], f"token {place}", place) for place in shown]
+            heatmaps.append(figures.MapRow(found, layer))
+        for layer, table in _by_layer(tables["localization_score"]):
+            rank = table["own_rank"].median()
+            excess.append(figures.Map(_excess(table), f"{layer}, rank {rank:g}"))
+        title = f"{labels.model}, {labels.data}"
         return {
             "localization": figures.maps(
                 heatmaps,
-                title=f"{labels.model}, {labels.data}",
-                colour_label="CKA with the patch",
+                title=title,
+                colour_label="CKA of token and patch, a scale each",
                 xlabel="patch column",
                 ylabel="patch row",
             ),
             "localization_score": figures.maps(
-                [figures.MapRow(excess[i : i + 6], "", limits) for i in range(0, len(excess), 6)],
-                title=f"{labels.model}, {labels.data}",
-                colour_label="own CKA - mean CKA",
+                [figures.MapRow(excess[i : i + 4]) for i in range(0, len(excess), 4)],
+                title=title,
+                colour_label="own - mean CKA; rank: own patch's median",
                 xlabel="token column",
                 ylabel="token row",
             ),
         }
 
-    def _shown(self, cka: np.ndarray) -> list[tuple[int, int]]:
-        """The tokens that the figure shows of a layer with this (rows, columns, rows, columns) CKA."""
-        rows, columns = cka.shape[:2]
+    def _shown(self, grid: Grid) -> list[Grid]:
+        """The tokens that the figure shows of a layer with this grid."""
         if self.tokens is not None:
             return [(row, column) for row, column in self.tokens]
-        spread = [(r * rows // 7, c * columns // 7) for r, c in PAPER_TOKENS[7, 7]]
-        return PAPER_TOKENS.get((rows, columns)) or list(dict.fromkeys(spread))
+        spread = [(r * grid[0] // 7, c * grid[1] // 7) for r, c in PAPER_TOKENS[7, 7]]
+        return PAPER_TOKENS.get(grid) or list(dict.fromkeys(spread))
 
 
 def _places(value: Any) -> list[list[int]]:
@@ -213,11 +218,25 @@ def _grid(layer: Layer) -> Grid:
     return layer.grid
 
 
+def _bytes(grid: Grid) -> int:
+    """Size of a layer's sums: five numbers a pair of places, six a place, and one."""
+    places = grid[0] * grid[1]
+    return 8 * (5 * places**2 + 6 * places + 1)
+
+
 def _of_each_layer(sums: Sums) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """The sums of each layer by name of the term, as arrays."""
     for layer in sums.axes["model"]:
         own = {name: x for name, x in sums.terms.items() if name.startswith(f"{layer} ")}
         yield layer, {name.removeprefix(f"{layer} "): x.cpu().numpy() for name, x in own.items()}
+
+
+def _estimates(sums: Sums) -> Iterator[tuple[str, Grid, np.ndarray, np.ndarray]]:
+    """Each layer, its grid, and CKA and standard error of its tokens with the patches, (tokens, patches)."""
+    for layer, terms in _of_each_layer(sums):
+        rows, columns = terms["aa"].shape
+        flat = {name: x.reshape([rows * columns] * (x.ndim // 2)) for name, x in terms.items()}
+        yield layer, (rows, columns), *cka_and_error(flat, int(sums.seen.sum()))
 
 
 def _pairs(layer: str, grid: Grid, cka: np.ndarray, se: np.ndarray) -> pd.DataFrame:
@@ -270,8 +289,3 @@ def _excess(score: pd.DataFrame) -> np.ndarray:
     """How much more similar the own patch of each token is than the mean, (rows, columns)."""
     grid = [int(score[name].max()) + 1 for name in ("token_row", "token_col")]
     return (score["own_cka"] - score["mean_cka"]).to_numpy().reshape(grid)
-
-
-def _highest(values: np.ndarray) -> float:
-    """The largest defined value, as the end of a colour scale that begins at 0."""
-    return max(float(np.nanmax(values, initial=0.0)), 1e-12)

@@ -51,7 +51,7 @@ class PositionSimilarity(Analysis):
             return []
         return [
             f"the position embeddings of {len(undefined)} of {cosine[0, 0].numel()} patches, the first "
-            f"{undefined[0]}, are zero or have NaN or Inf; their cosine is NaN"
+            f"{undefined[0]}, are zero; their cosine is NaN"
         ]
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
