@@ -58,6 +58,7 @@ class SkipRatio(Analysis):
         import torch
 
         skip, branch = output.skip, output.branch
+        assert skip is not None  # a residual has one
         if skip.ndim == 4:  # features last, as they are in memory
             skip, branch = (x.permute(0, 2, 3, 1).flatten(1, 2) for x in (skip, branch))
         values = ratio_and_cosine(skip, branch)
@@ -69,7 +70,7 @@ class SkipRatio(Analysis):
 
         Where layers have fewer entries than others, `images` is 0.
         """
-        terms = {}
+        terms: dict[str, Tensor] = {}
         for role, found in (("model", view.model), ("other", view.other)):
             if found is None:
                 continue
