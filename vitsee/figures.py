@@ -281,6 +281,12 @@ class Line:
     dashed: bool = False
 
 
+def names_of_models(model: str, other: str | None) -> dict[str, str]:
+    """By role, how lines and headings call the models; the second is told apart from one of the same name."""
+    second = f"{model} (other)" if other == model else other or ""
+    return {"model": model, "other": second}
+
+
 def depth_lines(
     lines: list[Line],
     *,
