@@ -294,8 +294,12 @@ def depth_lines(
     ylabel: str,
     title: str,
     x: list[np.ndarray] | None = None,
+    from_zero: bool = True,
 ) -> Figure:
-    """Lines over depth: over the block's number, or over `x` (one array a line)."""
+    """Lines over depth: over the block's number, or over `x` (one array a line).
+
+    from_zero: the values' axis begins at 0, or at the least value if that is lower.
+    """
     colours = {group: f"C{i}" for i, group in enumerate(dict.fromkeys(l.group for l in lines))}
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.2, 3.4), layout="constrained")
@@ -312,7 +316,8 @@ def depth_lines(
             )
         axes.xaxis.set_major_locator(MaxNLocator(integer=x is None))
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
-        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+        if from_zero:
+            axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
     return figure

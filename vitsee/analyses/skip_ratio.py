@@ -145,7 +145,11 @@ class SkipRatio(Analysis):
             ("cosine", "skip_cosine", "mean cos(z, z + f(z))"),
         ):
             drawn[name] = figures.depth_lines(
-                _lines(table, column, names), xlabel="block", ylabel=ylabel, title=labels.data
+                _lines(table, column, names),
+                xlabel="block",
+                ylabel=ylabel,
+                title=labels.data,
+                from_zero=column == "ratio",
             )
         panels = _panels(table[table["model"] == "model"])
         if panels:
