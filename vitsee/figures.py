@@ -360,6 +360,7 @@ def fields(rows: dict[str, dict[str, np.ndarray]], *, title: str, columns: int) 
         for start in range(0, len(maps), columns)
     ]
     widest = max(len(line) for _, line in lines)
+    room = "\n\n"  # for the heading, above the names
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(1.15 * widest + 0.9, 1.4 * len(lines) + 0.7), layout="constrained")
         grid = figure.subplots(len(lines), widest, squeeze=False)
@@ -367,14 +368,15 @@ def fields(rows: dict[str, dict[str, np.ndarray]], *, title: str, columns: int) 
             for cell in cells:
                 cell.set(xticks=[], yticks=[])
                 cell.axis("off")
-            cells[0].text(0, 1.22, heading, transform=cells[0].transAxes, fontsize=9)
+            above = cells[0].text(0, 1.22, heading, transform=cells[0].transAxes, fontsize=9)
+            above.set_in_layout(False)  # a long heading would widen the first column
             for cell, (name, values) in zip(cells, line, strict=False):
                 highest = np.nanmax(values) if np.isfinite(values).any() else 0
                 scaled = values / highest if highest > 0 else np.full_like(values, np.nan)
                 cell.axis("on")
                 cell.set_facecolor("0.85")
                 image = cell.imshow(scaled, cmap="magma", vmin=0, vmax=1)
-                cell.set_title(name, fontsize=7, pad=2)
+                cell.set_title(f"{room if heading else ''}{name}", fontsize=7, pad=2)
         figure.colorbar(image, ax=grid, label="|gradient| / its maximum", shrink=0.6)
         figure.suptitle(title, fontsize=9)
     return figure
