@@ -38,7 +38,7 @@ MODELS = {
     "ResNet, GN": ("resnet50_gn", {"layers": (1, 2, 1, 1), "zero_init_last": False}),
     "BiT": ("resnetv2_50x1_bit", {"zero_init_last": False}),
     "BiT, basic": ("resnetv2_18", {"zero_init_last": False}),
-    "hybrid ViT": ("vit_tiny_r_s16_p8_224", {"depth": 2}),
+    "hybrid ViT": ("vit_small_r26_s32_224", {"depth": 2}),
     "ConvNeXt": ("convnext_atto", {"ls_init_value": 0.3}),
     "MobileNetV2": ("mobilenetv2_050", {}),
     "MobileNetV3": ("mobilenetv3_small_050", {}),

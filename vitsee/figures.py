@@ -322,6 +322,12 @@ class Line:
     dashed: bool = False
 
 
+def names_of_models(model: str, other: str | None) -> dict[str, str]:
+    """By role, how lines and headings call the models; the second is told apart from one of the same name."""
+    second = f"{model} (other)" if other == model else other or ""
+    return {"model": model, "other": second}
+
+
 def depth_lines(
     lines: list[Line],
     *,
@@ -329,8 +335,12 @@ def depth_lines(
     ylabel: str,
     title: str,
     x: list[np.ndarray] | None = None,
+    from_zero: bool = True,
 ) -> Figure:
-    """Lines over depth: over the block's number, or over `x` (one array a line)."""
+    """Lines over depth: over the block's number, or over `x` (one array a line).
+
+    from_zero: the values' axis begins at 0, or at the least value if that is lower.
+    """
     colours = {group: f"C{i}" for i, group in enumerate(dict.fromkeys(l.group for l in lines))}
     with matplotlib.rc_context(STYLE):
         figure = canvas((5.2, 3.4), "constrained")
@@ -347,7 +357,8 @@ def depth_lines(
             )
         axes.xaxis.set_major_locator(MaxNLocator(integer=x is None))
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
-        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+        if from_zero:
+            axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
     return figure
@@ -390,6 +401,7 @@ def fields(rows: dict[str, dict[str, np.ndarray]], *, title: str, columns: int) 
         for start in range(0, len(maps), columns)
     ]
     widest = max(len(line) for _, line in lines)
+    room = "\n\n"  # for the heading, above the names
     with matplotlib.rc_context(STYLE):
         figure = canvas((1.15 * widest + 0.9, 1.4 * len(lines) + 0.7), "constrained")
         grid = figure.subplots(len(lines), widest, squeeze=False)
@@ -397,14 +409,15 @@ def fields(rows: dict[str, dict[str, np.ndarray]], *, title: str, columns: int) 
             for cell in cells:
                 cell.set(xticks=[], yticks=[])
                 cell.axis("off")
-            cells[0].text(0, 1.22, heading, transform=cells[0].transAxes, fontsize=9)
+            above = cells[0].text(0, 1.22, heading, transform=cells[0].transAxes, fontsize=9)
+            above.set_in_layout(False)  # a long heading would widen the first column
             for cell, (name, values) in zip(cells, line, strict=False):
                 highest = np.nanmax(values) if np.isfinite(values).any() else 0
                 scaled = values / highest if highest > 0 else np.full_like(values, np.nan)
                 cell.axis("on")
                 cell.set_facecolor("0.85")
                 image = cell.imshow(scaled, cmap="magma", vmin=0, vmax=1)
-                cell.set_title(name, fontsize=7, pad=2)
+                cell.set_title(f"{room if heading else ''}{name}", fontsize=7, pad=2)
         figure.colorbar(image, ax=grid, label="|gradient| / its maximum", shrink=0.6)
         figure.suptitle(title, fontsize=9)
     return figure

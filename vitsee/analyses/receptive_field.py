@@ -161,7 +161,7 @@ class ReceptiveField(Analysis):
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         from vitsee import figures
 
-        names = {"model": labels.model, "other": labels.other or ""}
+        names = figures.names_of_models(labels.model, labels.other)
         rows = _rows(tables["receptive_field"], names)
         few = {name: _spread(maps, _SHOWN) for name, maps in rows.items()}
         lines = _radii(tables["receptive_field_size"], names)
@@ -231,7 +231,8 @@ def _rows(table: pd.DataFrame, names: dict[str, str]) -> dict[str, dict[str, np.
     found: dict[str, dict[str, np.ndarray]] = {}
     several = table["point"].nunique() > 1
     keys = ["model", "point", "layer"]
-    for (role, point, layer), rows in table.groupby(keys, sort=False):
+    for key, rows in table.groupby(keys, sort=False):
+        role, point, layer = map(str, key)
         word = {"post": "after the addition", "pre": "branch alone"}[point]
         label = f"{names[role]}, {word}" if several or point == "pre" else names[role]
         values = rows["value"].to_numpy(float).reshape(rows["row"].max() + 1, -1)
@@ -255,7 +256,8 @@ def _radii(table: pd.DataFrame, names: dict[str, str]) -> list[Any]:
 
     found = []
     several = table["point"].nunique() > 1
-    for (role, point), rows in table.groupby(["model", "point"], sort=False):
+    for key, rows in table.groupby(["model", "point"], sort=False):
+        role, point = map(str, key)
         group = f"{names[role]}, {point}" if several else names[role]
         x = np.arange(len(rows)) / max(1, len(rows) - 1)
         for share, dashed in ((50, False), (90, True)):

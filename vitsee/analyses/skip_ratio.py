@@ -17,11 +17,16 @@ if TYPE_CHECKING:
     from vitsee.residual import Residual
     from vitsee.sums import Sums
 
-LOWEST, OCTAVES, PER_OCTAVE = -8, 32, 16
+LOWEST, OCTAVES, PER_OCTAVE = -16, 40, 16
 """The histogram of ratios: its first bin begins at 2**LOWEST, and a bin is 2**(1/16) wide, 4.4 %."""
 _CHUNK_BYTES = {"cpu": 2**20, "cuda": 2**28}
 """Size of the intermediate values that are made at a time: what the cache of a CPU holds."""
-_TITLES = {"attn": "self-attention", "mlp": "MLP", "unit": "units"}
+_TITLES = {
+    "attn": "self-attention",
+    "mlp": "MLP",
+    "mlp_tokens": "token MLP",
+    "mlp_channels": "channel MLP",
+}
 
 
 @register
@@ -36,6 +41,7 @@ class SkipRatio(Analysis):
     """
 
     default_images: ClassVar[int] = 1024
+    ungrouped: ClassVar[tuple[str, ...]] = ("histogram",)
 
     name: str = "skip_ratio"
     layers: Any = "every"
@@ -58,6 +64,7 @@ class SkipRatio(Analysis):
         import torch
 
         skip, branch = output.skip, output.branch
+        assert skip is not None  # a residual has one
         if skip.ndim == 4:  # features last, as they are in memory
             skip, branch = (x.permute(0, 2, 3, 1).flatten(1, 2) for x in (skip, branch))
         values = ratio_and_cosine(skip, branch)
@@ -69,7 +76,7 @@ class SkipRatio(Analysis):
 
         Where layers have fewer entries than others, `images` is 0.
         """
-        terms = {}
+        terms: dict[str, Tensor] = {}
         for role, found in (("model", view.model), ("other", view.other)):
             if found is None:
                 continue
@@ -132,14 +139,18 @@ class SkipRatio(Analysis):
         from vitsee import figures
 
         table = tables["skip_ratio"]
-        names = {"model": labels.model, "other": labels.other or ""}
+        names = figures.names_of_models(labels.model, labels.other)
         drawn = {}
         for column, name, ylabel in (
             ("ratio", "skip_ratio", "mean ‖z‖ / ‖f(z)‖"),
             ("cosine", "skip_cosine", "mean cos(z, z + f(z))"),
         ):
             drawn[name] = figures.depth_lines(
-                _lines(table, column, names), xlabel="block", ylabel=ylabel, title=labels.data
+                _lines(table, column, names),
+                xlabel="block",
+                ylabel=ylabel,
+                title=labels.data,
+                from_zero=column == "ratio",
             )
         panels = _panels(table[table["model"] == "model"])
         if panels:
@@ -233,23 +244,27 @@ def _lines(table: pd.DataFrame, column: str, names: dict[str, str]) -> list[Any]
     from vitsee.figures import Line
 
     found = []
-    for (role, kind, branch), rows in table.groupby(["model", "kind", "branch"], sort=False):
+    for keys, rows in table.groupby(["model", "kind", "branch"], sort=False):
+        role, kind, branch = map(str, keys)
         if kind not in ("mean", "class"):
             continue
-        what = [names[role], _TITLES.get(branch, branch) if branch != "unit" else ""]
-        label = " ".join([part for part in what if part] + ["(class token)"] * (kind == "class"))
-        found.append(Line(rows[column].to_numpy(), label, branch, dashed=kind == "class"))
+        words = [names[role], *_words(branch)] + ["(class token)"] * (kind == "class")
+        colour = f"{role} {branch}"
+        found.append(Line(rows[column].to_numpy(), " ".join(words), colour, dashed=kind == "class"))
     return found
+
+
+def _words(branch: str) -> list[str]:
+    """How figures call a branch; a block's only one has no name of its own."""
+    return [] if branch == "unit" else [_TITLES.get(branch, branch)]
 
 
 def _panels(table: pd.DataFrame) -> dict[str, np.ndarray]:
     """By branch, (blocks, tokens) ratios of the blocks that have tokens."""
     tokens = table[table["token"] >= 0]
-    return {
-        f"‖z‖ / ‖{_TITLES.get(branch, branch)}‖": rows.pivot(
-            index="block", columns="token", values="ratio"
-        )
-        .loc[rows["block"].unique()]
-        .to_numpy()
-        for branch, rows in tokens.groupby("branch", sort=False)
-    }
+    found = {}
+    for branch, rows in tokens.groupby("branch", sort=False):
+        cells = rows.pivot(index="block", columns="token", values="ratio")
+        what = " ".join(_words(str(branch))) or "f(z)"
+        found[f"‖z‖ / ‖{what}‖"] = cells.loc[rows["block"].unique()].to_numpy()
+    return found
