@@ -175,7 +175,9 @@ def show_result(result: Result, files: Files, anchor: str) -> dict[str, Any]:
     figures = []
     for name in names:
         image = files.image(drawn[name]) if name in drawn else None
-        cells = heat_map(tables[name], MAPS[name], labels) if {name} <= {*tables} & {*MAPS} else None
+        cells = (
+            heat_map(tables[name], MAPS[name], labels) if {name} <= {*tables} & {*MAPS} else None
+        )
         if image or cells:
             figures.append({"name": name, "image": image, "map": cells})
     return {
@@ -267,7 +269,9 @@ def provenance(made: Mapping[str, Any]) -> list[tuple[str, str]]:
         name = f"images of pass {number}" if len(made["passes"]) > 1 else "images"
         found.append((name, f"{len(ids):,}{within}; fingerprint {each.get('fingerprint')}"))
     if skipped := made.get("skipped_images"):
-        found.append(("left out", f"{len(skipped)} images that could not be decoded: {skipped[0]} …"))
+        found.append(
+            ("left out", f"{len(skipped)} images that could not be decoded: {skipped[0]} …")
+        )
     if stop := made.get("tolerance"):
         reached = "reached" if stop.get("reached") else "not reached"
         words = "{minibatches} of {of} minibatches, largest standard error {largest_se:.2g}"
@@ -323,9 +327,10 @@ def show_composed(
     for panel in one.panels:
         at = anchors.get(panel.result.resolve()) if panel.result else None
         shown = titles[at] if at else None
-        panels.append({"title": panel.title, "analysis": panel.analysis, "anchor": at} | {
-            "shown": shown, "named": panel.named, "begun": panel.result is not None
-        })
+        panels.append(
+            {"title": panel.title, "analysis": panel.analysis, "anchor": at}
+            | {"shown": shown, "named": panel.named, "begun": panel.result is not None}
+        )
     told = {key: str(one.about.get(key) or "") for key in ("title", "source", "shows", "caption")}
     tables = [one.path / name for name in ("panels.csv", "claims.csv")]
     return told | {
@@ -418,7 +423,8 @@ def short(value: float | None) -> str:
     """Three digits, as far as they say something."""
     if value is None:
         return "–"
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
+    words = f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
+    return words.replace("-", "−")
 
 
 def duration(seconds: float) -> str:

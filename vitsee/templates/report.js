@@ -55,8 +55,9 @@
     paint(canvas, width, height, (x, y) => values[y * width + x], map.limits);
     field.style.aspectRatio = `${width} / ${Math.min(Math.max(height, 0.4 * width), 2.5 * width)}`;
     paint(scale.querySelector("canvas"), 1, 128, (x, y) => map.limits[0] + y / 127 * (map.limits[1] - map.limits[0]), map.limits);
-    scale.firstElementChild.textContent = `${map.label} ${map.limits[1]}`;
+    scale.firstElementChild.textContent = map.limits[1];
     scale.lastElementChild.textContent = map.limits[0];
+    scale.querySelector("b").textContent = map.label;
     ticks(across, width, map.across, "left");
     ticks(up, height, map.up, "bottom");
 
