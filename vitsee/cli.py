@@ -144,6 +144,15 @@ def plot() -> None:
         print(joined)
 
 
+def report() -> None:
+    """write one HTML page of results, figures and claims"""
+    from vitsee import report
+
+    if wants_help():
+        return print(report.USAGE)
+    print(report.report(*report.asked(sys.argv[1:])))
+
+
 def list_() -> None:
     """what there is: analyses, models, datasets, protocols, recipes; layers of a model"""
     kinds = listing.KINDS
@@ -173,7 +182,13 @@ def compose_and_train(cfg: DictConfig) -> None:
     answer_for("train", lambda: print(training.train(*training.build(cfg))))
 
 
-VERBS: dict[str, Callable[[], None]] = {"run": run, "plot": plot, "list": list_, "train": train}
+VERBS: dict[str, Callable[[], None]] = {
+    "run": run,
+    "plot": plot,
+    "report": report,
+    "list": list_,
+    "train": train,
+}
 
 
 def wants_help() -> bool:

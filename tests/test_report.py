@@ -1,0 +1,515 @@
+"""`vitsee report`: what the page holds, what it refuses, and how it behaves in a real browser."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import composed, tiny_overrides
+
+from vitsee import pages
+from vitsee.errors import UserError
+from vitsee.report import asked, collect, report
+from vitsee.runner import run
+
+HOSTILE = '</script><img src=x onerror="window.hacked=1">\'\n{{ 7*7 }} & <b>bold</b>'
+CLAIM = {
+    "claim": "vit_uniform",
+    "figure": "fig01",
+    "statement": "The ViT is more uniform",
+    "statistic": "difference of mean CKA",
+    "value": 0.213,
+    "low": 0.187,
+    "high": 0.241,
+    "threshold": 0.05,
+    "holds": "holds",
+}
+
+
+@pytest.fixture(scope="session")
+def measured(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An outputs folder with one result: CKA of the tiny ViT."""
+    outputs = tmp_path_factory.mktemp("measured") / "outputs"
+    run(composed(*tiny_overrides(images, outputs)))
+    return outputs
+
+
+@pytest.fixture
+def outputs(measured: Path, tmp_path: Path) -> Path:
+    """A copy of it, with a composed figure of two panels, one of them measured, and four claims."""
+    root = tmp_path / "outputs"
+    shutil.copytree(measured, root)
+    folder = root / "figures/fig01-mini"
+    folder.mkdir(parents=True)
+    result = result_of(root)
+    shutil.copy(result / "cka.png", folder / "fig01.png")
+    panel = {"title": "ViT", "analysis": "cka", "figure": "cka", "table": "cka.csv"}
+    about = {
+        "name": "fig01",
+        "zoo": "mini",
+        "source": "Raghu et al. 2021, Figure 1",
+        "title": "Similarity within models",
+        "shows": "CKA of all pairs of layers.",
+        "caption": "Of the tiny ViT.",
+        "panels": [
+            panel | {"results": [str(result.relative_to(root))]},
+            panel | {"title": "ResNet", "results": ["cka/resnet/scenes-00000000"]},
+        ],
+    }
+    (folder / "figure.json").write_text(json.dumps(about))
+    verdicts = [{}, {"holds": "undecided"}, {"holds": "does not hold"}]
+    missing = dict.fromkeys(("value", "low", "high"), np.nan) | {"holds": "not measured"}
+    rows = [CLAIM | each | {"claim": f"c{i}"} for i, each in enumerate([*verdicts, missing])]
+    pd.DataFrame(rows).to_csv(folder / "claims.csv", index=False)
+    return root
+
+
+def result_of(root: Path) -> Path:
+    (found,) = root.glob("cka/*/*")
+    return found
+
+
+class Text(HTMLParser):
+    """The text of a page, its tags, and its links by their text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.words, self.tags, self.links = "", [], {}
+        self._href: str | None = None
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+        if tag == "a":
+            self._href = dict(attributes)["href"]
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1][0] not in ("script", "style"):
+            self.words += data
+        if self._href is not None:
+            self.links[data] = self._href
+            self._href = None
+
+
+def read(page: Path) -> Text:
+    return Text(page.read_text(encoding="utf-8"))
+
+
+# ── what the page holds ───────────────────────────────────────────────────────────────────────────
+
+
+def test_the_page_has_every_figure_table_and_claim(outputs):
+    shown = read(report([outputs]))
+    drawn = [a["src"] for tag, a in shown.tags if tag == "img"]
+    files = [result_of(outputs) / "cka.png", outputs / "figures/fig01-mini/fig01.png"]
+    assert sorted(drawn) == sorted(
+        "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode() for path in files
+    )
+    csv = shown.links["cka.csv"].partition("base64,")[2]
+    assert base64.b64decode(csv) == (result_of(outputs) / "cka.csv").read_bytes()
+    words = " ".join(shown.words.split())
+    for text in ("1 holds", "1 does not hold", "1 undecided", "1 not measured", "0.187 to 0.241"):
+        assert text in words
+    for text in ("Raghu et al. 2021, Figure 1; zoo mini", "40 images of folder", "batch_size"):
+        assert text in words
+    assert re.search(r"from class0/000.png to class\d/\d+.png; fingerprint", words)
+
+
+def test_a_panel_that_is_not_measured_says_so_and_a_measured_one_is_linked(outputs):
+    shown = read(report([outputs]))
+    words = " ".join(shown.words.split())
+    assert "1 of 2 panels is not measured yet: vitsee run figure=fig01 zoo=mini goes on" in words
+    assert "ResNet cka not measured cka/resnet/scenes-00000000" in words
+    ids = {a["id"] for tag, a in shown.tags if "id" in a}
+    inner = {link[1:] for link in shown.links.values() if link.startswith("#")}
+    assert inner
+    assert inner <= ids
+
+
+def test_ids_are_given_once(outputs):
+    ids = [a["id"] for _, a in read(report([outputs])).tags if "id" in a]
+    assert len(ids) == len(set(ids))
+
+
+def test_figures_alone_bring_the_results_behind_their_panels(outputs):
+    found = collect([outputs / "figures"])
+    assert [result.path.resolve() for result in found.results] == [result_of(outputs).resolve()]
+
+
+def test_a_figure_that_is_not_drawn_says_so(outputs):
+    (outputs / "figures/fig01-mini/fig01.png").unlink()
+    assert "This figure is not drawn yet." in read(report([outputs])).words
+
+
+def test_panels_csv_stands_in_for_a_missing_figure_json(outputs):
+    folder = outputs / "figures/fig01-mini"
+    (folder / "figure.json").unlink()
+    columns = "panel,title,analysis,model,other,dataset,images,result"
+    row = f"a,My panel,cka,vit,,folder,40,{result_of(outputs).relative_to(outputs)}"
+    (folder / "panels.csv").write_text(f"{columns}\n{row}\n")
+    shown = read(report([outputs]))
+    assert "My panel" in shown.words
+    assert "1 of 1" not in shown.words
+
+
+def test_the_same_files_give_the_same_page(outputs):
+    assert report([outputs]).read_bytes() == report([outputs]).read_bytes()
+
+
+def test_equal_claims_are_counted_once_and_different_ones_are_both_shown(outputs):
+    other = outputs / "figures/claims-mini"
+    other.mkdir()
+    table = pd.read_csv(outputs / "figures/fig01-mini/claims.csv", dtype=str, keep_default_na=False)
+    table.loc[0, "value"] = "0.9"
+    table.to_csv(other / "claims.csv", index=False)
+    assert len(collect([outputs]).claims) == 5
+
+
+def test_a_large_table_is_linked_beside_the_page_and_says_so(outputs, monkeypatch):
+    monkeypatch.setattr(pages, "EMBED", 100)
+    page = report([outputs], outputs.parent / "elsewhere" / "r.html")
+    link = read(page).links["cka.csv"]
+    assert (page.parent / link).resolve() == (result_of(outputs) / "cka.csv").resolve()
+    assert "not in this page: ../outputs/cka/" in read(page).words
+
+
+def test_the_map_has_the_table_s_values_bottom_row_first(tmp_path):
+    pairs = [(a, b) for a in ("first", "NA", "last") for b in ("x", "y")]
+    table = pd.DataFrame(pairs, columns=["model_layer", "other_layer"])
+    table["cka"] = [0.1, 0.2, 0.3, np.nan, 0.5, 0.6]
+    table["se"] = table["cka"] / 10
+    table.to_csv(tmp_path / "cka.csv", index=False)
+    labels = pages.Labels(model="m", other="o", dataset="d", images=4)
+    cells = pages.heat_map(tmp_path / "cka.csv", pages.MAPS["cka"], labels)
+    assert cells["rows"] == ["first", "NA", "last"]
+    assert cells["columns"] == ["x", "y"]
+    values = np.frombuffer(base64.b64decode(cells["values"]), "<f4")
+    np.testing.assert_array_equal(values, table["cka"].to_numpy("float32"))
+
+
+def test_a_table_that_is_not_one_value_a_pair_is_no_map(tmp_path):
+    table = pd.DataFrame(
+        {"model_layer": list("aabb"), "other_layer": list("xyxx"), "cka": 1, "se": 0}
+    )
+    table.to_csv(tmp_path / "cka.csv", index=False)
+    labels = pages.Labels(model="m", other=None, dataset="d", images=4)
+    assert pages.heat_map(tmp_path / "cka.csv", pages.MAPS["cka"], labels) is None
+
+
+def test_a_map_of_146_layers_adds_less_than_300_kb(tmp_path):
+    names = [f"blocks.{i}" for i in range(146)]
+    rng = np.random.default_rng(0)
+    pairs = [(a, b, *rng.random(2)) for a in names for b in names]
+    pd.DataFrame(pairs, columns=["model_layer", "other_layer", "cka", "se"]).to_csv(
+        tmp_path / "cka.csv", index=False
+    )
+    labels = pages.Labels(model="m", other=None, dataset="d", images=4)
+    cells = pages.heat_map(tmp_path / "cka.csv", pages.MAPS["cka"], labels)
+    assert len(json.dumps(cells)) < 300_000
+
+
+def test_damaged_files_and_unfinished_results_are_named_and_cost_no_other(outputs):
+    begun = outputs / "cka/other/scenes-1"
+    begun.mkdir(parents=True)
+    (begun / "experiment.yaml").write_text("analysis: {name: cka}\n")
+    broken = outputs / "cka/other/scenes-2"
+    shutil.copytree(result_of_tiny(outputs), broken)
+    (broken / "made_with.json").write_text('{"labels": ')
+    (result_of_tiny(outputs) / "extra.png").write_bytes(b"no picture")
+    (outputs / "figures/fig01-mini/figure.json").write_text('{"panels": [3]}')
+    words = read(report([outputs])).words
+    for name in ("scenes-1", "scenes-2/made_with.json: ", "extra.png: ", "figure.json: "):
+        assert name in words.replace("\n", " ")
+    assert "40 images of folder" in words
+
+
+def result_of_tiny(root: Path) -> Path:
+    return next(path for path in root.glob("cka/test_vit/*") if (path / "cka.csv").exists())
+
+
+def test_the_report_never_imports_torch(outputs):
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['timm'] = None;"
+        f"sys.argv = ['vitsee', 'report', {str(outputs)!r}]; import vitsee.cli; vitsee.cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(outputs / "report.html")
+
+
+# ── what is asked wrongly ─────────────────────────────────────────────────────────────────────────
+
+
+def test_a_folder_that_is_not_there_is_answered_with_the_nearest(outputs):
+    with pytest.raises(
+        UserError, match=r"no folder .*/ouputs; beside it .*Did you mean .*/outputs\?"
+    ):
+        report([outputs.parent / "ouputs"])
+
+
+def test_without_results_it_says_what_there_is_and_what_makes_some(tmp_path):
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(
+        UserError, match=r"no results in .* \(there is: notes\); `vitsee run` writes"
+    ):
+        report([tmp_path])
+
+
+def test_unfinished_results_alone_are_said_to_be_unfinished(tmp_path):
+    (tmp_path / "experiment.yaml").write_text("analysis: {name: cka}\n")
+    with pytest.raises(UserError, match=r"no result in .* is finished .*--from .*experiment.yaml"):
+        report([tmp_path])
+
+
+def test_without_outputs_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="there is no folder outputs here; `vitsee run` makes one"):
+        report(*asked([]))
+
+
+def test_a_file_is_answered_with_its_folder(outputs):
+    file = result_of(outputs) / "cka.csv"
+    with pytest.raises(UserError, match=f"{file} is a file; vitsee report takes folders, such as"):
+        report([file])
+
+
+def test_an_unknown_option_is_answered_with_those_there_are():
+    with pytest.raises(
+        UserError, match=r"no option --ouput; it has: -o FILE.*Did you mean --output\?"
+    ):
+        asked(["--ouput"])
+
+
+def test_o_without_a_file_says_so():
+    with pytest.raises(UserError, match="-o needs the name of a file"):
+        asked(["outputs", "-o"])
+
+
+def test_a_page_that_cannot_be_written_says_what_to_do(outputs):
+    (outputs.parent / "taken").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*; choose another file with -o FILE"):
+        report([outputs], outputs.parent / "taken" / "r.html")
+    with pytest.raises(UserError, match=r"is a folder; name a file, such as .*report.html"):
+        report([outputs], outputs)
+
+
+def test_help_and_mistakes_on_the_command_line(tmp_path):
+    def command(*words: str) -> subprocess.CompletedProcess[str]:
+        called = [sys.executable, "-m", "vitsee", "report", *words]
+        return subprocess.run(called, capture_output=True, text=True, cwd=tmp_path, check=False)
+
+    assert command("--help").stdout.startswith("usage: vitsee report [PATH…] [-o FILE]")
+    mistaken = command("nowhere")
+    assert (mistaken.returncode, len(mistaken.stderr.splitlines())) == (2, 1)
+    assert "there is no folder nowhere" in mistaken.stderr
+
+
+# ── names ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def hostile(outputs: Path) -> Path:
+    """The same with names of models, layers, classes, folders and claims that try to be HTML."""
+    result = result_of(outputs)
+    made = json.loads((result / "made_with.json").read_text())
+    made["labels"]["model"] = f"model{HOSTILE}"
+    made["passes"][0]["image_ids"] = [f"class{HOSTILE}/1.png", f"class{HOSTILE}/2.png"]
+    made["warnings"] = [f"warning{HOSTILE}"]
+    (result / "made_with.json").write_text(json.dumps(made))
+    table = pd.read_csv(result / "cka.csv")
+    for column in ("model_layer", "other_layer"):
+        table[column] = f"layer{HOSTILE}" + table[column]
+    table.to_csv(result / "cka.csv", index=False)
+    folder = outputs / "figures/fig01-mini"
+    about = json.loads((folder / "figure.json").read_text())
+    for key in ("title", "shows", "caption", "source"):
+        about[key] = key + HOSTILE
+    (folder / "figure.json").write_text(json.dumps(about))
+    rows = pd.DataFrame(
+        [CLAIM | dict.fromkeys(("claim", "statement", "statistic", "holds"), HOSTILE)]
+    )
+    rows.to_csv(folder / "claims.csv", index=False)
+    result.rename(result.with_name('"><img src=x onerror=alert(1)>'))
+    return outputs
+
+
+def test_hostile_names_are_text(hostile):
+    page = report([hostile])
+    shown = read(page)
+    assert not [
+        a for tag, a in shown.tags if tag == "img" and not a["src"].startswith("data:image")
+    ]
+    assert not [a for _, a in shown.tags if any(name.startswith("on") for name in a)]
+    assert "49" not in re.findall(r"\{\{.*?\}\}|\b49 & <b>", shown.words)
+    assert "{{ 7*7 }} & <b>bold</b>" in shown.words
+    for name in ("class", "warning", "title", "shows", "caption", "source"):
+        assert name + HOSTILE.split("\n")[0] in shown.words
+
+
+# ── in a browser ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless Chromium."""
+    api = pytest.importorskip(
+        "playwright.sync_api", reason="a browser's driver: pip install playwright"
+    )
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = [path for path in map(shutil.which, names) if path]
+    if not found:
+        pytest.skip(f"a browser: none of {', '.join(names)} is installed")
+    # Chromium has no sandbox where it runs as root, as it does in containers.
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=found[0], args=arguments)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def opened(browser):
+    """Opens a page from disk; whatever it logs, or asks a network for, fails the test."""
+    complaints, contexts = [], []
+
+    def open_(path: Path, *, width: int = 1280, scheme: str = "light", script: bool = True) -> Any:
+        size = {"width": width, "height": 800}
+        contexts.append(
+            browser.new_context(viewport=size, color_scheme=scheme, java_script_enabled=script)
+        )
+        page = contexts[-1].new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on(
+            "request",
+            lambda asked: asked.url.startswith(("file:", "data:")) or complaints.append(asked.url),
+        )
+        page.goto(path.resolve().as_uri())
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+@pytest.mark.parametrize("width", [390, 800, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_figure_shows_and_nothing_is_wider_than_the_window(opened, outputs, width, scheme):
+    page = opened(report([outputs]), width=width, scheme=scheme)
+    assert page.locator(".plot").count() == 2
+    loaded = "images => images.every(image => image.naturalWidth > 0)"
+    assert page.locator("img").evaluate_all(loaded)
+    assert page.locator(".map canvas").first.is_visible()
+    assert page.locator("#figures img").is_visible()
+    overflow = "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    wide, window = page.evaluate(overflow)
+    assert wide <= window
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
+
+
+def test_the_pointer_shows_the_layers_and_the_value_of_the_table(opened, outputs):
+    page = opened(report([outputs]))
+    table = pd.read_csv(result_of(outputs) / "cka.csv")
+    layers = list(table["model_layer"].unique())
+    canvas = page.locator(".field canvas")
+    canvas.scroll_into_view_if_needed()
+    box, count = canvas.bounding_box(), len(layers)
+    column, row = 1, count - 2
+    page.mouse.move(
+        box["x"] + box["width"] * (column + 0.5) / count,
+        box["y"] + box["height"] * (1 - (row + 0.5) / count),
+    )
+    cell = table[(table["model_layer"] == layers[row]) & (table["other_layer"] == layers[column])]
+    told = page.locator("output").inner_text()
+    assert f"CKA {cell['cka'].item():.4f} ±" in told
+    assert f"↑ test_vit (random weights): {layers[row]} ({row})" in told
+    assert f"→ test_vit (random weights): {layers[column]} ({column})" in told
+    page.mouse.move(0, 0)
+    assert page.locator("output").is_hidden()
+
+
+def test_the_map_is_coloured_as_the_drawn_figure(opened, outputs):
+    import matplotlib
+
+    page = opened(report([outputs]))
+    table = pd.read_csv(result_of(outputs) / "cka.csv")
+    count = table["model_layer"].nunique()
+    read_pixel = "canvas => [...canvas.getContext('2d').getImageData(1, 0, 1, 1).data]"
+    value = table["cka"].to_numpy().reshape(count, count)[-1, 1]  # the top row is the last layer
+    expected = matplotlib.colormaps["magma"](round(255 * value), bytes=True)
+    assert page.locator(".field canvas").evaluate(read_pixel) == [int(part) for part in expected]
+
+
+def test_the_keyboard_reaches_the_map_and_walks_on_it(opened, outputs):
+    page = opened(report([outputs]))
+    layers = list(pd.read_csv(result_of(outputs) / "cka.csv")["model_layer"].unique())
+    on_map = "document.activeElement.matches('.field canvas')"
+    for _ in range(100):
+        page.keyboard.press("Tab")
+        if page.evaluate(on_map):
+            break
+    assert page.evaluate(on_map)
+    output = page.locator("output")
+    assert f"{layers[0]} (0)" in output.inner_text()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowUp")
+    assert f"↑ test_vit (random weights): {layers[2]} (2)" in output.inner_text()
+    assert f"→ test_vit (random weights): {layers[1]} (1)" in output.inner_text()
+    page.keyboard.press("End")
+    page.keyboard.press("Shift+ArrowLeft")
+    assert f"({len(layers) - 1})" in output.inner_text()
+    assert f"→ test_vit (random weights): {layers[-11]}" in output.inner_text()
+    page.keyboard.press("Escape")
+    assert output.is_hidden()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert page.locator("figure[data-figure=cka] img").is_visible()
+    assert page.locator(".map").is_hidden()
+
+
+def test_a_click_saves_the_table(opened, outputs):
+    page = opened(report([outputs]))
+    with page.expect_download() as saved:
+        page.locator("a[download='cka.csv']").click()
+    assert saved.value.suggested_filename == "cka.csv"
+    assert Path(saved.value.path()).read_bytes() == (result_of(outputs) / "cka.csv").read_bytes()
+
+
+def test_paper_and_a_browser_without_script_have_the_drawn_figure(opened, outputs):
+    path = report([outputs])
+    page = opened(path)
+    page.emulate_media(media="print", color_scheme="dark")
+    plain = opened(path, script=False)
+    for each in (page, plain):
+        assert each.locator("figure[data-figure=cka] img").is_visible()
+        assert each.locator(".map").is_hidden()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+
+
+def test_hostile_names_are_shown_and_do_nothing(opened, hostile):
+    page = opened(report([hostile]), width=390)
+    assert page.evaluate("window.hacked") is None
+    page.locator(".field canvas").focus()
+    page.keyboard.press("ArrowUp")
+    assert '<img src=x onerror="window.hacked=1">' in page.locator("output").inner_text()
+    assert page.locator("output img").count() == 0
+    assert page.evaluate("window.hacked") is None
+    wide, window = page.evaluate(
+        "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    )
+    assert wide <= window

@@ -1,0 +1,294 @@
+"""`vitsee report`: finds results, composed figures and claims, and writes one page; imports no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from vitsee.errors import UserError, nearest, unknown
+from vitsee.results import Results
+
+USAGE = """usage: vitsee report [PATH…] [-o FILE]
+
+Writes one HTML page of everything found in these folders: the claims and their verdicts, the composed
+figures, and every result with its parameters, provenance and tables. The page needs no network and no
+other file, except for tables of more than 2 MB, which it links where they lie.
+
+  vitsee report                              all of outputs/, into outputs/report.html
+  vitsee report outputs/cka                  one analysis, into outputs/cka/report.html
+  vitsee report outputs/figures -o fig.html  the composed figures and the results they show
+
+PATH is a result folder or any folder that contains some."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished result folder."""
+
+    path: Path
+    experiment: dict[str, Any]
+    made_with: dict[str, Any]
+
+    @property
+    def analysis(self) -> str:
+        return str(self.experiment.get("analysis", {}).get("name", self.path.parents[1].name))
+
+    @property
+    def images(self) -> list[Path]:
+        return sorted(self.path.glob("*.png"))
+
+    @property
+    def tables(self) -> list[Path]:
+        return sorted(self.path.glob("*.csv"))
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel of a composed figure and one of the results that it shows.
+
+    named: the result's folder as the figure names it. result: where that is, None if it is not there.
+    """
+
+    title: str
+    analysis: str
+    named: str
+    result: Path | None
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A figure made of panels, as its folder describes it."""
+
+    path: Path
+    about: dict[str, Any]
+    panels: list[Panel]
+
+    @property
+    def name(self) -> str:
+        return str(self.about.get("name") or self.path.name.rpartition("-")[0] or self.path.name)
+
+    @property
+    def zoo(self) -> str:
+        return str(self.about.get("zoo") or self.path.name.rpartition("-")[2])
+
+    @property
+    def image(self) -> Path | None:
+        path = self.path / f"{self.name}.png"
+        return path if path.is_file() else None
+
+
+@dataclass
+class Found:
+    """Everything that a page shows, and why some of it could not be read."""
+
+    results: list[Result] = field(default_factory=list)
+    figures: list[Composed] = field(default_factory=list)
+    claims: list[dict[str, Any]] = field(default_factory=list)
+    unfinished: list[Path] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+
+
+def report(paths: list[Path], output: Path | None = None) -> Path:
+    """Write the page of everything in these folders, return its path.
+
+    Raises UserError if there is no such folder, nothing in it, or the page cannot be written.
+    """
+    from vitsee.pages import page
+
+    found = collect(paths)
+    file = output or paths[0] / "report.html"
+    if file.is_dir():
+        raise UserError(f"-o {file} is a folder; name a file, such as {file / 'report.html'}")
+    content = page(found, file.parent).encode("utf-8", "replace")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return Results(file.parent).write(file.name, content)
+    except (OSError, UserError) as error:
+        reason = error if isinstance(error, OSError) else error.__cause__
+        words = getattr(reason, "strerror", None) or reason
+        raise UserError(
+            f"cannot write {file}: {words}; choose another file with -o FILE"
+        ) from error
+
+
+def asked(words: list[str]) -> tuple[list[Path], Path | None]:
+    """What the command line asks for: folders, and the file to write if it is named."""
+    paths: list[Path] = []
+    output, rest = None, iter(words)
+    for word in rest:
+        if word in ("-o", "--output"):
+            named = next(rest, None)
+            if named is None:
+                raise UserError(f"{word} needs the name of a file: vitsee report … {word} FILE")
+            output = Path(named)
+        elif word.startswith("-"):
+            raise UserError(
+                f"vitsee report has no option {word}; it has: -o FILE, --help."
+                f"{nearest(word, ['--output', '--help'])}"
+            )
+        else:
+            paths.append(Path(word))
+    return paths or [Path("outputs")], output
+
+
+def collect(paths: list[Path]) -> Found:
+    """Read the folders and what they contain, and the results that their figures show.
+
+    Raises UserError if a folder does not exist, or if there is nothing to show in all of them.
+    """
+    found, seen = Found(), set[Path]()
+    for path in paths:
+        if not path.is_dir():
+            raise _no_folder(path)
+        for folder in _folders(path):
+            if folder.resolve() not in seen:
+                seen.add(folder.resolve())
+                _read_into(found, folder)
+    for folder in [panel.result for one in found.figures for panel in one.panels if panel.result]:
+        if folder.resolve() not in seen:
+            seen.add(folder.resolve())
+            _read_into(found, folder)
+    if not (found.results or found.figures or found.claims):
+        raise _nothing(paths, found)
+    found.results.sort(key=lambda result: (result.analysis, *_natural(str(result.path))))
+    found.figures.sort(key=lambda one: (one.zoo, one.name.startswith("vit_"), *_natural(one.name)))
+    return found
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    """Result and figure folders at or below a folder."""
+    for where, below, files in os.walk(root):
+        below.sort()
+        below[:] = [name for name in below if not name.startswith(".")]
+        if "experiment.yaml" in files or _describes_figure(Path(where), files):
+            below.clear()
+            yield Path(where)
+
+
+def _describes_figure(folder: Path, files: list[str]) -> bool:
+    return bool({"figure.json", "panels.csv", "claims.csv"} & set(files)) or (
+        folder.parent.name == "figures" and any(name.endswith(".png") for name in files)
+    )
+
+
+def _read_into(found: Found, folder: Path) -> None:
+    """Add what one folder holds; a file that cannot be read is named and costs no other."""
+
+    def readable(name: str, read: Callable[[Path], Any]) -> Any:
+        try:
+            return read(folder / name) if (folder / name).exists() else None
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            found.damaged.append(f"{folder / name}: {reason}")
+            return None
+
+    if (folder / "experiment.yaml").exists():
+        experiment = readable("experiment.yaml", _mapping)
+        made_with = readable("made_with.json", _record)
+        if not (folder / "made_with.json").exists():
+            found.unfinished.append(folder)
+        elif experiment is not None and made_with is not None:
+            found.results.append(Result(folder, experiment, made_with))
+        return
+    about = readable("figure.json", _record) or {}
+    panels = readable("figure.json", _planned) or readable("panels.csv", _measured) or []
+    claims = readable("claims.csv", _rows) or []
+    one = Composed(folder, about, panels)
+    if about or panels or one.image:
+        found.figures.append(one)
+    for claim in ({"zoo": one.zoo} | claim for claim in claims):
+        if claim not in found.claims:  # several figures may test, and write, the same claim
+            found.claims.append(claim)
+
+
+def _planned(path: Path) -> list[Panel]:
+    """The panels of a figure.json, a row for each result that one shows."""
+    return [
+        Panel(str(each["title"]), str(each["analysis"]), name, _existing(path.parent, name))
+        for each in _record(path).get("panels", [])
+        for name in map(str, each.get("results") or [""])
+    ]
+
+
+def _measured(path: Path) -> list[Panel]:
+    """The panels of a panels.csv."""
+    return [
+        Panel(row["title"] or row["panel"], row["analysis"], name, _existing(path.parent, name))
+        for row in _rows(path)
+        for name in [row["result"]]
+    ]
+
+
+def _existing(folder: Path, name: str) -> Path | None:
+    """A result folder named relative to the figure's folder or to the folder of all outputs."""
+    for base in (folder, folder.parents[1] if len(folder.parents) > 1 else folder, Path()):
+        if name and (base / name / "experiment.yaml").is_file():
+            return base / name
+    return None
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    read = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(read, dict):
+        raise ValueError("it holds no keys and values")
+    return read
+
+
+def _record(path: Path) -> dict[str, Any]:
+    read = json.loads(path.read_bytes())
+    if not isinstance(read, dict):
+        raise ValueError("it holds no keys and values")
+    return read
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a small table, every cell as it is written."""
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+
+
+def _natural(name: str) -> tuple[tuple[bool, int, str], ...]:
+    """Sorts fig2 before fig10."""
+    parts = re.split(r"(\d+)", name)
+    return tuple((part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts)
+
+
+def _no_folder(path: Path) -> UserError:
+    if path.is_file():
+        return UserError(f"{path} is a file; vitsee report takes folders, such as {path.parent}")
+    above = next((up for up in path.parents if up.is_dir()), Path())
+    beside = [str(above / each.name) for each in above.iterdir() if each.is_dir()]
+    beside = [each for each in beside if not Path(each).name.startswith(".")][:20]
+    if path == Path("outputs"):
+        return UserError(
+            "there is no folder outputs here; `vitsee run` makes one, or name the folder of your results: "
+            "vitsee report PATH"
+        )
+    if not beside:
+        return UserError(f"there is no folder {path}, and no other in {above.resolve()}")
+    return unknown(f"there is no folder {path}", str(path), beside, "beside it there are")
+
+
+def _nothing(paths: list[Path], found: Found) -> UserError:
+    where = ", ".join(map(str, paths))
+    if found.damaged:
+        return UserError(f"nothing in {where} can be read: {'; '.join(found.damaged[:3])}")
+    if found.unfinished:
+        first = found.unfinished[0]
+        return UserError(
+            f"no result in {where} is finished ({len(found.unfinished)} are begun); the same `vitsee run` "
+            f"goes on, or: vitsee run --from {first / 'experiment.yaml'}"
+        )
+    there = sorted(each.name for path in paths for each in path.iterdir())[:10]
+    return UserError(
+        f"there are no results in {where} (there is: {', '.join(there) or 'nothing'}); `vitsee run` writes "
+        f"them as outputs/<analysis>/<models>/<dataset>-<identity>"
+    )
