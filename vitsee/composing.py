@@ -26,7 +26,8 @@ def draw(folder: Path, *, pdf: bool = False) -> list[Path]:
 
 def compose(record: dict[str, Any], folder: Path) -> Figure:
     """Rows of panels, each under its title, and the caption below."""
-    rows = [[record["panels"][name] for name in row] for row in record["rows"]]
+    panels = {panel["name"]: panel for panel in record["panels"]}
+    rows = [[panels[name] for name in row] for row in record["rows"]]
     sizes = [[size(panel, folder) for panel in row] for row in rows]
     heights = [max(height for _, height in row) + HEAD for row in sizes]
     width = max(sum(width for width, _ in row) for row in sizes)

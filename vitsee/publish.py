@@ -135,14 +135,15 @@ def patiently(run: Callable[[], list[Path]]) -> list[Path]:
 
 def describe(figure: Published, zoo: Zoo, shown: dict[str, Shown], folder: Path) -> dict[str, Any]:
     """What figure.json says."""
-    panels = {
-        name: {
+    panels = [
+        {
+            "name": name,
             **asdict(panel),
             "results": [relative(path, folder) for path in shown[name].folders.values()],
             "missing": shown[name].missing,
         }
         for name, panel in figure.panels.items()
-    }
+    ]
     return {
         "name": figure.name,
         "zoo": zoo.name,
