@@ -25,6 +25,11 @@ from vitsee.sums import Sums
 
 NEEDED: dict[str, list[str]] = {
     "attention_rollout": ["images=40"],
+    "block_similarity": [
+        "model@other=timm",
+        "other.timm=test_vit2",
+        "other.pretrained=false",
+    ],
     "head_similarity": [
         "model@other=timm",
         "other.timm=test_resnet",

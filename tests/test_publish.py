@@ -44,7 +44,7 @@ def test_zoos_name_models_that_exist():
 
 def test_panels_name_analyses_that_exist():
     wanted = {p.analysis for name in atlas.figures() for p in atlas.published(name).panels.values()}
-    assert wanted - {"block_similarity"} <= set(REGISTERED)
+    assert wanted <= set(REGISTERED)
 
 
 @pytest.fixture(scope="module")

@@ -143,6 +143,7 @@ class Analysis:
     """Layers of the second model; by default as `layers`."""
 
     def __post_init__(self) -> None:
+        self.cast: dict[str, str] = {}  # names of the models by role; the experiment fills it in
         self.layers = _patterns("layers", self.layers)
         if self.other_layers is not None:
             self.other_layers = _patterns("other_layers", self.other_layers)

@@ -157,6 +157,7 @@ class Experiment:
     run: Run = field(default_factory=Run)
 
     def __post_init__(self) -> None:
+        self.analysis.cast = {role: model.name for role, model in self.models.items()}
         if self.batch_size < 4:
             raise UserError(
                 f"batch_size must be at least 4 (unbiased HSIC divides by n - 3), "

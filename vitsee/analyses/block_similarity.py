@@ -1,0 +1,153 @@
+"""CKA of each block of one model with the block at the same depth of another (Raghu et al. 2021, Figs. 12 and G.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from vitsee.analysis import Analysis, Labels, Layer, View, register
+from vitsee.errors import UserError
+from vitsee.estimates import cka_and_error, cka_terms
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from vitsee.sums import Sums
+
+
+@register
+@dataclass(kw_only=True)
+class BlockSimilarity(Analysis):
+    """How far has each block moved from its counterpart in another model: of other data, or before fine-tuning?
+
+    Blocks are paired by relative depth; models of equal depth block by block.
+    """
+
+    equal_minibatches: ClassVar[bool] = True
+
+    name: str = "block_similarity"
+    layers: Any = "blocks"
+
+    def check(self, layers: dict[str, list[Layer]]) -> None:
+        if "other" not in layers:
+            raise UserError(
+                "analysis=block_similarity compares two models block by block; name the second: "
+                "model@other=NAME"
+            )
+
+    def reduce(self, layer: Layer, output: Tensor) -> Tensor:
+        """U-centred Gram matrix of one block: (N, ...) -> (N, N) float64."""
+        from vitsee.kernels import gram, u_centre
+
+        return u_centre(gram(output))
+
+    def observe(self, view: View) -> dict[str, Tensor]:
+        """HSIC_1 of each block with its counterpart, and the products that its standard error needs."""
+        import torch
+
+        assert view.other is not None
+        u, v = (torch.stack(list(part.values())) for part in (view.model, view.other))
+        v = v[torch.tensor(paired(len(u), len(v)), device=v.device)]
+        scale = view.images * (view.images - 3)
+        ab, aa, bb = ((x * y).sum((1, 2)) / scale for x, y in ((u, v), (u, u), (v, v)))
+        return pairwise_terms(ab, aa, bb, view.fresh)
+
+    def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
+        """One row per block: block, depth (of the model, 1 at its end), model, other, cka, se, other_block."""
+        cka, se = _estimate(sums)
+        blocks = np.arange(len(cka))
+        table = pd.DataFrame(
+            {
+                "block": blocks,
+                "depth": (blocks + 1) / len(blocks),
+                "model": self.cast["model"],
+                "other": self.cast["other"],
+                "cka": cka,
+                "se": se,
+                "other_block": paired(len(cka), len(sums.axes["other"])),
+            }
+        )
+        return {"block_similarity": table}
+
+    def error(self, sums: Sums) -> float:
+        _, se = _estimate(sums)
+        return float(se[np.isfinite(se)].max(initial=0))
+
+    def warnings(self, sums: Sums) -> list[str]:
+        found = []
+        for role, key in (("model", "aa"), ("other", "bb")):
+            for i, own in enumerate(sums.terms[key].tolist()):
+                if not own > 0:
+                    kind = "constant over the images" if own == 0 else "not finite"
+                    found.append(f"block {i} of the {role} is {kind}; its CKA is NaN")
+        return found
+
+    def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
+        return self.joined([(tables, labels)])
+
+    def joined(
+        self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
+    ) -> dict[str, Figure]:
+        """CKA over depth, a line a pair of models."""
+        from vitsee import figures
+
+        others = {labels.other for _, labels in results}
+        lines = {}
+        for tables, labels in results:
+            against = f" against {labels.other}" if len(others) > 1 else ""
+            lines[f"{labels.model}{against}"] = tables["block_similarity"]
+        last = results[-1][1]
+        to = f" to {last.other}" if len(others) == 1 else ""
+        drawn = figures.lines_with_errors(
+            lines,
+            x="block",
+            y="cka",
+            error="se",
+            xlabel="Block Index",
+            ylabel="Similarity (CKA)",
+            title=f"similarity of blocks{to}\n{last.data}",
+        )
+        return {"block_similarity": drawn}
+
+
+def paired(blocks: int, others: int) -> list[int]:
+    """For each block the one of the other model whose end is nearest in relative depth."""
+    depths = (np.arange(others) + 1) / others
+    return [int(np.abs(depths - (i + 1) / blocks).argmin()) for i in range(blocks)]
+
+
+def pairwise_terms(ab: Tensor, aa: Tensor, bb: Tensor, fresh: float) -> dict[str, Tensor]:
+    """What `cka_terms` sums, for pairs (P,) that each stand alone: every term is (P,) but `fresh`."""
+    import torch
+
+    each = [
+        cka_terms(x[None, None], y[None], z[None], fresh)
+        for x, y, z in zip(ab.unbind(), aa.unbind(), bb.unbind(), strict=True)
+    ]
+    stacked = {
+        name: torch.stack([one[name].flatten()[0] for one in each])
+        for name in each[0]
+        if name != "fresh"
+    }
+    return {"fresh": each[0]["fresh"], **stacked}
+
+
+def _estimate(sums: Sums) -> tuple[np.ndarray, np.ndarray]:
+    """CKA and its standard error of each pair, (P,)."""
+    terms = {name: term.cpu().numpy() for name, term in sums.terms.items()}
+    count = int(sums.seen.sum())
+    square = {"ab", "ab_ab", "ab_aa", "ab_bb", "aa_bb"}
+    found = []
+    for i in range(len(terms["ab"])):
+        one = {
+            name: term if name == "fresh" else term[i].reshape((1, 1) if name in square else (1,))
+            for name, term in terms.items()
+        }
+        found.append([float(part[0, 0]) for part in cka_and_error(one, count)])
+    cka, se = np.array(found).T
+    return cka, se
