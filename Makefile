@@ -37,7 +37,7 @@ slurm-figures: setup ## The same as SLURM jobs, one a figure (SBATCH='--partitio
 	done
 
 test: .venv/.installed-dev lint ## Format, lint, types, tests
-	$(BIN)/pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q --numprocesses=auto
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff format --check .

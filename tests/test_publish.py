@@ -18,6 +18,7 @@ from vitsee.publish import publish
 from vitsee.verdicts import COLUMNS
 
 QUICK = ["run.device=cpu", "run.workers=0", "run.progress=false"]
+pytestmark = pytest.mark.xdist_group("publish")  # what one test measures others look at
 PAPER = [f"fig{n:02}" for n in range(1, 14)]
 APPENDIX = ["figB1", *(f"figC{n}" for n in range(1, 7)), *(f"figD{n}" for n in range(1, 5))]
 APPENDIX += ["figE1", "figE2", "figF1", "figF2", "figF3", "figG1", "figG2", "figH1", "figH2"]

@@ -37,6 +37,9 @@ vitsee.cli.main()
 """
 
 
+pytestmark = pytest.mark.xdist_group("slurm")  # one SLURM, so one worker
+
+
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment in which sbatch and squeue speak to a SLURM of this machine's own."""
