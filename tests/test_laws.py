@@ -43,8 +43,9 @@ NEEDED: dict[str, list[str]] = {
         "analysis.seeds=[0,1]",
         "batch_size=4",
     ],
+    "receptive_field": ["analysis.channels=2", "images=24"],
 }
-"""What an analysis cannot do without, by name, as overrides."""
+"""What an analysis cannot do without, or not fast enough, by name, as overrides."""
 STREAMING = [name for name in sorted(REGISTERED) if not REGISTERED[name].weights_only]
 
 
