@@ -326,11 +326,9 @@ def show_composed(
     panels = []
     for panel in one.panels:
         at = anchors.get(panel.result.resolve()) if panel.result else None
-        shown = titles[at] if at else None
-        panels.append(
-            {"title": panel.title, "analysis": panel.analysis, "anchor": at}
-            | {"shown": shown, "named": panel.named, "begun": panel.result is not None}
-        )
+        shown: dict[str, Any] = {"title": panel.title, "analysis": panel.analysis}
+        shown |= {"anchor": at, "shown": titles[at] if at else None}
+        panels.append(shown | {"named": panel.named, "begun": panel.result is not None})
     told = {key: str(one.about.get(key) or "") for key in ("title", "source", "shows", "caption")}
     tables = [one.path / name for name in ("panels.csv", "claims.csv")]
     return told | {
