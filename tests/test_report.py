@@ -124,7 +124,7 @@ def test_the_page_has_every_figure_table_and_claim(outputs):
         assert text in words
     for text in ("Raghu et al. 2021, Figure 1; zoo mini", "40 images of folder", "batch_size"):
         assert text in words
-    assert re.search(r"from class0/000.png to class\d/\d+.png; fingerprint", words)
+    assert re.search(r"from class\d/\d+.png to class\d/\d+.png; fingerprint", words)
 
 
 def test_a_panel_that_is_not_measured_says_so_and_a_measured_one_is_linked(outputs):
@@ -352,7 +352,6 @@ def test_hostile_names_are_text(hostile):
         a for tag, a in shown.tags if tag == "img" and not a["src"].startswith("data:image")
     ]
     assert not [a for _, a in shown.tags if any(name.startswith("on") for name in a)]
-    assert "49" not in re.findall(r"\{\{.*?\}\}|\b49 & <b>", shown.words)
     assert "{{ 7*7 }} & <b>bold</b>" in shown.words
     for name in ("class", "warning", "title", "shows", "caption", "source"):
         assert name + HOSTILE.split("\n")[0] in shown.words
@@ -405,7 +404,7 @@ def opened(browser):
     assert complaints == []
 
 
-@pytest.mark.parametrize("width", [390, 800, 1280])
+@pytest.mark.parametrize("width", [390, 840, 1100, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_figure_shows_and_nothing_is_wider_than_the_window(opened, outputs, width, scheme):
     page = opened(report([outputs]), width=width, scheme=scheme)

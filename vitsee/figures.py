@@ -159,7 +159,7 @@ def curves(
         axes.set_title(title, wrap=True)
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
-        figure.legend(loc="outside lower center", ncols=min(3, len(names) + 1), frameon=False)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return figure
 
 
