@@ -25,14 +25,14 @@ APPENDIX += ["figE1", "figE2", "figF1", "figF2", "figF3", "figG1", "figG2", "fig
 VIT = [f"vit_fig{n:02}" for n in (6, 7, 10, 11, 14)]
 
 
-@pytest.mark.parametrize("name", PAPER + APPENDIX + VIT)
+@pytest.mark.parametrize("name", [*PAPER, *APPENDIX, *VIT, "claims"])
 def test_a_figure_is_defined_and_its_roles_are_known_to_every_zoo(name):
     figure = atlas.published(name)
     assert figure.name == name
     assert sorted(p for row in figure.rows for p in row) == sorted(figure.panels)
     for zoo in map(atlas.zoo, atlas.zoos()):
         for panel in figure.panels.values():
-            for role in [*panel.roles, *([panel.other] if panel.other else [])]:
+            for role in {*panel.roles, *([panel.other] if panel.other else [])} - set(atlas.ASKED):
                 player = zoo.role(role)
                 assert (player.model is None) != (player.missing is None)
 
@@ -126,12 +126,36 @@ def test_a_panel_that_another_process_measures_is_waited_for(monkeypatch):
     assert patiently(run) == [Path("x.csv")]
 
 
+def test_the_claims_are_scored_on_any_two_models_and_what_one_cannot_give_is_left_out(
+    tmp_path, images
+):
+    tiny = ["model=timm", "model.timm=test_resnet", "model.pretrained=false"]
+    tiny += ["model@other=timm", "other.timm=test_vit", "other.pretrained=false"]
+    data = ["dataset=folder", f"dataset.root={images}", "batch_size=8", f"run.outputs={tmp_path}"]
+    written = publish(["figure=claims", *tiny, *data, *QUICK])
+    assert written[0].parent.name == "claims-timm-vs-timm"
+    record = json.loads((written[0].parent / "figure.json").read_text())
+    missing = {panel["name"] for panel in record["panels"] if panel["missing"]}
+    assert missing == {"distance", "heads"}  # a ResNet attends to nothing
+    verdicts = pd.read_csv(written[0].parent / "claims.csv").set_index("claim")
+    assert verdicts.loc["high_blocks_are_global", "holds"] == "not measured"
+    assert verdicts.loc["uniform", ["low", "high"]].notna().all()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["figure=fig1"], r"there is no figure=fig1; .*Did you mean fig"),
         (["figure=fig01", "zoo=big"], "there is no zoo=big; zoo can be: mini, paper"),
         (["figure=fig01", "analysis=cka"], "analysis=cka cannot be combined with figure=fig01"),
+        (
+            ["figure=fig01", "model=vit_mini"],
+            "model=vit_mini with figure=fig01: its models are those of",
+        ),
+        (
+            ["figure=claims", "model=vit_mini"],
+            "figure=claims wants the models named: model=NAME model@oth",
+        ),
         (["figure=fig01", "-m"], "-m cannot be combined with figure=fig01"),
     ],
 )

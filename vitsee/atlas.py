@@ -41,8 +41,14 @@ class Published:
     panels: dict[str, Panel] = MISSING
     rows: list[list[str]] = MISSING
     """Names of the panels, row by row."""
+    lenient: bool = False
+    """A panel that a model cannot give (attention of a CNN) is left out, not an error."""
     claims: dict[str, dict[str, str]] = field(default_factory=dict)
     """For each claim it tests, which panel is which evidence."""
+
+
+ASKED = ("model", "other")
+"""Roles that are played by the models of the command line, model=NAME and model@other=NAME."""
 
 
 @dataclass(kw_only=True)

@@ -71,7 +71,7 @@ def upper_half_is_the_next_third(cross: Evidence) -> float:
 )
 def highest_third_is_unlike(cross: Evidence) -> float:
     """'The final third is less similar to all ResNet layers': less than the layers below it."""
-    best = np.nanmax(_square(cross), axis=1)
+    best = _best(_square(cross))
     cut = len(best) * 2 // 3
     return float(best[cut:].mean() - best[:cut].mean())
 
@@ -95,7 +95,7 @@ def no_skip_splits_the_network(cut: Evidence, intact: Evidence) -> float:
 )
 def mixer_is_closer_to_the_vit(vit: Evidence, resnet: Evidence) -> float:
     """Appendix H: 'more similar to ViT than to ResNet': above 0."""
-    return float(np.nanmax(_square(vit), axis=1).mean() - np.nanmax(_square(resnet), axis=1).mean())
+    return float(_best(_square(vit)).mean() - _best(_square(resnet)).mean())
 
 
 # ---- attention (Figures 3, 4, 5, C.5; ViT paper 7) ----
@@ -497,6 +497,11 @@ def _matches(cka: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     defined = cka[:, np.isfinite(cka).any(0)]
     depth = (np.nanargmax(defined, axis=0) + 0.5) / len(cka)
     return depth[: len(depth) // 2], depth[len(depth) // 2 :]
+
+
+def _best(cka: np.ndarray) -> np.ndarray:
+    """The highest CKA of each row that is defined at all."""
+    return np.nanmax(cka[np.isfinite(cka).any(1)], axis=1)
 
 
 def _contrast(tables: Tables, block: int) -> float:

@@ -28,6 +28,7 @@ where an interrupted one stopped, and draws again where everything is measured.
   vitsee run -m model=vit_b16,vit_l16                     one after the other; SLURM: hydra/launcher=slurm
   vitsee run --from outputs/…/experiment.yaml             repeat a result
   vitsee run figure=fig01 zoo=mini                        a published figure: all its panels, and its claims
+  vitsee run figure=claims model=NAME model@other=NAME    the claims on any two models
 
 Choices
 {choices}

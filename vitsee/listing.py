@@ -65,9 +65,9 @@ def figures(overrides: list[str]) -> str:
     for name in atlas.figures():
         figure = atlas.published(name)
         roles = [role for panel in figure.panels.values() for role in (*panel.roles, panel.other)]
-        wanted = {role for role in roles if role}
+        wanted = {role for role in roles if role and role not in atlas.ASKED}
         offered = (sum(zoo.role(role).model is not None for role in wanted) for zoo in zoos)
-        shares = (f"{count} of {len(wanted)} models" for count in offered)
+        shares = (f"{count} of {len(wanted)} models" if wanted else "yours" for count in offered)
         rows.append((name, figure.source, figure.title, *shares))
     return table(rows)
 

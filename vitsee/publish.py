@@ -35,16 +35,22 @@ def publish(words: list[str]) -> list[Path]:
     """
     request = Request.read(words)
     figure, zoo = atlas.published(request.figure), atlas.zoo(request.zoo)
+    request.check(figure)
     shown, waiting = {}, []
     for name, panel in figure.panels.items():
         try:
             shown[name] = measure(panel, zoo, request)
         except Incomplete as part:
             waiting.append(f"{panel.title}: {part}")
+        except UserError as reason:
+            if not figure.lenient:
+                raise
+            log.warning("warning: %s is left out: %s", panel.title, reason)
+            shown[name] = Shown({}, [str(reason)])
     if waiting:
         raise Incomplete("; ".join(waiting))
     outputs = Path(request.experiment(["analysis=cka"]).run.outputs)
-    results = Results(outputs / "figures" / f"{figure.name}-{zoo.name}")
+    results = Results(outputs / "figures" / request.folder)
     results.prepare()
     record = describe(figure, zoo, shown, results.path)
     results.save_json("figure.json", record)
@@ -64,12 +70,15 @@ class Request:
     figure: str
     zoo: str = "mini"
     overrides: list[str] = field(default_factory=list)
+    models: dict[str, list[str]] = field(default_factory=lambda: {"model": [], "other": []})
+    """Words that say which models play the roles of these names, as of `model`."""
 
     @classmethod
     def read(cls, words: list[str]) -> Request:
         """Raises UserError for options that make no sense for a whole figure."""
         named = {"figure": "", "zoo": "mini"}
-        rest = []
+        rest: list[str] = []
+        models: dict[str, list[str]] = {"model": [], "other": []}
         for word in words:
             key, _, value = word.partition("=")
             if key in named:
@@ -79,15 +88,48 @@ class Request:
                     f"{word} cannot be combined with figure={named['figure'] or '…'}: a figure says itself "
                     f"which experiments it needs; start one command a figure"
                 )
+            elif key == "model@other" or key.startswith("other."):
+                models["other"].append(
+                    word.replace("model@other", "model").replace("other.", "model.", 1)
+                )
+            elif key == "model" or key.startswith("model."):
+                models["model"].append(word)
             else:
                 rest.append(word)
-        return cls(named["figure"], named["zoo"], rest)
+        return cls(named["figure"], named["zoo"], rest, models)
+
+    @property
+    def folder(self) -> str:
+        """The zoo's name, or those of the models asked for, after the figure's."""
+        asked = [word.partition("=")[2] for role in atlas.ASKED for word in self.models[role][:1]]
+        return "-".join([self.figure, "-vs-".join(asked) or self.zoo])
+
+    def check(self, figure: Published) -> None:
+        """Raise UserError if models are given that the figure does not ask for, or are not that it does."""
+        asked = {r for p in figure.panels.values() for r in (*p.roles, p.other) if r in atlas.ASKED}
+        for role in atlas.ASKED:
+            if self.models[role] and role not in asked:
+                raise UserError(
+                    f"{self.models[role][0]} with figure={figure.name}: its models are those of the zoo; "
+                    f"choose another zoo, or figure=claims model=NAME model@other=NAME for your own"
+                )
+        missing = [role for role in sorted(asked) if not self.models[role]]
+        if missing:
+            raise UserError(
+                f"figure={figure.name} wants the models named: model=NAME model@other=NAME"
+            )
 
     def experiment(self, begin: list[str]) -> Experiment:
         """Compose these overrides, then the command line's; of one key the last counts."""
         last = {word.partition("=")[0]: word for word in [*begin, *self.overrides]}
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return build(compose("run", list(last.values())))
+
+    def played_by(self, role: str, zoo: Zoo) -> list[str]:
+        """Overrides that make the player of a role the model."""
+        if role in atlas.ASKED:
+            return list(self.models[role])
+        return [f"model={zoo.role(role).model}"]
 
     def wants_pdf(self) -> bool:
         return self.experiment(["analysis=cka"]).run.pdf
@@ -109,18 +151,28 @@ def measure(panel: Panel, zoo: Zoo, request: Request) -> Shown:
     folders: dict[str, Path] = {}
     missing = []
     for role in panel.roles:
-        cast = {"model": zoo.role(role)}
-        if panel.other:
-            cast["model@other"] = zoo.role(panel.other)
-        absent = [f"{player.missing}" for player in cast.values() if player.model is None]
+        cast = [role, panel.other] if panel.other else [role]
+        players = {name: zoo.role(name) for name in cast if name not in atlas.ASKED}
+        absent = [f"{player.missing}" for player in players.values() if player.model is None]
         if absent:
             missing.append(f"{role}: {'; '.join(absent)}")
             log.warning("warning: %s of zoo %s is left out: %s", role, zoo.name, absent[0])
             continue
-        models = [f"{key}={player.model}" for key, player in cast.items()]
-        begin = [*zoo.options, f"analysis={panel.analysis}", *models, *panel.options]
+        models = request.played_by(role, zoo)
+        if panel.other:
+            models += [as_other(word) for word in request.played_by(panel.other, zoo)]
+        options = [] if role in atlas.ASKED else zoo.options
+        begin = [*options, f"analysis={panel.analysis}", *models, *panel.options]
         folders[role] = patiently(partial(run, request.experiment(begin)))[0].parent
     return Shown(folders, missing)
+
+
+def as_other(word: str) -> str:
+    """An override of the model as one of the second model."""
+    key, _, value = word.partition("=")
+    return (
+        f"model@other={value}" if key == "model" else f"other.{key.removeprefix('model.')}={value}"
+    )
 
 
 def patiently(run: Callable[[], list[Path]]) -> list[Path]:
@@ -165,9 +217,15 @@ def caption(figure: Published, zoo: Zoo, shown: dict[str, Shown]) -> str:
             models = labels.model + (f" × {labels.other}" if labels.other else "")
             said[f"{models} ({labels.data})"] = None
         for role in [*panel.roles, panel.other]:
-            if role and zoo.role(role).note:
+            if role and role not in atlas.ASKED and zoo.role(role).note:
                 said[f"{zoo.role(role).model}: {zoo.role(role).note}"] = None
-    return f"{figure.source}, with zoo={zoo.name}. " + "; ".join(said)
+    return f"{figure.source}, with {cast_of(figure, zoo)}. " + "; ".join(said)
+
+
+def cast_of(figure: Published, zoo: Zoo) -> str:
+    """Where the models are from, in words."""
+    roles = {role for panel in figure.panels.values() for role in panel.roles}
+    return "the models asked for" if roles <= set(atlas.ASKED) else f"zoo={zoo.name}"
 
 
 def listing(figure: Published, shown: dict[str, Shown], folder: Path) -> pd.DataFrame:
