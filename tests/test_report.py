@@ -138,6 +138,16 @@ def test_a_panel_that_is_not_measured_says_so_and_a_measured_one_is_linked(outpu
     assert inner <= ids
 
 
+def test_a_panel_that_cannot_be_measured_says_why(outputs):
+    path = outputs / "figures/fig01-mini/figure.json"
+    about = json.loads(path.read_text())
+    about["panels"][1] |= {"results": [], "missing": ["resnet: not trained yet at this scale"]}
+    path.write_text(json.dumps(about))
+    words = " ".join(read(report([outputs])).words.split())
+    assert "ResNet cka resnet: not trained yet at this scale" in words
+    assert "not measured yet: vitsee run figure=fig01" not in words
+
+
 def test_ids_are_given_once(outputs):
     ids = [a["id"] for _, a in read(report([outputs])).tags if "id" in a]
     assert len(ids) == len(set(ids))

@@ -326,9 +326,18 @@ def show_composed(
     panels = []
     for panel in one.panels:
         at = anchors.get(panel.result.resolve()) if panel.result else None
-        shown: dict[str, Any] = {"title": panel.title, "analysis": panel.analysis}
-        shown |= {"anchor": at, "shown": titles[at] if at else None}
-        panels.append(shown | {"named": panel.named, "begun": panel.result is not None})
+        shown = titles[at] if at else None
+        panels.append(
+            {
+                "title": panel.title,
+                "analysis": panel.analysis,
+                "anchor": at,
+                "shown": shown,
+                "named": panel.named,
+                "begun": panel.result is not None,
+                "missing": panel.missing,
+            }
+        )
     told = {key: str(one.about.get(key) or "") for key in ("title", "source", "shows", "caption")}
     tables = [one.path / name for name in ("panels.csv", "claims.csv")]
     return told | {
@@ -338,7 +347,7 @@ def show_composed(
         "image": files.image(one.image) if one.image else None,
         "path": str(one.path),
         "panels": panels,
-        "missing": sum(not panel["anchor"] for panel in panels),
+        "waiting": sum(not (panel["anchor"] or panel["missing"]) for panel in panels),
         "tables": [files.table(path) for path in tables if path.is_file()],
         "claims": [c for c in claims if (c["figure"], c["zoo"]) == (one.name, one.zoo)],
     }
