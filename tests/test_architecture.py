@@ -23,6 +23,15 @@ TORCH_FREE = (
     "cli",
     "listing",
     "help",
+    "report",
+    "pages",
+    "atlas",
+    "claims",
+    "composing",
+    "evidence",
+    "publish",
+    "replicates",
+    "verdicts",
 )
 
 

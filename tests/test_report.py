@@ -138,6 +138,16 @@ def test_a_panel_that_is_not_measured_says_so_and_a_measured_one_is_linked(outpu
     assert inner <= ids
 
 
+def test_a_panel_that_cannot_be_measured_says_why(outputs):
+    path = outputs / "figures/fig01-mini/figure.json"
+    about = json.loads(path.read_text())
+    about["panels"][1] |= {"results": [], "missing": ["resnet: not trained yet at this scale"]}
+    path.write_text(json.dumps(about))
+    words = " ".join(read(report([outputs])).words.split())
+    assert "ResNet cka resnet: not trained yet at this scale" in words
+    assert "not measured yet: vitsee run figure=fig01" not in words
+
+
 def test_ids_are_given_once(outputs):
     ids = [a["id"] for _, a in read(report([outputs])).tags if "id" in a]
     assert len(ids) == len(set(ids))
@@ -404,6 +414,17 @@ def opened(browser):
     assert complaints == []
 
 
+@pytest.fixture
+def lopsided(outputs: Path) -> tuple[Path, pd.DataFrame]:
+    """The same with another value in every cell, and fewer layers upwards than across; and its table."""
+    path = result_of(outputs) / "cka.csv"
+    table = pd.read_csv(path)
+    table = table[table["model_layer"].isin(table["model_layer"].unique()[:15])]
+    table = table.assign(cka=np.random.default_rng(0).random(len(table)))
+    table.to_csv(path, index=False)
+    return outputs, table
+
+
 @pytest.mark.parametrize("width", [390, 840, 1100, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_figure_shows_and_nothing_is_wider_than_the_window(opened, outputs, width, scheme):
@@ -420,35 +441,34 @@ def test_every_figure_shows_and_nothing_is_wider_than_the_window(opened, outputs
     assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
 
 
-def test_the_pointer_shows_the_layers_and_the_value_of_the_table(opened, outputs):
+def test_the_pointer_shows_the_layers_and_the_value_of_the_table(opened, lopsided):
+    outputs, table = lopsided
     page = opened(report([outputs]))
-    table = pd.read_csv(result_of(outputs) / "cka.csv")
-    layers = list(table["model_layer"].unique())
+    rows, columns = (list(table[name].unique()) for name in ("model_layer", "other_layer"))
     canvas = page.locator(".field canvas")
     canvas.scroll_into_view_if_needed()
-    box, count = canvas.bounding_box(), len(layers)
-    column, row = 1, count - 2
-    page.mouse.move(
-        box["x"] + box["width"] * (column + 0.5) / count,
-        box["y"] + box["height"] * (1 - (row + 0.5) / count),
-    )
-    cell = table[(table["model_layer"] == layers[row]) & (table["other_layer"] == layers[column])]
-    told = page.locator("output").inner_text()
-    assert f"CKA {cell['cka'].item():.4f} ±" in told
-    assert f"↑ test_vit (random weights): {layers[row]} ({row})" in told
-    assert f"→ test_vit (random weights): {layers[column]} ({column})" in told
+    box = canvas.bounding_box()
+    for row, column in ((12, 1), (0, 0), (3, len(columns) - 1)):
+        page.mouse.move(
+            box["x"] + box["width"] * (column + 0.5) / len(columns),
+            box["y"] + box["height"] * (1 - (row + 0.5) / len(rows)),
+        )
+        at = (table["model_layer"] == rows[row]) & (table["other_layer"] == columns[column])
+        told = page.locator("output").inner_text()
+        assert f"CKA {table.loc[at, 'cka'].item():.4f} ±" in told
+        assert f"↑ test_vit (random weights): {rows[row]} ({row})" in told
+        assert f"→ test_vit (random weights): {columns[column]} ({column})" in told
     page.mouse.move(0, 0)
     assert page.locator("output").is_hidden()
 
 
-def test_the_map_is_coloured_as_the_drawn_figure(opened, outputs):
+def test_the_map_is_coloured_as_the_drawn_figure(opened, lopsided):
     import matplotlib
 
+    outputs, table = lopsided
     page = opened(report([outputs]))
-    table = pd.read_csv(result_of(outputs) / "cka.csv")
-    count = table["model_layer"].nunique()
     read_pixel = "canvas => [...canvas.getContext('2d').getImageData(1, 0, 1, 1).data]"
-    value = table["cka"].to_numpy().reshape(count, count)[-1, 1]  # the top row is the last layer
+    value = table["cka"].to_numpy().reshape(15, -1)[-1, 1]  # the top row is the last layer
     expected = matplotlib.colormaps["magma"](round(255 * value), bytes=True)
     assert page.locator(".field canvas").evaluate(read_pixel) == [int(part) for part in expected]
 

@@ -60,7 +60,13 @@ def build(name: str) -> nn.Module:
         )
         arguments = arguments | {"block_fn": getattr(module, arguments["block_fn"])}
     torch.manual_seed(0)
-    return timm.create_model(timm_name, **arguments).eval()
+    net = timm.create_model(timm_name, **arguments).eval()
+    for (
+        parameter
+    ) in net.parameters():  # branches that timm starts at zero add nothing to be told apart
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    return net
 
 
 def read(net: nn.Module, pixels: torch.Tensor, *, everything: bool = False) -> dict:

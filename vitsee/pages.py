@@ -335,6 +335,7 @@ def show_composed(
                 "shown": shown,
                 "named": panel.named,
                 "begun": panel.result is not None,
+                "missing": panel.missing,
             }
         )
     told = {key: str(one.about.get(key) or "") for key in ("title", "source", "shows", "caption")}
@@ -346,7 +347,7 @@ def show_composed(
         "image": files.image(one.image) if one.image else None,
         "path": str(one.path),
         "panels": panels,
-        "missing": sum(not panel["anchor"] for panel in panels),
+        "waiting": sum(not (panel["anchor"] or panel["missing"]) for panel in panels),
         "tables": [files.table(path) for path in tables if path.is_file()],
         "claims": [c for c in claims if (c["figure"], c["zoo"]) == (one.name, one.zoo)],
     }

@@ -55,12 +55,14 @@ class Panel:
     """One panel of a composed figure and one of the results that it shows.
 
     named: the result's folder as the figure names it. result: where that is, None if it is not there.
+    missing: why there can be none, if the figure says so.
     """
 
     title: str
     analysis: str
     named: str
     result: Path | None
+    missing: str = ""
 
 
 @dataclass(frozen=True)
@@ -210,12 +212,14 @@ def _read_into(found: Found, folder: Path) -> None:
 
 
 def _planned(path: Path) -> list[Panel]:
-    """The panels of a figure.json, a row for each result that one shows."""
-    return [
-        Panel(str(each["title"]), str(each["analysis"]), name, _existing(path.parent, name))
-        for each in _record(path).get("panels", [])
-        for name in map(str, each.get("results") or [""])
-    ]
+    """The panels of a figure.json, a row for each result that one shows or cannot show."""
+    panels = []
+    for each in _record(path).get("panels", []):
+        told, reasons = (str(each["title"]), str(each["analysis"])), each.get("missing") or []
+        named = list(map(str, each.get("results") or ([] if reasons else [""])))
+        panels += [Panel(*told, name, _existing(path.parent, name)) for name in named]
+        panels += [Panel(*told, "", None, str(reason)) for reason in reasons]
+    return panels
 
 
 def _measured(path: Path) -> list[Panel]:
