@@ -131,7 +131,13 @@ def test_the_claims_are_scored_on_any_two_models_and_what_one_cannot_give_is_lef
 ):
     tiny = ["model=timm", "model.timm=test_resnet", "model.pretrained=false"]
     tiny += ["model@other=timm", "other.timm=test_vit", "other.pretrained=false"]
-    data = ["dataset=folder", f"dataset.root={images}", "batch_size=8", f"run.outputs={tmp_path}"]
+    data = [
+        "dataset=folder",
+        f"dataset.root={images}",
+        "batch_size=8",
+        "images=16",
+        f"run.outputs={tmp_path}",
+    ]
     written = publish(["figure=claims", *tiny, *data, *QUICK])
     assert written[0].parent.name == "claims-timm-vs-timm"
     record = json.loads((written[0].parent / "figure.json").read_text())

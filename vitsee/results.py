@@ -175,7 +175,7 @@ class Results:
 
 def _table(path: Path) -> pd.DataFrame:
     columns = pd.read_csv(path, nrows=0).columns
-    names = {column: str for column in columns if column.endswith("layer")}
+    names = {column: str for column in columns if column.endswith("layer") or column == "heads"}
     return pd.read_csv(path, dtype=names, keep_default_na=False, na_values=[""])
 
 

@@ -141,7 +141,10 @@ class ReceptiveField(Analysis):
                     where = {"layer": layer.name, "point": point}
                     maps.append(pd.DataFrame(where | value | {"model": role}))
                     sizes.append(where | size(values, layer) | {"model": role})
-        return {"receptive_field": pd.concat(maps), "receptive_field_size": pd.DataFrame(sizes)}
+        return {
+            "receptive_field": pd.concat(maps, ignore_index=True),
+            "receptive_field_size": pd.DataFrame(sizes),
+        }
 
     def warnings(self, sums: Sums) -> list[str]:
         """Which layers do not depend on the input, or have NaN gradients."""
