@@ -29,10 +29,13 @@ ZOO ?= mini
 $(FIGURES): setup
 	$(BIN)/vitsee run figure=$@ zoo=$(ZOO)
 
-figures: $(FIGURES) ## Every published figure (make fig01: one; ZOO=paper: with the paper's models)
+report: setup ## One HTML page of all results
+	$(BIN)/vitsee report
+
+figures: $(filter-out claims,$(FIGURES)) ## Every published figure (make fig01: one; ZOO=paper: with the paper's models)
 
 slurm-figures: setup ## The same as SLURM jobs, one a figure (SBATCH='--partition=gpu --gpus=1')
-	for figure in $(FIGURES); do \
+	for figure in $(filter-out claims,$(FIGURES)); do \
 		sbatch $(SBATCH) --job-name=$$figure --wrap "$(BIN)/vitsee run figure=$$figure zoo=$(ZOO)"; \
 	done
 
@@ -44,8 +47,9 @@ lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: setup ## Time and memory of CKA against a bare forward pass
+bench: setup ## Time, memory and error of the analyses beside bare forward passes
 	$(BIN)/python scripts/bench.py
+	$(BIN)/python scripts/bench_analyses.py
 
 soak: .venv/.installed-dev ## Kill runs at 1,000 random moments, with other faults between (half an hour)
 	VITSEE_KILLS=1000 VITSEE_KILLS_SEED=$$(date +%s) $(BIN)/pytest -q -rP tests/test_faults.py
