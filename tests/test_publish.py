@@ -14,7 +14,7 @@ from vitsee.analysis import REGISTERED
 from vitsee.config import CONF
 from vitsee.errors import UserError
 from vitsee.plotting import plot
-from vitsee.publish import publish
+from vitsee.publish import Request, overrides, publish
 from vitsee.verdicts import COLUMNS
 
 QUICK = ["run.device=cpu", "run.workers=0", "run.progress=false"]
@@ -35,6 +35,18 @@ def test_a_figure_is_defined_and_its_roles_are_known_to_every_zoo(name):
             for role in {*panel.roles, *([panel.other] if panel.other else [])} - set(atlas.ASKED):
                 player = zoo.role(role)
                 assert (player.model is None) != (player.missing is None)
+
+
+@pytest.mark.parametrize("name", [*PAPER, *APPENDIX, *VIT])
+@pytest.mark.parametrize("zoo", atlas.zoos())
+def test_the_options_of_every_panel_exist(name, zoo):
+    request, cast = Request(name, zoo), atlas.zoo(zoo)
+    for panel in atlas.published(name).panels.values():
+        for role in panel.roles:
+            roles = [role, panel.other] if panel.other else [role]
+            if all(cast.role(one).model for one in roles):
+                experiment = request.experiment(overrides(panel, role, cast, request))
+                assert experiment.analysis.name == panel.analysis
 
 
 def test_zoos_name_models_that_exist():

@@ -27,6 +27,8 @@ class Panel:
     """Who plays the second model."""
     options: list[str] = field(default_factory=list)
     """Overrides of `vitsee run`, e.g. analysis.layers=last."""
+    role_options: dict[str, list[str]] = field(default_factory=dict)
+    """More of them for one of the roles."""
 
 
 @dataclass(kw_only=True)

@@ -158,13 +158,19 @@ def measure(panel: Panel, zoo: Zoo, request: Request) -> Shown:
             missing.append(f"{role}: {'; '.join(absent)}")
             log.warning("warning: %s of zoo %s is left out: %s", role, zoo.name, absent[0])
             continue
-        models = request.played_by(role, zoo)
-        if panel.other:
-            models += [as_other(word) for word in request.played_by(panel.other, zoo)]
-        options = [] if role in atlas.ASKED else zoo.options
-        begin = [*options, f"analysis={panel.analysis}", *models, *panel.options]
+        begin = overrides(panel, role, zoo, request)
         folders[role] = patiently(partial(run, request.experiment(begin)))[0].parent
     return Shown(folders, missing)
+
+
+def overrides(panel: Panel, role: str, zoo: Zoo, request: Request) -> list[str]:
+    """What a panel's experiment with this role begins with."""
+    models = request.played_by(role, zoo)
+    if panel.other:
+        models += [as_other(word) for word in request.played_by(panel.other, zoo)]
+    options = [] if role in atlas.ASKED else zoo.options
+    own = [*panel.options, *panel.role_options.get(role, [])]
+    return [*options, f"analysis={panel.analysis}", *models, *own]
 
 
 def as_other(word: str) -> str:
