@@ -167,19 +167,26 @@ def list_() -> None:
 
 
 def train() -> None:
-    """train one of the small models on the embedded data set"""
+    """train a model by a recipe (under torchrun on several GPUs)"""
     if wants_help():
-        return print("usage: vitsee train recipe=vit_mini|resnet_mini [key=value …]")
-    from vitsee import training  # noqa: F401  (declares the schema of recipes)
+        names = "|".join(listing.names("recipe"))
+        return print(f"usage: vitsee train recipe={names} [key=value …]")
+    from vitsee import recipes  # noqa: F401  (declares the schema of recipes)
 
+    sys.argv[1:] = map(config.quoted, sys.argv[1:])
     compose_and_train()
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")
 def compose_and_train(cfg: DictConfig) -> None:
-    from vitsee import training
+    from vitsee import recipes
 
-    answer_for("train", lambda: print(training.train(*training.build(cfg))))
+    def train() -> None:
+        from vitsee import training
+
+        print(training.train(recipes.build(cfg)))
+
+    answer_for("train", train)
 
 
 VERBS: dict[str, Callable[[], None]] = {
@@ -210,7 +217,7 @@ def complete() -> None:
         return print(*(kind for kind in listing.KINDS if kind.startswith(typed)))
     os.environ["COMP_LINE"] = line.replace(f" {words[1]}", "", 1)
     if done[1] == "train":
-        from vitsee import training  # noqa: F401  (declares the schema of recipes)
+        from vitsee import recipes  # noqa: F401  (declares the schema of recipes)
 
         return compose_and_train()
     compose_and_run()

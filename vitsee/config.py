@@ -24,6 +24,13 @@ _PACKAGED = Path(__file__).parent / "conf"
 CONF = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "conf"
 
 
+class Pool(Enum):
+    """What the classifier of a ViT reads: its class token, or the mean of its tokens (and no class token)."""
+
+    cls = "cls"
+    gap = "gap"
+
+
 @dataclass(kw_only=True)
 class Model:
     """A timm architecture and where its weights come from."""
@@ -42,6 +49,10 @@ class Model:
     """Seed of random weights."""
     args: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of `timm.create_model`, e.g. {pad_type: same}."""
+    pool: Pool | None = None
+    """cls or gap: a ViT with a class token, or without one and with global average pooling; by default timm's."""
+    remove_skip: list[int] = field(default_factory=list)
+    """Blocks without their skip connections, counted from 0."""
     overlay: dict[str, Any] = field(default_factory=dict)
     """What to change in timm's pretrained_cfg, e.g. {mean: [0.5, 0.5, 0.5], crop_pct: 0.9}."""
     dataset: str = "imagenette"
@@ -290,7 +301,8 @@ def refuse_undeclared(node: DictConfig, prefix: str = "") -> None:
             refuse_undeclared(node[key], f"{prefix}{key}.")
 
 
-PATHS = ("dataset.root", "dataset.path", "model.checkpoint", "other.checkpoint", "run.outputs")
+PATHS = ("dataset.root", "dataset.path", "model.checkpoint", "other.checkpoint", "run.outputs",
+         "recipe.start")
 
 
 def quoted(word: str) -> str:

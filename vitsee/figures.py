@@ -544,3 +544,23 @@ def _lit(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     values = np.asarray(blurred, dtype=float)
     spread = np.ptp(values)
     return (values - values.min()) / spread if spread else np.ones_like(values)
+
+
+def training_curve(metrics: pd.DataFrame, name: str) -> Figure:
+    """Loss of the training and accuracy on held-out images against the images seen.
+
+    metrics: columns images, loss, test_accuracy.
+    """
+    figure = canvas((8.0, 3.2))
+    axes = figure.subplots(1, 2)
+    for axis, column, label in (
+        (axes[0], "loss", "training loss"),
+        (axes[1], "test_accuracy", "accuracy on held-out images"),
+    ):
+        axis.plot(metrics["images"], metrics[column])
+        axis.set_xlabel("images seen")
+        axis.set_ylabel(label)
+        axis.set_xlim(left=0)
+    axes[1].set_ylim(0, 1)
+    figure.suptitle(name)
+    return figure

@@ -94,7 +94,7 @@ class Minibatches:
             num_workers=workers_for(device) if workers is None else workers,
             collate_fn=_collate,
             pin_memory=device.type == "cuda",
-            worker_init_fn=_prepare_worker,
+            worker_init_fn=prepare_worker,
         )
         self.waited = 0.0
 
@@ -175,7 +175,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _prepare_worker(worker: int) -> None:
+def prepare_worker(worker: int) -> None:
     """One thread a worker; Ctrl-C is the main process's to handle."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

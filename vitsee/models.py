@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitsee.config import Model
+from vitsee.config import Model, Pool
 from vitsee.errors import UserError, nearest, unknown
 from vitsee.network import require
 
@@ -27,6 +27,11 @@ log = logging.getLogger(__name__)
 
 EMBEDDED = Path(__file__).parent / "weights"
 ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".npz")
+POOLING: dict[Pool, dict[str, Any]] = {
+    Pool.cls: {"class_token": True, "global_pool": "token"},
+    Pool.gap: {"class_token": False, "global_pool": "avg", "fc_norm": False},
+}
+"""Arguments of timm's ViTs; as in the authors' code, the mean is taken after the last norm."""
 _REMEDY = (
     "download it where there is a network and set HF_HUB_CACHE to that cache, or name a local file with "
     "model.checkpoint=PATH, or use random weights with model.pretrained=false"
@@ -99,9 +104,12 @@ def _create(model: Model) -> nn.Module:
     _check_overlay(model)
     try:
         return _timm_model(model)
+    except UserError:
+        raise
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        pool = f" and model.pool={model.pool.value}" if model.pool else ""
         raise UserError(
-            f"{model.timm} cannot be made with model.args={model.args}: {_line(error)}"
+            f"{model.timm} cannot be made with model.args={model.args}{pool}: {_line(error)}"
         ) from error
 
 
@@ -110,12 +118,18 @@ def _timm_model(model: Model, file: Path | None = None) -> nn.Module:
     import timm
 
     place = {} if file is None else {"file": str(file), "source": ""}
-    return timm.create_model(
+    net = timm.create_model(
         model.timm,
         pretrained=file is not None,
         pretrained_cfg_overlay=model.overlay | place,
+        **(POOLING[model.pool] if model.pool else {}),
         **model.args,
     )
+    if model.remove_skip:
+        from vitsee.skipless import remove_skips
+
+        remove_skips(net, model.remove_skip)
+    return net
 
 
 def _check_overlay(model: Model) -> None:
@@ -200,6 +214,34 @@ def _pretrained_cfg(net: nn.Module) -> dict[str, Any]:
     return vars(net)["pretrained_cfg"]
 
 
+def published(model: Model) -> nn.Module:
+    """The model with its published weights, on the CPU. Raises UserError if they cannot be had."""
+    return _from_hub(model)[0]
+
+
+def classifier_names(net: nn.Module) -> list[str]:
+    """Names of the modules that turn features into logits; none if the model has no classifier."""
+    named = _pretrained_cfg(net).get("classifier") or ()
+    names = [named] if isinstance(named, str) else list(named)
+    return [name for name in names if any(True for _ in net.get_submodule(name).parameters())]
+
+
+def without_classifier(model: Model, path: Path) -> nn.Module:
+    """The architecture with all weights of a file but those of its classifier, which are random.
+
+    Raises UserError if the rest does not fit.
+    """
+    net = build(model)
+    _require_file(path)
+    state = dict(_converted(net, _read(path), path))
+    own = net.state_dict()
+    for name in classifier_names(net):
+        state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
+        state |= {key: value for key, value in own.items() if key.startswith(f"{name}.")}
+    _load_all(net, state, path)
+    return net
+
+
 def _from_hub(model: Model) -> tuple[nn.Module, str]:
     """The published weights, from the local cache if they are there, else downloaded."""
     from timm.models._builder import _resolve_pretrained_source
@@ -270,6 +312,17 @@ def _fetch_from_hub(model: Model, repository: str, revision: str | None, name: s
 
 def _from_file(model: Model, path: Path) -> tuple[nn.Module, str]:
     """The architecture with all of its weights from a local file, and nothing left random."""
+    _require_file(path)
+    net = build(model)
+    if path.suffix == ".npz":
+        _load_npz(net, path)
+    else:
+        _load_all(net, _converted(net, _read(path), path), path)
+    return net, f"checkpoint {path}"
+
+
+def _require_file(path: Path) -> None:
+    """Raise UserError unless this is a file that may be read as a checkpoint."""
     if not path.is_file():
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"there is no checkpoint {path}.{nearest(path.name, beside)}")
@@ -278,12 +331,6 @@ def _from_file(model: Model, path: Path) -> tuple[nn.Module, str]:
             f"checkpoint {path} is of an unknown kind; these are read: {', '.join(ENDINGS)}"
         )
     _refuse_bomb(path)
-    net = build(model)
-    if path.suffix == ".npz":
-        _load_npz(net, path)
-    else:
-        _load_all(net, _converted(net, _read(path), path), path)
-    return net, f"checkpoint {path}"
 
 
 def _refuse_bomb(path: Path) -> None:

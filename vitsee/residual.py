@@ -8,7 +8,7 @@ units, parallel blocks) are named as they are: `layer1.0`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor, nn
@@ -70,6 +70,8 @@ _TOKEN_MLP = (
     Addition("+mlp_tokens", "norm1", ("drop_path",)),
     Addition("+mlp_channels", "norm2", ("drop_path",)),
 )
+_SKIPLESS = tuple(replace(addition, skips="has_skip") for addition in _PRE_NORM)
+_SKIPLESS_MIXER = tuple(replace(addition, skips="has_skip") for addition in _TOKEN_MLP)
 _TOKEN_LINEAR = (Addition("+linear_tokens", "norm1", ("drop_path",)), _TOKEN_MLP[1])
 _PARALLEL = (Addition("", "in_norm", ("drop_path",)),)
 _INVERTED = (Addition("", "", ("drop_path",), skips="has_skip"),)
@@ -94,6 +96,8 @@ KNOWN: dict[str, tuple[Addition, ...]] = {
     "resnetv2.PreActBottleneck": (Addition("", "", ("drop_path",), "downsample"),),
     "resnetv2.Bottleneck": (Addition("", "", ("drop_path",), "downsample"),),
     "convnext.ConvNeXtBlock": (Addition("", "", ("drop_path",), "shortcut"),),
+    "skipless.SkiplessBlock": _SKIPLESS,
+    "skipless.SkiplessMixerBlock": _SKIPLESS_MIXER,
     "_efficientnet_blocks.ConvBnAct": _INVERTED,
     "_efficientnet_blocks.DepthwiseSeparableConv": _INVERTED,
     "_efficientnet_blocks.InvertedResidual": _INVERTED,
@@ -104,7 +108,7 @@ KNOWN: dict[str, tuple[Addition, ...]] = {
         Addition("", "norm", ("drop_path",), skips="has_skip"),
     ),
 }
-"""The additions of each block class of timm, by the module and name of the class.
+"""The additions of each block class of timm and of vitsee.skipless, by the module and name of the class.
 
 Only these very classes: a subclass may compute something else.
 """
@@ -112,8 +116,8 @@ Only these very classes: a subclass may compute something else.
 
 def additions(block: nn.Module) -> tuple[Addition, ...]:
     """The additions of a block in the order they run, none if its class is not known."""
-    kind = type(block)
-    return KNOWN.get(_class_name(block), ()) if kind.__module__.startswith("timm.models.") else ()
+    ours = type(block).__module__.startswith(("timm.models.", "vitsee.skipless"))
+    return KNOWN.get(_class_name(block), ()) if ours else ()
 
 
 def _class_name(block: nn.Module) -> str:
@@ -161,9 +165,11 @@ def attach(
     The tensors are only right while `deliver` runs: a block may change its branch in place after.
     """
     block, addition = net.get_submodule(split(layer.name)[0]), _addition(net, layer.name)
-    if addition is None or not skips(net, layer.name):
-        return [block.register_forward_hook(lambda m, args, out: deliver(Residual(None, out)))]
-    return _meet(block, addition, deliver)
+    if addition is not None and skips(net, layer.name):
+        return _meet(block, addition, deliver)
+    if addition is not None and addition.name:  # one sublayer of several, without its skip
+        return _meet(block, addition, lambda both: deliver(Residual(None, both.branch)))
+    return [block.register_forward_hook(lambda m, args, out: deliver(Residual(None, out)))]
 
 
 def _meet(

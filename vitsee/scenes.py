@@ -10,13 +10,9 @@ distance, size, colour, contrast, phase and clutter vary without meaning.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
-from pathlib import Path
 
 import numpy as np
 
@@ -209,23 +205,3 @@ def rings(k: float, phase: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarr
 
 
 TEXTURE_OF = (vertical_stripes, horizontal_stripes, checks, rings)
-
-
-def to_array(scenes: Scenes, cache: Path, progress: bool = True) -> np.ndarray:
-    """All images, (size, H, W, 3) uint8, made in parallel once and kept as a file in the cache folder."""
-    from tqdm import tqdm
-
-    path = cache / f"{scenes.fingerprint.replace('/', '-')}-{len(scenes)}.npy"
-    if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        shape = (len(scenes), scenes.resolution, scenes.resolution, 3)
-        partial_path = path.with_suffix(f".{os.getpid()}")
-        array = np.lib.format.open_memmap(partial_path, "w+", np.uint8, shape)
-        with ProcessPoolExecutor(mp_context=get_context("spawn")) as workers:
-            made = workers.map(scenes.image, range(len(scenes)), chunksize=256)
-            bar = tqdm(made, f"making {path.stem}", len(scenes), disable=not progress, unit="image")
-            for i, image in enumerate(bar):
-                array[i] = image
-        array.flush()
-        os.replace(partial_path, path)
-    return np.load(path, mmap_mode="r")

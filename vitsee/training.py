@@ -1,343 +1,357 @@
-"""`vitsee train`: a timm classifier trained on scenes, resumable to the bit; weights and a model card come out."""
+"""`vitsee train`: a timm classifier trained, resumable to the bit; weights, metrics and a model card come out."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
+import logging
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+import pandas as pd
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import save
+from torch import Tensor, nn
+from tqdm import tqdm
 
-from vitsee.config import Model, Precision, Run, refuse_undeclared
+from vitsee import checkpoint, examples, finetuning, models
+from vitsee.cards import Card
+from vitsee.checkpoint import Progress
+from vitsee.config import Precision
 from vitsee.errors import UserError
-from vitsee.interrupt import Interruptible
+from vitsee.examples import Mixer, Schedule, Splits
+from vitsee.figures import training_curve
+from vitsee.interrupt import Interrupted, Interruptible
+from vitsee.locks import Claim, claim
+from vitsee.ranks import Ranks, ranks
+from vitsee.recipes import Optimiser, Training
 from vitsee.results import Results
-from vitsee.scenes import CLASSES, VERSION, Scenes, to_array
+from vitsee.study import choose_device
 
-if TYPE_CHECKING:
-    from torch import Tensor
+log = logging.getLogger(__name__)
 
-EVALUATION_BATCH = 250
+SETTLE = 20
+"""Steps between two looks at the losses and for signals, which wait for the device and for other ranks."""
 PROBE_IMAGES = 20_000
-"""Images of the linear probe on pixels that every model card is compared with."""
+"""Images of the linear probe on pixels that a model trained on scenes is compared with."""
+PEAK = {Precision.bf16: 312e12, Precision.tf32: 156e12, Precision.fp32: 19.5e12}
+"""FLOP/s of an A100, of which a training reaches about 40 % (Chowdhery et al. 2022, table 3)."""
+REACHED = 0.4
 
 
-@dataclass(kw_only=True)
-class Recipe:
-    """How a model is trained."""
+def train(training: Training) -> Path:
+    """Train, or go on where the same call stopped; the folder of weights, metrics and card.
 
-    name: str = MISSING
-    model: Model = MISSING
-    images_seen: int = 600_000
-    """Length of the training, in images shown."""
-    train_size: int = 100_000
-    """Different images there are."""
-    test_size: int = 4_000
-    """Held-out images that accuracy is measured on."""
-    batch_size: int = 128
-    lr: float = 1e-3
-    """Largest learning rate: reached by linear warm-up, left along a cosine down to 0."""
-    warmup: float = 0.05
-    """Share of the steps spent warming up."""
-    weight_decay: float = 0.05
-    """Decoupled (AdamW); not applied to biases, norms, position embeddings and class tokens."""
-    label_smoothing: float = 0.05
-    clip: float = 1.0
-    """Largest norm of the gradient."""
-    precision: Precision = Precision.fp32
-    """Arithmetic of forward and backward pass; weights and optimiser are float32."""
-    seed: int = 0
-    """Seed of initial weights, order of images, and the scenes."""
-    eval_every: int = 200
-    """Steps between two lines of metrics.csv."""
-    save_every: int = 200
-    """Steps between two checkpoints."""
-    pos_embed_std: float | None = None
-    """Standard deviation of initial position embeddings; timm's is 0.02, which a small ViT needs ten
-    times as many images to make use of as one that is as large as the patch embeddings."""
-    half: bool = False
-    """Round the final weights to float16; accuracies are those of the rounded weights."""
-
-    @property
-    def steps(self) -> int:
-        return self.images_seen // self.batch_size
-
-    @property
-    def identity(self) -> str:
-        """Eight hex digits of the recipe and of the formula of its images."""
-        plain = OmegaConf.to_container(OmegaConf.structured(self), enum_to_str=True)
-        what = json.dumps([plain, VERSION], sort_keys=True)
-        return hashlib.sha256(what.encode()).hexdigest()[:8]
-
-
-@dataclass(kw_only=True)
-class Training:
-    """What the command line composes."""
-
-    recipe: Recipe = MISSING
-    run: Run = field(default_factory=Run)
-
-
-for _name, _kind in {"recipe": Recipe, "train": Training}.items():
-    ConfigStore.instance().store(
-        group="schema", name=_name, node=OmegaConf.structured(_kind), provider="vitsee"
-    )
-
-
-def build(cfg: DictConfig) -> tuple[Recipe, Run]:
-    """The composed configuration as typed objects. Raises UserError for options that do not exist."""
-    refuse_undeclared(cfg)
-    training = OmegaConf.to_object(cfg)
-    assert isinstance(training, Training)
-    return training.recipe, training.run
-
-
-def train(recipe: Recipe, run: Run) -> Path:
-    """Train, or go on where the same call stopped; returns the folder of weights, metrics and card.
-
-    Raises UserError if the loss is no longer finite; the last checkpoint is kept.
+    Raises UserError if the loss is no longer finite (the last checkpoint is kept), Incomplete if another
+    process trains the same, and Interrupted on a signal.
     """
-    from tqdm import tqdm
+    recipe = training.recipe
+    with ranks(recipe.batch_size) as team:
+        trainer = Trainer(training, team)
+        home = Path(training.run.outputs) / "train"
+        splits = Splits.of(training, trainer.resolution, home)
+        _check_classes(splits, trainer)
+        identity = training.identity(splits.train.fingerprint, trainer.started_from)
+        results = Results(home / f"{recipe.name}-{identity}")
+        results.prepare()
+        with alone(results) if team.first else nullcontext():
+            learn(trainer, splits, results)
+            finish(trainer, splits, results)
+        return results.path
 
-    results = Results(Path(run.outputs) / "train" / f"{recipe.name}-{recipe.identity}")
-    results.prepare()
-    data = Data.of(recipe, Path(run.outputs) / "train", run)
-    trainer = Trainer(recipe, run)
-    trainer.resume(results)
+
+def alone(results: Results) -> AbstractContextManager[Claim]:
+    """Within the block no other process trains into this folder. Raises Incomplete if one does."""
+    return claim(results.path / "state" / "training.claim", "training.claim", lambda: [0])
+
+
+def learn(trainer: Trainer, splits: Splits, results: Results) -> None:
+    """Take all steps that are not yet taken."""
+    recipe, team = trainer.training.recipe, trainer.team
+    steps = recipe.steps(len(splits.train))
+    path = results.path / "state" / "training.safetensors"
+    if path.exists():
+        trainer.resume(path)
+    elif team.first:
+        log.info("%s", estimate(trainer, steps))
+    schedule = Schedule(recipe, splits.chosen, trainer.step, steps, team)
+    transform = examples.augmentation(recipe, trainer.data)
+    loader = examples.to_train(splits, transform, schedule, trainer.training.run, trainer.device)
+    mixer = Mixer(recipe, len(splits.train.classes))
+
+    def saved() -> None:
+        trainer.settle()
+        if team.first:
+            results.write(f"state/{path.name}", trainer.packed())
+
     with (
         Interruptible() as signals,
         tqdm(
-            total=recipe.steps * recipe.batch_size,
+            total=steps * recipe.batch_size,
             initial=trainer.step * recipe.batch_size,
             unit="image",
             unit_scale=True,
             desc=recipe.name,
-            disable=not run.progress,
+            disable=not (trainer.training.run.progress and team.first),
         ) as bar,
     ):
-        while trainer.step < recipe.steps:
-            loss = trainer.advance(*data.batch(trainer.step))
+        for pixels, labels in loader:
+            where = (t.to(trainer.device, non_blocking=True) for t in (pixels, labels))
+            trainer.advance(*mixer(trainer.step, *where), recipe.rate(trainer.step, steps))
             bar.update(recipe.batch_size)
-            if trainer.step % recipe.eval_every == 0 or trainer.step == recipe.steps:
-                accuracy = trainer.record(loss, data)
-                bar.set_postfix(loss=f"{loss:.3f}", test=f"{accuracy:.1%}")
-            if trainer.step % recipe.save_every == 0 or signals.asked:
-                trainer.save(results)
-            signals.check()
-    trainer.save(results)
-    finish(trainer, data, results)
-    return results.path
-
-
-@dataclass(frozen=True)
-class Data:
-    """Scenes as arrays: (N, H, W, 3) uint8 images and (N,) int64 labels, for training and held out."""
-
-    recipe: Recipe
-    train_images: np.ndarray
-    test_images: np.ndarray
-
-    @classmethod
-    def of(cls, recipe: Recipe, cache: Path, run: Run) -> Data:
-        """The recipe's images at its model's resolution, made once and kept in the cache folder."""
-        side = int(recipe.model.overlay.get("input_size", [3, 56, 56])[1])
-        sizes = {"train": recipe.train_size, "test": recipe.test_size}
-        arrays = [
-            to_array(Scenes(split, recipe.seed, side, size), cache, run.progress)
-            for split, size in sizes.items()
-        ]
-        return cls(recipe, *arrays)
-
-    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Images and labels of a step: a pure function of seed and step."""
-        size = self.recipe.batch_size
-        per_epoch = len(self.train_images) // size
-        epoch, within = divmod(step, per_epoch)
-        order = np.random.default_rng([self.recipe.seed, epoch]).permutation(len(self.train_images))
-        chosen = order[within * size : (within + 1) * size]
-        return self.train_images[chosen], self.labels(chosen)
-
-    @staticmethod
-    def labels(indices: np.ndarray) -> np.ndarray:
-        return indices % len(CLASSES)
-
-    def test_batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for start in range(0, len(self.test_images), EVALUATION_BATCH):
-            images = self.test_images[start : start + EVALUATION_BATCH].copy()
-            yield images, self.labels(np.arange(start, start + len(images)))
+            if trainer.step % recipe.eval_every == 0 or trainer.step == steps:
+                bar.set_postfix(**trainer.record(splits))
+            if trainer.step % recipe.save_every == 0 or trainer.step == steps:
+                saved()
+            if trainer.stops(signals):
+                saved()
+                raise Interrupted
 
 
 class Trainer:
     """A model, its optimiser, and how far they are."""
 
-    def __init__(self, recipe: Recipe, run: Run) -> None:
-        import torch
-
-        from vitsee import models
-        from vitsee.study import choose_device
-
+    def __init__(self, training: Training, team: Ranks | None = None) -> None:
         torch.set_flush_denormal(True)  # vanishing gradients would make a CPU three times slower
-        self.recipe = recipe
-        self.device = choose_device(run.device)
-        self.net = models.build(recipe.model, seed=recipe.seed).to(self.device)
-        if recipe.pos_embed_std:
-            torch.nn.init.trunc_normal_(
-                self.net.get_parameter("pos_embed"), std=recipe.pos_embed_std
-            )
+        self.training, self.team = training, team or Ranks()
+        self.device = self.team.device(choose_device(training.run.device))
+        self.net = self._new().to(self.device)
+        if self.team.count > 1 and self.device.type == "cuda":
+            self.net = nn.SyncBatchNorm.convert_sync_batchnorm(self.net)
         for module in self.net.modules():  # fused attention is slow to differentiate on a CPU
             if hasattr(module, "fused_attn"):
                 setattr(module, "fused_attn", self.device.type != "cpu")  # noqa: B010
-        self.optimiser = torch.optim.AdamW(self._groups(), lr=recipe.lr, betas=(0.9, 0.95))
-        self.step = 0
-        self.metrics: list[dict[str, float]] = []
+        shared = self.team.share(self.net, self.device)
+        self.forward = torch.compile(shared) if training.recipe.compile else shared
+        self.optimiser = self._optimiser()
+        self.progress = Progress()
+        self.losses: list[Tensor] = []
+        """Of the steps since the last look at them."""
+        self.loss = math.nan
+        self._draw_apart()
+
+    def _new(self) -> nn.Module:
+        """The model before the first step."""
+        recipe, model = self.training.recipe, self.training.model
+        self.started_from = ""
+        if recipe.start:
+            net = finetuning.begin(model, recipe.start)
+            digest = models.digest(net.state_dict())[:16]
+            self.started_from = f"{Path(recipe.start).name} (SHA-256 {digest}…)"
+            torch.manual_seed(recipe.seed)
+            return net
+        net = models.build(model, seed=recipe.seed)
+        if recipe.pos_embed_std:
+            nn.init.trunc_normal_(net.get_parameter("pos_embed"), std=recipe.pos_embed_std)
+        return net
+
+    def _draw_apart(self) -> None:
+        """Dropout is to differ between ranks."""
+        if not self.team.first:
+            torch.manual_seed(hash((self.training.recipe.seed, self.team.rank, self.step)))
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint. Raises UserError if it is damaged."""
+        self.progress = checkpoint.restore(path, self.net, self.optimiser)
+        self._draw_apart()
+
+    @property
+    def step(self) -> int:
+        """How many steps have been taken."""
+        return self.progress.step
 
     @cached_property
-    def scale(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation that images are normalised with, on the scale of 0 to 255."""
-        import torch
+    def data(self) -> dict[str, Any]:
+        """timm's data configuration of the model."""
+        return models.data_config(self.net)
 
-        from vitsee.models import data_config
+    @property
+    def resolution(self) -> int:
+        """Side of the model's input in pixels."""
+        return int(self.data["input_size"][1])
 
-        data = data_config(self.net)
-        mean, std = (torch.tensor(data[k], device=self.device) * 255 for k in ("mean", "std"))
-        return mean[:, None, None], std[:, None, None]
-
-    def _groups(self) -> list[dict[str, Any]]:
-        spared = ("pos_embed", "cls_token")
+    def _optimiser(self) -> torch.optim.Optimizer:
+        recipe = self.training.recipe
+        spared = ("pos_embed", "cls_token", "reg_token", "dist_token")
         decayed: list[Tensor] = []
         others: list[Tensor] = []
         for name, weight in self.net.named_parameters():
             (others if weight.ndim <= 1 or name.endswith(spared) else decayed).append(weight)
-        return [
-            {"params": decayed, "weight_decay": self.recipe.weight_decay},
+        groups = [
+            {"params": decayed, "weight_decay": recipe.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
+        if recipe.optimiser is Optimiser.sgd:
+            return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9)
+        return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, recipe.beta2))
 
-    def rate(self) -> float:
-        """Learning rate of this step."""
-        steps, warmup = self.recipe.steps, max(1, int(self.recipe.steps * self.recipe.warmup))
-        if self.step < warmup:
-            return self.recipe.lr * (self.step + 1) / warmup
-        return (
-            self.recipe.lr * 0.5 * (1 + math.cos(math.pi * (self.step - warmup) / (steps - warmup)))
-        )
-
-    def advance(self, images: np.ndarray, labels: np.ndarray) -> float:
-        """One optimiser step; the loss. Raises UserError if it is not finite."""
-        import torch
-        from torch.nn.functional import cross_entropy
-
+    def advance(self, pixels: Tensor, targets: Tensor, rate: float) -> None:
+        """One step of the optimiser. targets: (N, classes). Raises UserError as `settle` does."""
+        recipe = self.training.recipe
         self.net.train()
         for group in self.optimiser.param_groups:
-            group["lr"] = self.rate()
-        bf16 = self.recipe.precision is Precision.bf16
+            group["lr"] = rate
+        bf16 = recipe.precision is Precision.bf16
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            logits = self.net(self._pixels(images))
-        target = torch.from_numpy(labels).to(self.device)
-        loss = cross_entropy(logits.float(), target, label_smoothing=self.recipe.label_smoothing)
-        if not math.isfinite(loss.item()):
-            raise UserError(
-                f"the loss is {loss.item()} at step {self.step}; the last checkpoint is kept: "
-                f"try a smaller recipe.lr (it is {self.recipe.lr:g}) or recipe.precision=fp32"
-            )
+            logits = self.forward(pixels)
+        loss = nn.functional.cross_entropy(logits.float(), targets)
         self.optimiser.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.recipe.clip)
+        if recipe.clip is not None:
+            nn.utils.clip_grad_norm_(self.net.parameters(), recipe.clip)
         self.optimiser.step()
-        self.step += 1
-        return loss.item()
+        self.progress.step += 1
+        self.losses.append(loss.detach())
+        if len(self.losses) == SETTLE:
+            self.settle()
 
-    def _pixels(self, images: np.ndarray) -> Tensor:
-        """(N, H, W, 3) uint8 -> (N, 3, H, W) float32, normalised for the model."""
-        import torch
-
-        mean, std = self.scale
-        return (torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() - mean) / std
-
-    def accuracy(self, data: Data) -> float:
-        """Share of the held-out images that are classified right."""
-        import torch
-
-        self.net.eval()
-        right = 0
-        with torch.inference_mode():
-            for images, labels in data.test_batches():
-                found = self.net(self._pixels(images)).argmax(1).cpu().numpy()
-                right += int((found == labels).sum())
-        return right / len(data.test_images)
-
-    def record(self, loss: float, data: Data) -> float:
-        """Add a line of metrics; the accuracy on held-out images."""
-        accuracy = self.accuracy(data)
-        images = self.step * self.recipe.batch_size
-        self.metrics.append(
-            {"step": self.step, "images": images, "loss": loss, "test_accuracy": accuracy}
-        )
-        return accuracy
-
-    def save(self, results: Results) -> None:
-        """Everything that the next step depends on, written whole or not at all."""
-        import torch
-
-        buffer = io.BytesIO()
-        state = {
-            "step": self.step,
-            "net": self.net.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "rng": torch.get_rng_state(),
-            "metrics": self.metrics,
-        }
-        torch.save(state, buffer)
-        results.write("state/training.pt", buffer.getvalue())
-
-    def resume(self, results: Results) -> None:
-        """Go on from the checkpoint, if there is one."""
-        import torch
-
-        path = results.path / "state" / "training.pt"
-        if not path.exists():
+    def settle(self) -> None:
+        """Look at the losses since the last look. Raises UserError for the first that is not finite."""
+        if not self.losses:
             return
-        state = torch.load(path, weights_only=True, map_location=self.device)
-        self.net.load_state_dict(state["net"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        torch.set_rng_state(state["rng"].cpu())
-        self.step, self.metrics = state["step"], state["metrics"]
+        losses = (self.team.added(torch.stack(self.losses)) / self.team.count).tolist()
+        first, self.losses = self.step - len(self.losses), []
+        for number, self.loss in enumerate(losses, first):
+            if not math.isfinite(self.loss):
+                lr = self.training.recipe.lr
+                raise UserError(
+                    f"the loss is {self.loss} at step {number}; the last checkpoint is kept: "
+                    f"try a smaller recipe.lr (it is {lr:g}) or recipe.precision=fp32"
+                )
+
+    def stops(self, signals: Interruptible) -> bool:
+        """Is it to stop here? Ranks must agree, so several of them ask each other now and then."""
+        if self.team.count == 1:
+            return signals.asked is not None
+        if self.step % SETTLE:
+            return False
+        asked = torch.tensor(float(signals.asked is not None), device=self.device)
+        return self.team.added(asked).item() > 0
+
+    def accuracy(self, splits: Splits) -> float:
+        """Share of the held-out images that are classified right."""
+        recipe, run = self.training.recipe, self.training.run
+        self.net.eval()
+        right = torch.zeros((), dtype=torch.float64, device=self.device)
+        with torch.inference_mode():
+            for pixels, labels in examples.to_test(
+                splits, self.data, recipe, run, self.device, self.team
+            ):
+                found = self.net(pixels.to(self.device)).argmax(1)
+                right += (found == labels.to(self.device)).sum()
+        return float(self.team.added(right)) / len(splits.held_out(recipe.test_images))
+
+    def record(self, splits: Splits) -> dict[str, str]:
+        """Add a line of metrics; what of it the progress bar shows."""
+        self.settle()
+        accuracy = self.accuracy(splits)
+        images = self.step * self.training.recipe.batch_size
+        self.progress.metrics.append(
+            {"step": self.step, "images": images, "loss": self.loss, "test_accuracy": accuracy}
+        )
+        return {"loss": f"{self.loss:.3f}", "test": f"{accuracy:.1%}"}
+
+    def packed(self) -> bytes:
+        """The checkpoint's content."""
+        return checkpoint.pack(self.net, self.optimiser, self.progress)
 
 
-def finish(trainer: Trainer, data: Data, results: Results) -> None:
-    """Write the weights, the metrics and the model card."""
-    import pandas as pd
-    from safetensors.torch import save
+def _check_classes(splits: Splits, trainer: Trainer) -> None:
+    """Raise UserError unless the model has an output for each class."""
+    outputs, classes = getattr(trainer.net, "num_classes", 0), len(splits.train.classes)
+    if outputs != classes:
+        raise UserError(
+            f"the model has {outputs} outputs, but dataset={trainer.training.dataset.name} has {classes} "
+            f"classes: model.args.num_classes={classes}"
+        )
 
-    recipe = trainer.recipe
+
+def flops_per_image(training: Training) -> float:
+    """Floating-point operations of a forward pass of one image."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    net = models.skeleton(training.model).eval()
+    for module in net.modules():  # fused kernels are not all counted
+        if hasattr(module, "fused_attn"):
+            setattr(module, "fused_attn", False)  # noqa: B010
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(torch.zeros(1, *models.data_config(net)["input_size"], device="meta"))
+    return float(counter.get_total_flops())
+
+
+def estimate(trainer: Trainer, steps: int) -> str:
+    """What the training will cost, before it starts."""
+    recipe = trainer.training.recipe
+    images = steps * recipe.batch_size
+    flops = 3 * flops_per_image(trainer.training) * images
+    hours = flops / (PEAK[recipe.precision] * REACHED) / 3600
+    return (
+        f"{recipe.name}: {steps:,} steps of {recipe.batch_size} images, {flops:.2g} FLOPs: about "
+        f"{hours:.2g} GPU hours on an A100 at {REACHED:.0%} of its peak in {recipe.precision.value}"
+    )
+
+
+def finish(trainer: Trainer, splits: Splits, results: Results) -> None:
+    """Write the weights, the metrics with their curve, and the model card."""
+    recipe = trainer.training.recipe
     weights = {name: tensor.cpu().contiguous() for name, tensor in trainer.net.state_dict().items()}
     if recipe.half:
-        weights = {name: tensor.half() for name, tensor in weights.items()}
+        weights = {n: t.half() if t.is_floating_point() else t for n, t in weights.items()}
         trainer.net.load_state_dict(weights)
+    accuracy = trainer.accuracy(splits)
+    if not trainer.team.first:
+        return
     results.write(f"{recipe.name}.safetensors", save(weights))
-    results.save_tables({"metrics": pd.DataFrame(trainer.metrics)})
-    card = model_card(trainer, trainer.accuracy(data), pixel_probe(data))
-    results.write(f"{recipe.name}.md", card.encode())
+    metrics = pd.DataFrame(trainer.progress.metrics)
+    results.save_tables({"metrics": metrics})
+    results.save_figures({"metrics": training_curve(metrics, recipe.name)})
+    results.write(f"{recipe.name}.md", card_of(trainer, splits, accuracy).markdown.encode())
 
 
-def pixel_probe(data: Data) -> float:
+def card_of(trainer: Trainer, splits: Splits, accuracy: float) -> Card:
+    """What was trained, and how good it is."""
+    training, recipe = trainer.training, trainer.training.recipe
+    flops, images = flops_per_image(training), trainer.step * recipe.batch_size
+    plain = OmegaConf.to_container(OmegaConf.structured(training), enum_to_str=True)
+    assert isinstance(plain, dict)
+    made = training.dataset.kind == "scenes"
+    return Card(
+        name=recipe.name,
+        architecture=training.model.timm,
+        parameters=sum(p.numel() for p in trainer.net.parameters()),
+        dataset=f"{training.dataset.name} ({splits.train.fingerprint})",
+        classes=len(splits.train.classes),
+        accuracy=accuracy,
+        test_images=len(splits.held_out(recipe.test_images)),
+        pixel_probe=pixel_probe(splits, recipe.test_images) if made else None,
+        train_images=len(splits.chosen),
+        images_seen=images,
+        epochs=images / len(splits.chosen),
+        flops_per_image=flops,
+        training_flops=3 * flops * images,
+        started_from=trainer.started_from or None,
+        stored_as="float16 (the accuracy is that of the rounded weights)"
+        if recipe.half
+        else "float32",
+        seed=recipe.seed,
+        recipe=plain["recipe"],
+        model=plain["model"],
+    )
+
+
+def pixel_probe(splits: Splits, test_images: int | None) -> float:
     """Held-out accuracy of ridge regression on pixels averaged over 2 x 2; its l2 is the best of a grid."""
-    count = min(PROBE_IMAGES, len(data.train_images))
-    x, t = _probe_features(data.train_images[:count]), _probe_features(data.test_images)
+    shown = range(min(PROBE_IMAGES, len(splits.train)))
+    x, y = _pooled(splits.train, shown)
+    t, truth = _pooled(splits.test, splits.held_out(test_images))
     mean = x.mean(0)
     x, t = x - mean, t - mean
-    y = 2.0 * np.eye(len(CLASSES), dtype=np.float32)[data.labels(np.arange(count))] - 1
+    targets = 2.0 * np.eye(len(splits.train.classes), dtype=np.float32)[y] - 1
     values, vectors = np.linalg.eigh((x.T @ x).astype(np.float64))
-    projected, rotated = vectors.T @ (x.T @ y), t @ vectors
-    truth = data.labels(np.arange(len(t)))
+    projected, rotated = vectors.T @ (x.T @ targets), t @ vectors
     found = (
         (rotated @ (projected / (values + l2)[:, None])).argmax(1)
         for l2 in values.max() * 10.0 ** np.arange(-6, 1)
@@ -345,33 +359,9 @@ def pixel_probe(data: Data) -> float:
     return float(max((answer == truth).mean() for answer in found))
 
 
-def _probe_features(images: np.ndarray) -> np.ndarray:
-    n, h, w, c = images.shape
-    pooled = images.reshape(n, h // 2, 2, w // 2, 2, c).mean((2, 4), dtype=np.float32)
-    return pooled.reshape(n, -1) / 255
-
-
-def model_card(trainer: Trainer, accuracy: float, probe: float) -> str:
-    """What the weights are, how they were made and how good they are, as Markdown."""
-    recipe = trainer.recipe
-    parameters = sum(p.numel() for p in trainer.net.parameters())
-    plain = OmegaConf.to_yaml(OmegaConf.structured(recipe))
-    return f"""# {recipe.name}
-
-A small classifier of the data set `scenes` ({len(CLASSES)} classes, chance {1 / len(CLASSES):.2%}), for trying
-vitsee out and for figures at a small scale. It knows nothing of photographs.
-
-| what | value |
-|---|---|
-| architecture | timm `{recipe.model.timm}` with the arguments below, {parameters / 1e6:.2f} million parameters |
-| accuracy on {recipe.test_size:,} held-out images | {accuracy:.1%} |
-| linear probe on pixels, the same images | {probe:.1%} |
-| images seen | {trainer.step * recipe.batch_size:,} of {recipe.train_size:,} different ones |
-| stored as | {"float16 (the accuracy is that of the rounded weights)" if recipe.half else "float32"} |
-| made by | `vitsee train`, with the recipe below |
-| licence | Apache-2.0 |
-
-```yaml
-{plain.strip()}
-```
-"""
+def _pooled(images: Any, indices: range) -> tuple[np.ndarray, np.ndarray]:
+    """(N, D) pixels averaged over 2 x 2, from 0 to 1, and (N,) labels."""
+    pixels = np.stack([np.asarray(images.open(index)) for index in indices])
+    n, h, w, c = pixels.shape
+    pooled = pixels.reshape(n, h // 2, 2, w // 2, 2, c).mean((2, 4), dtype=np.float32)
+    return pooled.reshape(n, -1) / 255, np.array([images.label(index) for index in indices])

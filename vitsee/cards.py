@@ -1,0 +1,95 @@
+"""The model card of a trained model: what it is, how it was made, how good it is; for people and for figures.
+
+A card is Markdown that opens with a YAML block, as on model hubs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vitsee.errors import UserError
+
+FENCE = "---\n"
+
+
+@dataclass(frozen=True)
+class Card:
+    """Facts of a trained model.
+
+    accuracy: share of `test_images` held-out images that are classified right. chance: 1 / classes.
+    pixel_probe: what ridge regression on pixels reaches on the same images (scenes only). train_images:
+    different images shown. images_seen: images shown. flops_per_image: floating-point operations of a
+    forward pass, a multiplication and an addition being two. training_flops: of forward and backward
+    passes of the training. started_from: the weights before it, and what they had cost.
+    """
+
+    name: str
+    architecture: str
+    parameters: int
+    dataset: str
+    classes: int
+    accuracy: float
+    test_images: int
+    pixel_probe: float | None
+    train_images: int
+    images_seen: int
+    epochs: float
+    flops_per_image: float
+    training_flops: float
+    started_from: str | None
+    stored_as: str
+    seed: int
+    recipe: dict[str, Any]
+    model: dict[str, Any]
+
+    @property
+    def markdown(self) -> str:
+        """The card as it is written beside the weights."""
+        facts = asdict(self)
+        front = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)
+        rows = "\n".join(f"| {what} | {value} |" for what, value in self._rows())
+        origin = (
+            f"It was trained on the data set `{self.dataset}` alone"
+            if not self.started_from
+            else f"It was fine-tuned on the data set `{self.dataset}` from {self.started_from}"
+        )
+        return (
+            f"{FENCE}{front}{FENCE}\n# {self.name}\n\nA classifier of {self.classes} classes. {origin}, by "
+            f"`vitsee train`; the recipe is in the block above.\n\n| what | value |\n|---|---|\n{rows}\n"
+        )
+
+    def _rows(self) -> list[tuple[str, str]]:
+        rows = [
+            (
+                "architecture",
+                f"timm `{self.architecture}`, {self.parameters / 1e6:.2f} million parameters",
+            ),
+            (
+                f"accuracy on {self.test_images:,} held-out images",
+                f"{self.accuracy:.1%} (chance {1 / self.classes:.2%})",
+            ),
+            ("images seen", f"{self.images_seen:,} of {self.train_images:,} different ones"),
+            ("FLOPs of a forward pass", f"{self.flops_per_image:.3g}"),
+            ("FLOPs of the training", f"{self.training_flops:.3g}"),
+            ("stored as", self.stored_as),
+            ("licence", "Apache-2.0"),
+        ]
+        if self.pixel_probe is not None:
+            probe = ("linear probe on pixels, the same images", f"{self.pixel_probe:.1%}")
+            rows.insert(2, probe)
+        return rows
+
+
+def read(path: Path) -> Card:
+    """The card in a file. Raises UserError if it is none."""
+    try:
+        _, front, _ = path.read_text().split(FENCE, 2)
+        return Card(**yaml.safe_load(front))
+    except OSError as error:
+        raise UserError(f"cannot read the model card {path}: {error.strerror}") from error
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is not a model card of `vitsee train`: {error}") from error

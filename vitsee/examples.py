@@ -1,0 +1,286 @@
+"""What each step of a training shows: which images, how they are changed, in which order."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import one_hot
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from vitsee import datasets
+from vitsee.config import Run
+from vitsee.datasets import Images, Made
+from vitsee.errors import UserError
+from vitsee.loading import UNDECODABLE, Transform, prepare_worker, transform_of, workers_for
+from vitsee.ranks import Ranks
+from vitsee.recipes import Recipe, Training
+
+EVALUATION_BATCH = 250
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Images to train on and held-out ones. chosen: indices of the training images that are shown."""
+
+    train: Images
+    test: Images
+    chosen: np.ndarray
+
+    @classmethod
+    def of(cls, training: Training, resolution: int, cache: Path) -> Splits:
+        """What the training names. cache: folder for images made by formula, which are made once.
+
+        Raises UserError if the images cannot be had, or are the same for training and testing.
+        """
+        recipe, dataset = training.recipe, training.dataset
+        if recipe.train_split in (None, dataset.split):
+            raise UserError(
+                f"the held-out images are the training images (recipe.train_split={recipe.train_split}, "
+                f"dataset.split={dataset.split}): name two splits"
+            )
+        train = datasets.load(replace(dataset, split=recipe.train_split), resolution)
+        test = datasets.load(
+            replace(dataset, size=recipe.test_images) if dataset.kind == "scenes" else dataset,
+            resolution,
+        )
+        if train.fingerprint == test.fingerprint or train.classes != test.classes:
+            raise UserError(
+                f"the images of recipe.train_split={recipe.train_split} and dataset.split={dataset.split} "
+                f"must be different images of the same classes"
+            )
+        order = np.random.default_rng([recipe.seed, len(train)]).permutation(len(train))
+        chosen = order[: max(1, round(recipe.fraction * len(train)))]
+        return cls(*(kept(images, cache, training.run) for images in (train, test)), chosen)
+
+    def held_out(self, count: int | None) -> range:
+        """Indices of the held-out images that accuracy is measured on."""
+        return range(min(len(self.test), count or len(self.test)))
+
+
+def kept(images: Images, cache: Path, run: Run) -> Images:
+    """The images; those made by formula as a file in the cache folder, made in parallel once."""
+    if not isinstance(images, Made):
+        return images
+    from tqdm import tqdm
+
+    path = cache / f"{images.fingerprint.replace('/', '-')}-{len(images)}.npy"
+    if not path.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        side = images.scenes.resolution
+        partial = path.with_suffix(f".{os.getpid()}")
+        array = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(images), side, side, 3))
+        with ProcessPoolExecutor(mp_context=get_context("spawn")) as workers:
+            made = workers.map(images.scenes.image, range(len(images)), chunksize=256)
+            bar = tqdm(
+                made, f"making {path.stem}", len(images), disable=not run.progress, unit="image"
+            )
+            for i, image in enumerate(bar):
+                array[i] = image
+        array.flush()
+        os.replace(partial, path)
+    return Kept(images, np.load(path, mmap_mode="r"))
+
+
+class Kept(Made):
+    """Images made by formula that lie in an array, (N, H, W, 3) uint8."""
+
+    def __init__(self, made: Made, array: np.ndarray) -> None:
+        super().__init__(made.scenes, made.classes, made.name)
+        self.array = array
+
+    def open(self, index: int) -> Image.Image:
+        return Image.fromarray(self.array[index])
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which images a step shows: every one of them once an epoch, in an order of the epoch's own.
+
+    Iterating gives, for each step from `begin` on, (epoch, index) of this rank's share of its images.
+    """
+
+    recipe: Recipe
+    chosen: np.ndarray
+    begin: int
+    steps: int
+    ranks: Ranks
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        per_epoch, epoch_now, order = self.per_epoch, -1, self.chosen
+        for step in range(self.begin, self.steps):
+            epoch, within = divmod(step, per_epoch)
+            if epoch != epoch_now:
+                shuffle = np.random.default_rng([self.recipe.seed, epoch])
+                epoch_now, order = epoch, shuffle.permutation(self.chosen)
+            first = within * self.recipe.batch_size
+            shown = order[first : first + self.recipe.batch_size]
+            yield [(epoch, int(index)) for index in shown[self.ranks.rank :: self.ranks.count]]
+
+    def __len__(self) -> int:
+        return self.steps - self.begin
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps of an epoch; images that do not fill one wait for the next epoch's order."""
+        found = len(self.chosen) // self.recipe.batch_size
+        if found:
+            return found
+        raise UserError(
+            f"there are {len(self.chosen)} training images (recipe.fraction={self.recipe.fraction:g}), "
+            f"fewer than recipe.batch_size={self.recipe.batch_size}"
+        )
+
+
+@dataclass
+class Shown(TorchDataset):
+    """Images as the model sees them in training; what chance does to one depends on (seed, epoch, index)."""
+
+    images: Images
+    transform: Transform
+    seed: int
+
+    def __getitem__(self, at: tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, index = at
+        with chance(self.seed, epoch, index):
+            pixels = self.transform(_opened(self.images, index))
+        return pixels, self.images.label(index)
+
+
+@dataclass
+class _Tested(TorchDataset):
+    """Held-out images as the model sees them."""
+
+    images: Images
+    transform: Transform
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(_opened(self.images, index)), self.images.label(index)
+
+
+def _opened(images: Images, index: int) -> Image.Image:
+    try:
+        return images.open(index)
+    except UNDECODABLE as error:
+        raise UserError(
+            f"cannot decode image {images.id(index)} ({type(error).__name__}: {error}); "
+            f"mend or remove it"
+        ) from error
+
+
+@contextmanager
+def chance(*seed: int) -> Iterator[None]:
+    """Within the block all of the generators that timm's augmentation draws from are seeded."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    mixed = int(np.random.default_rng(seed).integers(2**32))
+    random.seed(mixed)
+    np.random.seed(mixed)
+    torch.manual_seed(mixed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+def augmentation(recipe: Recipe, data: dict[str, Any]) -> Transform:
+    """What training images go through. Raises UserError for options that timm does not have."""
+    from timm.data import create_transform
+
+    if recipe.augmentation is None:
+        return transform_of(data)
+    known = {key: data[key] for key in ("input_size", "interpolation", "mean", "std")}
+    try:
+        return create_transform(**known | recipe.augmentation, is_training=True)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise UserError(f"recipe.augmentation={recipe.augmentation}: {error}") from error
+
+
+class Mixer:
+    """mixup and CutMix of a minibatch, and targets with label smoothing."""
+
+    def __init__(self, recipe: Recipe, classes: int) -> None:
+        from timm.data import Mixup
+
+        self.recipe, self.classes = recipe, classes
+        self.mix = None
+        if recipe.mixup or recipe.cutmix:
+            self.mix = Mixup(
+                recipe.mixup,
+                recipe.cutmix,
+                label_smoothing=recipe.label_smoothing,
+                num_classes=classes,
+            )
+
+    def __call__(self, step: int, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels and (N, classes) targets; what chance does depends on (seed, step)."""
+        if self.mix is None:
+            smooth = self.recipe.label_smoothing
+            targets = one_hot(labels, self.classes) * (1 - smooth) + smooth / self.classes
+            return pixels, targets
+        if len(pixels) % 2:
+            raise UserError(
+                f"mixup mixes pairs, but a GPU's share of recipe.batch_size={self.recipe.batch_size} "
+                f"is {len(pixels)} images"
+            )
+        with chance(self.recipe.seed, step, self.classes):
+            return self.mix(pixels, labels)
+
+
+def to_train(
+    splits: Splits, transform: Transform, schedule: Schedule, run: Run, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pixels and labels of each step of the schedule."""
+    loader = DataLoader(
+        Shown(splits.train, transform, schedule.recipe.seed),
+        batch_sampler=schedule,  # type: ignore[arg-type]  # any iterable of batches will do
+        num_workers=_workers(run, device),
+        pin_memory=device.type == "cuda",
+        worker_init_fn=prepare_worker,
+    )
+    return _plainly(loader)
+
+
+def to_test(
+    splits: Splits,
+    data: dict[str, Any],
+    recipe: Recipe,
+    run: Run,
+    device: torch.device,
+    ranks: Ranks,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pixels and labels of this rank's share of the held-out images."""
+    mine = splits.held_out(recipe.test_images)[ranks.rank :: ranks.count]
+    loader = DataLoader(
+        _Tested(splits.test, transform_of(data)),
+        sampler=mine,  # type: ignore[arg-type]
+        batch_size=EVALUATION_BATCH,
+        num_workers=_workers(run, device),
+        worker_init_fn=prepare_worker,
+    )
+    return _plainly(loader)
+
+
+def _plainly(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
+    """What the loader yields; an error of a worker process without that process's traceback."""
+    try:
+        yield from loader
+    except UserError as error:
+        raise UserError(str(error).splitlines()[-1].removeprefix("vitsee.errors.UserError: ")) from None
+
+
+def _workers(run: Run, device: torch.device) -> int:
+    return workers_for(device) if run.workers is None else run.workers

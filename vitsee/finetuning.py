@@ -1,0 +1,39 @@
+"""A model that begins a training with the weights of another: its classifier new, its positions resampled."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from vitsee import models
+from vitsee.config import Model
+from vitsee.errors import UserError
+
+PRETRAINED = "pretrained"
+
+
+def begin(model: Model, start: str) -> nn.Module:
+    """The architecture with the weights to start from and a classifier of zeros (Dosovitskiy et al. 2021, 3.2).
+
+    start: path of a checkpoint, or `pretrained` for the weights that the model's configuration names.
+    Position embeddings of another resolution are interpolated by timm. Raises UserError if the weights
+    do not fit the rest of the model.
+    """
+    if start == PRETRAINED and not model.embedded:
+        net = models.published(replace(model, pretrained=True))
+    else:
+        path = models.EMBEDDED / f"{model.name}.safetensors" if start == PRETRAINED else Path(start)
+        net = models.without_classifier(model, path.expanduser())
+    _zero(net)
+    return net
+
+
+def _zero(net: nn.Module) -> None:
+    classifiers = [net.get_submodule(name) for name in models.classifier_names(net)]
+    if not classifiers:
+        raise UserError(f"{type(net).__name__} has no classifier that could be fine-tuned")
+    for classifier in classifiers:
+        for parameter in classifier.parameters():
+            nn.init.zeros_(parameter)

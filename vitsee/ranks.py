@@ -1,0 +1,73 @@
+"""The processes of one training under `torchrun`, one a GPU; a training in one process is the only rank."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed, nn
+
+from vitsee.errors import UserError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's rank among `count`, and its number on this machine."""
+
+    rank: int = 0
+    count: int = 1
+    local: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Does this process write files and show progress?"""
+        return self.rank == 0
+
+    def device(self, chosen: torch.device) -> torch.device:
+        """A GPU of this rank's own."""
+        if self.count > 1 and chosen.type == "cuda":
+            torch.cuda.set_device(self.local)
+            return torch.device("cuda", self.local)
+        return chosen
+
+    def share(self, net: nn.Module, device: torch.device) -> nn.Module:
+        """The model with gradients averaged over all ranks."""
+        if self.count == 1:
+            return net
+        from torch.nn.parallel import DistributedDataParallel
+
+        return DistributedDataParallel(net, [device] if device.type == "cuda" else None)
+
+    def added(self, numbers: Tensor) -> Tensor:
+        """The sum over all ranks."""
+        if self.count > 1:
+            distributed.all_reduce(numbers)
+        return numbers
+
+    def meet(self) -> None:
+        """Wait for all ranks."""
+        if self.count > 1:
+            distributed.barrier()
+
+
+@contextmanager
+def ranks(batch_size: int) -> Iterator[Ranks]:
+    """The ranks that `torchrun` started, connected within the block. Raises UserError if the batch size
+    cannot be shared evenly."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield Ranks()
+        return
+    if batch_size % count:
+        raise UserError(
+            f"recipe.batch_size={batch_size} cannot be shared evenly by {count} processes; "
+            f"try {batch_size - batch_size % count or count}"
+        )
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield Ranks(distributed.get_rank(), count, int(os.environ.get("LOCAL_RANK", "0")))
+    finally:
+        distributed.destroy_process_group()
