@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forks import Forks
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
 import vitsee.cli
 from vitsee.config import CONF, Experiment, build
+from vitsee.loading import cores
 
 TINY = ("model=timm", "model.timm=test_vit", "model.pretrained=false")
 """A ViT of a few thousand parameters with random weights."""
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: some tests mostly wait, for SLURM or for other processes."""
+    return cores() + 1
 
 
 def composed(*overrides: str) -> Experiment:
@@ -67,6 +74,15 @@ def command(images, tmp_path, capsys, monkeypatch):
         return code, out, err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Runs in processes of their own, one at a time."""
+    made = Forks(tmp_path_factory.mktemp("forks") / "errors.txt")
+    with made.server:
+        yield made
+        made.server.stdin.close()
 
 
 @pytest.fixture

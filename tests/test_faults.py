@@ -6,12 +6,9 @@ writes tables, draws. `make soak` does the same for longer.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -19,89 +16,39 @@ from pathlib import Path
 
 import pytest
 from conftest import tiny_overrides
+from forks import Forks
 
 from vitsee.sums import Damaged, Sums
 
 KILLS = int(os.environ.get("VITSEE_KILLS", "50"))
 SEED = int(os.environ.get("VITSEE_KILLS_SEED", "0"))
-OUTPUTS = "run.outputs="
-
-SERVER = """
-import json, os, resource, sys
-import matplotlib.pyplot
-import timm
-from conftest import composed
-from vitsee.errors import Incomplete, UserError
-from vitsee.interrupt import Interrupted
-from vitsee.runner import run
-
-def measure(limit):
-    if limit:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    try:
-        run(experiment)
-    except Interrupted:
-        return 130
-    except Incomplete:
-        return 3
-    except UserError as mistake:
-        print(mistake, file=sys.stderr)
-        return 2
-    return 0
-
-experiment = composed(*sys.argv[1:])
-for line in iter(sys.stdin.readline, ""):
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            code = measure(json.loads(line))
-        finally:
-            os._exit(code)
-    print(child, flush=True)
-    sys.stdin.readline()  # until it is asked for, its number is no other process's
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-"""Forks a run for each line, so that 50 runs do not import torch 50 times; the line limits its files' size."""
 
 
 class Runs:
     """One experiment, run as often as wanted, each time in a process of its own."""
 
-    def __init__(self, images: Path, outputs: Path, errors: Path) -> None:
-        self.outputs = outputs
-        words = [*tiny_overrides(images, outputs), "repeats=2", "run.save_every=1"]
-        paths = [str(Path(__file__).parent), *filter(None, sys.path)]
-        with errors.open("w") as complaints:
-            self.server = subprocess.Popen(
-                [sys.executable, "-c", SERVER, *words, "analysis.layers=blocks"],
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=complaints,
-                text=True,
-            )
+    def __init__(self, forks: Forks, images: Path, outputs: Path) -> None:
+        self.forks, self.outputs = forks, outputs
+        few = ["repeats=2", "run.save_every=1", "analysis.layers=blocks"]
+        self.words = [*tiny_overrides(images, outputs), *few]
 
     def start(self, limit: int | None = None) -> int:
         """Process number of a new run. limit: bytes that a file may have."""
-        return self._ask(json.dumps(limit))
+        return self.forks.start(self.words, limit)
 
     def end(self) -> int:
         """How the run ended: its exit code, or minus the signal that killed it."""
-        return self._ask("end")
-
-    def _ask(self, line: str) -> int:
-        self.server.stdin.write(f"{line}\n")
-        self.server.stdin.flush()
-        return int(self.server.stdout.readline())
+        return self.forks.end()
 
     def whole(self) -> tuple[bytes, float]:
         """The table of a run that nothing disturbs, and how many seconds it takes."""
+        self.start()  # the first one waits until all is imported
+        assert self.end() == 0
+        self.take()
         began = time.monotonic()
         self.start()
         assert self.end() == 0
-        took = time.monotonic() - began
-        return self.take(), took
+        return self.take(), time.monotonic() - began
 
     def take(self) -> bytes:
         """The table; all that was written is removed, so that the next run begins anew."""
@@ -120,11 +67,9 @@ class Runs:
 
 
 @pytest.fixture
-def runs(images: Path, tmp_path: Path) -> Iterator[Runs]:
-    made = Runs(images, tmp_path / "outputs", tmp_path / "errors.txt")
-    with made.server:
-        yield made
-    complaints = (tmp_path / "errors.txt").read_text()
+def runs(forks: Forks, images: Path, tmp_path: Path) -> Iterator[Runs]:
+    yield Runs(forks, images, tmp_path / "outputs")
+    complaints = forks.errors.read_text()
     assert "Traceback" not in complaints, complaints
 
 
@@ -175,7 +120,7 @@ def test_faults_of_every_kind_in_any_order_end_with_the_right_bytes(runs):
             time.sleep(draw.uniform(0, took))
             os.kill(process, getattr(signal, fault))
         code = runs.end()
-        assert code != 1, "a traceback"
+        assert code != 1, runs.forks.errors.read_text()
         if code == 0:
             assert runs.take() == expected
         else:

@@ -25,7 +25,7 @@ from vitsee.study import Study
 from vitsee.sums import Sums
 
 NEEDED: dict[str, list[str]] = {
-    "attention_rollout": ["images=40"],
+    "attention_rollout": ["images=16", "batch_size=4"],
     "block_similarity": [
         "model@other=timm",
         "other.timm=test_vit2",
@@ -160,28 +160,24 @@ def test_a_plain_run_fills_the_gaps_that_shards_left(streaming, tiny, tmp_path):
     assert_same_tables(Results(whole[0].parent).tables(), Results(filled[0].parent).tables())
 
 
-def test_a_killed_run_goes_on_and_gives_the_same_bytes(streaming, images, tmp_path):
+def test_a_killed_run_goes_on_and_gives_the_same_bytes(streaming, forks, images, tmp_path):
+    def words(outputs: Path) -> list[str]:
+        return [*tiny_overrides(images, outputs), "run.save_every=1", *streaming]
+
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert command(images, whole, *streaming).wait() == 0
-    process = command(images, killed, *streaming)
+    forks.run(words(whole))
+    process = forks.start(words(killed))
     deadline = time.monotonic() + 60
     while not list(killed.rglob("000-of-001.pt")) and time.monotonic() < deadline:
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    os.kill(process, signal.SIGKILL)
+    assert forks.end() == -signal.SIGKILL
     (state,) = killed.rglob("000-of-001.pt")
     assert Sums.load(state).seen.sum() > 0
-    assert command(images, killed, *streaming).wait() == 0
+    forks.run(words(killed))
     files = [path.relative_to(whole) for path in whole.rglob("*.csv")]
     assert files
     assert all((whole / f).read_bytes() == (killed / f).read_bytes() for f in files)
-
-
-def command(images: Path, outputs: Path, *overrides: str) -> subprocess.Popen:
-    """`vitsee run` of the tiny experiment, saving after every minibatch."""
-    words = [*tiny_overrides(images, outputs), "run.save_every=1", *overrides]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen([sys.executable, "-m", "vitsee", "run", *words], **quiet)
 
 
 def test_the_same_command_measures_nothing_twice(streaming, tiny, monkeypatch):

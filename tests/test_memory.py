@@ -47,6 +47,6 @@ def peaks(images: int, patterns: str) -> tuple[float, float]:
 
 
 def test_sixty_layers_need_the_same_memory_for_four_times_the_images_and_little_more_than_bare():
-    few, many = peaks(256, SIXTY), peaks(1024, SIXTY)
+    few, many = peaks(128, SIXTY), peaks(512, SIXTY)
     assert abs(many[1] - few[1]) <= 0.05 * few[1]
     assert max(few[1] - few[0], many[1] - many[0]) <= 100

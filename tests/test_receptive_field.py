@@ -146,7 +146,7 @@ def test_with_all_channels_every_layer_equals_autograd_in_a_loop(model, images, 
 def test_how_many_channels_go_at_once_changes_nothing(images, tmp_path):
     def table(at_once: int) -> pd.DataFrame:
         asked = experiment(
-            images, tmp_path / str(at_once), "model.timm=test_vit",
+            images, tmp_path / str(at_once), "model.timm=test_vit", "analysis.channels=8",
             f"analysis.channels_at_once={at_once}",
         )  # fmt: skip
         return Results(run(asked)[0].parent).tables()["receptive_field"]
