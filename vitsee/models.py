@@ -145,6 +145,8 @@ def _check_name(model: Model) -> None:
     """Raise UserError unless timm knows this architecture and this tag of weights."""
     import timm
 
+    import vitsee.architectures  # noqa: F401  (registers more of them)
+
     name = model.timm
     if ":" in name:
         _check_source(model, *name.split(":", 1))

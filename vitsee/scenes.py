@@ -4,7 +4,8 @@ A background of dead leaves (occluding disks with scale-free radii: Matheron 196
 those of natural images: Lee, Mumford and Huang 2001), and on it two textured disks that carry the
 class: which of four textures both have (local) and which way the line between them runs (global).
 A quarter of the images has a third disk of another texture, which must be told from the two. Position,
-distance, size, colour, contrast, phase and clutter vary without meaning.
+distance, size, colour, contrast, phase and clutter vary without meaning. A share of the images is faint:
+of little contrast and much noise, so that the clear ones are learned soon and the others with much data.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from functools import partial
 
 import numpy as np
 
-VERSION = 1
+VERSION = 2
 """Raised when the formula changes."""
 TEXTURES = ("vertical stripes", "horizontal stripes", "checks", "rings")
 ARRANGEMENTS = ("side by side", "rising", "one above the other", "falling")
@@ -35,6 +36,10 @@ SHIFT = 0.12
 TURN = 0.36
 """How far, in radians, the line between them may be off its direction."""
 NOISE = 0.02
+FAINT = 0.4
+"""Share of the images that are faint,"""
+FAINT_CONTRASTS = (0.01, 0.1)
+FAINT_NOISE = 0.06
 DISTRACTED = 0.25
 """Share of the images with a third disk."""
 APART = 0.28
@@ -70,10 +75,12 @@ class Scenes:
         rng = np.random.default_rng([VERSION, self.seed, SPLITS.index(self.split), index])
         texture, arrangement = divmod(self.label(index), len(ARRANGEMENTS))
         base = rng.uniform(0.3, 0.7, 3)
+        faint = rng.random() < FAINT
+        contrasts, noise = (FAINT_CONTRASTS, FAINT_NOISE) if faint else (CONTRASTS, NOISE)
         canvas = Canvas.plain(self.resolution, base)
-        for paint in [*clutter(rng, base), *parts(rng, texture, arrangement)]:
+        for paint in [*clutter(rng, base), *parts(rng, texture, arrangement, contrasts)]:
             paint(canvas)
-        noisy = canvas.pixels + NOISE * rng.standard_normal(canvas.pixels.shape, dtype=np.float32)
+        noisy = canvas.pixels + noise * rng.standard_normal(canvas.pixels.shape, dtype=np.float32)
         return (np.clip(noisy, 0, 1) * 255).astype(np.uint8)
 
 
@@ -127,7 +134,7 @@ def clutter(rng: np.random.Generator, base: np.ndarray) -> list[Callable[[Canvas
 
 
 def parts(
-    rng: np.random.Generator, texture: int, arrangement: int
+    rng: np.random.Generator, texture: int, arrangement: int, contrasts: tuple[float, float]
 ) -> list[Callable[[Canvas], None]]:
     """The textured disks: the two that carry the class, last, and sometimes one of another texture."""
     angle = np.pi / 4 * arrangement + rng.uniform(-TURN, TURN)
@@ -136,10 +143,10 @@ def parts(
     margin = np.abs(half) + 0.6 * radius
     middle = np.clip(0.5 + rng.uniform(-SHIFT, SHIFT, 2), margin, 1 - margin)
     pair = [middle + half, middle - half]
-    disks = [textured_disk(rng, place, radius, texture) for place in pair]
+    disks = [textured_disk(rng, place, radius, texture, contrasts) for place in pair]
     if rng.random() < DISTRACTED:
         other = (texture + rng.integers(1, len(TEXTURES))) % len(TEXTURES)
-        disks.insert(0, textured_disk(rng, free_place(rng, pair), radius, int(other)))
+        disks.insert(0, textured_disk(rng, free_place(rng, pair), radius, int(other), contrasts))
     return disks
 
 
@@ -152,7 +159,11 @@ def free_place(rng: np.random.Generator, taken: list[np.ndarray]) -> np.ndarray:
 
 
 def textured_disk(
-    rng: np.random.Generator, place: np.ndarray, radius: float, texture: int
+    rng: np.random.Generator,
+    place: np.ndarray,
+    radius: float,
+    texture: int,
+    contrasts: tuple[float, float],
 ) -> Callable[[Canvas], None]:
     """A disk of about this radius with this texture in random colours, contrast, wavelength, phase."""
     pattern = partial(
@@ -162,7 +173,7 @@ def textured_disk(
     colour = partial(
         textured,
         rng.uniform(0.3, 0.7, 3).astype(np.float32),
-        (rng.uniform(*CONTRASTS) * tint).astype(np.float32),
+        (rng.uniform(*contrasts) * tint).astype(np.float32),
         pattern,
     )
     size = radius * rng.uniform(0.9, 1.1)

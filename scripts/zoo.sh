@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Trains the small models that ship with vitsee again: `scripts/zoo.sh [NAME…]`, all by default. Some hours on two
+# CPU cores, a minute each on a GPU; the same command goes on where it was stopped.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+vitsee=${VITSEE:-.venv/bin/vitsee}
+wanted=" $* "
+
+train() { # name, then what to train it with
+  local name=$1 folder
+  shift
+  [ "$wanted" = "  " ] || [[ $wanted = *" $name "* ]] || return 0
+  folder=$("$vitsee" train model="$name" "$@")
+  cp "$folder/$name.safetensors" "$folder/$name.md" vitsee/weights/
+}
+
+train resnet_mini recipe=resnet_mini
+train vit_mini recipe=vit_mini
+train vit_nano recipe=vit_nano
+train vit_nano_data_3 recipe=vit_nano recipe.fraction=0.03
+train vit_nano_data_10 recipe=vit_nano recipe.fraction=0.1
+train vit_nano_data_30 recipe=vit_nano recipe.fraction=0.3
+train vit_mini_data_3 recipe=vit_mini recipe.fraction=0.03
+train vit_mini_data_10 recipe=vit_mini recipe.fraction=0.1
+train vit_mini_data_30 recipe=vit_mini recipe.fraction=0.3
+train vit_nano_gap recipe=vit_nano
+train vit_nano_noskip_1 recipe=vit_nano
+train vit_nano_noskip_7 recipe=vit_nano
+train vit_nano_noskip_10 recipe=vit_nano
+train vit_nano_p14 recipe=vit_nano
+train mixer_mini recipe=mixer_mini
+train hybrid_mini recipe=hybrid_mini
+train resnet_mini_deep recipe=resnet_mini_deep
+train vit_nano_finetuned recipe=vit_nano_finetuned
