@@ -26,9 +26,8 @@ def torch_cka(net: nn.Module, layers: list[str], batches: list[Tensor]) -> np.nd
 def pytorch_cka(net: nn.Module, layers: list[str], batches: list[Tensor]) -> np.ndarray:
     from cka import compute_cka
 
-    found = compute_cka(
-        net, net, _Loader(batches), layers=layers, device=_device(batches), progress=False
-    )
+    loaders = [_Loader(batches)]
+    found = compute_cka(net, net, loaders, layers=layers, device=_device(batches), progress=False)
     return found[0].cpu().numpy()
 
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from vitsee.arithmetic import tf32
 from vitsee.errors import UserError
 
-_WIDTH = {"cpu": 16384, "cuda": 65536}
+_WIDTH = {"cpu": 8192, "cuda": 65536}
 """Features of all examples that are centred at a time: what a CPU's cache holds, and enough work for a GPU."""
-_PIECE = {"cpu": 4096, "cuda": 16384}
+_PIECE = {"cpu": 8192, "cuda": 16384}
 """Features whose products are summed in float32 before float64 takes over; so few keep features with
 outliers exact to 1e-6."""
-_ROWS = {"cpu": 32, "cuda": 128}
+_ROWS = {"cpu": 64, "cuda": 128}
 """Least examples of a block of the Gram matrix; blocks below the diagonal are mirrored, not computed."""
 
 
@@ -91,16 +91,19 @@ def _add_products(k: Tensor, x: Tensor, piece: int, block: int) -> None:
         if part.shape[1]:
             pieces = part.unflatten(1, (-1, width)).transpose(0, 1)
             for start in range(0, len(x), block):
-                some = slice(start, start + block)
-                products = _products(pieces[:, some], pieces[:, start:])
-                k[some, start:] += products.sum(0, dtype=torch.float64).to(k.device)
+                products = _products(pieces[:, start : start + block], pieces[:, start:])
+                k[start : start + block, start:] += products.to(k.device)
 
 
 def _products(x: Tensor, y: Tensor) -> Tensor:
-    """x yᵀ of each piece, summed in float32 whatever the factors are."""
+    """Sum over pieces of x yᵀ, each piece summed in float32 whatever the factors are, pieces in float64."""
+    if len(x) == 1 and x.dtype == torch.float32:
+        return x[0] @ y[0].mT
     if x.dtype == torch.bfloat16 and x.device.type == "cuda":
-        return torch.bmm(x, y.mT, out_dtype=torch.float32)
-    return x.float() @ y.float().mT
+        products = torch.bmm(x, y.mT, out_dtype=torch.float32)
+    else:
+        products = x.float() @ y.float().mT
+    return products.sum(0, dtype=torch.float64)
 
 
 def float64_device(x: Tensor) -> torch.device:
