@@ -18,7 +18,9 @@ MODELS = {
 
 def build(name: str, *without: int) -> torch.nn.Module:
     timm_name, args = MODELS[name]
-    return models.build(Model(name="m", timm=timm_name, args=args, remove_skip=list(without))).eval()
+    return models.build(
+        Model(name="m", timm=timm_name, args=args, remove_skip=list(without))
+    ).eval()
 
 
 def plain_vit(block, x):
@@ -34,7 +36,11 @@ def plain_mixer(block, x):
 @pytest.mark.parametrize(("name", "plain"), [("ViT", plain_vit), ("Mixer", plain_mixer)])
 def test_a_block_without_skips_hands_on_its_branches_alone(name, plain):
     net, whole = build(name, 1), build(name)
-    x = torch.randn(2, net.blocks[0](torch.zeros(1, 196, plain is plain_vit and 192 or 32)).shape[1], 192 if name == "ViT" else 32)
+    x = torch.randn(
+        2,
+        net.blocks[0](torch.zeros(1, 196, (plain is plain_vit and 192) or 32)).shape[1],
+        192 if name == "ViT" else 32,
+    )
     torch.testing.assert_close(net.blocks[1](x), plain(whole.blocks[1], x))
     torch.testing.assert_close(net.blocks[0](x), whole.blocks[0](x))
     assert net.state_dict().keys() == whole.state_dict().keys()
@@ -48,7 +54,9 @@ def test_its_residual_stream_is_what_its_sublayers_hand_on(name):
     wanted = [layer for layer in layers if ".+" in layer.name]
     assert len(wanted) == 6
     for layer in wanted:
-        residual.attach(net, layer, lambda r, at=layer.name: found.update({at: (r.skip, r.branch.clone())}))
+        residual.attach(
+            net, layer, lambda r, at=layer.name: found.update({at: (r.skip, r.branch.clone())})
+        )
     for number, block in enumerate(net.blocks):
         block.register_forward_hook(lambda m, args, out, at=number: kept.update({at: out}))
     with torch.no_grad():
@@ -70,7 +78,11 @@ def test_only_sublayers_with_a_skip_have_a_ratio():
         ("vit_tiny_patch16_224", [12], r"remove_skip: there is no block 12; the blocks are 0 … 11"),
         ("vit_tiny_patch16_224", [3, -9], "remove_skip names block -9 twice"),
         ("resnet18", [0], "remove_skip: there is no block 0; ResNet has no list of blocks"),
-        ("cait_xxs24_224", [0], r"blocks of Cait are cait.LayerScaleBlock, and it is known .* for: vision"),
+        (
+            "cait_xxs24_224",
+            [0],
+            r"blocks of Cait are cait.LayerScaleBlock, and it is known .* for: vision",
+        ),
     ],
 )
 def test_what_has_no_such_skip_is_refused(timm_name, without, message):

@@ -33,7 +33,9 @@ SHIPPED = sorted(path.stem for path in models.EMBEDDED.glob("*.safetensors"))
 WEE = {"img_size": 28, "patch_size": 7, "embed_dim": 16, "depth": 2, "num_heads": 2}
 
 
-def wee(tmp_path: Path, *, model: dict | None = None, data: dict | None = None, **changes) -> Training:
+def wee(
+    tmp_path: Path, *, model: dict | None = None, data: dict | None = None, **changes
+) -> Training:
     """Six steps of a ViT of two blocks on 64 scenes."""
     args = WEE | {"num_classes": len(CLASSES)} | (model or {}).pop("args", {})
     overlay = {"input_size": [3, 28, 28], "mean": [0.5] * 3, "std": [0.5] * 3}
@@ -48,6 +50,9 @@ def wee(tmp_path: Path, *, model: dict | None = None, data: dict | None = None, 
         dataset=Dataset(**dataset | (data or {})),
         run=Run(outputs=str(tmp_path), device="cpu", workers=0, progress=False),
     )
+
+
+ALONE = Ranks()
 
 
 def splits_of(asked: Training, tmp_path: Path) -> Splits:
@@ -88,7 +93,9 @@ def test_an_interrupted_training_goes_on_and_gives_the_same_weights(
     steps, changes, tmp_path, monkeypatch
 ):
     def asked(name: str) -> Training:
-        return wee(tmp_path / name, **{k: dict(v) if k == "model" else v for k, v in changes.items()})
+        return wee(
+            tmp_path / name, **{k: dict(v) if k == "model" else v for k, v in changes.items()}
+        )
 
     whole = train(asked("whole"))
     with monkeypatch.context() as during:
@@ -101,8 +108,18 @@ def test_an_interrupted_training_goes_on_and_gives_the_same_weights(
 
 
 def test_a_killed_training_goes_on_and_gives_the_same_weights(tmp_path):
-    words = ["recipe=vit_mini", "dataset.size=128", "recipe.images_seen=640", "recipe.batch_size=64"]
-    words += ["recipe.test_images=16", "recipe.save_every=1", "run.device=cpu", "run.progress=false"]
+    words = [
+        "recipe=vit_mini",
+        "dataset.size=128",
+        "recipe.images_seen=640",
+        "recipe.batch_size=64",
+    ]
+    words += [
+        "recipe.test_images=16",
+        "recipe.save_every=1",
+        "run.device=cpu",
+        "run.progress=false",
+    ]
     words += ["recipe.precision=fp32", "model.args.depth=2"]
 
     def command(name: str) -> subprocess.Popen:
@@ -161,7 +178,9 @@ def test_a_damaged_checkpoint_is_refused_with_what_to_do(damage, tmp_path, monke
     else:
         other = Trainer(wee(tmp_path, model={"args": {"depth": 3}}))
         state.write_bytes(other.packed())
-    with pytest.raises(UserError, match=r"checkpoint .* is damaged \(.*remove it to train from the"):
+    with pytest.raises(
+        UserError, match=r"checkpoint .* is damaged \(.*remove it to train from the"
+    ):
         train(wee(tmp_path))
 
 
@@ -184,7 +203,7 @@ class TestRate:
 
 
 class TestShown:
-    def batches(self, asked: Training, tmp_path, ranks=Ranks(), steps=4, begin=0):
+    def batches(self, asked: Training, tmp_path, ranks=ALONE, steps=4, begin=0):
         chosen = splits_of(asked, tmp_path).chosen
         return list(Schedule(asked.recipe, chosen, begin, steps, ranks))
 
@@ -216,7 +235,9 @@ class TestShown:
         assert set(other) != few
 
     def test_too_few_images_for_a_step_are_refused(self, tmp_path):
-        with pytest.raises(UserError, match=r"there are 6 training images \(recipe.fraction=0.1\), fewer"):
+        with pytest.raises(
+            UserError, match=r"there are 6 training images \(recipe.fraction=0.1\), fewer"
+        ):
             train(wee(tmp_path, fraction=0.1))
 
     def test_augmentation_depends_on_seed_epoch_and_image_alone(self, tmp_path):
@@ -256,7 +277,7 @@ class TestShown:
 
     def test_mixup_of_an_odd_number_is_refused(self):
         recipe = Recipe(name="r", images_seen=1, mixup=1.0, batch_size=3)
-        with pytest.raises(UserError, match="mixup mixes pairs, but .* is 3 images"):
+        with pytest.raises(UserError, match=r"mixup mixes pairs, but .* is 3 images"):
             Mixer(recipe, 4)(0, torch.zeros(3, 3, 4, 4), torch.arange(3))
 
 
@@ -271,7 +292,10 @@ class TestShown:
         ({"batch_size": 0}, "recipe.batch_size must be at least 1, got 0"),
         ({"lr": -1.0}, "recipe.lr must be more than 0, got -1.0"),
         ({"train_split": "test"}, "the held-out images are the training images"),
-        ({"model": {"args": {"num_classes": 3}}}, "the model has 3 outputs, but dataset=scenes has 16"),
+        (
+            {"model": {"args": {"num_classes": 3}}},
+            "the model has 3 outputs, but dataset=scenes has 16",
+        ),
         ({"data": {"split": "train"}}, "the held-out images are the training images"),
     ],
 )
@@ -301,10 +325,17 @@ def test_a_folder_of_images_is_trained_on_and_a_broken_one_named(tmp_path):
     asked = wee(tmp_path, model={"args": {"num_classes": 2}}, data=data | {"size": None})
     card = cards.read(train(asked) / "wee.md")
     assert (card.classes, card.test_images, card.train_images) == (2, 16, 32)
+    (tmp_path / "photos/val/class9").mkdir()
+    (tmp_path / "photos/val/class1/001.png").rename(tmp_path / "photos/val/class9/001.png")
+    with pytest.raises(UserError, match=r"not the same classes .*: 1 are in one only, as class9"):
+        train(asked)
+    (tmp_path / "photos/val/class9/001.png").rename(tmp_path / "photos/val/class1/001.png")
     (tmp_path / "photos/train/class0/000.png").write_bytes(b"no image")
     for workers in (0, 1):
         broken = replace(asked, run=replace(asked.run, workers=workers))
-        with pytest.raises(UserError, match=r"^cannot decode image class0/000.png .*mend or remove it$"):
+        with pytest.raises(
+            UserError, match=r"^cannot decode image class0/000.png .*mend or remove it$"
+        ):
             train(broken)
 
 
@@ -347,7 +378,9 @@ class TestFineTuning:
 
 
 class TestPool:
-    def test_gap_is_the_mean_of_all_tokens_after_the_last_norm_without_a_class_token(self, tmp_path):
+    def test_gap_is_the_mean_of_all_tokens_after_the_last_norm_without_a_class_token(
+        self, tmp_path
+    ):
         asked = wee(tmp_path, model={"pool": Pool.gap})
         net = Trainer(asked).net.eval()
         kept = []
@@ -403,7 +436,12 @@ class TestCard:
 
 
 def test_two_ranks_take_the_steps_of_one(tmp_path):
-    words = ["recipe=vit_mini", "dataset.size=128", "recipe.images_seen=320", "recipe.batch_size=64"]
+    words = [
+        "recipe=vit_mini",
+        "dataset.size=128",
+        "recipe.images_seen=320",
+        "recipe.batch_size=64",
+    ]
     words += ["recipe.test_images=16", "run.device=cpu", "run.progress=false", "run.workers=0"]
     words += ["recipe.precision=fp32", "model.args.depth=2", "recipe.half=false"]
 
@@ -421,7 +459,9 @@ def test_two_ranks_take_the_steps_of_one(tmp_path):
 
 def test_a_batch_that_ranks_cannot_share_evenly_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(UserError, match=r"batch_size=16 cannot be shared evenly by 3 processes; try 15"):
+    with pytest.raises(
+        UserError, match=r"batch_size=16 cannot be shared evenly by 3 processes; try 15"
+    ):
         train(wee(tmp_path))
 
 

@@ -45,7 +45,7 @@ def restore(path: Path, net: nn.Module, optimiser: torch.optim.Optimizer) -> Pro
     """Put all back as it was when packed. Raises UserError if the file is damaged or does not fit."""
     try:
         with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
             progress = Progress(**json.loads(file.metadata()["progress"]))
         net.load_state_dict(_below("net.", tensors))
         optimiser.load_state_dict(optimiser.state_dict() | {"state": _states(tensors)})

@@ -301,8 +301,14 @@ def refuse_undeclared(node: DictConfig, prefix: str = "") -> None:
             refuse_undeclared(node[key], f"{prefix}{key}.")
 
 
-PATHS = ("dataset.root", "dataset.path", "model.checkpoint", "other.checkpoint", "run.outputs",
-         "recipe.start")
+PATHS = (
+    "dataset.root",
+    "dataset.path",
+    "model.checkpoint",
+    "other.checkpoint",
+    "run.outputs",
+    "recipe.start",
+)
 
 
 def quoted(word: str) -> str:

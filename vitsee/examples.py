@@ -46,24 +46,25 @@ class Splits:
         Raises UserError if the images cannot be had, or are the same for training and testing.
         """
         recipe, dataset = training.recipe, training.dataset
+        asked = f"recipe.train_split={recipe.train_split}, dataset.split={dataset.split}"
+        same = UserError(f"the held-out images are the training images ({asked}): name two splits")
         if recipe.train_split in (None, dataset.split):
-            raise UserError(
-                f"the held-out images are the training images (recipe.train_split={recipe.train_split}, "
-                f"dataset.split={dataset.split}): name two splits"
-            )
+            raise same
         train = datasets.load(replace(dataset, split=recipe.train_split), resolution)
-        test = datasets.load(
-            replace(dataset, size=recipe.test_images) if dataset.kind == "scenes" else dataset,
-            resolution,
-        )
-        if train.fingerprint == test.fingerprint or train.classes != test.classes:
+        few = replace(dataset, size=recipe.test_images) if dataset.kind == "scenes" else dataset
+        test = datasets.load(few, resolution)
+        if train.fingerprint == test.fingerprint:
+            raise same
+        if train.classes != test.classes:
+            strange = sorted({*train.classes} ^ {*test.classes})
             raise UserError(
-                f"the images of recipe.train_split={recipe.train_split} and dataset.split={dataset.split} "
-                f"must be different images of the same classes"
+                f"the two splits have not the same classes ({asked}): {len(strange)} are in one only, "
+                f"as {strange[0]}"
             )
         order = np.random.default_rng([recipe.seed, len(train)]).permutation(len(train))
         chosen = order[: max(1, round(recipe.fraction * len(train)))]
-        return cls(*(kept(images, cache, training.run) for images in (train, test)), chosen)
+        train, test = (kept(images, cache, training.run) for images in (train, test))
+        return cls(train, test, chosen)
 
     def held_out(self, count: int | None) -> range:
         """Indices of the held-out images that accuracy is measured on."""
@@ -246,10 +247,11 @@ def to_train(
     """Pixels and labels of each step of the schedule."""
     loader = DataLoader(
         Shown(splits.train, transform, schedule.recipe.seed),
-        batch_sampler=schedule,  # type: ignore[arg-type]  # any iterable of batches will do
+        batch_sampler=schedule,
         num_workers=_workers(run, device),
         pin_memory=device.type == "cuda",
         worker_init_fn=prepare_worker,
+        generator=torch.Generator(),  # the model's own random numbers are not to depend on loaders
     )
     return _plainly(loader)
 
@@ -266,10 +268,11 @@ def to_test(
     mine = splits.held_out(recipe.test_images)[ranks.rank :: ranks.count]
     loader = DataLoader(
         _Tested(splits.test, transform_of(data)),
-        sampler=mine,  # type: ignore[arg-type]
+        sampler=mine,
         batch_size=EVALUATION_BATCH,
         num_workers=_workers(run, device),
         worker_init_fn=prepare_worker,
+        generator=torch.Generator(),
     )
     return _plainly(loader)
 
@@ -279,7 +282,9 @@ def _plainly(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
     try:
         yield from loader
     except UserError as error:
-        raise UserError(str(error).splitlines()[-1].removeprefix("vitsee.errors.UserError: ")) from None
+        raise UserError(
+            str(error).splitlines()[-1].removeprefix("vitsee.errors.UserError: ")
+        ) from None
 
 
 def _workers(run: Run, device: torch.device) -> int:

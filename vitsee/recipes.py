@@ -94,9 +94,13 @@ class Recipe:
         if not 0 < self.fraction <= 1:
             raise UserError(f"recipe.fraction must be in (0, 1], got {self.fraction}")
         if not 0 <= self.warmup <= 1:
-            raise UserError(f"recipe.warmup must be a share of the steps in [0, 1], got {self.warmup}")
+            raise UserError(
+                f"recipe.warmup must be a share of the steps in [0, 1], got {self.warmup}"
+            )
         if self.images_seen is not None and self.epochs is not None:
-            raise UserError("the length of the training is given twice: recipe.images_seen and recipe.epochs")
+            raise UserError(
+                "the length of the training is given twice: recipe.images_seen and recipe.epochs"
+            )
         least = {
             "images_seen": 1,
             "test_images": 1,
@@ -117,7 +121,9 @@ class Recipe:
     def steps(self, images: int) -> int:
         """How many steps there are. images: of the whole training set. Raises UserError if none."""
         if self.images_seen is None and self.epochs is None:
-            raise UserError("the length of the training is missing: recipe.images_seen=N or recipe.epochs=N")
+            raise UserError(
+                "the length of the training is missing: recipe.images_seen=N or recipe.epochs=N"
+            )
         shown = self.images_seen or round((self.epochs or 0) * images)
         if shown < self.batch_size:
             raise UserError(

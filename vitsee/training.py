@@ -103,7 +103,7 @@ def learn(trainer: Trainer, splits: Splits, results: Results) -> None:
             trainer.advance(*mixer(trainer.step, *where), recipe.rate(trainer.step, steps))
             bar.update(recipe.batch_size)
             if trainer.step % recipe.eval_every == 0 or trainer.step == steps:
-                bar.set_postfix(**trainer.record(splits))
+                bar.set_postfix(trainer.record(splits))
             if trainer.step % recipe.save_every == 0 or trainer.step == steps:
                 saved()
             if trainer.stops(signals):
