@@ -17,15 +17,17 @@ PRETRAINED = "pretrained"
 def begin(model: Model, start: str) -> nn.Module:
     """The architecture with the weights to start from and a classifier of zeros (Dosovitskiy et al. 2021, 3.2).
 
-    start: path of a checkpoint, or `pretrained` for the weights that the model's configuration names.
-    Position embeddings of another resolution are interpolated by timm. Raises UserError if the weights
-    do not fit the rest of the model.
+    start: path of a checkpoint, name of a model that ships with vitsee, or `pretrained` for the
+    published weights of this model. Position embeddings of another resolution are interpolated by timm.
+    Raises UserError if the weights cannot be had, or do not fit the rest of the model.
     """
-    if start == PRETRAINED and not model.embedded:
+    shipped = models.EMBEDDED / f"{start}.safetensors"
+    if start == PRETRAINED:
         net = models.published(replace(model, pretrained=True))
     else:
-        path = models.EMBEDDED / f"{model.name}.safetensors" if start == PRETRAINED else Path(start)
-        net = models.without_classifier(model, path.expanduser())
+        net = models.without_classifier(
+            model, shipped if shipped.is_file() else Path(start).expanduser()
+        )
     _zero(net)
     return net
 

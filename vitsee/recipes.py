@@ -72,8 +72,8 @@ class Recipe:
     compile: bool = False
     """torch.compile the model: faster steps after a minute's wait; not bit for bit the same numbers."""
     start: str | None = None
-    """Fine-tune: begin with the weights of this file, or with those of the model's name (`pretrained`);
-    position embeddings are resampled to the resolution, and the classifier begins at zero."""
+    """Fine-tune: begin with the weights of this file, of this model that ships with vitsee, or (`pretrained`)
+    with the model's published ones; positions are resampled to the resolution, the classifier begins at zero."""
     seed: int = 0
     """Seed of initial weights, of the fraction and of the order and augmentation of images."""
     pos_embed_std: float | None = None
