@@ -138,8 +138,14 @@ def plot() -> None:
     from vitsee.plotting import plot, plot_joined
 
     if wants_help() or len(sys.argv) == 1:
-        return print("usage: vitsee plot PATH…   (result folders, e.g. outputs/cka/vit_mini/*)")
+        return print(
+            "usage: vitsee plot PATH…   (result folders, e.g. outputs/cka/vit_mini/*, or model cards, *.md)"
+        )
     paths = [Path(path) for path in sys.argv[1:]]
+    if all(path.suffix == ".md" for path in paths):
+        from vitsee.scaling import plot_cards
+
+        return print(*plot_cards(paths), sep="\n")
     for path in paths:
         print(*plot(path), sep="\n")
     for joined in plot_joined(paths) if len(paths) > 1 else []:

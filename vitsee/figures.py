@@ -564,3 +564,26 @@ def training_curve(metrics: pd.DataFrame, name: str) -> Figure:
     axes[1].set_ylim(0, 1)
     figure.suptitle(name)
     return figure
+
+
+def scaling(table: pd.DataFrame, data: str) -> Figure:
+    """Accuracy against different training images and against training FLOPs, a line a family of models.
+
+    table: columns family, train_images, training_flops, accuracy, se.
+    """
+    figure = canvas((9.0, 3.6))
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, column, label in (
+        (axes[0], "train_images", "training images"),
+        (axes[1], "training_flops", "training FLOPs"),
+    ):
+        for i, (family, rows) in enumerate(table.groupby("family")):
+            ordered = rows.sort_values(column)
+            axis.errorbar(
+                ordered[column], ordered["accuracy"], ordered["se"],
+                marker="os^Dv*Pp<>hX"[i % 12], markersize=4, linewidth=1.2, label=family,
+            )  # fmt: skip
+        axis.set(xscale="log", xlabel=label)
+    axes[0].set(ylabel=f"accuracy on held-out {data}", ylim=(0, 1))
+    axes[1].legend(fontsize=6)
+    return figure
