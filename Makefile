@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run figures report test lint bench soak slurm-figures clean
+.PHONY: help setup run figures report zoo test lint bench soak slurm-figures clean
 
 help: ## Show this help
 	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ slurm-figures: setup ## The same as SLURM jobs, one a figure (SBATCH='--partitio
 	for figure in $(filter-out claims,$(FIGURES)); do \
 		sbatch $(SBATCH) --job-name=$$figure --wrap "$(BIN)/vitsee run figure=$$figure zoo=$(ZOO)"; \
 	done
+
+zoo: setup ## Train the small models again that ship with vitsee (hours on a CPU)
+	VITSEE=$(BIN)/vitsee scripts/zoo.sh
 
 test: .venv/.installed-dev lint ## Format, lint, types, tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q --numprocesses=auto

@@ -21,14 +21,13 @@ from safetensors.torch import save_file
 from vitsee import models
 from vitsee.config import CONF, Model
 from vitsee.errors import UserError
+from vitsee.listing import model_options
 
 CONFIGURED = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "timm")
 
 
 def configured(name: str) -> Model:
-    values = OmegaConf.load(CONF / "model" / f"{name}.yaml")
-    del values["defaults"]
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Model), values))
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Model), model_options(name)))
 
 
 def tiny(**changes: object) -> Model:
@@ -47,7 +46,8 @@ def saved(tmp_path: Path) -> Path:
 def test_every_configured_model_exists_under_its_name_and_tag(name):
     model = configured(name)
     assert model.name == name
-    assert model.embedded or model.timm in timm.list_pretrained()
+    trained_here = name in ("mixer_b32", "mixer_h14")  # nobody publishes them
+    assert model.embedded or trained_here or model.timm in timm.list_pretrained()
     net = models.skeleton(model)
     assert sum(p.numel() for p in net.parameters()) > 1e5
     size = models.data_config(net)["input_size"]
@@ -57,6 +57,19 @@ def test_every_configured_model_exists_under_its_name_and_tag(name):
 @pytest.mark.parametrize("name", CONFIGURED)
 def test_every_configured_model_has_a_comment_that_says_what_it_is(name):
     assert re.match(r"# .{10,}\.\n", (CONF / "model" / f"{name}.yaml").read_text())
+
+
+def test_a_small_model_that_does_not_ship_yet_says_how_to_train_it():
+    missing = Model(name="vit_huge_mini", timm="test_vit", embedded=True)
+    message = r"do not ship with vitsee yet \(there are: .*vit_mini.*\); train them: scripts/zoo.sh vit_h"
+    with pytest.raises(UserError, match=message):
+        models.load(missing, "cpu")
+
+
+@pytest.mark.parametrize("name", ["mixer_b32", "mixer_h14"])
+def test_a_model_that_nobody_publishes_is_not_replaced_by_another(name):
+    with pytest.raises(UserError, match="there are no published weights of mixer_.*checkpoint=PATH"):
+        models.load(configured(name), "cpu")
 
 
 def test_any_timm_model_can_be_named():

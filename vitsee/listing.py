@@ -13,6 +13,9 @@ from vitsee.analysis import REGISTERED
 from vitsee.config import CONF, Model, build
 
 
+WEIGHTS = Path(__file__).parent / "weights"
+
+
 def names(group: str) -> list[str]:
     """What a group of conf/ offers."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
@@ -41,8 +44,10 @@ def analyses(overrides: list[str]) -> str:
 def models(overrides: list[str]) -> str:
     rows = [("model", "timm name", "weights", "default data set")]
     for name in names("model"):
-        model = OmegaConf.merge(Model, _without_defaults(CONF / "model" / f"{name}.yaml"))
+        model = OmegaConf.merge(Model, model_options(name))
         weights = "ship with vitsee" if model.embedded else "downloaded from the hub"
+        if model.embedded and not (WEIGHTS / f"{name}.safetensors").is_file():
+            weights = f"none yet: scripts/zoo.sh {name}"
         shown = "any: model.timm=NAME" if OmegaConf.is_missing(model, "timm") else model.timm
         rows.append((name, shown, weights, model.dataset))
     return table(rows)
@@ -94,10 +99,15 @@ def layers(overrides: list[str]) -> str:
     return f"{experiment.model.timm}: {len(every)} layers; selected by preset: {counts}\n\n{table(rows)}"
 
 
-def _without_defaults(path: Path) -> dict[str, object]:
-    loaded = OmegaConf.to_container(OmegaConf.load(path))
+def model_options(name: str) -> dict[str, object]:
+    """What conf/model/<name>.yaml says, with what it takes over from another model."""
+    loaded = OmegaConf.to_container(OmegaConf.load(CONF / "model" / f"{name}.yaml"))
     assert isinstance(loaded, dict)
-    return {str(key): value for key, value in loaded.items() if key != "defaults"}
+    (first, *_) = loaded.pop("defaults")
+    below = {} if str(first).startswith("/schema") else model_options(first)
+    merged = OmegaConf.to_container(OmegaConf.merge(below, loaded))
+    assert isinstance(merged, dict)
+    return {str(key): value for key, value in merged.items()}
 
 
 KINDS: dict[str, Callable[[list[str]], str]] = {

@@ -65,8 +65,7 @@ def load(model: Model, device: str | torch.device) -> Loaded:
     elif random:
         net, weights = build(model), f"random, seed {model.seed}"
     elif model.embedded:
-        net, _ = _from_file(model, EMBEDDED / f"{model.name}.safetensors")
-        weights = "ship with vitsee"
+        net, weights = _shipped(model), "ship with vitsee"
     else:
         net, weights = _from_hub(model)
     _refuse_nonfinite(model, net)
@@ -80,6 +79,18 @@ def load(model: Model, device: str | torch.device) -> Loaded:
         weights=weights,
         digest=digest(net.state_dict()),
     )
+
+
+def _shipped(model: Model) -> nn.Module:
+    """The model with the weights that ship with vitsee. Raises UserError if they do not yet."""
+    path = EMBEDDED / f"{model.name}.safetensors"
+    if not path.is_file():
+        there = ", ".join(sorted(found.stem for found in EMBEDDED.glob("*.safetensors")))
+        raise UserError(
+            f"the weights of model={model.name} do not ship with vitsee yet (there are: {there}); train them: "
+            f"scripts/zoo.sh {model.name}"
+        )
+    return _from_file(model, path)[0]
 
 
 def build(model: Model, *, seed: int | None = None) -> nn.Module:
