@@ -477,7 +477,7 @@ def test_tab_completion_can_be_installed_for_bash_and_zsh():
 
 def test_completing_never_imports_torch():
     code = (
-        "import os, sys; import vitsee.cli, vitsee.listing, vitsee.training;"
+        "import os, sys; import vitsee.cli, vitsee.listing, vitsee.recipes;"
         "sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

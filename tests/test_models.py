@@ -61,14 +61,18 @@ def test_every_configured_model_has_a_comment_that_says_what_it_is(name):
 
 def test_a_small_model_that_does_not_ship_yet_says_how_to_train_it():
     missing = Model(name="vit_huge_mini", timm="test_vit", embedded=True)
-    message = r"do not ship with vitsee yet \(there are: .*vit_mini.*\); train them: scripts/zoo.sh vit_h"
+    message = (
+        r"do not ship with vitsee yet \(there are: .*vit_mini.*\); train them: scripts/zoo.sh vit_h"
+    )
     with pytest.raises(UserError, match=message):
         models.load(missing, "cpu")
 
 
 @pytest.mark.parametrize("name", ["mixer_b32", "mixer_h14"])
 def test_a_model_that_nobody_publishes_is_not_replaced_by_another(name):
-    with pytest.raises(UserError, match="there are no published weights of mixer_.*checkpoint=PATH"):
+    with pytest.raises(
+        UserError, match=r"there are no published weights of mixer_.*checkpoint=PATH"
+    ):
         models.load(configured(name), "cpu")
 
 

@@ -12,7 +12,6 @@ from vitsee import atlas
 from vitsee.analysis import REGISTERED
 from vitsee.config import CONF, Model, build
 
-
 WEIGHTS = Path(__file__).parent / "weights"
 
 
