@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 _made: ContextVar[list[Figure | SubFigure] | None] = ContextVar("made", default=None)
 _place: ContextVar[tuple[SubFigure, int] | None] = ContextVar("place", default=None)
@@ -558,9 +558,10 @@ def training_curve(metrics: pd.DataFrame, name: str) -> Figure:
         (axes[1], "test_accuracy", "accuracy on held-out images"),
     ):
         axis.plot(metrics["images"], metrics[column])
-        axis.set_xlabel("images seen")
-        axis.set_ylabel(label)
+        axis.set(xlabel="images seen", ylabel=label)
         axis.set_xlim(left=0)
+        axis.xaxis.set_major_locator(MaxNLocator(5))
+        axis.xaxis.set_major_formatter(EngFormatter())
     axes[1].set_ylim(0, 1)
     figure.suptitle(name)
     return figure
