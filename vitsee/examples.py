@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,6 +29,8 @@ from vitsee.ranks import Ranks
 from vitsee.recipes import Recipe, Training
 
 EVALUATION_BATCH = 250
+FEW = 2000
+"""So many made images are not worth processes of their own."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,11 @@ def kept(images: Images, cache: Path, run: Run) -> Images:
         side = images.scenes.resolution
         partial = path.with_suffix(f".{os.getpid()}")
         array = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(images), side, side, 3))
-        with ProcessPoolExecutor(mp_context=get_context("spawn")) as workers:
-            made = workers.map(images.scenes.image, range(len(images)), chunksize=256)
+        with ExitStack() as stack:
+            made: Iterable[np.ndarray] = map(images.scenes.image, range(len(images)))
+            if len(images) > FEW:
+                pool = stack.enter_context(ProcessPoolExecutor(mp_context=get_context("spawn")))
+                made = pool.map(images.scenes.image, range(len(images)), chunksize=256)
             bar = tqdm(
                 made, f"making {path.stem}", len(images), disable=not run.progress, unit="image"
             )
