@@ -481,7 +481,7 @@ def test_shipped_weights_are_as_accurate_as_their_card_says(name):
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_weights_are_small_and_above_a_linear_probe(name):
-    assert (models.EMBEDDED / f"{name}.safetensors").stat().st_size <= 6 * 2**20
+def test_shipped_weights_are_small_and_far_above_a_linear_probe(name):
+    assert (models.EMBEDDED / f"{name}.safetensors").stat().st_size <= 4 * 2**20
     card = cards.read(models.EMBEDDED / f"{name}.md")
-    assert card.accuracy > card.pixel_probe
+    assert card.accuracy > 2 * card.pixel_probe

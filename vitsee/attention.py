@@ -164,7 +164,7 @@ def attach(
     intercept = _Intercept(deliver)
 
     def enter(module: nn.Module, args: object) -> None:
-        _fuse(module)
+        fuse(module, True)
         intercept.__enter__()
 
     def leave(module: nn.Module, args: object, output: object) -> None:
@@ -176,10 +176,11 @@ def attach(
     ]
 
 
-def _fuse(module: nn.Module) -> None:
-    """Let timm call scaled_dot_product_attention, which its setting TIMM_FUSED_ATTN=0 turns off."""
-    if hasattr(module, "fused_attn"):
-        setattr(module, "fused_attn", True)  # noqa: B010
+def fuse(net: nn.Module, fused: bool) -> None:
+    """Let timm call scaled_dot_product_attention or not, whatever its setting TIMM_FUSED_ATTN says."""
+    for module in net.modules():
+        if hasattr(module, "fused_attn"):
+            setattr(module, "fused_attn", fused)  # noqa: B010
 
 
 def survey(net: nn.Module, input_size: tuple[int, int, int]) -> list[Layer]:
@@ -254,7 +255,7 @@ def _running(net: nn.Module) -> Iterator[list[str]]:
     stack: list[str] = []
     handles = []
     for name, module in net.named_modules():
-        _fuse(module)
+        fuse(module, True)
         handles.append(module.register_forward_pre_hook(lambda m, a, name=name: stack.append(name)))
         handles.append(
             module.register_forward_hook(lambda m, a, o: stack.pop() and None, always_call=True)

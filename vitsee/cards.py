@@ -20,11 +20,11 @@ FENCE = "---\n"
 class Card:
     """Facts of a trained model.
 
-    accuracy: share of `test_images` held-out images that are classified right. chance: 1 / classes.
+    accuracy: share of `test_images` held-out images that are classified right.
     pixel_probe: what ridge regression on pixels reaches on the same images (scenes only). train_images:
     different images shown. images_seen: images shown. flops_per_image: floating-point operations of a
     forward pass, a multiplication and an addition being two. training_flops: of forward and backward
-    passes of the training. started_from: the weights before it, and what they had cost.
+    passes of the training. started_from: the weights before it, by name and digest.
     """
 
     name: str

@@ -19,6 +19,8 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+MARKERS = "os^Dv*Pp<>hX"
+"""Of lines in one plot, in this order."""
 _made: ContextVar[list[Figure | SubFigure] | None] = ContextVar("made", default=None)
 _place: ContextVar[tuple[SubFigure, int] | None] = ContextVar("place", default=None)
 
@@ -148,7 +150,7 @@ def curves(
         for i, name in enumerate(names):
             values = table[table[line] == name].groupby(x)[y]
             mean = values.agg(lambda of_one: of_one.mean(skipna=False))
-            marker = "os^Dv*Pp<>hX"[i % 12]
+            marker = MARKERS[i % len(MARKERS)]
             (drawn,) = axes.plot(mean.index, mean, marker=marker, markersize=3.5, label=name)
             axes.fill_between(
                 mean.index, values.min(), values.max(), color=drawn.get_color(), alpha=0.2, lw=0
@@ -493,7 +495,7 @@ def lines_with_errors(
         for i, (name, line) in enumerate(lines.items()):
             line = line.sort_values(x)
             (drawn,) = axes.plot(
-                line[x], line[y], marker="os^Dv*Pp"[i % 8], markersize=3.5, label=name
+                line[x], line[y], marker=MARKERS[i % 8], markersize=3.5, label=name
             )
             low, high = line[y] - line[error], line[y] + line[error]
             axes.fill_between(line[x], low, high, color=drawn.get_color(), alpha=0.2, lw=0)
@@ -582,7 +584,7 @@ def scaling(table: pd.DataFrame, data: str) -> Figure:
             ordered = rows.sort_values(column)
             axis.errorbar(
                 ordered[column], ordered["accuracy"], ordered["se"],
-                marker="os^Dv*Pp<>hX"[i % 12], markersize=4, linewidth=1.2, label=family,
+                marker=MARKERS[i % len(MARKERS)], markersize=4, linewidth=1.2, label=family,
             )  # fmt: skip
         axis.set(xscale="log", xlabel=label)
     axes[0].set(ylabel=f"accuracy on held-out {data}", ylim=(0, 1))

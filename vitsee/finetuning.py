@@ -21,7 +21,7 @@ def begin(model: Model, start: str) -> nn.Module:
     published weights of this model. Position embeddings of another resolution are interpolated by timm.
     Raises UserError if the weights cannot be had, or do not fit the rest of the model.
     """
-    shipped = models.EMBEDDED / f"{start}.safetensors"
+    shipped = models.shipped(start)
     if start == PRETRAINED:
         net = models.published(replace(model, pretrained=True))
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -11,8 +10,7 @@ from omegaconf import OmegaConf
 from vitsee import atlas
 from vitsee.analysis import REGISTERED
 from vitsee.config import CONF, Model, build
-
-WEIGHTS = Path(__file__).parent / "weights"
+from vitsee.models import shipped
 
 
 def names(group: str) -> list[str]:
@@ -45,7 +43,7 @@ def models(overrides: list[str]) -> str:
     for name in names("model"):
         model = OmegaConf.merge(Model, model_options(name))
         weights = "ship with vitsee" if model.embedded else "downloaded from the hub"
-        if model.embedded and not (WEIGHTS / f"{name}.safetensors").is_file():
+        if model.embedded and not shipped(name).is_file():
             weights = f"none yet: scripts/zoo.sh {name}"
         shown = "any: model.timm=NAME" if OmegaConf.is_missing(model, "timm") else model.timm
         rows.append((name, shown, weights, model.dataset))

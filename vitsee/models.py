@@ -65,7 +65,7 @@ def load(model: Model, device: str | torch.device) -> Loaded:
     elif random:
         net, weights = build(model), f"random, seed {model.seed}"
     elif model.embedded:
-        net, weights = _shipped(model), "ship with vitsee"
+        net, weights = _from_package(model), "ship with vitsee"
     else:
         net, weights = _from_hub(model)
     _refuse_nonfinite(model, net)
@@ -81,9 +81,14 @@ def load(model: Model, device: str | torch.device) -> Loaded:
     )
 
 
-def _shipped(model: Model) -> nn.Module:
+def shipped(name: str) -> Path:
+    """Where the weights of a model that ships with vitsee are, or would be."""
+    return EMBEDDED / f"{name}.safetensors"
+
+
+def _from_package(model: Model) -> nn.Module:
     """The model with the weights that ship with vitsee. Raises UserError if they do not yet."""
-    path = EMBEDDED / f"{model.name}.safetensors"
+    path = shipped(model.name)
     if not path.is_file():
         there = ", ".join(sorted(found.stem for found in EMBEDDED.glob("*.safetensors")))
         raise UserError(

@@ -47,11 +47,6 @@ class Ranks:
             distributed.all_reduce(numbers)
         return numbers
 
-    def meet(self) -> None:
-        """Wait for all ranks."""
-        if self.count > 1:
-            distributed.barrier()
-
 
 @contextmanager
 def ranks(batch_size: int) -> Iterator[Ranks]:

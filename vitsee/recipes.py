@@ -87,10 +87,6 @@ class Recipe:
     """Steps between two checkpoints."""
 
     def __post_init__(self) -> None:
-        self.validate()
-
-    def validate(self) -> None:
-        """Raise UserError for values that cannot be trained with."""
         if not 0 < self.fraction <= 1:
             raise UserError(f"recipe.fraction must be in (0, 1], got {self.fraction}")
         if not 0 <= self.warmup <= 1:

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vitsee import checkpoint, examples, finetuning, models
+from vitsee import attention, checkpoint, examples, finetuning, models
 from vitsee.cards import Card
 from vitsee.checkpoint import Progress
 from vitsee.config import Precision
@@ -121,9 +121,7 @@ class Trainer:
         self.net = self._new().to(self.device)
         if self.team.count > 1 and self.device.type == "cuda":
             self.net = nn.SyncBatchNorm.convert_sync_batchnorm(self.net)
-        for module in self.net.modules():  # fused attention is slow to differentiate on a CPU
-            if hasattr(module, "fused_attn"):
-                setattr(module, "fused_attn", self.device.type != "cpu")  # noqa: B010
+        attention.fuse(self.net, self.device.type != "cpu")  # slow to differentiate on a CPU
         shared = self.team.share(self.net, self.device)
         self.forward = torch.compile(shared) if training.recipe.compile else shared
         self.optimiser = self._optimiser()
@@ -274,9 +272,7 @@ def flops_per_image(training: Training) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     net = models.skeleton(training.model).eval()
-    for module in net.modules():  # fused kernels are not all counted
-        if hasattr(module, "fused_attn"):
-            setattr(module, "fused_attn", False)  # noqa: B010
+    attention.fuse(net, False)  # fused kernels are not all counted
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(torch.zeros(1, *models.data_config(net)["input_size"], device="meta"))
     return float(counter.get_total_flops())
