@@ -448,7 +448,7 @@ def sorted_lines(
         _level(axes, table[reference])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel=xlabel, ylabel=ylabel)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])  # no dot is cut at the top
         axes.set_title(title, wrap=True)
         figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     return figure
@@ -466,7 +466,7 @@ def dots(
         _level(axes, table[reference])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel=xlabel, ylabel=ylabel)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])  # no dot is cut at the top
         axes.set_title(title, wrap=True)
         axes.legend(loc="lower right", fontsize=8)
     return figure
