@@ -447,12 +447,19 @@ def test_two_ranks_take_the_steps_of_one(tmp_path):
 
     def weights(name: str, *launcher: str) -> dict[str, torch.Tensor]:
         asked = ["-m", "vitsee", "train", *words, f"run.outputs={tmp_path / name}"]
-        subprocess.run([sys.executable, *launcher, *asked], check=True, capture_output=True)
+        ran = subprocess.run(
+            [sys.executable, *launcher, *asked],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0"},
+        )
+        assert ran.returncode == 0, ran.stderr
         (path,) = (tmp_path / name).rglob("vit_mini.safetensors")
         return load_file(path)
 
     one = weights("one")
-    two = weights("two", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    two = weights("two", *torchrun, "--nproc-per-node=2")
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=2e-4)
 

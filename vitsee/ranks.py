@@ -41,6 +41,15 @@ class Ranks:
 
         return DistributedDataParallel(net, [device] if device.type == "cuda" else None)
 
+    @contextmanager
+    def one_before_others(self) -> Iterator[None]:
+        """The block is run by one process of this machine, then by the others, which find its files."""
+        if self.count > 1 and self.local:
+            distributed.barrier()
+        yield
+        if self.count > 1 and not self.local:
+            distributed.barrier()
+
     def added(self, numbers: Tensor) -> Tensor:
         """The sum over all ranks."""
         if self.count > 1:

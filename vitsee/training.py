@@ -52,7 +52,8 @@ def train(training: Training) -> Path:
     with ranks(recipe.batch_size) as team:
         trainer = Trainer(training, team)
         home = Path(training.run.outputs) / "train"
-        splits = Splits.of(training, trainer.resolution, home)
+        with team.one_before_others():
+            splits = Splits.of(training, trainer.resolution, home)
         _check_classes(splits, trainer)
         identity = training.identity(splits.train.fingerprint, trainer.started_from)
         results = Results(home / f"{recipe.name}-{identity}")
