@@ -33,6 +33,7 @@ report: setup ## One HTML page of all results
 	$(BIN)/vitsee report
 
 figures: $(filter-out claims,$(FIGURES)) ## Every published figure (make fig01: one; ZOO=paper: with the paper's models)
+	$(BIN)/vitsee plot outputs/figures/*-$(ZOO)
 
 slurm-figures: setup ## The same as SLURM jobs, one a figure (SBATCH='--partition=gpu --gpus=1')
 	for figure in $(filter-out claims,$(FIGURES)); do \

@@ -23,6 +23,9 @@ train vit_nano_data_30 recipe=vit_nano recipe.fraction=0.3
 train vit_mini_data_3 recipe=vit_mini recipe.fraction=0.03
 train vit_mini_data_10 recipe=vit_mini recipe.fraction=0.1
 train vit_mini_data_30 recipe=vit_mini recipe.fraction=0.3
+train resnet_mini_data_3 recipe=resnet_mini recipe.fraction=0.03
+train resnet_mini_data_10 recipe=resnet_mini recipe.fraction=0.1
+train resnet_mini_data_30 recipe=resnet_mini recipe.fraction=0.3
 train vit_nano_gap recipe=vit_nano
 train vit_nano_noskip_1 recipe=vit_nano
 train vit_nano_noskip_7 recipe=vit_nano

@@ -45,6 +45,7 @@ NEEDED: dict[str, list[str]] = {
         "batch_size=4",
     ],
     "receptive_field": ["analysis.channels=2", "images=24"],
+    "scaling": ["model.args={num_classes: 2}"],
 }
 """What an analysis cannot do without, or not fast enough, by name, as overrides."""
 STREAMING = [name for name in sorted(REGISTERED) if not REGISTERED[name].weights_only]

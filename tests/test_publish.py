@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import nan
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,7 @@ from vitsee import atlas
 from vitsee.analysis import REGISTERED
 from vitsee.config import CONF
 from vitsee.errors import UserError
+from vitsee.figures import scorecard
 from vitsee.plotting import plot
 from vitsee.publish import Request, overrides, publish
 from vitsee.verdicts import COLUMNS
@@ -22,7 +24,7 @@ pytestmark = pytest.mark.xdist_group("publish")  # what one test measures others
 PAPER = [f"fig{n:02}" for n in range(1, 14)]
 APPENDIX = ["figB1", *(f"figC{n}" for n in range(1, 7)), *(f"figD{n}" for n in range(1, 5))]
 APPENDIX += ["figE1", "figE2", "figF1", "figF2", "figF3", "figG1", "figG2", "figH1", "figH2"]
-VIT = [f"vit_fig{n:02}" for n in (6, 7, 10, 11, 14)]
+VIT = [f"vit_fig{n:02}" for n in (3, 4, 5, 6, 7, 10, 11, 14)]
 
 
 @pytest.mark.parametrize("name", [*PAPER, *APPENDIX, *VIT, "claims"])
@@ -67,7 +69,9 @@ def published(tmp_path_factory) -> Path:
     written = publish(
         ["figure=vit_fig07", f"run.outputs={outputs}", "batch_size=8", "images=32", *QUICK]
     )
-    assert {path.name for path in written} == {"panels.csv", "claims.csv", "vit_fig07.png"}
+    assert {path.name for path in written} == {
+        *("panels.csv", "claims.csv", "vit_fig07.png", "claims.png")
+    }
     return written[0].parent
 
 
@@ -92,11 +96,35 @@ def test_a_composed_figure_is_wide_enough_for_its_panels(published):
 
 
 def test_plot_draws_the_composed_figure_again_to_the_byte(published):
-    path = published / "vit_fig07.png"
-    before = path.read_bytes()
-    path.unlink()
-    assert plot(published) == [path]
-    assert path.read_bytes() == before
+    paths = [published / "vit_fig07.png", published / "claims.png"]
+    before = [path.read_bytes() for path in paths]
+    for path in paths:
+        path.unlink()
+    assert plot(published) == paths
+    assert [path.read_bytes() for path in paths] == before
+
+
+def test_claims_of_several_figures_make_one_scorecard(published, command):
+    code, out, _ = command("plot", str(published), str(published))
+    assert code == 0
+    scorecard = published / "scorecard.csv"
+    assert out.splitlines()[-2:] == [str(scorecard), str(published / "scorecard.png")]
+    assert pd.read_csv(scorecard).equals(pd.read_csv(published / "claims.csv"))
+    for path in published.glob("scorecard.*"):
+        path.unlink()
+
+
+def test_a_scorecard_says_verdict_interval_and_threshold():
+    rows = [
+        ("a", "fig01", "layers are alike", "mean (above is claimed)", 0.75, 0.7, 0.8, 0.5, "holds"),
+        ("b", "fig02", "heads are local", "least (below is claimed)", 0.6, nan, nan, 0.5, "undecided"),
+        ("c", "fig03", "fields grow", "rank (above is claimed)", nan, nan, nan, 0.9, "not measured"),
+    ]  # fmt: skip
+    drawn = scorecard(pd.DataFrame(rows, columns=list(COLUMNS)), "Claims")
+    words = [text.get_text() for text in drawn.texts]
+    assert words[5:9] == ["layers are alike (fig01)", "✓  holds", "0.75 [0.7, 0.8]", "> 0.5"]
+    assert words[9:13] == ["heads are local (fig02)", "?  undecided", "0.6", "< 0.5"]
+    assert words[13:17] == ["fields grow (fig03)", "–  not measured", "", "> 0.9"]
 
 
 def test_results_that_are_there_are_not_measured_again(published, monkeypatch):

@@ -126,6 +126,15 @@ def probes(**accuracy: list[float]) -> dict[str, pd.DataFrame]:
     return {"linear_probe": pd.DataFrame(rows, columns=["depth", "features", "accuracy"])}
 
 
+def trained(accuracy: float, flops: float = 1e9) -> dict[str, pd.DataFrame]:
+    return {"scaling": pd.DataFrame({"accuracy": [accuracy], "training_flops": [flops]})}
+
+
+def shares(share: str, **accuracy: float) -> dict[str, dict[str, pd.DataFrame]]:
+    """Probes of the models of these kinds that were trained with this share of the data."""
+    return {f"{kind}_data_{share}": probes(gap=[0.0, a]) for kind, a in accuracy.items()}
+
+
 def blocks(values: list[float]) -> dict[str, pd.DataFrame]:
     depth = (np.arange(len(values)) + 1) / len(values)
     return {"block_similarity": pd.DataFrame({"depth": depth, "cka": values})}
@@ -249,6 +258,34 @@ CASES = {
     "low_blocks_survive_fine_tuning": (
         of(pairs=blocks([0.99, 0.98, 0.5, 0.4, 0.3, 0.2])),
         of(pairs=blocks([0.99, 0.5, 0.5, 0.4, 0.3, 0.2])),
+    ),
+    "large_vits_need_much_data": (
+        {"accuracy": {"vit_large_data_3": trained(0.2), "vit_base_data_3": trained(0.3)}},
+        {"accuracy": {"vit_large_data_3": trained(0.3), "vit_base_data_3": trained(0.2)}},
+    ),
+    "large_vits_win_with_much_data": (
+        {"accuracy": {"vit_large_data_100": trained(0.9), "vit_base_data_100": trained(0.8)}},
+        {"accuracy": {"vit_large_data_100": trained(0.8), "vit_base_data_100": trained(0.9)}},
+    ),
+    "more_data_still_helps": (
+        {"accuracy": {"vit_large_data_100": trained(0.9), "vit_large_data_30": trained(0.8)}},
+        {"accuracy": {"vit_large_data_100": trained(0.8), "vit_large_data_30": trained(0.9)}},
+    ),
+    "resnets_win_with_little_data": (
+        {"probes": shares("3", resnet50=0.5, vit_base=0.4, vit_large=0.3)},
+        {"probes": shares("3", resnet50=0.5, vit_base=0.4, vit_large=0.6)},
+    ),
+    "vits_win_with_much_data": (
+        {"probes": shares("100", resnet50=0.5, vit_base=0.4, vit_large=0.6)},
+        {"probes": shares("100", resnet50=0.5, vit_base=0.4, vit_large=0.3)},
+    ),
+    "vits_take_less_compute": (
+        {"compute": {"vit_a": trained(0.8, 1e9), "resnet50": trained(0.7, 2e9), "resnet152": trained(0.9, 3e9)}},
+        {"compute": {"vit_a": trained(0.8, 1e9), "resnet50": trained(0.9, 2e9), "resnet152": trained(0.7, 3e9)}},
+    ),
+    "small_hybrids_win": (
+        {"compute": {"hybrid": trained(0.8, 1e9), "vit_a": trained(0.7, 2e9), "vit_b": trained(0.9, 3e9)}},
+        {"compute": {"hybrid": trained(0.8, 1e9), "vit_a": trained(0.9, 2e9), "vit_b": trained(0.7, 3e9)}},
     ),
 }  # fmt: skip
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
+    from vitsee.cards import Card
     from vitsee.datasets import Images
     from vitsee.proof import Impossibility
     from vitsee.sums import Sums
@@ -96,13 +97,19 @@ class View:
 
 @dataclass(frozen=True)
 class Labels:
-    """How a figure calls what was measured."""
+    """How a figure calls what was measured.
+
+    family, train_images: of the model's card, if it has one; models that differ in their training alone
+    are of one family.
+    """
 
     model: str
     other: str | None
     dataset: str
     images: int
     repeats: int = 1
+    family: str | None = None
+    train_images: int | None = None
 
     @property
     def data(self) -> str:
@@ -127,6 +134,8 @@ class Analysis:
     """Whether the forward pass is recorded, so that `observe` can differentiate with respect to `pixels`."""
     weights_only: ClassVar[bool] = False
     """Whether it reads weights (`read`) and no images."""
+    reads_cards: ClassVar[bool] = False
+    """Whether tables have facts of model cards (`cards`)."""
     splits: ClassVar[tuple[str | None, ...]] = (None,)
     """For each pass over data the split of the data set; None is the one that was asked for."""
     ungrouped: ClassVar[tuple[str, ...]] = ()
@@ -144,6 +153,7 @@ class Analysis:
 
     def __post_init__(self) -> None:
         self.cast: dict[str, str] = {}  # names of the models by role; the experiment fills it in
+        self.cards: dict[str, Card] = {}  # and the study those model cards that there are
         self.layers = _patterns("layers", self.layers)
         if self.other_layers is not None:
             self.other_layers = _patterns("other_layers", self.other_layers)

@@ -47,6 +47,17 @@ class Card:
     model: dict[str, Any]
 
     @property
+    def family(self) -> str:
+        """What the model is, however it was trained."""
+        changed = {key: self.model.get(key) for key in ("pool", "remove_skip")}
+        return ", ".join(
+            [
+                f"{self.architecture}, {self.parameters / 1e6:.2f} M",
+                *(f"{key}={value}" for key, value in changed.items() if value),
+            ]
+        )
+
+    @property
     def markdown(self) -> str:
         """The card as it is written beside the weights."""
         facts = asdict(self)
@@ -82,6 +93,15 @@ class Card:
             probe = ("linear probe on pixels, the same images", f"{self.pixel_probe:.1%}")
             rows.insert(2, probe)
         return rows
+
+
+def beside(weights: Path) -> Card | None:
+    """The card of a file of weights, if there is one."""
+    path = weights.with_suffix(".md")
+    try:
+        return read(path) if path.is_file() else None
+    except UserError:
+        return None
 
 
 def read(path: Path) -> Card:

@@ -441,6 +441,89 @@ def low_blocks_survive_fine_tuning(pairs: Evidence) -> float:
     return float(table["cka"][table["depth"] <= 1 / 3 + 1e-9].min())
 
 
+# ---- data and compute (ViT paper, Figures 3, 4 and 5) ----
+
+
+@claim(
+    "with little training data a larger ViT is worse than a smaller one",
+    "accuracy at the smallest share of the data, ViT-L minus ViT-B",
+    below=0,
+)
+def large_vits_need_much_data(accuracy: Evidence) -> float:
+    """'Pre-trained on the smallest dataset, ViT-Large models underperform compared to ViT-Base models': below 0."""
+    return _top1(accuracy, "vit_large_data_3") - _top1(accuracy, "vit_base_data_3")
+
+
+@claim(
+    "with much training data a larger ViT is better than a smaller one",
+    "accuracy with all data, ViT-L minus ViT-B",
+    above=0,
+)
+def large_vits_win_with_much_data(accuracy: Evidence) -> float:
+    """'Only with JFT-300M do we see the full benefit of larger models': above 0."""
+    return _top1(accuracy, "vit_large_data_100") - _top1(accuracy, "vit_base_data_100")
+
+
+@claim(
+    "more training data still helps the larger ViT",
+    "accuracy of ViT-L, all data minus 30 %",
+    above=0,
+)
+def more_data_still_helps(accuracy: Evidence) -> float:
+    """Figure 3 rises from left to right for ViT-L up to the largest data set: above 0."""
+    return _top1(accuracy, "vit_large_data_100") - _top1(accuracy, "vit_large_data_30")
+
+
+@claim(
+    "with little training data a ResNet is better than a ViT",
+    "few-shot accuracy at the smallest share of the data, ResNet minus the better ViT",
+    above=0,
+)
+def resnets_win_with_little_data(probes: Evidence) -> float:
+    """'ResNets perform better with smaller pre-training datasets': above 0."""
+    return _ahead(probes, "3")
+
+
+@claim(
+    "with much training data a ViT is better than a ResNet",
+    "few-shot accuracy with all data, ResNet minus the better ViT",
+    below=0,
+)
+def vits_win_with_much_data(probes: Evidence) -> float:
+    """'… but plateau sooner than ViT, which performs better with larger pre-training': below 0."""
+    return _ahead(probes, "100")
+
+
+@claim(
+    "a ViT reaches the accuracy of ResNets with half of the compute",
+    "accuracy of each ViT minus that of the best ResNet of up to twice its training FLOPs, mean over ViTs",
+    above=0,
+)
+def vits_take_less_compute(compute: Evidence) -> float:
+    """'ViT uses approximately 2-4x less compute to attain the same performance': a ResNet may have twice as much."""
+    vits, resnets = (_trained(compute, kind) for kind in ("vit_", "resnet"))
+    ahead = [
+        accuracy - max(found)
+        for flops, accuracy in vits
+        if (found := [other for spent, other in resnets if spent <= 2 * flops])
+    ]
+    if not ahead:
+        raise Missing("a ResNet of at most twice the compute")
+    return float(np.mean(ahead))
+
+
+@claim(
+    "a small hybrid is better than a ViT of the same compute",
+    "accuracy of the hybrid minus that of the ViT that is nearest in training FLOPs",
+    above=0,
+)
+def small_hybrids_win(compute: Evidence) -> float:
+    """'Hybrids slightly outperform ViT at small computational budgets': above 0."""
+    (flops, accuracy), *_ = _trained(compute, "hybrid")
+    nearest = min(_trained(compute, "vit_"), key=lambda vit: abs(np.log(vit[0] / flops)))
+    return accuracy - nearest[1]
+
+
 # ---- what the statistics are made of ----
 
 
@@ -589,6 +672,31 @@ def _accuracy(tables: Tables, features: str, depth: float = 1.0) -> float:
         raise Missing(f"probes of {features}")
     nearest = some["depth"].iloc[(some["depth"] - depth).abs().argmin()]
     return float(some[some["depth"] == nearest]["accuracy"].mean())
+
+
+def _top1(evidence: Evidence, role: str) -> float:
+    return float(_table(_role(evidence, role), "scaling")["accuracy"].iloc[0])
+
+
+def _trained(evidence: Evidence, kind: str) -> list[tuple[float, float]]:
+    """Training FLOPs and accuracy of the models whose roles begin so and whose FLOPs are known."""
+    tables = [
+        _table(tables, "scaling") for role, tables in evidence.items() if role.startswith(kind)
+    ]
+    rows = [(float(t["training_flops"].iloc[0]), float(t["accuracy"].iloc[0])) for t in tables]
+    known = [row for row in rows if np.isfinite(row[0])]
+    if not known:
+        raise Missing(f"training FLOPs of {kind}")
+    return known
+
+
+def _ahead(probes: Evidence, share: str) -> float:
+    """Few-shot accuracy of the ResNet minus that of the better ViT at this share of the data."""
+    resnet, *vits = (
+        _accuracy(_role(probes, f"{kind}_data_{share}"), "gap")
+        for kind in ("resnet50", "vit_base", "vit_large")
+    )
+    return resnet - max(vits)
 
 
 def _spearman(x: pd.Series, y: pd.Series) -> float:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import pandas as pd
 from matplotlib.figure import Figure, SubFigure
 
 from vitsee import figures
@@ -21,7 +23,24 @@ def draw(folder: Path, *, pdf: bool = False) -> list[Path]:
     """Draw the composed figure of a folder that has a figure.json; return what was written."""
     results = Results(folder)
     record = results.load_json("figure.json")
-    return results.save_figures({record["name"]: compose(record, folder)}, pdf=pdf)
+    drawn = {record["name"]: compose(record, folder)}
+    claims = results.tables().get("claims")
+    if claims is not None and len(claims):
+        drawn["claims"] = figures.scorecard(claims, record["caption"].split(". ")[0])
+    return results.save_figures(drawn, pdf=pdf)
+
+
+def draw_together(folders: list[Path], *, pdf: bool = False) -> list[Path]:
+    """Write the claims of several composed figures as one scorecard into the folder that holds them all."""
+    together = Results(Path(os.path.commonpath([path.resolve() for path in folders])))
+    found = [Results(path).tables().get("claims") for path in folders]
+    claims = pd.concat([table for table in found if table is not None], ignore_index=True)
+    claims = claims.drop_duplicates(["claim", "value"])
+    title = f"Claims of {len(folders)} figures: " + ", ".join(
+        f"{count} {verdict}" for verdict, count in claims["holds"].value_counts().items()
+    )
+    written = together.save_tables({"scorecard": claims})
+    return written + together.save_figures({"scorecard": figures.scorecard(claims, title)}, pdf=pdf)
 
 
 def compose(record: dict[str, Any], folder: Path) -> Figure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,8 +17,9 @@ import PIL.ImageFilter
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
 MARKERS = "os^Dv*Pp<>hX"
 """Of lines in one plot, in this order."""
@@ -138,10 +140,12 @@ def curves(
     title: str,
     level: float | None = None,
     level_label: str = "",
+    log: bool = False,
 ) -> Figure:
     """A line for each value of `line`: the mean of y at each x, and a band from its least to its largest.
 
-    Where a mean is not defined (NaN) the line has a gap. level: a dashed horizontal line.
+    Where a mean is not defined (NaN) the line has a gap. level: a dashed horizontal line. log: x is
+    logarithmic, else it is a share.
     """
     with matplotlib.rc_context(STYLE):
         figure = canvas((5.2, 3.6), "constrained")
@@ -157,7 +161,11 @@ def curves(
             )
         if level is not None:
             axes.axhline(level, color="0.5", linestyle="--", linewidth=0.8, label=level_label)
-        axes.set(xlabel=xlabel, ylabel=ylabel, xlim=(0, 1.03), ylim=(0, None))
+        axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
+        if log:
+            _log_axis(axes, table[x])
+        else:
+            axes.set_xlim(0, 1.03)
         axes.set_title(title, wrap=True)
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
@@ -569,24 +577,104 @@ def training_curve(metrics: pd.DataFrame, name: str) -> Figure:
     return figure
 
 
-def scaling(table: pd.DataFrame, data: str) -> Figure:
-    """Accuracy against different training images and against training FLOPs, a line a family of models.
+SCALED = {"train_images": "training images", "training_flops": "training FLOPs"}
 
-    table: columns family, train_images, training_flops, accuracy, se.
+
+def scaling(table: pd.DataFrame, data: str, columns: list[str]) -> Figure:
+    """Accuracy against what the training took, a plot for each of these columns and a line a family of models.
+
+    table: columns model, family, accuracy, se and those of SCALED. A family is called as its model of the
+    shortest name is.
     """
-    figure = canvas((9.0, 3.6))
-    axes = figure.subplots(1, 2, sharey=True)
-    for axis, column, label in (
-        (axes[0], "train_images", "training images"),
-        (axes[1], "training_flops", "training FLOPs"),
-    ):
-        for i, (family, rows) in enumerate(table.groupby("family")):
-            ordered = rows.sort_values(column)
-            axis.errorbar(
-                ordered[column], ordered["accuracy"], ordered["se"],
-                marker=MARKERS[i % len(MARKERS)], markersize=4, linewidth=1.2, label=family,
-            )  # fmt: skip
-        axis.set(xscale="log", xlabel=label)
-    axes[0].set(ylabel=f"accuracy on held-out {data}", ylim=(0, 1))
-    axes[1].legend(fontsize=6)
+    with matplotlib.rc_context(STYLE):
+        figure = canvas((0.8 + 4.0 * len(columns), 3.8))
+        every = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+        for axes, column in zip(every, columns, strict=True):
+            for i, (_, rows) in enumerate(table.groupby("family")):
+                ordered = rows.sort_values(column)
+                axes.errorbar(
+                    ordered[column], ordered["accuracy"], ordered["se"],
+                    marker=MARKERS[i % len(MARKERS)], markersize=4, linewidth=1.2, capsize=2,
+                    label=min(rows["model"], key=len),
+                )  # fmt: skip
+            axes.set(xlabel=SCALED[column])
+            _log_axis(axes, table[column])
+            axes.grid(color="0.92")
+            axes.set_axisbelow(True)
+        every[0].set(ylabel=f"accuracy on held-out {data}", ylim=(0, 1))
+        labels = every[0].get_legend_handles_labels()
+        figure.legend(*labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
+
+
+def _log_axis(axes: Axes, values: pd.Series) -> None:
+    """A logarithmic x axis with few labels, or a note where there is nothing to show on it."""
+    if not np.isfinite(values).any():
+        axes.set_xticks([])
+        axes.text(0.5, 0.5, "no model card", transform=axes.transAxes, ha="center", color="0.35")
+        return
+    decades = np.log10(values.max() / values.min())
+    subs = (1.0, 2.0, 3.0, 4.0, 5.0, 7.0) if decades < 1 else (1.0, 2.0, 5.0)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=subs if decades < 2 else (1.0,)))
+    axes.xaxis.set_major_formatter(EngFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+VERDICTS = {
+    "holds": ("✓", "#0072B2"),
+    "does not hold": ("✗", "#D55E00"),
+    "undecided": ("?", "0.35"),
+    "not measured": ("–", "0.6"),
+}
+
+
+def scorecard(table: pd.DataFrame, title: str) -> Figure:
+    """The claims with their verdicts, a row each: statement, verdict, statistic with interval, threshold.
+
+    table: rows of claims.csv.
+    """
+    statements = [
+        textwrap.wrap(f"{said} ({of})", 62)
+        for said, of in zip(table["statement"], table["figure"], strict=True)
+    ]
+    heights = [0.06 + 0.14 * len(lines) for lines in statements]
+    tall = sum(heights) + 0.75
+    with matplotlib.rc_context(STYLE):
+        figure = canvas((8.0, tall), None)
+        columns = {
+            "claim": 0.02,
+            "verdict": 0.55,
+            "statistic [95 % interval]": 0.70,
+            "claimed": 0.90,
+        }
+        y = 1 - 0.22 / tall
+        figure.text(0.02, y, title, weight="bold", va="center")
+        y -= 0.3 / tall
+        for name, x in columns.items():
+            figure.text(x, y, name, fontsize=8, color="0.35", va="center")
+        y -= 0.12 / tall
+        for row, lines, height in zip(table.to_dict("records"), statements, heights, strict=True):
+            mark, colour = VERDICTS[row["holds"]]
+            middle = y - height / tall / 2
+            cells = ("\n".join(lines), f"{mark}  {row['holds']}", _interval(row), _claimed(row))
+            for x, cell, shade in zip(
+                columns.values(), cells, ("0", colour, "0", "0"), strict=True
+            ):
+                figure.text(x, middle, cell, fontsize=8, va="center", color=shade)
+            y -= height / tall
+            figure.add_artist(Line2D((0.02, 0.98), (y, y), color="0.88", linewidth=0.6))
+    return figure
+
+
+def _interval(row: dict[Any, Any]) -> str:
+    """The statistic and its interval in words."""
+    if not np.isfinite(row["value"]):
+        return ""
+    interval = f" [{row['low']:.3g}, {row['high']:.3g}]" if np.isfinite(row["low"]) else ""
+    return f"{row['value']:.3g}{interval}"
+
+
+def _claimed(row: dict[Any, Any]) -> str:
+    sign = ">" if "(above is claimed)" in row["statistic"] else "<"
+    return f"{sign} {row['threshold']:.3g}"

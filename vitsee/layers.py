@@ -28,6 +28,7 @@ PRESETS = {
     "last": "the output of the last block or unit",
     "penultimate": "the output of the block or unit before the last",
     "last_stage": "the outputs of all units of a CNN's last stage; of a ViT the last block",
+    "logits": "the output of the classifier",
     "every": "all that the analysis can read",
     "low": "the outputs of the first five blocks or units; ResNet: block1unit1-3, block2unit1-2",
 }
@@ -165,6 +166,11 @@ def _matching(names: list[str], pattern: str) -> list[str]:
 
 
 def _nothing_matches(net: nn.Module, names: list[str], pattern: str) -> str:
+    if pattern == "logits":
+        return (
+            f"analysis.layers: the classifier of {type(net).__name__} is not one module; a model with one "
+            f"(model.args.num_classes above 0) is needed"
+        )
     if pattern in PRESETS:
         return (
             f"analysis.layers: preset {pattern!r} does not know the blocks of {type(net).__name__}; "
@@ -188,6 +194,8 @@ def preset(net: nn.Module, layers: list[Layer], name: str) -> list[str]:
     names = [layer.name for layer in layers]
     if name == "every":
         return names
+    if name == "logits":
+        return [n for n in names if n == getattr(net, "pretrained_cfg", {}).get("classifier")]
     units = _units(names)
     if name == "blocks":
         return units

@@ -14,6 +14,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitsee import cards
+from vitsee.cards import Card
 from vitsee.config import Model, Pool
 from vitsee.errors import UserError, nearest, unknown
 from vitsee.network import require
@@ -44,7 +46,8 @@ class Loaded:
 
     label: what figures call it. net: in evaluation mode, without gradients, on the device; it takes
     normalised pixels. data: timm's data configuration (input_size, interpolation, mean, std, crop_pct,
-    crop_mode). weights: where they come from, in words. digest: SHA-256 of names and values.
+    crop_mode). weights: where they come from, in words. digest: SHA-256 of names and values. card: how
+    they were trained, if a model card lies beside them.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Loaded:
     data: dict[str, Any]
     weights: str
     digest: str
+    card: Card | None
 
 
 def load(model: Model, device: str | torch.device) -> Loaded:
@@ -78,7 +82,14 @@ def load(model: Model, device: str | torch.device) -> Loaded:
         data=data_config(net),
         weights=weights,
         digest=digest(net.state_dict()),
+        card=_card(model),
     )
+
+
+def _card(model: Model) -> Card | None:
+    if model.checkpoint is not None:
+        return cards.beside(Path(model.checkpoint).expanduser())
+    return cards.beside(shipped(model.name)) if model.embedded and model.pretrained else None
 
 
 def shipped(name: str) -> Path:

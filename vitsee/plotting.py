@@ -31,9 +31,15 @@ def plot(path: Path, *, pdf: bool = False) -> list[Path]:
 def plot_joined(paths: list[Path], *, pdf: bool = False) -> list[Path]:
     """Draw several results of one analysis in one figure, in the folder that holds all; return the paths.
 
-    Nothing is drawn where the analyses differ, or have no such figure.
+    Nothing is drawn where the analyses differ, or have no such figure. Of composed figures the claims are
+    written together.
     """
-    if any((path / "figure.json").is_file() for path in paths):
+    composed = [(path / "figure.json").is_file() for path in paths]
+    if all(composed):
+        from vitsee.composing import draw_together
+
+        return draw_together(paths, pdf=pdf)
+    if any(composed):
         return []
     found = [read(path) for path in paths]
     if len({result.analysis.name for result in found}) > 1:

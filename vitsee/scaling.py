@@ -27,7 +27,9 @@ def plot_cards(paths: list[Path], *, pdf: bool = False) -> list[Path]:
     together = Results(Path(os.path.commonpath([path.resolve().parent for path in paths])))
     table = tabulate(read)
     written = together.save_tables({"scaling": table})
-    figure = figures.scaling(table, read[0].dataset.split(" ")[0])
+    figure = figures.scaling(
+        table, read[0].dataset.split(" ")[0], ["train_images", "training_flops"]
+    )
     return written + together.save_figures({"scaling": figure}, pdf=pdf)
 
 
@@ -39,7 +41,7 @@ def tabulate(read: list[cards.Card]) -> pd.DataFrame:
     rows = [
         {
             "model": card.name,
-            "family": f"{card.architecture}, {card.parameters / 1e6:.2f} M",
+            "family": card.family,
             "train_images": card.train_images,
             "images_seen": card.images_seen,
             "training_flops": card.training_flops,

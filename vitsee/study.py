@@ -62,7 +62,11 @@ class Study:
     def models(self) -> dict[str, models.Loaded]:
         """The models by role, with weights, on the device."""
         wanted = self.experiment.models
-        return {role: models.load(model, self.device) for role, model in wanted.items()}
+        found = {role: models.load(model, self.device) for role, model in wanted.items()}
+        self.experiment.analysis.cards = {
+            role: model.card for role, model in found.items() if model.card
+        }
+        return found
 
     @cached_property
     def layers(self) -> dict[str, list[Layer]]:
@@ -162,7 +166,7 @@ class Study:
     def made_of(self) -> dict[str, Any]:
         """Everything that decides the numbers in the tables."""
         e = self.experiment
-        return {
+        made_of: dict[str, Any] = {
             "analysis": [e.analysis.version, self._options()],
             "weights": {role: model.digest for role, model in self.models.items()},
             "preprocessing": {role: str(model.data) for role, model in self.models.items()},
@@ -170,7 +174,12 @@ class Study:
             "images": [each.images.fingerprint for each in self.passes],
             "plan": [asdict(each.plan) for each in self.passes],
             "precision": e.precision.value,
-        } | ({"tolerance": e.tolerance} if e.tolerance else {})
+        }
+        if e.tolerance:
+            made_of["tolerance"] = e.tolerance
+        if e.analysis.reads_cards:
+            made_of["cards"] = {role: asdict(card) for role, card in e.analysis.cards.items()}
+        return made_of
 
     def _options(self) -> dict[str, Any]:
         """The analysis's options; layers count by the names they select."""
@@ -198,13 +207,15 @@ class Study:
 
     def labels(self, measured: int) -> Labels:
         """How figures call what is measured: so many minibatches of the last pass."""
-        other = self.models.get("other")
+        other, card = self.models.get("other"), self.models["model"].card
         return Labels(
             model=self.models["model"].label,
             other=other.label if other else None,
             dataset=self._data,
             images=len(self.plan.used(min(measured, self.plan.per_repeat))) if self.passes else 0,
             repeats=math.ceil(measured / self.plan.per_repeat) if self.passes else 1,
+            family=card.family if card else None,
+            train_images=card.train_images if card else None,
         )
 
 

@@ -487,8 +487,15 @@ class LinearProbe(Analysis):
     def joined(
         self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
     ) -> dict[str, Figure]:
-        """Accuracy against depth of several models in one plot."""
-        return {"linear_probe": _curves([(t["linear_probe"], l) for t, l in results])}
+        """Accuracy against depth of several models in one plot, and against the images they were trained with.
+
+        The latter is of the deepest layer, and drawn if all models have a card.
+        """
+        probes = [(tables["linear_probe"], labels) for tables, labels in results]
+        drawn = {"linear_probe": _curves(probes)}
+        if all(labels.train_images for _, labels in results):
+            drawn["linear_probe_by_training"] = _by_training(probes)
+        return drawn
 
 
 def _features(asked: Any) -> list[str]:
@@ -532,6 +539,40 @@ WORDS = {
     "first": "first token",
     "each_token": "single tokens (mean)",
 }
+
+
+def _by_training(results: list[tuple[pd.DataFrame, Labels]]) -> Figure:
+    """Accuracy of the deepest layer against the images the model was trained with, a line a family of models.
+
+    A family is called as its model of the shortest name is; the ViT paper's Figure 4.
+    """
+    from vitsee import figures
+
+    families: dict[str | None, str] = {}
+    for _, labels in results:
+        families[labels.family] = min(
+            families.get(labels.family, labels.model), labels.model, key=len
+        )
+    parts = []
+    for table, labels in results:
+        deepest = table[table["depth"] == table["depth"].max()]
+        says = deepest["features"].map(
+            lambda name, l=labels: f"{families[l.family]}, {WORDS[name]}"
+        )
+        percent = 100 * deepest["accuracy"]
+        parts.append(deepest.assign(line=says, percent=percent, images=labels.train_images))
+    return figures.curves(
+        pd.concat(parts),
+        x="images",
+        y="percent",
+        line="line",
+        xlabel="training images of the model",
+        ylabel="test accuracy (%)",
+        title=f"Linear probes: {_protocol(results[0][0])}, {results[0][1].data}",
+        level=100 / int(results[0][0]["classes"].iloc[0]),
+        level_label="chance",
+        log=True,
+    )
 
 
 def _curves(results: list[tuple[pd.DataFrame, Labels]]) -> Figure:

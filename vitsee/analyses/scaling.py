@@ -1,0 +1,130 @@
+"""Accuracy against the images and the compute of the training (Dosovitskiy et al. 2021, Figs. 3 and 5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pandas as pd
+
+from vitsee.analysis import Analysis, Labels, Layer, View, register
+from vitsee.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from vitsee.datasets import Images
+    from vitsee.sums import Sums
+
+
+@register
+@dataclass(kw_only=True)
+class Scaling(Analysis):
+    """How accurate is the model, for the images and the compute that it was trained with?
+
+    Top-1 accuracy of the model's own classifier. What the training cost is read from the model card that
+    `vitsee train` writes beside the weights; without one it is NaN.
+    """
+
+    default_images: ClassVar[int] = 4000
+    reads_cards: ClassVar[bool] = True
+
+    name: str = "scaling"
+    layers: Any = "logits"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._outputs: int | None = None
+        self._classes: int | None = None
+
+    def check(self, layers: dict[str, list[Layer]]) -> None:
+        if "other" in layers:
+            raise UserError(
+                "analysis=scaling measures one model; several results are drawn in one figure by "
+                "`vitsee plot FOLDER FOLDER …`"
+            )
+        (logits, *more) = layers["model"]
+        if more:
+            raise UserError(f"analysis.layers={self.layers} are {1 + len(more)} layers; use logits")
+        self._outputs = math.prod(logits.shape)
+        self._compare()
+
+    def select(self, stage: int, images: Images) -> None:
+        self._classes = len(images.classes)
+        self._compare()
+
+    def _compare(self) -> None:
+        """Raise UserError if the classes of the images cannot be those of the model."""
+        if None not in (self._outputs, self._classes) and self._outputs != self._classes:
+            raise UserError(
+                f"{self.cast['model']} has {self._outputs} outputs, but the images are of {self._classes} "
+                f"classes: its accuracy cannot be measured on them; choose the data set it was trained for"
+            )
+
+    def reduce(self, layer: Layer, output: Tensor) -> Tensor:
+        """(N, classes, ...) logits -> (N,) class with the largest; -1 where one is not finite."""
+        logits = output.flatten(1)
+        return logits.argmax(1).masked_fill(~logits.isfinite().all(1), -1)
+
+    def observe(self, view: View) -> dict[str, Tensor]:
+        """How many images there are, how many are classified right, and how many not at all."""
+        import torch
+
+        (found,) = view.model.values()
+        counts = (found == found, found == view.labels, found < 0)
+        images, right, undefined = (count.sum().to(torch.float64) for count in counts)
+        return {"images": images, "right": right, "undefined": undefined}
+
+    def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
+        """scaling: one row: model, family, train_images, images_seen, training_flops, accuracy, se.
+
+        family: models that differ in their training alone have the same. se: binomial, over the images.
+        """
+        images, right = float(sums.terms["images"]), float(sums.terms["right"])
+        accuracy = math.nan if sums.terms["undefined"] else right / images
+        card = self.cards.get("model")
+        row = {
+            "model": self.cast["model"],
+            "family": card.family if card else self.cast["model"],
+            "train_images": card.train_images if card else math.nan,
+            "images_seen": card.images_seen if card else math.nan,
+            "training_flops": card.training_flops if card else math.nan,
+            "accuracy": accuracy,
+            "se": math.sqrt(accuracy * (1 - accuracy) / images),
+        }
+        return {"scaling": pd.DataFrame([row])}
+
+    def warnings(self, sums: Sums) -> list[str]:
+        found = []
+        if "model" not in self.cards:
+            found.append(
+                f"{self.cast['model']} has no model card beside its weights: train_images, images_seen and "
+                f"training_flops are NaN, and figures show its accuracy alone"
+            )
+        if sums.terms["undefined"]:
+            found.append(
+                f"the logits of {int(sums.terms['undefined'])} images are not finite; the accuracy is NaN"
+            )
+        return found
+
+    def error(self, sums: Sums) -> float:
+        return float(self.tables(sums)["scaling"]["se"].iloc[0])
+
+    def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
+        return self.joined([(tables, labels)])
+
+    def joined(
+        self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
+    ) -> dict[str, Figure]:
+        """Accuracy against training images, and against training FLOPs, a line a family of models."""
+        from vitsee import figures
+
+        table = pd.concat([tables["scaling"] for tables, _ in results])
+        data = results[0][1].dataset
+        return {
+            "scaling_images": figures.scaling(table, data, ["train_images"]),
+            "scaling_compute": figures.scaling(table, data, ["training_flops"]),
+        }
