@@ -221,3 +221,19 @@ def test_a_figure_file_with_an_unknown_key_is_refused(tmp_path, monkeypatch):
 def test_a_role_that_no_zoo_has_heard_of_is_refused():
     with pytest.raises(UserError, match=r"zoo mini has no role vit_larg; .*Did you mean vit_large"):
         atlas.zoo("mini").role("vit_larg")
+
+
+@pytest.mark.parametrize("name", ["figE1", "figC1", "vit_fig10", "claims"])
+def test_the_cost_of_a_figure_is_what_the_script_reckons(name, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
+    import costs
+
+    assert atlas.published(name).cost == costs.cost_of(name)
+
+
+def test_the_list_of_figures_says_what_each_costs_and_claims(command):
+    _, out, _ = command("list", "figures")
+    (line,) = (line for line in out.splitlines() if line.startswith("figE1 "))
+    assert "1,024 images, 0.019 min" in line
+    (line,) = (line for line in out.splitlines() if line.startswith("fig01 "))
+    assert line.endswith("uniform, low_to_high")

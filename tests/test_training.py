@@ -403,7 +403,7 @@ def test_half_rounds_the_weights_before_they_are_judged(tmp_path):
 
 class TestCard:
     def test_flops_are_those_counted_by_hand(self, tmp_path):
-        counted = training.flops_per_image(wee(tmp_path))
+        counted = training.flops_of(wee(tmp_path).model)
         tokens, width, patch = 17, 16, 3 * 7 * 7
         block = tokens * width * (3 * width + width + 8 * width) + 2 * tokens * tokens * width
         expected = 2 * (16 * patch * width + 2 * block + width * 16)

@@ -32,6 +32,16 @@ class Panel:
 
 
 @dataclass(kw_only=True)
+class Cost:
+    """What a figure takes with those of the paper's models that are public, as scripts/costs.py reckons it."""
+
+    images: int = MISSING
+    """That are measured, counted again for each model."""
+    gpu_minutes: float = MISSING
+    """Of an A100 for the models alone."""
+
+
+@dataclass(kw_only=True)
 class Published:
     """A figure of a publication: what it shows, from which panels, and which claims it tests."""
 
@@ -40,6 +50,8 @@ class Published:
     title: str = MISSING
     shows: str = MISSING
     """What the authors conclude from it, in a sentence."""
+    cost: Cost | None = None
+    """None where the models are those of the command line."""
     panels: dict[str, Panel] = MISSING
     rows: list[list[str]] = MISSING
     """Names of the panels, row by row."""

@@ -61,16 +61,19 @@ def commented(group: str) -> str:
 
 
 def figures(overrides: list[str]) -> str:
-    """Each published figure with what it shows, and which of its roles each zoo can offer."""
+    """Each published figure: what it shows, which of its roles each zoo can offer, its cost, its claims."""
     zoos = [atlas.zoo(name) for name in atlas.zoos()]
-    rows = [("figure", "of", "shows", *(f"zoo={zoo.name}" for zoo in zoos))]
+    head = ("figure", "of", "shows", *(f"zoo={zoo.name}" for zoo in zoos))
+    rows = [(*head, "cost with zoo=paper", "claims")]
     for name in atlas.figures():
         figure = atlas.published(name)
         roles = [role for panel in figure.panels.values() for role in (*panel.roles, panel.other)]
         wanted = {role for role in roles if role and role not in atlas.ASKED}
         offered = (sum(zoo.role(role).model is not None for role in wanted) for zoo in zoos)
         shares = (f"{count} of {len(wanted)} models" if wanted else "yours" for count in offered)
-        rows.append((name, figure.source, figure.title, *shares))
+        cost, claims = figure.cost, ", ".join(figure.claims) or "none"
+        spent = f"{cost.images:,} images, {cost.gpu_minutes:g} min" if cost else ""
+        rows.append((name, figure.source, figure.title, *shares, spent, claims))
     return table(rows)
 
 

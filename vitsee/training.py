@@ -20,7 +20,7 @@ from tqdm import tqdm
 from vitsee import attention, checkpoint, examples, finetuning, models
 from vitsee.cards import Card
 from vitsee.checkpoint import Progress
-from vitsee.config import Precision
+from vitsee.config import Model, Precision
 from vitsee.errors import UserError
 from vitsee.examples import Mixer, Schedule, Splits
 from vitsee.figures import training_curve
@@ -268,11 +268,11 @@ def _check_classes(splits: Splits, trainer: Trainer) -> None:
         )
 
 
-def flops_per_image(training: Training) -> float:
+def flops_of(model: Model) -> float:
     """Floating-point operations of a forward pass of one image."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    net = models.skeleton(training.model).eval()
+    net = models.skeleton(model).eval()
     attention.fuse(net, False)  # fused kernels are not all counted
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(torch.zeros(1, *models.data_config(net)["input_size"], device="meta"))
@@ -283,7 +283,7 @@ def estimate(trainer: Trainer, steps: int) -> str:
     """What the training will cost, before it starts."""
     recipe = trainer.training.recipe
     images = steps * recipe.batch_size
-    flops = 3 * flops_per_image(trainer.training) * images
+    flops = 3 * flops_of(trainer.training.model) * images
     hours = flops / (PEAK[recipe.precision] * REACHED) / 3600
     return (
         f"{recipe.name}: {steps:,} steps of {recipe.batch_size} images, {flops:.2g} FLOPs: about "
@@ -311,7 +311,7 @@ def finish(trainer: Trainer, splits: Splits, results: Results) -> None:
 def card_of(trainer: Trainer, splits: Splits, accuracy: float) -> Card:
     """What was trained, and how good it is."""
     training, recipe = trainer.training, trainer.training.recipe
-    flops, images = flops_per_image(training), trainer.step * recipe.batch_size
+    flops, images = flops_of(training.model), trainer.step * recipe.batch_size
     plain = OmegaConf.to_container(OmegaConf.structured(training), enum_to_str=True)
     assert isinstance(plain, dict)
     made = training.dataset.kind == "scenes"

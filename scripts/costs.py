@@ -1,0 +1,89 @@
+"""Writes into each figure's YAML what it costs with the paper's models: `python scripts/costs.py [FIGURE…]`.
+
+Images are those of the last pass, counted again for each model that has public weights; a data set may have
+fewer. GPU minutes are the floating-point operations of this pass at 40 % of an A100's peak in the precision of
+the run; passes that train probes, what the analysis adds, decoding and downloads are not in them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from functools import cache
+
+from omegaconf import OmegaConf
+
+from vitsee import atlas, models
+from vitsee.atlas import ASKED, Cost
+from vitsee.config import CONF, Experiment, Model
+from vitsee.layers import choose
+from vitsee.publish import Request, overrides
+from vitsee.taps import SURVEY
+from vitsee.training import PEAK, REACHED, flops_of
+
+
+def main(names: list[str]) -> None:
+    for name in names or atlas.figures():
+        path = CONF / "figure" / f"{name}.yaml"
+        cost = cost_of(name)
+        if cost is None:
+            continue
+        line = f"cost: {{images: {cost.images}, gpu_minutes: {cost.gpu_minutes:g}}}\n"
+        text = re.sub(r"^cost: .*\n", "", path.read_text(), flags=re.MULTILINE)
+        path.write_text(text.replace("panels:\n", f"{line}panels:\n", 1))
+        print(f"{name}: {line}", end="")
+
+
+def cost_of(name: str) -> Cost | None:
+    """What a figure costs with zoo=paper; None if its models are those of the command line."""
+    figure, zoo, request = atlas.published(name), atlas.zoo("paper"), Request(name, "paper")
+    images, seconds = 0, 0.0
+    for panel in figure.panels.values():
+        for role in panel.roles:
+            cast = [role, panel.other] if panel.other else [role]
+            if set(cast) & set(ASKED):
+                return None
+            if any(zoo.role(one).model is None for one in cast):
+                continue
+            asked = request.experiment(overrides(panel, role, zoo, request))
+            count = passed(asked)
+            images += count * len(cast)
+            seconds += (
+                count
+                * sum(flops(one, asked) for one in asked.models.values())
+                / (PEAK[asked.precision] * REACHED)
+            )
+    return Cost(images=images, gpu_minutes=float(f"{seconds / 60:.2g}"))
+
+
+def passed(asked: Experiment) -> int:
+    """Images of the last pass."""
+    analysis = asked.analysis
+    if analysis.weights_only:
+        return 0
+    return (asked.images or analysis.default_images) * asked.repeats
+
+
+def flops(model: Model, asked: Experiment) -> float:
+    """Floating-point operations for one image; with the backward passes of analyses of gradients."""
+    forward = _forward(OmegaConf.to_yaml(OmegaConf.structured(model)))
+    if not asked.analysis.gradients:
+        return forward
+    # A backward pass costs two forward ones, and layers lie half-way up on average.
+    net = models.skeleton(model).eval()
+    data = models.data_config(net)
+    survey = SURVEY[asked.analysis.reads("model")](net, tuple(data["input_size"]))
+    layers = choose(net, survey, asked.analysis.patterns("model"))
+    channels = sum(min(asked.analysis.channels or math.inf, layer.shape[-1]) for layer in layers)
+    return forward * (1 + channels)
+
+
+@cache
+def _forward(model: str) -> float:
+    structured = OmegaConf.merge(OmegaConf.structured(Model), OmegaConf.create(model))
+    return flops_of(OmegaConf.to_object(structured))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
