@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from forks import Forks
-from hydra import compose, initialize_config_dir
 from PIL import Image
 
 import vitsee.cli
-from vitsee.config import CONF, Experiment, build
+from vitsee import config
+from vitsee.config import Experiment
 from vitsee.loading import cores
 
 TINY = ("model=timm", "model.timm=test_vit", "model.pretrained=false")
@@ -28,8 +28,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def composed(*overrides: str) -> Experiment:
     """What the command line with these overrides asks for."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return build(compose("run", list(overrides)))
+    return config.composed(list(overrides))
 
 
 def write_images(folder: Path, count: int, *, side: int = 48, seed: int = 0) -> Path:

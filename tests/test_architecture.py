@@ -18,6 +18,7 @@ TORCH_FREE = (
     "results",
     "plotting",
     "errors",
+    "library",
     "config",
     "analysis",
     "cli",

@@ -10,10 +10,8 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from vitsee import config, listing
 from vitsee.errors import Incomplete, UserError, nearest, printable, speak_plainly
@@ -54,16 +52,13 @@ def answer_for(verb: str, do: Callable[[], None]) -> None:
         do()
     except Incomplete as waiting:
         fail(f"vitsee {verb}: {waiting}", INCOMPLETE)
-    except (HydraException, OmegaConfBaseException, UserError) as error:
-        fail(f"vitsee {verb}: {config.explain(error)}")
     except Interrupted:
         fail(f"vitsee {verb}: interrupted, state saved; the same command goes on", INTERRUPTED)
     except KeyboardInterrupt:
         fail(f"vitsee {verb}: interrupted", INTERRUPTED)
     except Exception as error:
-        if config.of_composition(error):
-            words = " ".join(str(error).split())
-            fail(f"vitsee {verb}: these options make no configuration: {words}")
+        if mistake := config.mistake(error):
+            fail(f"vitsee {verb}: {mistake}")
         if type(error).__module__.split(".")[0] != "submitit":
             raise
         words = " ".join(str(error).split("-----")[0].split())

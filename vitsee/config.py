@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import re
+import threading
 import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.version import VersionBase
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -243,6 +249,28 @@ for _name, _node in {
     ConfigStore.instance().store(group="schema", name=_name, node=_node, provider="vitsee")
 
 
+def composed(words: list[str]) -> Experiment:
+    """The experiment that `vitsee run` with these words asks for. Raises what `mistake` explains."""
+    with _hydra_apart(), initialize_config_dir(str(CONF), version_base="1.3"):
+        return build(compose("run", [quoted(word) for word in words]))
+
+
+_one_at_a_time = threading.Lock()
+
+
+@contextmanager
+def _hydra_apart() -> Iterator[None]:
+    """A process has one Hydra: within the block nobody else's, afterwards again whose it was."""
+    with _one_at_a_time:
+        theirs, base = GlobalHydra.instance().hydra, VersionBase.instance().version_base
+        GlobalHydra.instance().clear()
+        try:
+            yield
+        finally:
+            GlobalHydra.instance().hydra = theirs
+            VersionBase.instance().version_base = base
+
+
 def build(cfg: DictConfig) -> Experiment:
     """The composed configuration as typed objects. Raises UserError for an option that is not declared."""
     refuse_undeclared(cfg)
@@ -319,9 +347,31 @@ def quoted(word: str) -> str:
     try:
         OverridesParser.create().parse_override(word)
     except HydraException:
-        escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
-        return f'{key}="{escaped}"'
+        return f"{key}={in_quotes(value)}"
     return word
+
+
+def in_quotes(text: str) -> str:
+    """The text as a quoted value of Hydra's grammar, where backslashes count before a quote only."""
+    escaped = re.sub(r'(\\*)"', r'\1\1\\"', text)
+    return '"{}"'.format(re.sub(r"(\\+)\Z", r"\1\1", escaped))
+
+
+def override(key: str, value: Any) -> str:
+    """`key=value` with a Python value: what it holds is taken literally, a mapping changes what it names."""
+    return f"{key}={_literal(value)}"
+
+
+def _literal(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, (str, Path)):
+        return in_quotes(str(value))
+    if isinstance(value, Mapping):
+        return "{{{}}}".format(", ".join(f"{key}: {_literal(one)}" for key, one in value.items()))
+    if isinstance(value, (list, tuple)):
+        return "[{}]".format(", ".join(map(_literal, value)))
+    return str(value)
 
 
 def of_composition(error: BaseException) -> bool:
@@ -329,6 +379,15 @@ def of_composition(error: BaseException) -> bool:
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     where = str(frames[-1].f_globals.get("__name__")) if frames else ""
     return where.split(".")[0] in ("hydra", "omegaconf", "antlr4", "yaml")
+
+
+def mistake(error: BaseException) -> str | None:
+    """What the user asked for that cannot be, in one line; None if the error is not the user's to mend."""
+    if isinstance(error, (HydraException, OmegaConfBaseException, UserError)):
+        return explain(error)
+    if of_composition(error):
+        return f"these options make no configuration: {' '.join(str(error).split())}"
+    return None
 
 
 def explain(error: BaseException) -> str:

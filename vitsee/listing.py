@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from vitsee import atlas
 from vitsee.analysis import REGISTERED
-from vitsee.config import CONF, Model, build
+from vitsee.config import CONF, Model, composed
 from vitsee.models import shipped
 
 
@@ -82,8 +81,7 @@ def layers(overrides: list[str]) -> str:
     from vitsee import layers, models
     from vitsee.taps import SURVEY
 
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        experiment = build(compose("run", overrides))
+    experiment = composed(overrides)
     net = models.skeleton(experiment.model).eval()
     reads = experiment.analysis.reads("model")
     every = SURVEY[reads](net, models.data_config(net)["input_size"])

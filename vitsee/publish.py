@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from hydra import compose, initialize_config_dir
 
 from vitsee import atlas, composing, evidence
 from vitsee.atlas import Panel, Published, Zoo
-from vitsee.config import CONF, Experiment, build
+from vitsee.config import Experiment, composed
 from vitsee.errors import Busy, Incomplete, UserError
 from vitsee.plotting import read
 from vitsee.results import Results
@@ -122,8 +121,7 @@ class Request:
     def experiment(self, begin: list[str]) -> Experiment:
         """Compose these overrides, then the command line's; of one key the last counts."""
         last = {word.partition("=")[0]: word for word in [*begin, *self.overrides]}
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return build(compose("run", list(last.values())))
+        return composed(list(last.values()))
 
     def played_by(self, role: str, zoo: Zoo) -> list[str]:
         """Overrides that make the player of a role the model."""

@@ -1,0 +1,136 @@
+"""vitsee from Python: run an experiment or load a result, and have its tables and figures at hand.
+
+What is imported in functions is not paid for by `import vitsee`: reading results needs no torch.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitsee.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from vitsee.analysis import Analysis, Labels
+
+
+def run_experiment(*overrides: str, **options: Any) -> Result:
+    """Do what `vitsee run` does with the same overrides, in this process, and return the result.
+
+    overrides: as on the command line, e.g. "analysis=cka", "model@other=resnet_mini".
+    options: the same with Python values, e.g. images=512, run={"outputs": "results"}; a string is taken
+        as if it were in quotes, a mapping changes the options that it names.
+
+    The result is where the command puts it, and what is measured already is not measured again. A GPU is
+    used if there is one. One experiment at a time; it may be in a thread.
+
+    Raises UserError, with the message of the command line, if something asked for cannot be done; its
+    subclass Incomplete if minibatches of other shards are missing; and Interrupted on Ctrl-C or SIGTERM
+    in the main thread: what was measured is saved then, and the same call goes on.
+    """
+    if "torch" not in sys.modules:  # as the command does; torch looks once, when it is imported
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    from vitsee import config
+
+    words = [*overrides, *(config.override(key, value) for key, value in options.items())]
+    for word in words:
+        if word.startswith(("-", "figure=")):
+            raise UserError(
+                f"{word}: run_experiment runs one experiment; "
+                f"what runs several is for the command line: vitsee run {word} …"
+            )
+    try:
+        experiment = config.composed(words)
+        from vitsee.workers import run  # torch is worth waiting for only now
+
+        written = run(experiment)
+    except UserError:
+        raise
+    except Exception as error:
+        mistake = config.mistake(error)
+        if mistake is None:
+            raise
+        raise UserError(mistake) from None
+    return load(written[0].parent)
+
+
+def load(path: str | os.PathLike[str]) -> Result:
+    """A result folder, e.g. "outputs/cka/vit_mini/scenes-30776c9f". Imports no torch.
+
+    Raises UserError if it is none, or has no tables yet.
+    """
+    from vitsee.plotting import read
+    from vitsee.results import Results
+
+    folder = Path(path)
+    found = read(folder)
+    made_with = Results(folder).load_json("made_with.json")
+    return Result(folder, found.tables, found.labels, made_with, found.analysis)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Result:
+    """What an experiment found. In a notebook it shows itself as its figure.
+
+    path: its folder. tables: by name, as their CSVs say, one observation a row. labels: what figures
+    call the models and the data (model, other, dataset, images, repeats). made_with: versions, device,
+    git commit, digests, image ids, seconds, memory; what made_with.json says.
+    """
+
+    path: Path
+    tables: dict[str, pd.DataFrame]
+    labels: Labels
+    made_with: dict[str, Any]
+    _analysis: Analysis
+
+    @property
+    def analysis(self) -> str:
+        """The name of the analysis, e.g. "cka"."""
+        return self._analysis.name
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The main table: the one that is called like the analysis."""
+        return self.tables.get(self.analysis, next(iter(self.tables.values())))
+
+    def matrix(self, column: str = "cka") -> pd.DataFrame:
+        """This column of the main table as rows x columns, both in the order of the layers (input first).
+
+        Of `cka` (layers of the model) x (layers of the model, or of the other); of `head_similarity`
+        (sets of heads) x (layers of the other). Raises UserError for a table that has not one row for
+        each pair, or has no such column.
+        """
+        table = self.table
+        axes = [name for name in table if str(name).endswith("layer") or name == "heads"]
+        if len(axes) != 2 or table.duplicated(axes).any():
+            raise UserError(
+                f"the table of {self.analysis} is no matrix: it has not one row for each pair of layers; "
+                f"use .table"
+            )
+        if column not in table:
+            asked = f"the table of {self.analysis} has no column {column}"
+            raise unknown(asked, column, map(str, table), "it has")
+        rows, columns = axes
+        wide = table.pivot(index=rows, columns=columns, values=column)
+        return wide.loc[table[rows].unique(), table[columns].unique()]
+
+    def figures(self) -> dict[str, Figure]:
+        """The figures of `vitsee plot` by name, drawn anew from the tables; their sizes are in inches."""
+        return self._analysis.figures(self.tables, self.labels)
+
+    def __repr__(self) -> str:
+        models = self.labels.model + (f" × {self.labels.other}" if self.labels.other else "")
+        return f"<{self.analysis} of {models}, {self.labels.data}: {self.path}>"
+
+    def _repr_png_(self) -> bytes:
+        """The first figure, for Jupyter."""
+        buffer = io.BytesIO()
+        next(iter(self.figures().values())).savefig(buffer, format="png", dpi=100)
+        return buffer.getvalue()
