@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run figures report zoo test lint bench soak slurm-figures clean
+.PHONY: help setup run figures report zoo docs test lint bench soak slurm-figures clean
 
 help: ## Show this help
 	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ slurm-figures: setup ## The same as SLURM jobs, one a figure (SBATCH='--partitio
 zoo: setup ## Train the small models again that ship with vitsee (hours on a CPU)
 	VITSEE=$(BIN)/vitsee scripts/zoo.sh
 
+docs: .venv/.installed-dev ## The documentation as a site, into site/
+	$(BIN)/mkdocs build --strict --quiet
+
 test: .venv/.installed-dev lint ## Format, lint, types, tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q --numprocesses=auto
 
@@ -58,5 +61,5 @@ bench: setup ## Time, memory and error of the analyses beside bare forward passe
 soak: .venv/.installed-dev ## Kill runs at 1,000 random moments, with other faults between (half an hour)
 	VITSEE_KILLS=1000 VITSEE_KILLS_SEED=$$(date +%s) $(BIN)/pytest -q -rP tests/test_faults.py
 
-clean: ## Remove .venv and caches; outputs stay
-	rm -rf .venv .hypothesis .pytest_cache .mypy_cache .ruff_cache
+clean: ## Remove .venv, site and caches; outputs stay
+	rm -rf .venv site .hypothesis .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,324 @@
+"""The documentation says what the code does, and its pages lead to each other."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from test_laws import NEEDED
+
+from vitsee import atlas, claims, cli, config, layers, listing, recipes, verdicts
+from vitsee.analysis import REGISTERED, Analysis
+from vitsee.config import CONF, quoted
+from vitsee.plotting import read
+from vitsee.publish import Request
+from vitsee.runner import run
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+WRITTEN = sorted(name for name in REGISTERED if f"analyses/{name}.md" in PAGES)
+"""Analyses that have a page; `test_every_analysis_has_a_page` names the others."""
+
+
+def page(name: str) -> str:
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def rows(text: str, heading: str) -> list[list[str]]:
+    """Cells of the tables below a heading, their heads left out."""
+    parts = re.split(rf"^## {heading}\n", text, flags=re.MULTILINE)
+    assert len(parts) == 2, f"the page has no heading '## {heading}', or several"
+    lines = [line for line in parts[1].split("\n## ")[0].splitlines() if line.startswith("|")]
+    ruled = [i for i, line in enumerate(lines) if set(line) <= set("|-")]
+    heads = {i for at in ruled for i in (at, at - 1)}
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for i, line in enumerate(lines)
+        if i not in heads
+    ]
+
+
+def code(cell: str) -> str:
+    """What stands in a cell as code, and alone."""
+    found = re.fullmatch(r"`([^`]*)`", cell)
+    assert found, f"{cell!r} should be code"
+    return found[1]
+
+
+def options(analysis: str) -> dict[str, Any]:
+    """Every option of an analysis that a user can set, with its default as `vitsee run` composes it."""
+    kind = REGISTERED[analysis]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose("run", [f"analysis={analysis}"]).analysis
+    plain = OmegaConf.to_container(composed, enum_to_str=True)
+    assert isinstance(plain, dict)
+    unread = {"name"}
+    if kind.weights_only:  # no layers are watched
+        unread |= {field.name for field in fields(Analysis)}
+    found = {field.name: plain[field.name] for field in fields(kind) if field.name not in unread}
+    if kind.weights_only:
+        return found
+    return found | {"images": kind.default_images, "batch_size": kind.default_batch_size}
+
+
+def navigation(entries: list[Any]) -> list[str]:
+    """Every page that the navigation names."""
+    found = []
+    for entry in entries:
+        target = next(iter(entry.values())) if isinstance(entry, dict) else entry
+        found += navigation(target) if isinstance(target, list) else [target]
+    return found
+
+
+def test_every_analysis_has_a_page():
+    missing = [f"docs/analyses/{name}.md" for name in sorted(set(REGISTERED) - set(WRITTEN))]
+    assert not missing, (
+        f"analyses without a page: write {', '.join(missing)}, name it in mkdocs.yml"
+    )
+
+
+def test_every_page_of_an_analysis_is_of_one_that_exists():
+    pages = [Path(name).stem for name in PAGES if name.startswith("analyses/")]
+    assert sorted(pages) == WRITTEN
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_the_page_of_an_analysis_has_its_options_with_their_defaults(name):
+    said = {}
+    for option, default, _ in rows(page(f"analyses/{name}.md"), "Options"):
+        if option.startswith("`") and default.startswith("`"):  # not the table of presets
+            said[code(option)] = yaml.safe_load(code(default))
+    assert said == options(name)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_the_page_of_an_analysis_has_the_columns_of_its_tables(name, tiny):
+    needed = list(NEEDED.get(name, []))
+    if name == "linear_probe":
+        needed.append("analysis.features=[gap,each_token]")
+    found = read(run(tiny(f"analysis={name}", *needed))[0].parent).tables
+    said = {
+        code(table): [code(column) for column in columns.split(", ")]
+        for table, columns, *_ in rows(page(f"analyses/{name}.md"), "Tables")
+        if code(table.split(", ")[0]) in found
+    }
+    assert said == {table: list(rows.columns) for table, rows in found.items()}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_the_page_of_an_analysis_says_what_it_costs_how_it_is_read_and_where_it_ends(name):
+    headings = re.findall(r"^## (.*)$", page(f"analyses/{name}.md"), flags=re.MULTILINE)
+    assert {"What is measured", "Options", "Tables", "Cost", "Limits"} <= set(headings)
+    assert {"How to read the figure", "How to read the figures"} & set(headings)
+
+
+def test_every_preset_of_layers_is_described():
+    named = {word for row in rows(page("analyses/cka.md"), "Options") for word in row[:1]}
+    assert set(layers.PRESETS) <= set(re.findall(r"`(\w+)`", " ".join(named)))
+
+
+def test_the_gallery_has_a_line_for_each_figure():
+    text = page("gallery.md")
+    for name in atlas.figures():
+        (line,) = re.findall(rf"^- \*\*{name}\*\*.*$", text, flags=re.MULTILINE)
+        assert atlas.published(name).title in line
+
+
+def test_the_page_on_claims_has_every_column_and_verdict():
+    text = page("claims.md")
+    assert all(f"`{column}`" in text for column in verdicts.COLUMNS)
+    said = [row[0] for row in rows(text, "Verdicts")]
+    assert said == [verdicts.HOLDS, verdicts.FAILS, verdicts.OPEN, verdicts.ABSENT]
+
+
+def test_every_page_is_in_the_navigation_once():
+    named = navigation(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
+    assert sorted(named) == PAGES
+
+
+@pytest.mark.parametrize("name", ["../README.md", "../CHANGELOG.md", *PAGES])
+def test_links_lead_to_files_that_are_there(name):
+    here = (DOCS / name).parent
+    links = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", page(name)))
+    broken = [
+        link
+        for link in links
+        if "://" not in link and not (here / (link.partition("#")[0] or DOCS / name)).exists()
+    ]
+    assert not broken
+
+
+def test_pages_that_code_and_configuration_speak_of_are_there():
+    files = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "Makefile"]
+    for folder, pattern in (("vitsee", "*.py"), ("conf", "*.yaml"), ("scripts", "*")):
+        files += [path for path in (ROOT / folder).rglob(pattern) if path.is_file()]
+    named = {
+        found
+        for path in files
+        for found in re.findall(r"\bdocs/[\w/]+\.(?:md|png)", path.read_text(errors="replace"))
+    }
+    assert len(named) > 5
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site."""
+    if find_spec("mkdocs") is None:
+        pytest.skip("mkdocs is not installed: pip install -c constraints.txt 'vitsee[docs]'")
+    folder = tmp_path_factory.mktemp("site")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_the_site_is_built_without_a_warning(site):
+    assert (site / "index.html").is_file()
+    assert (site / "analyses" / "cka.html").is_file()
+
+
+def test_pages_of_the_site_fetch_nothing_from_elsewhere(site):
+    fetching = re.compile(
+        r"<(?:script|img|iframe)\b[^>]*\bsrc=[\"']?(?:https?:)?//|<link\b[^>]*\bhref=[\"']?(?:https?:)?//"
+        r"|@import\s+[\"'(]*(?:url\()?[\"']?(?:https?:)?//|url\([\"']?(?:https?:)?//",
+        re.IGNORECASE,
+    )
+    pages = [*site.rglob("*.html"), *site.rglob("*.css")]
+    assert len(pages) > len(PAGES)
+    assert [
+        (path.name, found[0])
+        for path in pages
+        if (found := fetching.search(path.read_text(encoding="utf-8")))
+    ] == []
+
+
+# ---- the commands that pages show ----
+
+
+def commands() -> list[tuple[str, str]]:
+    """Each line of a page that begins with `vitsee`, with the page; those of examples are tested below."""
+    found = []
+    for name in ["../README.md", *PAGES]:
+        if name != "extending.md":
+            lines = re.findall(r"^    (vitsee .*)$", page(name), flags=re.MULTILINE)
+            found += [(name, " ".join(line.split())) for line in lines]
+    return found
+
+
+def singly(words: list[str]) -> list[list[str]]:
+    """The experiments of a sweep over models or shards."""
+    swept = [i for i, word in enumerate(words) if re.match(r"(model|run\.shard)=.*,", word)]
+    if not swept:
+        return [words]
+    key, _, values = words[swept[0]].partition("=")
+    rest = [word for i, word in enumerate(words) if i != swept[0]]
+    return [[*rest, f"{key}={value}"] for value in values.split(",")]
+
+
+@pytest.mark.parametrize(("name", "line"), commands())
+def test_a_command_that_a_page_shows_can_be_given(name, line):
+    _, verb, *words = shlex.split(line, comments=True)
+    words = [word for word in words if word not in ("-m", "…")]
+    words = [word for word in words if not word.startswith("hydra")]  # launchers are an extra
+    if verb == "run" and any(word.startswith("figure=") for word in words):
+        request = Request.read(words)
+        request.check(atlas.published(request.figure))
+        assert atlas.zoo(request.zoo).roles
+    elif verb in ("run", "train"):
+        for overrides in singly([quoted(word) for word in words]):
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                composed = compose(verb, overrides)
+            made = {"run": config.build, "train": recipes.build}[verb](composed)
+            assert made.model.name
+    elif verb == "list":
+        assert set(words[0].split("|")) <= set(listing.KINDS)
+    else:
+        assert verb in cli.VERBS
+
+
+# ---- the examples of docs/extending.md, in a copy of the project ----
+
+
+def examples() -> dict[str, str]:
+    """The contents of each file that the page shows, by its path."""
+    blocks = re.findall(
+        r"^`([\w/]+\.\w+)`\n\n```\w+\n(.*?)^```$",
+        page("extending.md"),
+        flags=re.DOTALL | re.MULTILINE,
+    )
+    return dict(blocks)
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project with all examples in it."""
+    copy = tmp_path_factory.mktemp("extended")
+    for folder in ("vitsee", "conf"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, content in examples().items():
+        path = copy / name
+        before = path.read_text(encoding="utf-8") + "\n\n" if path.exists() else ""
+        path.write_text(before + content, encoding="utf-8")
+    return copy
+
+
+def vitsee(copy: Path, *words: str) -> str:
+    """Standard output of `vitsee …` of that copy."""
+    environment = os.environ | {"PYTHONPATH": str(copy)}
+    command = [sys.executable, "-m", "vitsee", *words]
+    done = subprocess.run(
+        command, cwd=copy, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_there_is_an_example_of_everything_that_can_be_added():
+    kinds = {str(Path(name).parent) for name in examples()}
+    groups = ("analysis", "model", "dataset", "figure", "recipe")
+    assert kinds == {"vitsee/analyses", "vitsee", *(f"conf/{group}" for group in groups)}
+    assert "vitsee/claims.py" in examples()
+
+
+def test_the_example_of_an_analysis_figure_and_claim_is_measured_drawn_and_judged(extended):
+    vitsee(extended, "run", "figure=norms", "images=8", "batch_size=4", "run.workers=0")
+    (folder,) = (extended / "outputs" / "figures").iterdir()
+    assert (folder / "norms.png").is_file()
+    (row,) = (folder / "claims.csv").read_text().splitlines()[1:]
+    assert row.startswith("tokens_grow,norms,")
+    assert row.rpartition(",")[2] in (verdicts.HOLDS, verdicts.FAILS, verdicts.OPEN)
+    assert "tokens_grow" not in claims.CLAIMS, "the copy was meant to be imported, not this"
+
+
+def test_the_example_of_a_model_is_found_by_timm(extended):
+    assert "vit_small_patch16_224.dino" in vitsee(
+        extended, "list", "layers", "model=vit_s16_dino", "analysis=token_norm"
+    )
+
+
+def test_the_example_of_a_data_set_is_read(extended, images):
+    shutil.copytree(images, extended / "photos" / "test", dirs_exist_ok=True)
+    words = ["analysis=token_norm", "analysis.patches=true", "dataset=pets", "dataset.root=photos"]
+    vitsee(extended, "run", *words, "images=8", "batch_size=4", "run.workers=0")
+    assert list((extended / "outputs" / "token_norm" / "vit_mini").glob("pets-*/token_norm.csv"))
+
+
+def test_the_example_of_a_recipe_is_composed(extended):
+    composed = yaml.safe_load(vitsee(extended, "train", "recipe=vit_nano_short", "--cfg", "job"))
+    assert composed["recipe"]["images_seen"] == 24000
+    assert composed["recipe"]["name"] == "${model.name}"
+    assert composed["model"]["name"] == "vit_nano"
