@@ -367,9 +367,9 @@ def test_the_size_that_is_foretold_is_that_of_the_sums():
     size = sum(8 * term.numel() for term in summed(TOKENS, *batches).terms.values())
     analysis = Localization()
     analysis.check({"model": [TOKENS]})
-    analysis.fit(3 * size)
+    analysis.fit(12 * size)
     with pytest.raises(UserError, match="need"):
-        analysis.fit(3 * size - 1)
+        analysis.fit(12 * size - 1)
 
 
 def test_a_second_model_is_refused():

@@ -150,6 +150,16 @@ def test_a_role_that_nobody_plays_is_said_in_the_figure_and_in_the_log(
     assert set(verdicts["holds"]) == {"not measured"}
 
 
+def test_of_two_models_the_one_that_is_missing_is_named(tmp_path, caplog, monkeypatch):
+    zoo = atlas.zoo("mini")
+    zoo.roles["resnet50"] = atlas.Role(missing="train it: vitsee train recipe=x")
+    monkeypatch.setattr("vitsee.atlas.zoo", lambda name: zoo)
+    publish(["figure=fig02", f"run.outputs={tmp_path}", *QUICK])
+    assert "resnet50 of zoo mini is left out: train it: vitsee train recipe=x" in caplog.text
+    record = json.loads((tmp_path / "figures" / "fig02-mini" / "figure.json").read_text())
+    assert record["panels"][0]["missing"] == ["resnet50: train it: vitsee train recipe=x"]
+
+
 def test_a_panel_that_another_process_measures_is_waited_for(monkeypatch):
     from vitsee.errors import Busy
     from vitsee.publish import patiently

@@ -151,10 +151,11 @@ def measure(panel: Panel, zoo: Zoo, request: Request) -> Shown:
     for role in panel.roles:
         cast = [role, panel.other] if panel.other else [role]
         players = {name: zoo.role(name) for name in cast if name not in atlas.ASKED}
-        absent = [f"{player.missing}" for player in players.values() if player.model is None]
+        absent = {name: p.missing for name, p in players.items() if p.model is None}
         if absent:
-            missing.append(f"{role}: {'; '.join(absent)}")
-            log.warning("warning: %s of zoo %s is left out: %s", role, zoo.name, absent[0])
+            missing += [f"{name}: {why}" for name, why in absent.items()]
+            for name, why in absent.items():
+                log.warning("warning: %s of zoo %s is left out: %s", name, zoo.name, why)
             continue
         begin = overrides(panel, role, zoo, request)
         folders[role] = patiently(partial(run, request.experiment(begin)))[0].parent

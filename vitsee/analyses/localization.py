@@ -72,8 +72,10 @@ class Localization(Analysis):
                     )
 
     def fit(self, memory: float) -> None:
-        """Raise UserError if the sums do not fit, thrice while a minibatch is added."""
-        need = 3 * sum(_bytes(grid) for grid in self._grids.values())
+        """Raise UserError if the sums of all groups, and two more while a minibatch is added, do not fit."""
+        from vitsee.sums import GROUPS
+
+        need = (GROUPS + 2) * sum(_bytes(grid) for grid in self._grids.values())
         if need > memory:
             raise UserError(
                 f"analysis=localization: the sums of {len(self._grids)} layers, the largest of "
