@@ -150,6 +150,11 @@ def test_a_role_that_nobody_plays_is_said_in_the_figure_and_in_the_log(
     assert set(verdicts["holds"]) == {"not measured"}
 
 
+def test_fewer_images_than_some_other_analysis_needs_are_no_mistake(tmp_path):
+    written = publish(["figure=vit_fig06", "images=2", f"run.outputs={tmp_path}", *QUICK])
+    assert "vit_fig06.png" in {path.name for path in written}
+
+
 def test_of_two_models_the_one_that_is_missing_is_named(tmp_path, caplog, monkeypatch):
     zoo = atlas.zoo("mini")
     zoo.roles["resnet50"] = atlas.Role(missing="train it: vitsee train recipe=x")

@@ -15,7 +15,7 @@ import pandas as pd
 
 from vitsee import atlas, composing, evidence
 from vitsee.atlas import Panel, Published, Zoo
-from vitsee.config import Experiment, composed
+from vitsee.config import Experiment, Run, composed
 from vitsee.errors import Busy, Incomplete, UserError
 from vitsee.plotting import read
 from vitsee.results import Results
@@ -48,8 +48,8 @@ def publish(words: list[str]) -> list[Path]:
             shown[name] = Shown({}, [str(reason)])
     if waiting:
         raise Incomplete("; ".join(waiting))
-    outputs = Path(request.experiment(["analysis=cka"]).run.outputs)
-    results = Results(outputs / "figures" / request.folder)
+    asked = request.settings(figure)
+    results = Results(Path(asked.outputs) / "figures" / request.folder)
     results.prepare()
     record = describe(figure, zoo, shown, results.path)
     results.save_json("figure.json", record)
@@ -59,7 +59,7 @@ def publish(words: list[str]) -> list[Path]:
             "claims": evidence.verdicts(figure, {n: s.folders for n, s in shown.items()}),
         }
     )
-    return written + composing.draw(results.path, pdf=request.wants_pdf())
+    return written + composing.draw(results.path, pdf=asked.pdf)
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,10 @@ class Request:
             return list(self.models[role])
         return [f"model={zoo.role(role).model}"]
 
-    def wants_pdf(self) -> bool:
-        return self.experiment(["analysis=cka"]).run.pdf
+    def settings(self, figure: Published) -> Run:
+        """Where results go, and as what; the same for every panel."""
+        panel = next(iter(figure.panels.values()))
+        return self.experiment([f"analysis={panel.analysis}", *panel.options]).run
 
 
 @dataclass(frozen=True)
