@@ -19,7 +19,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from test_laws import NEEDED
 
-from vitsee import atlas, claims, cli, config, layers, listing, recipes, verdicts
+from vitsee import atlas, cards, claims, cli, config, layers, listing, models, recipes, verdicts
 from vitsee.analysis import REGISTERED, Analysis
 from vitsee.config import CONF, quoted
 from vitsee.plotting import read
@@ -322,3 +322,20 @@ def test_the_example_of_a_recipe_is_composed(extended):
     assert composed["recipe"]["images_seen"] == 24000
     assert composed["recipe"]["name"] == "${model.name}"
     assert composed["model"]["name"] == "vit_nano"
+
+
+@pytest.mark.parametrize("path", sorted(models.EMBEDDED.glob("*.md")), ids=lambda path: path.stem)
+def test_the_table_of_small_models_says_what_their_cards_say(path):
+    card = cards.read(path)
+    lines = page("zoo.md").splitlines()
+    (row,) = (line for line in lines if line.startswith(f"| `{path.stem}` |"))
+    cells = [cell.strip() for cell in row.split("|")[2:6]]
+    size = f"{card.parameters / 1e6:.2f} M"
+    seen = f"{card.images_seen:,} of {card.train_images:,}"
+    assert cells == [f"{card.accuracy:.1%}", f"{card.pixel_probe:.1%}", size, seen]
+
+
+def test_every_model_of_the_small_zoo_has_its_line_in_the_script():
+    script = (ROOT / "scripts" / "zoo.sh").read_text()
+    for path in models.EMBEDDED.glob("*.safetensors"):
+        assert f"\ntrain {path.stem} " in script
