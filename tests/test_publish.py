@@ -88,6 +88,13 @@ def test_a_figure_has_its_panels_claims_and_description(published):
     assert "32 images of scenes" in record["caption"]
 
 
+def test_a_claim_about_weights_alone_is_exact(published):
+    verdicts = pd.read_csv(published / "claims.csv").set_index("claim")
+    found = verdicts.loc["near_positions_are_similar"]
+    assert found["low"] == found["value"] == found["high"]
+    assert found["holds"] == ("holds" if found["value"] > 0 else "does not hold")
+
+
 def test_a_composed_figure_is_wide_enough_for_its_panels(published):
     with Image.open(published / "vit_fig07.png") as picture:
         width, height = picture.size

@@ -29,19 +29,23 @@ def gather(wanted: dict[str, dict[str, Path]]) -> Gathered:
     """Tables of the whole, and without each group of minibatches.
 
     All results leave out the same groups, which are the same images where data and seed are the same.
-    Results without groups (of weights alone) are whole in each. None if results differ in how many
-    groups they have.
+    Results without groups (of weights alone) are whole in each; if all are so, nothing was drawn, and the
+    statistic is exact. None if results differ in how many groups they have.
     """
-    whole = {
-        key: {role: read(path).tables for role, path in by_role.items()}
-        for key, by_role in wanted.items()
+    found = {
+        key: {role: read(path) for role, path in by_role.items()} for key, by_role in wanted.items()
     }
+    whole = {
+        key: {role: one.tables for role, one in by_role.items()} for key, by_role in found.items()
+    }
+    if not any(one.labels.images for by_role in found.values() for one in by_role.values()):
+        return Gathered(whole, [whole, whole])
     parts = {
         (key, role): replicates.read(path, whole[key][role])
         for key, by_role in wanted.items()
         for role, path in by_role.items()
     }
-    counts = {len(found.tables) for found in parts.values() if found.tables}
+    counts = {len(part.tables) for part in parts.values() if part.tables}
     groups = counts.pop() if len(counts) == 1 else 0
     left_out = [
         {
@@ -53,4 +57,4 @@ def gather(wanted: dict[str, dict[str, Path]]) -> Gathered:
         }
         for i in range(groups)
     ]
-    return Gathered(whole, left_out, max((found.again for found in parts.values()), default=1.0))
+    return Gathered(whole, left_out, max((part.again for part in parts.values()), default=1.0))
