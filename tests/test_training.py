@@ -339,6 +339,17 @@ def test_a_folder_of_images_is_trained_on_and_a_broken_one_named(tmp_path):
             train(broken)
 
 
+def test_a_decoding_process_that_dies_in_a_training_is_explained(tmp_path, monkeypatch):
+    asked = wee(tmp_path)
+
+    def dies(self, index: int) -> Image.Image:
+        os._exit(1)
+
+    monkeypatch.setattr(examples.Kept, "open", dies)
+    with pytest.raises(UserError, match=r"process that decodes images died .*run\.workers=0"):
+        train(replace(asked, run=replace(asked.run, workers=1)))
+
+
 class TestFineTuning:
     def test_it_begins_with_the_weights_and_a_classifier_of_zeros(self, tmp_path):
         start = train(wee(tmp_path)) / "wee.safetensors"

@@ -24,7 +24,14 @@ from vitsee import datasets
 from vitsee.config import Run
 from vitsee.datasets import Images, Made
 from vitsee.errors import UserError
-from vitsee.loading import UNDECODABLE, Transform, prepare_worker, transform_of, workers_for
+from vitsee.loading import (
+    UNDECODABLE,
+    Transform,
+    decoding,
+    prepare_worker,
+    transform_of,
+    workers_for,
+)
 from vitsee.ranks import Ranks
 from vitsee.recipes import Recipe, Training
 
@@ -283,9 +290,10 @@ def to_test(
 
 
 def _plainly(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
-    """What the loader yields; an error of a worker process without that process's traceback."""
+    """What the loader yields; errors of worker processes in the user's words."""
     try:
-        yield from loader
+        with decoding():
+            yield from loader
     except UserError as error:
         raise UserError(
             str(error).splitlines()[-1].removeprefix("vitsee.errors.UserError: ")

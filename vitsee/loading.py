@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,7 +106,8 @@ class Minibatches:
         began = time.perf_counter()
         loaded = iter(self.loader)
         for index in self.todo:
-            ids, pixels, labels, bad = self._next(loaded)
+            with decoding():
+                ids, pixels, labels, bad = next(loaded)
             waited, began = time.perf_counter() - began, 0.0
             if index != self.todo[0]:  # the first wait is the start of the worker processes
                 self.waited += waited
@@ -118,18 +120,6 @@ class Minibatches:
                 self._move(labels),
             )
             began = time.perf_counter()
-
-    def _next(self, loaded: Iterator[Any]) -> Any:
-        """The loader's next minibatch. Raises UserError if a worker process died."""
-        try:
-            return next(loaded)
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
-                raise
-            raise UserError(
-                f"a process that decodes images died ({str(error).splitlines()[0]}), most often for want "
-                f"of memory or of space in /dev/shm; try run.workers=0 or a smaller batch_size"
-            ) from error
 
     def _judge(self, index: int, ids: list[int], bad: dict[int, str]) -> None:
         """Raise UserError if images could not be decoded and that is not to be passed over."""
@@ -159,6 +149,20 @@ def _collate(
     names = good[0][1] if good else {}
     stacked = {name: torch.stack([pixels[name] for _, pixels, _ in good]) for name in names}
     return [i for i, _, _ in good], stacked, torch.tensor([label for *_, label in good]), bad
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """A worker process that dies within the block is a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise UserError(
+            f"a process that decodes images died ({str(error).splitlines()[0]}), most often for want "
+            f"of memory or of space in /dev/shm; try run.workers=0 or a smaller batch_size"
+        ) from error
 
 
 def workers_for(device: torch.device, processes: int = 1) -> int:
