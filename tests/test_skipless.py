@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import composed
@@ -93,3 +95,16 @@ def test_what_has_no_such_skip_is_refused(timm_name, without, message):
 def test_it_is_part_of_what_a_result_depends_on():
     asked = composed("model=vit_mini", "model.remove_skip=[1]")
     assert asked.what()["model"]["remove_skip"] == [1]
+
+
+def test_a_training_begins_with_larger_weights_where_nothing_is_added_to_a_skip(tmp_path):
+    from test_training import wee
+
+    from vitsee.training import Trainer
+
+    asked = wee(tmp_path)
+    cut = Trainer(replace(asked, model=replace(asked.model, remove_skip=[1]))).net
+    first, second = (block.mlp.fc1.weight for block in cut.blocks)
+    fan = sum(second.shape)
+    assert first.std().item() == pytest.approx(0.02, rel=0.1)
+    assert second.std().item() == pytest.approx((2 / fan) ** 0.5, rel=0.1)

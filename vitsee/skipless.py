@@ -67,3 +67,16 @@ def remove_skips(net: nn.Module, numbers: Iterable[int]) -> None:
                 f"leave out skips for: {known}"
             )
         block.__class__ = OF[type(block)]
+
+
+def initialise(net: nn.Module) -> None:
+    """Draw the linear layers of blocks without skips after Glorot and Bengio (2010), as the ViT paper's code does.
+
+    timm's smaller weights (0.02) are made for branches that are added to a skip: nothing else reaches the
+    blocks above, and small models do not begin to learn.
+    """
+    for block in net.modules():
+        if type(block) in OF.values():
+            for module in block.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.xavier_uniform_(module.weight)

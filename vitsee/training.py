@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vitsee import attention, checkpoint, examples, finetuning, models
+from vitsee import attention, checkpoint, examples, finetuning, models, skipless
 from vitsee.cards import Card
 from vitsee.checkpoint import Progress
 from vitsee.config import Model, Precision
@@ -143,6 +143,7 @@ class Trainer:
             torch.manual_seed(recipe.seed)
             return net
         net = models.build(model, seed=recipe.seed)
+        skipless.initialise(net)
         if recipe.pos_embed_std:
             nn.init.trunc_normal_(net.get_parameter("pos_embed"), std=recipe.pos_embed_std)
         return net
