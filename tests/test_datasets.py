@@ -541,3 +541,8 @@ def test_a_hugging_face_data_set_sorted_by_class_is_mixed(tmp_path):
     path = hugging_face(tmp_path / "hf", [encoded("PNG")] * 40, [0] * 20 + [1] * 20)
     values = {"name": "hf", "kind": "hf", "path": str(path), "root": str(tmp_path / "cache")}
     assert datasets.load(Dataset(**values, take=10), 32).classes == ["cat", "dog"]
+
+
+def test_a_folder_at_home_is_named_with_a_tilde(tmp_path):
+    assert datasets.at_home(Path.home() / ".cache" / "vitsee") == "~/.cache/vitsee"
+    assert datasets.at_home(tmp_path) == str(tmp_path)

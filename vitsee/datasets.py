@@ -365,6 +365,11 @@ def _cifar(dataset: Dataset, resolution: int) -> Images:
     return Arrays(found, f"{dataset.kind}/{split}")
 
 
+def at_home(path: Path) -> str:
+    """The path as a person writes it, ~ for the home folder."""
+    return f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(path)
+
+
 def _download(dataset: Dataset, url: str, md5: str, unpack: Callable[[], Any]) -> Any:
     """What `unpack` returns once the archive is in the cache folder; errors say what to do.
 
@@ -374,7 +379,7 @@ def _download(dataset: Dataset, url: str, md5: str, unpack: Callable[[], Any]) -
 
     root = _cache(dataset)
     remedy = (
-        f"fetch {url} on a machine that can and put it into {root}, "
+        f"fetch {url} on a machine that can and put it into {at_home(root)}, "
         f"or use dataset=scenes, or dataset=folder dataset.root=PATH"
     )
     if not check_integrity(root / Path(url).name, md5):

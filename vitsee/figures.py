@@ -356,7 +356,7 @@ def depth_lines(
     """
     colours = {group: f"C{i}" for i, group in enumerate(dict.fromkeys(l.group for l in lines))}
     with matplotlib.rc_context(STYLE):
-        figure = canvas((5.2, 3.4), "constrained")
+        figure = canvas((5.2, 3.9), "constrained")
         axes = figure.subplots()
         for i, line in enumerate(lines):
             axes.plot(
@@ -373,7 +373,9 @@ def depth_lines(
         if from_zero:
             axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+        figure.legend(
+            loc="outside lower center", ncols=2, fontsize=7, handlelength=4, frameon=False
+        )
     return figure
 
 
