@@ -43,6 +43,7 @@ def test_presets_select_the_layers_of_the_paper(name, paper, four, blocks):
         "four": four,
         "blocks": blocks,
         "last": 1,
+        "logits": 1,
         "low": 5,
         "penultimate": 1,
         "last_stage": 3 if name.startswith("resnet") else 1,

@@ -270,7 +270,7 @@ def test_a_convolutional_network_beside_a_vit_is_drawn_in_the_same_axes(images, 
     assert tables["receptive_field"]["value"].notna().all()
     drawn = asked.analysis.figures(tables, Labels("ViT", "ResNet", "folder", 5))
     (axes,) = drawn["receptive_field_size"].axes
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+    assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == [
         "ViT: 50 %",
         "ViT: 90 %",
         "ResNet: 50 %",
@@ -286,5 +286,5 @@ def test_two_models_of_one_name_are_told_apart():
     tables = measured(net, layer, analysis)
     both = {name: pd.concat([table, table.assign(model="other")]) for name, table in tables.items()}
     (axes,) = analysis.figures(both, Labels("ViT", "ViT", "folder", 4))["receptive_field_size"].axes
-    words = [text.get_text() for text in axes.get_legend().get_texts()]
+    words = [text.get_text() for text in axes.figure.legends[0].get_texts()]
     assert words == ["ViT: 50 %", "ViT: 90 %", "ViT (other): 50 %", "ViT (other): 90 %"]

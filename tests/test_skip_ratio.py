@@ -220,7 +220,7 @@ def test_a_resnet_beside_a_vit_is_drawn_in_the_same_axes(images, tmp_path):
     drawn = asked.analysis.figures(tables, Labels("ViT", "ResNet", "folder", 12))
     for name in ("skip_ratio", "skip_cosine"):
         (axes,) = drawn[name].axes
-        assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == [
             "ViT self-attention",
             "ViT self-attention (class token)",
             "ViT MLP",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -487,9 +488,10 @@ def test_a_batch_that_ranks_cannot_share_evenly_is_refused(tmp_path, monkeypatch
 def test_shipped_weights_are_as_accurate_as_their_card_says(name):
     from test_models import configured
 
-    stated = cards.read(models.EMBEDDED / f"{name}.md").accuracy
+    card = cards.read(models.EMBEDDED / f"{name}.md")
+    stated, (seed, side) = card.accuracy, re.findall(r"seed(\d+)/(\d+)px", card.dataset)[0]
     loaded = models.load(configured(name), "cpu")
-    scenes = Scenes("test", resolution=56)
+    scenes = Scenes("test", int(seed), int(side))
     images = np.stack([scenes.image(i) for i in range(480)])
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
     with torch.inference_mode():

@@ -646,12 +646,12 @@ def scorecard(table: pd.DataFrame, title: str) -> Figure:
     heights = [0.06 + 0.14 * len(lines) for lines in statements]
     tall = sum(heights) + 0.75
     with matplotlib.rc_context(STYLE):
-        figure = canvas((8.0, tall), None)
+        figure = canvas((8.6, tall), None)
         columns = {
             "claim": 0.02,
-            "verdict": 0.55,
-            "statistic [95 % interval]": 0.70,
-            "claimed": 0.90,
+            "verdict": 0.52,
+            "statistic [95 % interval]": 0.65,
+            "claimed": 0.92,
         }
         y = 1 - 0.22 / tall
         figure.text(0.02, y, title, weight="bold", va="center")
