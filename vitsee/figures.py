@@ -105,10 +105,7 @@ def heatmap(
         _depth_axis(axes, "y", rows)
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.set_title(title, wrap=True)
-        beside = axes.inset_axes((1.04, 0, 0.05 * min(1, len(rows) / len(columns)), 1))
-        figure.colorbar(
-            image, cax=beside, label=colour_label
-        )  # as tall as the map, whatever its shape
+        figure.colorbar(image, label=colour_label, shrink=0.9)
         if np.isnan(grid).any():
             figure.supxlabel("grey: not defined (see the log of the run)", fontsize=8, color="0.35")
     return figure
