@@ -19,7 +19,7 @@ from sklearn.linear_model import Ridge as Reference
 
 from vitsee import layers, ridge
 from vitsee.analyses.linear_probe import LinearProbe
-from vitsee.analysis import Layer, View
+from vitsee.analysis import Labels, Layer, View
 from vitsee.datasets import Images
 from vitsee.draws import draw
 from vitsee.errors import Incomplete, UserError
@@ -617,3 +617,31 @@ def test_lines_of_a_joined_figure_say_what_differs():
         "a, mean of all tokens", "a, class token", "b, mean of all tokens", "chance",
     ]  # fmt: skip
     assert lines(("a", table("gap"))) == ["mean of all tokens", "chance"]
+
+
+def trained_on(name: str, images: int | None, accuracy: float, dataset: str = "scenes"):
+    """The result of a model that was trained on so many images, probed at two depths."""
+    rows = {"features": "gap", "shots": 5, "seed": 0, "classes": 16, "depth": [0.5, 1.0]}
+    table = pd.DataFrame(rows | {"accuracy": [0.1, accuracy]})
+    family = "ViT" if name.startswith("vit") else "ResNet"
+    labels = Labels(name, None, dataset, 100, family=family, train_images=images)
+    return {"linear_probe": table}, labels
+
+
+def test_the_deepest_layers_of_a_family_are_a_line_over_the_images_it_was_trained_on():
+    results = [
+        trained_on("vit_10", 10, 0.3),
+        trained_on("vit", 100, 0.8),
+        trained_on("rn", 100, 0.9),
+    ]
+    figure = LinearProbe().joined(results)["linear_probe_by_training"]
+    found = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
+    assert found["vit, mean of all tokens"] == [[10, 30], [100, 80]]
+    assert found["rn, mean of all tokens"] == [[100, 90]]
+
+
+@pytest.mark.parametrize(
+    "other", [trained_on("rn", None, 0.9), trained_on("rn", 100, 0.9, "cifar10")]
+)
+def test_models_without_a_card_or_probed_on_other_images_share_no_line_over_training_images(other):
+    assert list(LinearProbe().joined([trained_on("vit", 10, 0.3), other])) == ["linear_probe"]

@@ -58,6 +58,12 @@ class Card:
         )
 
     @property
+    def training(self) -> dict[str, Any]:
+        """What the training took, as columns of tables of several models."""
+        names = ("family", "train_images", "images_seen", "training_flops")
+        return {name: getattr(self, name) for name in names}
+
+    @property
     def markdown(self) -> str:
         """The card as it is written beside the weights."""
         facts = asdict(self)

@@ -41,10 +41,7 @@ def tabulate(read: list[cards.Card]) -> pd.DataFrame:
     rows = [
         {
             "model": card.name,
-            "family": card.family,
-            "train_images": card.train_images,
-            "images_seen": card.images_seen,
-            "training_flops": card.training_flops,
+            **card.training,
             "accuracy": card.accuracy,
             "se": (card.accuracy * (1 - card.accuracy) / card.test_images) ** 0.5,
         }

@@ -489,11 +489,12 @@ class LinearProbe(Analysis):
     ) -> dict[str, Figure]:
         """Accuracy against depth of several models in one plot, and against the images they were trained with.
 
-        The latter is of the deepest layer, and drawn if all models have a card.
+        The latter is of the deepest layer, and drawn if all models have a card and were probed alike.
         """
         probes = [(tables["linear_probe"], labels) for tables, labels in results]
         drawn = {"linear_probe": _curves(probes)}
-        if all(labels.train_images for _, labels in results):
+        alike = {(_protocol(table), labels.data) for table, labels in probes}
+        if len(alike) == 1 and all(labels.train_images for _, labels in results):
             drawn["linear_probe_by_training"] = _by_training(probes)
         return drawn
 
@@ -546,8 +547,6 @@ def _by_training(results: list[tuple[pd.DataFrame, Labels]]) -> Figure:
 
     A family is called as its model of the shortest name is; the ViT paper's Figure 4.
     """
-    from vitsee import figures
-
     families: dict[str | None, str] = {}
     for _, labels in results:
         families[labels.family] = min(
@@ -561,24 +560,13 @@ def _by_training(results: list[tuple[pd.DataFrame, Labels]]) -> Figure:
         )
         percent = 100 * deepest["accuracy"]
         parts.append(deepest.assign(line=says, percent=percent, images=labels.train_images))
-    return figures.curves(
-        pd.concat(parts),
-        x="images",
-        y="percent",
-        line="line",
-        xlabel="training images of the model",
-        ylabel="test accuracy (%)",
-        title=f"Linear probes: {_protocol(results[0][0])}, {results[0][1].data}",
-        level=100 / int(results[0][0]["classes"].iloc[0]),
-        level_label="chance",
-        log=True,
-    )
+    table, labels = results[0]
+    title = f"{_protocol(table)}, {labels.data}"
+    return _accuracies(parts, title, x="images", xlabel="training images of the model", log=True)
 
 
 def _curves(results: list[tuple[pd.DataFrame, Labels]]) -> Figure:
     """Accuracy against depth, a line for each feature of each result; lines say what differs."""
-    from vitsee import figures
-
     models = {labels.model for _, labels in results}
     data = {labels.data for _, labels in results}
     protocols = {_protocol(table) for table, _ in results}
@@ -592,15 +580,22 @@ def _curves(results: list[tuple[pd.DataFrame, Labels]]) -> Figure:
             says += [labels.dataset] if len(data) > 1 else []
             parts.append(part.assign(line=", ".join(says), percent=100 * part["accuracy"]))
     common = [next(iter(found)) for found in (models, protocols, data) if len(found) == 1]
-    classes = {int(table["classes"].iloc[0]) for table, _ in results}
+    return _accuracies(parts, ", ".join(common), x="depth", xlabel="depth (share of blocks)")
+
+
+def _accuracies(parts: list[pd.DataFrame], title: str, **axis: Any) -> Figure:
+    """Columns percent and line against another; the level of chance where it is one for all."""
+    from vitsee import figures
+
+    table = pd.concat(parts)
+    classes = table["classes"].unique()
     return figures.curves(
-        pd.concat(parts),
-        x="depth",
+        table,
         y="percent",
         line="line",
-        xlabel="depth (share of blocks)",
         ylabel="test accuracy (%)",
-        title="Linear probes: " + ", ".join(common),
-        level=100 / classes.pop() if len(classes) == 1 else None,
+        title=f"Linear probes: {title}",
+        level=100 / int(classes[0]) if len(classes) == 1 else None,
         level_label="chance",
+        **axis,
     )

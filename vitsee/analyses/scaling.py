@@ -85,13 +85,11 @@ class Scaling(Analysis):
         """
         images, right = float(sums.terms["images"]), float(sums.terms["right"])
         accuracy = math.nan if sums.terms["undefined"] else right / images
-        card = self.cards.get("model")
+        model, card = self.cast["model"], self.cards.get("model")
+        unknown = dict.fromkeys(("train_images", "images_seen", "training_flops"), math.nan)
         row = {
-            "model": self.cast["model"],
-            "family": card.family if card else self.cast["model"],
-            "train_images": card.train_images if card else math.nan,
-            "images_seen": card.images_seen if card else math.nan,
-            "training_flops": card.training_flops if card else math.nan,
+            "model": model,
+            **(card.training if card else {"family": model, **unknown}),
             "accuracy": accuracy,
             "se": math.sqrt(accuracy * (1 - accuracy) / images),
         }
