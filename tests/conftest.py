@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -101,6 +103,13 @@ def tiny_overrides(images: Path, outputs: Path) -> list[str]:
         "run.workers=0",
         "run.progress=false",
     ]
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen | None = None) -> None:
+    """Wait for as long as the test may take, or until the process has ended without it."""
+    while not condition():
+        assert process is None or process.poll() is None or condition(), "it ended before"
+        time.sleep(0.005)
 
 
 @pytest.fixture(scope="session")

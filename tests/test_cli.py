@@ -7,13 +7,12 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from conftest import tiny_overrides, write_images
+from conftest import tiny_overrides, wait_until, write_images
 from hydra.errors import MissingConfigException
 
 from vitsee.config import explain
@@ -258,9 +257,7 @@ def test_sigterm_is_an_interrupt(images, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.rglob("000-of-001.pt")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: list(tmp_path.rglob("000-of-001.pt")), process)
     process.terminate()
     assert "state saved" in process.communicate()[1]
     assert process.returncode == 130

@@ -7,14 +7,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from functools import reduce
 from operator import add
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import tiny_overrides
+from conftest import tiny_overrides, wait_until
 
 from vitsee.analysis import REGISTERED
 from vitsee.errors import Incomplete
@@ -168,9 +167,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(streaming, forks, images,
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     forks.run(words(whole))
     process = forks.start(words(killed))
-    deadline = time.monotonic() + 60
-    while not list(killed.rglob("000-of-001.pt")) and time.monotonic() < deadline:
-        time.sleep(0.002)
+    wait_until(lambda: list(killed.rglob("000-of-001.pt")))
     os.kill(process, signal.SIGKILL)
     assert forks.end() == -signal.SIGKILL
     (state,) = killed.rglob("000-of-001.pt")

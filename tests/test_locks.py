@@ -12,7 +12,7 @@ import time
 from dataclasses import asdict
 
 import pytest
-from conftest import tiny_overrides
+from conftest import tiny_overrides, wait_until
 
 from vitsee import locks
 from vitsee.errors import Incomplete, UserError
@@ -171,9 +171,7 @@ def test_two_commands_at_once_lose_and_repeat_nothing(stop, images, tiny, tmp_pa
     words = [*tiny_overrides(images, tmp_path / "two"), "run.save_every=1", "repeats=10"]
     command = [sys.executable, "-m", "vitsee", "run", *words]
     first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.rglob("two/**/000-of-001.pt")) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: list(tmp_path.rglob("two/**/000-of-001.pt")), first)
     first.send_signal(signal.SIGSTOP)  # so that it is not done before the second has started
     second = subprocess.run(command, capture_output=True, text=True, check=False)
     assert second.returncode == 3

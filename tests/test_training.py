@@ -7,6 +7,7 @@ import math
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_images
+from conftest import wait_until, write_images
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -130,8 +131,7 @@ def test_a_killed_training_goes_on_and_gives_the_same_weights(tmp_path):
     whole = command("whole")
     killed = command("killed")
     out, _ = whole.communicate()
-    while killed.poll() is None and not list(tmp_path.glob("killed/**/training.safetensors")):
-        pass
+    wait_until(lambda: list(tmp_path.glob("killed/**/training.safetensors")), killed)
     killed.kill()
     killed.communicate()
     again, _ = command("killed").communicate()
@@ -457,23 +457,38 @@ def test_two_ranks_take_the_steps_of_one(tmp_path):
     words += ["recipe.test_images=16", "run.device=cpu", "run.progress=false", "run.workers=0"]
     words += ["recipe.precision=fp32", "model.args.depth=2", "recipe.half=false"]
 
-    def weights(name: str, *launcher: str) -> dict[str, torch.Tensor]:
+    def weights(name: str, count: int) -> dict[str, torch.Tensor]:
         asked = ["-m", "vitsee", "train", *words, f"run.outputs={tmp_path / name}"]
-        ran = subprocess.run(
-            [sys.executable, *launcher, *asked],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0"},
-        )
-        assert ran.returncode == 0, ran.stderr
+        started = [
+            subprocess.Popen([sys.executable, *asked], stderr=subprocess.PIPE, text=True, env=env)
+            for env in rank_environments(count)
+        ]
+        complaints = [process.communicate()[1] for process in started]
+        assert [process.returncode for process in started] == [0] * count, complaints
         (path,) = (tmp_path / name).rglob("vit_mini.safetensors")
         return load_file(path)
 
-    one = weights("one")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
-    two = weights("two", *torchrun, "--nproc-per-node=2")
+    one, two = weights("one", 1), weights("two", 2)
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=2e-4)
+
+
+def rank_environments(count: int) -> list[dict[str, str]]:
+    """What torchrun tells each rank; over the loopback address, for which no name must be looked up."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    loopback = "lo" if sys.platform == "linux" else "lo0"
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "GLOO_SOCKET_IFNAME": loopback}
+    return [
+        {
+            **os.environ,
+            **shared,
+            "WORLD_SIZE": f"{count}",
+            "RANK": f"{rank}",
+            "LOCAL_RANK": f"{rank}",
+        }
+        for rank in range(count)
+    ]
 
 
 def test_a_batch_that_ranks_cannot_share_evenly_is_refused(tmp_path, monkeypatch):

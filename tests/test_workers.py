@@ -7,12 +7,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_overrides, write_images
+from conftest import composed, tiny_overrides, wait_until, write_images
 from test_laws import NEEDED, assert_same_tables
 
 from vitsee import workers
@@ -21,6 +22,7 @@ from vitsee.config import Run
 from vitsee.errors import UserError
 from vitsee.results import Results
 from vitsee.runner import run
+from vitsee.study import Study
 from vitsee.sums import Sums
 
 SHARED = [
@@ -31,21 +33,27 @@ SHARED = [
 """CKA for all analyses of one pass, and each of several passes."""
 
 
-def start(images: Path, outputs: Path, *overrides: str) -> subprocess.Popen:
-    words = [*tiny_overrides(images, outputs), "run.gpus=2", "run.save_every=1", *overrides]
-    return subprocess.Popen(
-        [sys.executable, "-m", "vitsee", "run", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@pytest.fixture
+def start(images: Path) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Starts `vitsee run` with two processes; whatever a failed test leaves of it is killed."""
+    started = []
 
+    def start(outputs: Path, *overrides: str) -> subprocess.Popen:
+        words = [*tiny_overrides(images, outputs), "run.gpus=2", "run.save_every=1", *overrides]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vitsee", "run", *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
 
-def wait_for(condition) -> None:
-    deadline = time.monotonic() + 90
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert condition()
+    yield start
+    for process in started:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def members_of(process: subprocess.Popen) -> list[int]:
@@ -56,10 +64,10 @@ def members_of(process: subprocess.Popen) -> list[int]:
 
 
 @pytest.mark.parametrize("name", SHARED)
-def test_two_processes_give_the_tables_of_one_with_one_display(name, images, tiny, tmp_path):
+def test_two_processes_give_the_tables_of_one_with_one_display(name, start, tiny, tmp_path):
     asked = [f"analysis={name}", *NEEDED.get(name, [])]
     whole = run(tiny(*asked, f"run.outputs={tmp_path / 'whole'}"))[0].parent
-    out, err = start(images, tmp_path / "two", *asked, "run.progress=true").communicate()
+    out, err = start(tmp_path / "two", *asked, "run.progress=true").communicate()
     shared = Path(out.split()[0]).parent
     assert_same_tables(Results(whole).tables(), Results(shared).tables())
     assert len(list(shared.glob("state/*-of-002.pt"))) == 2 * len(REGISTERED[name].splits)
@@ -67,19 +75,15 @@ def test_two_processes_give_the_tables_of_one_with_one_display(name, images, tin
     assert re.search(r"100%.* 5/5 ", err) or len(REGISTERED[name].splits) > 1
 
 
-def test_the_error_of_one_is_told_once_and_the_work_of_the_other_kept(images, tmp_path):
+def test_the_error_of_one_is_told_once_and_the_work_of_the_other_kept(start, images, tmp_path):
     folder = write_images(tmp_path / "photos", 40)
     # in the order of the plan, an image of the second process's first minibatch
-    from conftest import composed
-
-    from vitsee.study import Study
-
     overrides = [f"dataset.root={folder}", f"run.outputs={tmp_path / 'o'}"]
     study = Study(composed(*tiny_overrides(images, tmp_path), *overrides))
     bad = folder / study.images.id(study.plan.batch(1)[0])
     content = bad.read_bytes()
     bad.write_bytes(b"\0" * len(content))
-    process = start(images, tmp_path, *overrides)
+    process = start(tmp_path, *overrides)
     out, err = process.communicate()
     assert (process.returncode, out) == (2, "")
     (line,) = [line for line in err.splitlines() if "cannot decode image" in line]
@@ -92,13 +96,13 @@ def test_the_error_of_one_is_told_once_and_the_work_of_the_other_kept(images, tm
     (kept,) = [p for p in tmp_path.rglob("000-of-002.pt") if Sums.load(p).seen.sum() == 3]
     before = kept.read_bytes()
     bad.write_bytes(content)
-    process = start(images, tmp_path, *overrides)
+    process = start(tmp_path, *overrides)
     assert process.communicate()[0].split()[0].endswith("cka.csv")
     assert kept.read_bytes() == before
 
 
-def test_a_mistake_of_all_is_told_once(images, tmp_path):
-    process = start(images, tmp_path, "analysis.layers=[block.*]")
+def test_a_mistake_of_all_is_told_once(start, tmp_path):
+    process = start(tmp_path, "analysis.layers=[block.*]")
     out, err = process.communicate()
     assert (process.returncode, out) == (2, "")
     assert err.count("nothing in VisionTransformer matches") == 1
@@ -107,23 +111,23 @@ def test_a_mistake_of_all_is_told_once(images, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes by /proc")
-def test_a_killed_process_is_told_and_the_same_command_goes_on(images, tiny, tmp_path):
+def test_a_killed_process_is_told_and_the_same_command_goes_on(start, tiny, tmp_path):
     whole = run(tiny(f"run.outputs={tmp_path / 'whole'}", "repeats=10"))[0].parent
-    process = start(images, tmp_path / "o", "repeats=10")
-    wait_for(lambda: list(tmp_path.rglob("o/**/001-of-002.pt")))
+    process = start(tmp_path / "o", "repeats=10")
+    wait_until(lambda: list(tmp_path.rglob("o/**/001-of-002.pt")), process)
     os.kill(members_of(process)[1], signal.SIGKILL)
     _, err = process.communicate()
     assert process.returncode == 2
     assert err.count("a process ended without a word (killed by SIGKILL)") == 1
-    shared = Path(start(images, tmp_path / "o", "repeats=10").communicate()[0].split()[0]).parent
+    shared = Path(start(tmp_path / "o", "repeats=10").communicate()[0].split()[0]).parent
     assert_same_tables(Results(whole).tables(), Results(shared).tables())
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes by /proc")
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])
-def test_when_the_command_is_stopped_its_processes_save_and_end(stop, images, tmp_path):
-    process = start(images, tmp_path, "repeats=4000")
-    wait_for(lambda: list(tmp_path.rglob("001-of-002.pt")))
+def test_when_the_command_is_stopped_its_processes_save_and_end(stop, start, tmp_path):
+    process = start(tmp_path, "repeats=4000")
+    wait_until(lambda: list(tmp_path.rglob("001-of-002.pt")), process)
     members = members_of(process)
     assert len(members) == 2
     process.send_signal(stop)
@@ -131,7 +135,7 @@ def test_when_the_command_is_stopped_its_processes_save_and_end(stop, images, tm
     if stop is signal.SIGTERM:
         assert process.returncode == 130
         assert err.count("interrupted, state saved; the same command goes on") == 1
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in members))
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in members))
     assert not list(tmp_path.rglob("*.claim"))
 
 

@@ -14,7 +14,7 @@ class Interrupted(Exception):
 
 
 class Interruptible:
-    """Within the block the first signal only sets a flag, which `check` turns into Interrupted.
+    """Within the block the first signal only sets a flag, which `check` or the block's end turns into Interrupted.
 
     SIGUSR1 and SIGUSR2, with which a scheduler announces the end, are treated alike where somebody
     (submitit) handles them: its handler is called when the block has ended and the state is saved.
@@ -32,12 +32,14 @@ class Interruptible:
             self.previous = {s: signal.signal(s, self._ask) for s in (*self.stops, *handled)}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
         announced = self.previous.get(self.asked) if self.asked else None
         if self.asked in self.announcements and callable(announced):
             announced(self.asked, None)
+        elif failure is None:
+            self.check()
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked == number == signal.SIGINT:

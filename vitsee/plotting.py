@@ -14,18 +14,20 @@ import vitsee.analyses  # noqa: F401  (registers every analysis)
 from vitsee import plain
 from vitsee.analysis import REGISTERED, Analysis, Labels
 from vitsee.errors import UserError, unknown
+from vitsee.interrupt import Interruptible
 from vitsee.results import Results
 
 
 def plot(path: Path, *, pdf: bool = False) -> list[Path]:
     """Draw the figures of a result folder, return their paths. Raises UserError if it is not one."""
-    if (path / "figure.json").is_file():
-        from vitsee.composing import draw
+    with Interruptible():  # matplotlib's callbacks would swallow a Ctrl-C
+        if (path / "figure.json").is_file():
+            from vitsee.composing import draw
 
-        return draw(path, pdf=pdf)
-    found = read(path)
-    figures = found.analysis.figures(found.tables, found.labels)
-    return Results(path).save_figures(figures, pdf=pdf)
+            return draw(path, pdf=pdf)
+        found = read(path)
+        figures = found.analysis.figures(found.tables, found.labels)
+        return Results(path).save_figures(figures, pdf=pdf)
 
 
 def plot_joined(paths: list[Path], *, pdf: bool = False) -> list[Path]:

@@ -13,11 +13,11 @@ from typing import Any
 
 import pandas as pd
 
-from vitsee import atlas, composing, evidence
+from vitsee import atlas, evidence
 from vitsee.atlas import Panel, Published, Zoo
 from vitsee.config import Experiment, Run, composed
 from vitsee.errors import Busy, Incomplete, UserError
-from vitsee.plotting import read
+from vitsee.plotting import plot, read
 from vitsee.results import Results
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def publish(words: list[str]) -> list[Path]:
             "claims": evidence.verdicts(figure, {n: s.folders for n, s in shown.items()}),
         }
     )
-    return written + composing.draw(results.path, pdf=asked.pdf)
+    return written + plot(results.path, pdf=asked.pdf)
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def learn(trainer: Trainer, splits: Splits, results: Results) -> None:
                 bar.set_postfix(trainer.record(splits))
             if trainer.step % recipe.save_every == 0 or trainer.step == steps:
                 saved()
-            if trainer.stops(signals):
+            if trainer.stops(signals, last=trainer.step == steps):
                 saved()
                 raise Interrupted
 
@@ -222,11 +222,11 @@ class Trainer:
                     f"try a smaller recipe.lr (it is {lr:g}) or recipe.precision=fp32"
                 )
 
-    def stops(self, signals: Interruptible) -> bool:
+    def stops(self, signals: Interruptible, last: bool) -> bool:
         """Is it to stop here? Ranks must agree, so several of them ask each other now and then."""
         if self.team.count == 1:
             return signals.asked is not None
-        if self.step % SETTLE:
+        if self.step % SETTLE and not last:
             return False
         asked = torch.tensor(float(signals.asked is not None), device=self.device)
         return self.team.added(asked).item() > 0

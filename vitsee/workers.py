@@ -27,6 +27,8 @@ from vitsee.team import Member
 log = logging.getLogger(__name__)
 Outcome = list[Path] | BaseException
 """What a member wrote, or why it did not."""
+PATIENCE = 30
+"""Seconds for a member to end once it has said its last word, or was asked to end."""
 
 
 def run(experiment: Experiment) -> list[Path]:
@@ -93,7 +95,6 @@ class Team:
             finally:
                 for member in members.values():
                     _end(member)
-            signals.check()
         return _verdict(outcomes)
 
     def part(self, number: int) -> Experiment:
@@ -135,7 +136,7 @@ class Team:
                         what, value = line.recv()
                     except (EOFError, OSError):
                         member = there.pop(line)
-                        member.join()
+                        member.join(PATIENCE)
                         outcomes.setdefault(names[line], _died(member))
                         continue
                     if what == "total":
@@ -202,7 +203,7 @@ def _end(member: BaseProcess) -> None:
         return
     if member.is_alive():
         member.terminate()
-        member.join(30)
+        member.join(PATIENCE)
     if member.is_alive():
         member.kill()
     member.join()
