@@ -12,28 +12,32 @@ from vitsee import plotting
 from vitsee.interrupt import Interrupted, Interruptible
 
 
+def block(*signals: int, then: BaseException | None = None) -> None:
+    """A block that is sent these signals after its last check."""
+    with Interruptible() as interruptible:
+        interruptible.check()
+        for number in signals:
+            signal.raise_signal(number)
+        if then:
+            raise then
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_after_the_last_check_takes_effect_at_the_end(stop):
-    reached = []
-    with pytest.raises(Interrupted), Interruptible() as signals:
-        signals.check()
-        signal.raise_signal(stop)
-        reached.append("the rest of the block")
-    assert reached
-    assert signal.getsignal(stop) in (signal.default_int_handler, signal.SIG_DFL)
+    before = signal.getsignal(stop)
+    with pytest.raises(Interrupted):
+        block(stop)
+    assert signal.getsignal(stop) is before
 
 
 def test_an_error_of_the_block_goes_before_a_signal():
-    with pytest.raises(KeyError), Interruptible():
-        signal.raise_signal(signal.SIGINT)
-        raise KeyError
+    with pytest.raises(KeyError):
+        block(signal.SIGINT, then=KeyError())
 
 
 def test_a_second_ctrl_c_stops_at_once():
-    with pytest.raises(KeyboardInterrupt), Interruptible():
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-        pytest.fail("it went on")
+    with pytest.raises(KeyboardInterrupt):
+        block(signal.SIGINT, signal.SIGINT, then=AssertionError("it went on"))
 
 
 def test_ctrl_c_in_a_callback_that_swallows_exceptions_while_a_figure_is_drawn_is_not_lost(
