@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import wait_until, write_images
+from hydra import compose, initialize_config_dir
 from PIL import Image
 from safetensors.torch import load_file
 
-from vitsee import cards, examples, models, training
-from vitsee.config import Dataset, Model, Pool, Precision, Run
+from vitsee import cards, examples, models, recipes, training
+from vitsee.config import CONF, Dataset, Model, Pool, Precision, Run
 from vitsee.errors import Incomplete, UserError
 from vitsee.examples import Mixer, Schedule, Shown, Splits
 from vitsee.interrupt import Interrupted
@@ -292,6 +293,7 @@ class TestShown:
         ({"images_seen": 8}, "8 images are not enough for a step of recipe.batch_size=16"),
         ({"batch_size": 0}, "recipe.batch_size must be at least 1, got 0"),
         ({"lr": -1.0}, "recipe.lr must be more than 0, got -1.0"),
+        ({"augmentation": "flip"}, r"wants options by name, such as {hflip: 0.5}, got 'flip'"),
         ({"train_split": "test"}, "the held-out images are the training images"),
         (
             {"model": {"args": {"num_classes": 3}}},
@@ -489,6 +491,13 @@ def rank_environments(count: int) -> list[dict[str, str]]:
         }
         for rank in range(count)
     ]
+
+
+def test_augmentation_can_be_given_on_the_command_line():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        asked = ["recipe=vit_nano", "recipe.augmentation={hflip: 0.5, scale: [0.5, 1.0]}"]
+        recipe = recipes.build(compose("train", asked)).recipe
+    assert recipe.augmentation == {"hflip": 0.5, "scale": [0.5, 1.0]}
 
 
 def test_a_batch_that_ranks_cannot_share_evenly_is_refused(tmp_path, monkeypatch):

@@ -60,7 +60,7 @@ class Recipe:
     label_smoothing: float = 0.0
     clip: float | None = 1.0
     """Largest norm of the gradient."""
-    augmentation: dict[str, Any] | None = None
+    augmentation: Any = None  # as an optional dict, OmegaConf takes none from the command line
     """Options of timm's create_transform(is_training=True), e.g. {auto_augment: rand-m9-n2}; null: the
     images as in evaluation."""
     mixup: float = 0.0
@@ -92,6 +92,10 @@ class Recipe:
         if not 0 <= self.warmup <= 1:
             raise UserError(
                 f"recipe.warmup must be a share of the steps in [0, 1], got {self.warmup}"
+            )
+        if not isinstance(self.augmentation, dict | None):
+            raise UserError(
+                f"recipe.augmentation wants options by name, such as {{hflip: 0.5}}, got {self.augmentation!r}"
             )
         if self.images_seen is not None and self.epochs is not None:
             raise UserError(
