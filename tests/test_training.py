@@ -524,6 +524,10 @@ def test_shipped_weights_are_as_accurate_as_their_card_says(name):
     assert abs(measured - stated) < 4 * math.sqrt(stated * (1 - stated) / 480)
 
 
+def test_all_shipped_weights_together_are_small():
+    assert sum((models.EMBEDDED / f"{name}.safetensors").stat().st_size for name in SHIPPED) <= 40e6
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_weights_are_small_and_far_above_a_linear_probe(name):
     assert (models.EMBEDDED / f"{name}.safetensors").stat().st_size <= 4 * 2**20
