@@ -26,7 +26,7 @@ train vit_mini_data_30 recipe=vit_mini recipe.fraction=0.3 recipe.images_seen=24
 train resnet_mini_data_3 recipe=resnet_mini recipe.fraction=0.03 recipe.images_seen=64000
 train resnet_mini_data_10 recipe=resnet_mini recipe.fraction=0.1
 train resnet_mini_data_30 recipe=resnet_mini recipe.fraction=0.3 recipe.images_seen=96000
-train vit_nano_gap recipe=vit_nano
+train vit_nano_gap recipe=vit_nano recipe.lr=0.000375
 train vit_nano_noskip_1 recipe=vit_nano
 train vit_nano_noskip_7 recipe=vit_nano
 train vit_nano_noskip_10 recipe=vit_nano
