@@ -212,7 +212,7 @@ def test_raw_pixels_of_cifar10_are_classified_as_by_a_plain_reference(shots, tes
 
 def test_a_random_network_on_cifar10_is_that_of_a_plain_reference(test_data, tmp_path):
     arrays = np.load(test_data / "cifar10_lossless_5k.npz")
-    for split, count in (("train", 200), ("test", 100)):
+    for split, count in (("train", 400), ("test", 200)):
         for i in range(count):
             path = tmp_path / "cifar" / split / f"{arrays[f'{split}_y'][i]}" / f"{i:04d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
