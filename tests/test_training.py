@@ -134,7 +134,8 @@ def test_a_killed_training_goes_on_and_gives_the_same_weights(tmp_path):
     out, _ = whole.communicate()
     wait_until(lambda: list(tmp_path.glob("killed/**/training.safetensors")), killed)
     killed.kill()
-    killed.communicate()
+    killed.wait()
+    killed.stdout.close()  # not read to its end, which a decoding process may outlive
     again, _ = command("killed").communicate()
     one, two = Path(out.strip()), Path(again.strip())
     for name in ("vit_mini.safetensors", "metrics.csv", "vit_mini.md", "metrics.png"):
