@@ -77,9 +77,9 @@ def test_two_processes_give_the_tables_of_one_with_one_display(name, start, tiny
 
 def test_the_error_of_one_is_told_once_and_the_work_of_the_other_kept(start, images, tmp_path):
     folder = write_images(tmp_path / "photos", 40)
-    # in the order of the plan, an image of the second process's first minibatch
     overrides = [f"dataset.root={folder}", f"run.outputs={tmp_path / 'o'}"]
     study = Study(composed(*tiny_overrides(images, tmp_path), *overrides))
+    # in the order of the plan, an image of the second process's first minibatch
     bad = folder / study.images.id(study.plan.batch(1)[0])
     content = bad.read_bytes()
     bad.write_bytes(b"\0" * len(content))

@@ -36,22 +36,23 @@ def plot_joined(paths: list[Path], *, pdf: bool = False) -> list[Path]:
     Nothing is drawn where the analyses differ, or have no such figure. Of composed figures the claims are
     written together.
     """
-    composed = [(path / "figure.json").is_file() for path in paths]
-    if all(composed):
-        from vitsee.composing import draw_together
+    with Interruptible():  # as above
+        composed = [(path / "figure.json").is_file() for path in paths]
+        if all(composed):
+            from vitsee.composing import draw_together
 
-        return draw_together(paths, pdf=pdf)
-    if any(composed):
-        return []
-    found = [read(path) for path in paths]
-    if len({result.analysis.name for result in found}) > 1:
-        return []
-    figures = found[0].analysis.joined([(result.tables, result.labels) for result in found])
-    resolved = [str(path.resolve()) for path in paths]
-    digest = hashlib.sha256("\0".join(resolved).encode()).hexdigest()[:8]
-    together = Results(Path(os.path.commonpath(resolved)))
-    named = {f"{name}-{digest}": figure for name, figure in figures.items()}
-    return together.save_figures(named, pdf=pdf)
+            return draw_together(paths, pdf=pdf)
+        if any(composed):
+            return []
+        found = [read(path) for path in paths]
+        if len({result.analysis.name for result in found}) > 1:
+            return []
+        figures = found[0].analysis.joined([(result.tables, result.labels) for result in found])
+        resolved = [str(path.resolve()) for path in paths]
+        digest = hashlib.sha256("\0".join(resolved).encode()).hexdigest()[:8]
+        together = Results(Path(os.path.commonpath(resolved)))
+        named = {f"{name}-{digest}": figure for name, figure in figures.items()}
+        return together.save_figures(named, pdf=pdf)
 
 
 @dataclass(frozen=True)
