@@ -39,13 +39,22 @@ def test_the_gram_matrix_is_exact_where_means_are_much_larger_than_deviations(ra
     assert error < 1e-6
 
 
-def test_chunks_of_features_add_up_to_the_whole(monkeypatch):
-    x = features(8, 1000)
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 997, 1000])
+def test_pieces_of_the_features_add_up_to_the_whole(count, monkeypatch):
+    x = features(8, count)
     whole = gram(x)
-    monkeypatch.setattr("vitsee.kernels._WIDTH", {"cpu": 70})
+    monkeypatch.setattr("vitsee.kernels._AT_ONCE", {"cpu": 560})
     monkeypatch.setattr("vitsee.kernels._PIECE", {"cpu": 16})
     monkeypatch.setattr("vitsee.kernels._ROWS", {"cpu": 3})
     torch.testing.assert_close(gram(x), whole, rtol=1e-6, atol=1e-4)
+
+
+def test_an_example_unlike_those_that_give_the_centre_is_exact_too():
+    x = features(64, 500) + 100
+    x[1] += 50
+    centred = x.double() - x.double().mean(0)
+    exact = u_centre(centred @ centred.T)
+    assert (u_centre(gram(x)) - exact).abs().max() / exact.abs().max() < 1e-6
 
 
 def test_products_of_factors_rounded_to_bfloat16_are_off_by_their_rounding_and_no_more():

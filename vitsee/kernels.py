@@ -5,6 +5,8 @@ Axes: A, B layers of the two models; N examples of a minibatch; F features of on
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import lru_cache
 
@@ -14,22 +16,25 @@ from torch import Tensor
 from vitsee.arithmetic import tf32
 from vitsee.errors import UserError
 
-_WIDTH = {"cpu": 8192, "cuda": 65536}
-"""Features of all examples that are centred at a time: what a CPU's cache holds, and enough work for a GPU."""
-_PIECE = {"cpu": 8192, "cuda": 16384}
+_AT_ONCE = {"cpu": 1_280_000, "cuda": 2**24}
+"""Values (features times examples) that are centred at a time: 5 MB stay in a CPU's cache, 64 MB are enough
+work for a GPU."""
+_PIECE = {"cpu": 1000, "cuda": 16384}
 """Features whose products are summed in float32 before float64 takes over; so few keep features with
 outliers exact to 1e-6."""
 _ROWS = {"cpu": 64, "cuda": 128}
 """Least examples of a block of the Gram matrix; blocks below the diagonal are mirrored, not computed."""
+_CENTRE = 16
+"""Examples, evenly spaced in the minibatch, whose mean is the centre: few, because reading takes time."""
 
 
 def gram(x: Tensor, product: str = "fp32") -> Tensor:
-    """Linear-kernel Gram matrix of (N, ...) features, centred over the examples: (N, N) float64.
+    """Linear-kernel Gram matrix of (N, ...) features, centred at about their mean: (N, N) float64.
 
     Centring does not change unbiased HSIC, because U-centring removes every term a_i + a_j
     (Szekely and Rizzo 2014), and makes float32 products safe where means are much larger than
     standard deviations. Features that do not vary between the examples beyond rounding count as
-    constant: their Gram matrix is exactly 0. The features are read in chunks and never copied whole.
+    constant: their Gram matrix is exactly 0. The features are read in pieces and never copied whole.
     product: how the centred features are rounded before they are multiplied: fp32 (not at all), tf32
     (by CUDA) or bf16; the products are summed in float32 and float64 whatever it is. Raises UserError
     for tf32 where there is no CUDA.
@@ -40,21 +45,23 @@ def gram(x: Tensor, product: str = "fp32") -> Tensor:
             f"use analysis.products=fp32 or bf16"
         )
     rows = _rows(x.detach())
-    k = gram_chunks(rows, product)
+    k = gram_pieces(rows, product)
     return torch.where(k.diagonal().sum() <= _rounding(rows), torch.zeros_like(k), k)
 
 
-def gram_chunks(rows: Tensor, product: str = "fp32") -> Tensor:
-    """Sum over chunks of the features of the centred chunk's Gram matrix, (N, F) -> (N, N) float64."""
+def gram_pieces(rows: Tensor, product: str = "fp32") -> Tensor:
+    """Sum over pieces of the features of the centred piece's Gram matrix, (N, F) -> (N, N) float64."""
     n, device = len(rows), rows.device.type
     k = torch.zeros(n, n, dtype=torch.float64, device=float64_device(rows))
+    block = max(_ROWS.get(device, 128), n // 4)
     with tf32(True) if product == "tf32" else nullcontext():
-        for chunk in rows.split(_WIDTH.get(device, 65536), dim=1):
-            centred = _centred(chunk)
+        for pieces in _pieces(rows):
+            centred = _centred(pieces)
             if product == "bf16":
                 centred = centred.bfloat16()
-            block = max(_ROWS.get(device, 128), n // 4)
-            _add_products(k, centred, _PIECE.get(device, 16384), block)
+            for start in range(0, n, block):
+                products = _products(centred[:, start : start + block], centred[:, start:])
+                k[start : start + block, start:] += products.to(k.device)
     return k.triu() + k.triu(1).mT
 
 
@@ -65,16 +72,39 @@ def _rows(x: Tensor) -> Tensor:
     return x.flatten(1)
 
 
-def _centred(chunk: Tensor) -> Tensor:
-    """The chunk minus its mean over the examples, (N, F) float32.
+def _pieces(rows: Tensor) -> Iterator[Tensor]:
+    """(N, F) -> views (pieces, N, features of a piece), which together hold each feature once."""
+    n, features = rows.shape
+    device = rows.device.type
+    width = _width(features, _PIECE.get(device, 16384))
+    whole = features // width * width
+    at_once = max(1, _AT_ONCE.get(device, 2**24) // (n * width))
+    for chunk in rows[:, :whole].split(at_once * width, dim=1):
+        yield chunk.unflatten(1, (-1, width)).transpose(0, 1)
+    if whole < features:
+        yield rows[None, :, whole:]
 
-    The mean may be rounded as it likes: what is subtracted from all examples alike changes nothing.
+
+@lru_cache
+def _width(features: int, longest: int) -> int:
+    """Of equal pieces, which leave no rest if there are such without needing twice as many."""
+    least = math.ceil(features / longest)
+    fitting = (pieces for pieces in range(least, 2 * least) if features % pieces == 0)
+    return features // next(fitting, least)
+
+
+def _centred(pieces: Tensor) -> Tensor:
+    """The pieces minus about their mean over the examples, (pieces, N, features) float32.
+
+    What is subtracted from all examples alike changes nothing. It only has to make means small beside
+    deviations, and the mean of some of the examples does.
     """
-    mean = chunk.mean(0, dtype=torch.float32)
-    if chunk.device.type != "cpu":
-        return chunk - mean
-    out = _scratch(len(chunk) * _WIDTH["cpu"])[: chunk.numel()].view(chunk.shape)
-    return torch.sub(chunk, mean, out=out)
+    some = pieces[:, :: max(1, pieces.shape[1] // _CENTRE)]
+    mean = some.mean(1, keepdim=True, dtype=torch.float32)
+    if pieces.device.type != "cpu":
+        return pieces - mean
+    room = max(_AT_ONCE["cpu"], len(pieces[0]) * _PIECE["cpu"])
+    return torch.sub(pieces, mean, out=_scratch(room)[: pieces.numel()].view(pieces.shape))
 
 
 @lru_cache(maxsize=2)
@@ -84,26 +114,13 @@ def _scratch(size: int) -> Tensor:
         return torch.empty(size)
 
 
-def _add_products(k: Tensor, x: Tensor, piece: int, block: int) -> None:
-    """Add x xᵀ to the blocks on and above the diagonal of k, piece by piece of the features."""
-    whole = x.shape[1] // piece * piece
-    for part, width in ((x[:, :whole], piece), (x[:, whole:], x.shape[1] - whole)):
-        if part.shape[1]:
-            pieces = part.unflatten(1, (-1, width)).transpose(0, 1)
-            for start in range(0, len(x), block):
-                products = _products(pieces[:, start : start + block], pieces[:, start:])
-                k[start : start + block, start:] += products.to(k.device)
-
-
 def _products(x: Tensor, y: Tensor) -> Tensor:
-    """Sum over pieces of x yᵀ, each piece summed in float32 whatever the factors are, pieces in float64."""
-    if len(x) == 1 and x.dtype == torch.float32:
-        return x[0] @ y[0].mT
+    """Sum over pieces of x yᵀ, in float32 whatever the factors are."""
     if x.dtype == torch.bfloat16 and x.device.type == "cuda":
         products = torch.bmm(x, y.mT, out_dtype=torch.float32)
     else:
-        products = x.float() @ y.float().mT
-    return products.sum(0, dtype=torch.float64)
+        products = torch.bmm(x.float(), y.float().mT)
+    return products.sum(0)
 
 
 def float64_device(x: Tensor) -> torch.device:
