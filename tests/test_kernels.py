@@ -49,6 +49,25 @@ def test_pieces_of_the_features_add_up_to_the_whole(count, monkeypatch):
     torch.testing.assert_close(gram(x), whole, rtol=1e-6, atol=1e-4)
 
 
+@pytest.mark.parametrize("mean", [0, 0.5, 0.9, 1.1, 3])
+def test_cka_is_exact_to_a_millionth_whether_means_are_small_enough_to_be_left_or_not(mean):
+    shared = features(64, 20)
+    x, y = (shared @ features(20, 5000, seed=s) * 0.1 + features(64, 5000, seed=s) for s in (1, 2))
+    u, v = (u_centre(gram(z + mean)).flatten() for z in (x, y))
+    exact = [(z.double() - z.double().mean(0)) for z in (x + mean, y + mean)]
+    a, b = (u_centre(z @ z.T).flatten() for z in exact)
+    cka, expected = (p @ q / (p @ p * (q @ q)).sqrt() for p, q in ((u, v), (a, b)))
+    assert abs(cka - expected) < 1e-6
+
+
+def test_factors_that_are_rounded_are_centred_however_small_the_means():
+    x = features(64, 5000)
+    centred = x.double() - x.double().mean(0)
+    exact = u_centre(centred @ centred.T)
+    without, with_mean = ((u_centre(gram(z, "bf16")) - exact).abs().max() for z in (x, x + 0.9))
+    assert with_mean < 1.5 * without
+
+
 def test_an_example_unlike_those_that_give_the_centre_is_exact_too():
     x = features(64, 500) + 100
     x[1] += 50
