@@ -494,37 +494,46 @@ def rank_environments(count: int) -> list[dict[str, str]]:
     ]
 
 
-TORCHRUN = """
+RANKS = """
+import torch
+from vitsee.ranks import ranks
+with ranks(4) as team:
+    added = team.added(torch.ones(1)).item()
+    print(f"rank {team.rank} {team.local} of {team.count} {added}\\n", end="", flush=True)
+"""
+TORCH_ALONE = """
 import torch
 from torch import distributed
 distributed.init_process_group("gloo")
 distributed.all_reduce(torch.ones(1))
+print("connected\\n", end="", flush=True)
 distributed.destroy_process_group()
-print("torch alone works", flush=True)
-from vitsee.ranks import ranks
-with ranks(4) as team:
-    print("rank", team.rank, team.local, "of", team.count, team.added(torch.ones(1)).item(), flush=True)
 """
 
 
-def test_ranks_are_those_that_torchrun_starts(tmp_path):
-    (tmp_path / "script.py").write_text(TORCHRUN)
+def said_under_torchrun(script: str, folder: Path) -> str:
+    (folder / "script.py").write_text(script)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
     words = [sys.executable, *torchrun, "--nproc-per-node=2", "script.py"]
     env = rank_environments(1)[0] | {"PYTHONPATH": str(Path(training.__file__).parents[1])}
-    with (tmp_path / "said").open("w") as said:
+    with (folder / "said").open("w") as said:
         started = subprocess.Popen(
-            words, stdout=said, stderr=said, cwd=tmp_path, env=env, start_new_session=True
+            words, stdout=said, stderr=said, cwd=folder, env=env, start_new_session=True
         )
         try:
             started.wait(120)
         except subprocess.TimeoutExpired:
             os.killpg(started.pid, signal.SIGKILL)
             started.wait()
-    said = (tmp_path / "said").read_text()
-    if said.count("torch alone works") < 2:
-        pytest.skip(f"torchrun does not connect two processes here: {said[-500:]}")
-    assert sorted(re.findall(r"rank .*", said)) == ["rank 0 0 of 2 2.0", "rank 1 1 of 2 2.0"]
+    return (folder / "said").read_text()
+
+
+def test_ranks_are_those_that_torchrun_starts(tmp_path):
+    said = said_under_torchrun(RANKS, tmp_path)
+    if sorted(re.findall(r"rank \d .*", said)) != ["rank 0 0 of 2 2.0", "rank 1 1 of 2 2.0"]:
+        alone = said_under_torchrun(TORCH_ALONE, tmp_path)
+        assert alone.count("connected") < 2, f"torch alone connects, vitsee said: {said}"
+        pytest.skip(f"torchrun does not connect two processes here: {alone[-500:]}")
 
 
 def test_augmentation_can_be_given_on_the_command_line():
