@@ -15,6 +15,13 @@ def features(n: int, *shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed))
 
 
+def exact(x: torch.Tensor) -> torch.Tensor:
+    """U-centred Gram matrix of (N, ...) features, in float64."""
+    x = x.double().flatten(1)
+    x = x - x.mean(0)
+    return u_centre(x @ x.T)
+
+
 def test_hsic_is_its_definition_for_every_pair():
     x = [features(7, 5, seed=i) for i in range(3)]
     y = [features(7, 9, seed=9 + i) for i in range(2)]
@@ -33,9 +40,7 @@ def test_hsic_ignores_rotation_and_translation_of_the_features():
 @pytest.mark.parametrize("ratio", [0, 100, 1000])
 def test_the_gram_matrix_is_exact_where_means_are_much_larger_than_deviations(ratio):
     x = features(32, 50, 16) + ratio
-    centred = x.double().flatten(1) - x.double().flatten(1).mean(0)
-    exact = u_centre(centred @ centred.T)
-    error = (u_centre(gram(x)) - exact).abs().max() / exact.abs().max()
+    error = (u_centre(gram(x)) - exact(x)).abs().max() / exact(x).abs().max()
     assert error < 1e-6
 
 
@@ -54,32 +59,26 @@ def test_cka_is_exact_to_a_millionth_whether_means_are_small_enough_to_be_left_o
     shared = features(64, 20)
     x, y = (shared @ features(20, 5000, seed=s) * 0.1 + features(64, 5000, seed=s) for s in (1, 2))
     u, v = (u_centre(gram(z + mean)).flatten() for z in (x, y))
-    exact = [(z.double() - z.double().mean(0)) for z in (x + mean, y + mean)]
-    a, b = (u_centre(z @ z.T).flatten() for z in exact)
+    a, b = (exact(z + mean).flatten() for z in (x, y))
     cka, expected = (p @ q / (p @ p * (q @ q)).sqrt() for p, q in ((u, v), (a, b)))
     assert abs(cka - expected) < 1e-6
 
 
 def test_factors_that_are_rounded_are_centred_however_small_the_means():
     x = features(64, 5000)
-    centred = x.double() - x.double().mean(0)
-    exact = u_centre(centred @ centred.T)
-    without, with_mean = ((u_centre(gram(z, "bf16")) - exact).abs().max() for z in (x, x + 0.9))
+    without, with_mean = ((u_centre(gram(z, "bf16")) - exact(x)).abs().max() for z in (x, x + 0.9))
     assert with_mean < 1.5 * without
 
 
 def test_an_example_unlike_those_that_give_the_centre_is_exact_too():
     x = features(64, 500) + 100
     x[1] += 50
-    centred = x.double() - x.double().mean(0)
-    exact = u_centre(centred @ centred.T)
-    assert (u_centre(gram(x)) - exact).abs().max() / exact.abs().max() < 1e-6
+    assert (u_centre(gram(x)) - exact(x)).abs().max() / exact(x).abs().max() < 1e-6
 
 
 def test_products_of_factors_rounded_to_bfloat16_are_off_by_their_rounding_and_no_more():
     x = features(32, 5000)
-    exact = u_centre(gram(x))
-    error = (u_centre(gram(x, "bf16")) - exact).abs().max() / exact.abs().max()
+    error = (u_centre(gram(x, "bf16")) - exact(x)).abs().max() / exact(x).abs().max()
     assert 1e-6 < error < 2**-8
 
 

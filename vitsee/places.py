@@ -58,7 +58,7 @@ def pair_grams(x: Tensor) -> Tensor:
     """U-centred linear-kernel Gram matrix of each place, (T, N, F) -> (T, M) float32.
 
     Only the pairs i < j: the matrices are symmetric and their diagonal is zero (`kernels.u_centre`).
-    As in `kernels.gram`, features are centred over the examples, and a place that does not vary beyond
+    Features are centred over the examples. As in `kernels.gram`, a place that does not vary beyond
     rounding has exact zeros. Besides the result, memory for one copy of a few places is needed.
     Raises ValueError if N < 4.
     """
