@@ -6,11 +6,23 @@ import json
 import logging
 from typing import Any
 
+from vitsee.errors import UserError
 from vitsee.results import Results
 from vitsee.study import Study
 
 log = logging.getLogger(__name__)
 RECORD = "state/made_of.json"
+
+
+def refuse_foreign(study: Study, results: Results) -> None:
+    """Raise UserError if the folder holds another experiment: somebody moved it there."""
+    record = _record(results)
+    changed = _differences(record, study.made_of) if record else []
+    if changed:
+        raise UserError(
+            f"{results.path} holds another experiment, with other {' and '.join(changed)}; move it away and "
+            f"give the same command again"
+        )
 
 
 def tell(study: Study, results: Results) -> None:
@@ -19,13 +31,13 @@ def tell(study: Study, results: Results) -> None:
     Changed weights, options or lists of images make another identity, so another folder. Images that
     were edited in place and kept their size do not: the result would mix both, so there is a warning.
     """
-    if not (results.path / RECORD).exists():
+    if not _record(results):
         results.save_json(RECORD, study.made_of)
         for earlier in _same_question(results):
-            changed = _differences(earlier.load_json(RECORD), study.made_of)
+            changed = _differences(_record(earlier), study.made_of)
             log.warning(
                 "warning: %s was measured with other %s; this is a new result",
-                *(earlier.path, " and ".join(changed)),
+                *(earlier.path, " and ".join(changed) or "parts"),
             )
         return
     begun = (results.path / RECORD).stat().st_mtime
@@ -55,4 +67,12 @@ def _same_question(results: Results) -> list[Results]:
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     plain = json.loads(json.dumps(now))  # tuples become lists, as in what was read
-    return [key for key in plain if before.get(key) != plain[key]] or ["parts"]
+    return [key for key in plain if before.get(key) != plain[key]]
+
+
+def _record(results: Results) -> dict[str, Any]:
+    """What a result is made of; empty if nothing, or nothing legible, says so."""
+    try:
+        return results.load_json(RECORD)
+    except UserError:
+        return {}

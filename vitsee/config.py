@@ -175,11 +175,9 @@ class Experiment:
 
     def __post_init__(self) -> None:
         self.analysis.cast = {role: model.name for role, model in self.models.items()}
-        if self.batch_size < 4:
-            raise UserError(
-                f"batch_size must be at least 4 (unbiased HSIC divides by n - 3), "
-                f"got {self.batch_size}"
-            )
+        if self.batch_size < self.least:
+            why = " (unbiased HSIC divides by n - 3)" if self.analysis.equal_minibatches else ""
+            raise UserError(f"batch_size must be at least {self.least}{why}, got {self.batch_size}")
         if self.images is not None and self.images < 1:
             raise UserError(f"images must be at least 1, got {self.images}")
         few = self.images is not None and self.images < self.batch_size
@@ -197,6 +195,11 @@ class Experiment:
             )
         if self.tolerance is not None:
             _check_tolerance(self)
+
+    @property
+    def least(self) -> int:
+        """Images that a minibatch must have."""
+        return 4 if self.analysis.equal_minibatches else 1
 
     @property
     def models(self) -> dict[str, Model]:

@@ -33,7 +33,7 @@ _PACKAGES = (
 def made_with(study: Study, totals: list[Sums]) -> dict[str, Any]:
     """The record of a result, as written to made_with.json. totals: the sums of each pass."""
     return {
-        "labels": asdict(study.labels(int(totals[-1].seen.sum()))),
+        "labels": asdict(study.labels(totals[-1])),
         "identity": study.identity,
         "models": {
             role: {

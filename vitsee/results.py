@@ -32,9 +32,13 @@ LEFT = 3600.0
 
 @dataclass(frozen=True)
 class Results:
-    """outputs/<analysis>/<models>/<dataset>-<identity>/"""
+    """outputs/<analysis>/<models>/<dataset>-<identity>/
+
+    owner: the fingerprint of the experiment; only sums that carry it are read, and all that are saved do.
+    """
 
     path: Path
+    owner: str = ""
 
     def prepare(self) -> None:
         """Make the folder, and find out now rather than after hours that it cannot be written."""
@@ -93,20 +97,25 @@ class Results:
         return sorted(self.path.glob(f"state/{_names(stage)}.pt"))
 
     def save_state(self, path: Path, sums: Sums) -> None:
-        self.write(f"state/{path.name}", sums.packed())
+        self.write(f"state/{path.name}", sums.packed(self._owner(path)))
+
+    def _owner(self, path: Path) -> str:
+        """Whose sums this state file has: the experiment's, of one pass."""
+        stage = path.name.partition("-")[0] if path.name.startswith("pass") else "pass1"
+        return f"{self.owner} {stage}"
 
     def load_states(self, minibatches: int, stage: int = 0) -> dict[Path, Sums]:
         """The sums of a pass by file, each minibatch counted at most once.
 
-        A file that is damaged, or counts again what another one counts, is set aside with a warning;
-        what it alone counted is then measured again.
+        A file that is damaged, of another experiment, or counts again what another one counts, is set aside
+        with a warning; what it alone counted is then measured again.
         """
         from vitsee.sums import Damaged, Sums
 
         found, seen = {}, Sums.zero(minibatches).seen
         for path in self.states(stage):
             try:
-                sums = Sums.load(path)
+                sums = Sums.load(path, self._owner(path))
                 if sums.seen.shape != seen.shape:
                     raise Damaged(f"it is of {len(sums.seen)} minibatches instead of {minibatches}")
                 if (seen + sums.seen > 1).any():

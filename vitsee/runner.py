@@ -17,7 +17,7 @@ from torch import Tensor
 from vitsee import changes, provenance, replicates
 from vitsee.analysis import View
 from vitsee.batches import Plan
-from vitsee.config import Experiment, OnBadImage
+from vitsee.config import Experiment
 from vitsee.errors import Incomplete, UserError
 from vitsee.interrupt import Interruptible
 from vitsee.loading import Minibatch, Minibatches
@@ -26,7 +26,7 @@ from vitsee.plotting import plot
 from vitsee.proof import Doubts
 from vitsee.results import Results
 from vitsee.study import Study
-from vitsee.sums import Sums
+from vitsee.sums import SKIPPED, Sums
 from vitsee.taps import watch
 from vitsee.team import Alone
 
@@ -42,9 +42,10 @@ def run(experiment: Experiment, team: Alone | None = None) -> list[Path]:
     and Interrupted on a signal; what was measured is saved then, and the same call goes on.
     """
     study, team = Study(experiment), team or Alone()
-    results = Results(Path(experiment.run.outputs) / study.folder)
+    results = Results(Path(experiment.run.outputs) / study.folder, study.fingerprint)
     experiment.analysis.fit(study.memory)
     results.prepare()
+    changes.refuse_foreign(study, results)
     results.save_experiment(experiment.what())
     changes.tell(study, results)
     totals = [of_weights(study)] if experiment.analysis.weights_only else []
@@ -94,7 +95,8 @@ def add_up(
     """Add the claimed minibatches to the sums in this state file."""
     e, device = study.experiment, study.device
     minibatch_count = len(study.passes[stage].plan)
-    sums = (Sums.load(path) if path.exists() else Sums.zero(minibatch_count)).to(device)
+    measured = results.load_states(minibatch_count, stage).get(path, Sums.zero(minibatch_count))
+    sums = measured.to(device)
     doubts = Doubts(study.axes)
 
     def grouped(name: str) -> bool:
@@ -176,10 +178,10 @@ def observer(study: Study, stage: int) -> Iterator[Callable[[Minibatch], dict[st
             except torch.OutOfMemoryError as error:
                 raise UserError(
                     f"not enough memory on {study.device} for minibatches of {e.batch_size} images; "
-                    f"try batch_size={max(4, e.batch_size // 2)} (what was measured is kept)"
+                    f"try batch_size={max(e.least, e.batch_size // 2)} (what was measured is kept)"
                 ) from error
-            if e.dataset.on_bad_image is OnBadImage.skip:
-                terms["skipped"] = skipped(plan, batch)
+            if batch.skipped:
+                terms[SKIPPED] = skipped(plan, batch)
             return terms
 
         yield observe
@@ -269,8 +271,7 @@ def skipped_ids(study: Study, totals: list[Sums]) -> list[str]:
     """Ids of the images left out because they could not be decoded."""
     found: dict[str, None] = {}
     for each, total in zip(study.passes, totals, strict=False):
-        places = total.terms["skipped"].nonzero().tolist() if "skipped" in total.terms else []
-        found |= {each.images.id(each.plan.batch(b)[position]): None for b, position in places}
+        found |= {each.images.id(each.plan.batch(b)[at]): None for b, at in total.skipped}
     return list(found)
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -19,6 +20,7 @@ from vitsee.analysis import Labels, Layer
 from vitsee.batches import Plan
 from vitsee.config import Experiment, Precision
 from vitsee.errors import UserError
+from vitsee.structure import structure
 from vitsee.sums import Sums
 from vitsee.taps import SURVEY
 
@@ -26,6 +28,23 @@ log = logging.getLogger(__name__)
 
 LEAST = 5
 """Minibatches before a standard error is trusted to stop at."""
+
+UNREAD: dict[str, dict[str, str]] = {
+    "model": {
+        "name": "a label",
+        "pretrained": "the weights count by value",
+        "checkpoint": "the weights count by value",
+        "embedded": "the weights count by value",
+        "seed": "random weights count by value",
+        "dataset": "the images count by name and size, or by their formula",
+    },
+    "analysis": {
+        "layers": "the names that they select count",
+        "other_layers": "the names that they select count",
+    },
+}
+"""Options that the identity does not have, each with the reason why it needs none. All others count, new
+ones too; images count by the fingerprint of the data set, and their draw by the plan."""
 
 
 @dataclass(frozen=True)
@@ -157,17 +176,23 @@ class Study:
         rng = np.random.default_rng(self.experiment.seed)
         return tuple(rng.permutation(np.array(chosen))[:count].tolist())
 
-    @cached_property
+    @property
     def identity(self) -> str:
-        """Eight hex digits that change exactly when a number in the tables could."""
-        return hashlib.sha256(json.dumps(self.made_of, sort_keys=True).encode()).hexdigest()[:8]
+        """The first eight hex digits of the fingerprint, as folders are called."""
+        return self.fingerprint[:8]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, as hex, of `made_of`: it changes when a number in the tables could."""
+        return hashlib.sha256(json.dumps(self.made_of, sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def made_of(self) -> dict[str, Any]:
         """Everything that decides the numbers in the tables."""
         e = self.experiment
         made_of: dict[str, Any] = {
-            "analysis": [e.analysis.version, self._options()],
+            "analysis": [e.analysis.name, e.analysis.version, self._options()],
+            "architecture": {role: self._architecture(role) for role in self.models},
             "weights": {role: model.digest for role, model in self.models.items()},
             "preprocessing": {role: str(model.data) for role, model in self.models.items()},
             "layers": self.axes,
@@ -183,8 +208,12 @@ class Study:
 
     def _options(self) -> dict[str, Any]:
         """The analysis's options; layers count by the names they select."""
-        options = self.experiment.what()["analysis"]
-        return {key: value for key, value in options.items() if not key.endswith("layers")}
+        return _without(UNREAD["analysis"], self.experiment.what()["analysis"])
+
+    def _architecture(self, role: str) -> dict[str, Any]:
+        """What the model of this role is besides its weights: all its options, and what they make."""
+        options = _without(UNREAD["model"], self.experiment.what()[role])
+        return options | {"structure": structure(self.models[role].net)}
 
     @property
     def folder(self) -> str:
@@ -205,18 +234,27 @@ class Study:
             return False
         return self.experiment.analysis.error(sums) <= tolerance
 
-    def labels(self, measured: int) -> Labels:
-        """How figures call what is measured: so many minibatches of the last pass."""
+    def labels(self, sums: Sums) -> Labels:
+        """How figures call what is measured. sums: of the last pass."""
         other, card = self.models.get("other"), self.models["model"].card
+        measured, images = int(sums.seen.sum()), 0
+        if self.passes:
+            plan = self.plan
+            bad = {plan.batch(minibatch)[position] for minibatch, position in sums.skipped}
+            images = len(plan.used(min(measured, plan.per_repeat))) - len(bad)
         return Labels(
             model=self.models["model"].label,
             other=other.label if other else None,
             dataset=self._data,
-            images=len(self.plan.used(min(measured, self.plan.per_repeat))) if self.passes else 0,
+            images=images,
             repeats=math.ceil(measured / self.plan.per_repeat) if self.passes else 1,
             family=card.family if card else None,
             train_images=card.train_images if card else None,
         )
+
+
+def _without(names: Collection[str], options: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key not in names}
 
 
 def folder_name(name: str) -> str:

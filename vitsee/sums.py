@@ -19,8 +19,11 @@ from torch import Tensor
 
 from vitsee.errors import Incomplete
 
-HEAD = b"vitsee sums 2\n"
+HEAD = b"vitsee sums 3\n"
 """How a file of sums begins; then come the SHA-256 of the rest, and the rest."""
+SKIPPED = "skipped"
+"""A term of the runner's own, which minibatches without such images leave out: (minibatches, batch_size),
+1 where an image could not be decoded."""
 
 
 class Damaged(Exception):
@@ -49,9 +52,19 @@ class Sums:
     axes: dict[str, list[str]] = field(default_factory=dict)
 
     @cached_property
-    def terms(self) -> Terms:
-        """The sums over all groups, by name."""
+    def _whole(self) -> Terms:
         return reduce(_added, (self.parts[group] for group in sorted(self.parts)), {})
+
+    @cached_property
+    def terms(self) -> Terms:
+        """The analysis's sums over all groups, by name."""
+        return {name: term for name, term in self._whole.items() if name != SKIPPED}
+
+    @property
+    def skipped(self) -> list[tuple[int, int]]:
+        """(minibatch, position in it) of the images that could not be decoded."""
+        marks = self._whole.get(SKIPPED)
+        return [] if marks is None else [(b, at) for b, at in marks.nonzero().tolist()]
 
     @property
     def groups(self) -> list[int]:
@@ -95,7 +108,7 @@ class Sums:
         if not self.parts or not more.parts:  # zero is the neutral element
             some = self if self.parts else more
             return Sums(self.seen + more.seen, some.parts, some.axes)
-        if self.axes != more.axes or self.names != more.names:
+        if self.axes != more.axes or (self.names ^ more.names) - {SKIPPED}:
             raise ValueError(
                 "these sums measure different things and cannot be added:\n"
                 f"  {sorted(self.names)} over {self.axes}\n  {sorted(more.names)} over {more.axes}"
@@ -130,28 +143,40 @@ class Sums:
             for group, part in self.parts.items()
         }
 
-    def packed(self) -> bytes:
-        """Plain tensors on the CPU and lists, with their checksum, for `load`."""
+    def packed(self, owner: str = "") -> bytes:
+        """Plain tensors on the CPU and lists, with their checksum, for `load`. owner: whose sums they are."""
         buffer = io.BytesIO()
         parts = self._moved(torch.device("cpu"))
-        torch.save({"seen": self.seen, "parts": parts, "axes": self.axes}, buffer)
+        torch.save({"owner": owner, "seen": self.seen, "parts": parts, "axes": self.axes}, buffer)
         content = buffer.getvalue()
         return HEAD + hashlib.sha256(content).digest() + content
 
     @classmethod
-    def load(cls, path: Path) -> Sums:
-        """What `packed` made; no code in the file is run. Raises Damaged if a byte of it has changed."""
+    def load(cls, path: Path, owner: str | None = None) -> Sums:
+        """What `packed` made; no code in the file is run.
+
+        owner: whose sums they must be, if that matters. Raises Damaged if a byte of the file has changed, or
+        the sums are somebody else's.
+        """
+        if path.exists() and not path.is_file():  # reading a pipe could wait for ever
+            raise Damaged("it is no file")
         packed = path.read_bytes()
         checked = len(HEAD) + hashlib.sha256().digest_size
         content = memoryview(packed)[checked:]
+        if not packed.startswith(HEAD):
+            raise Damaged("it is no file of sums, or one of another version of vitsee")
         if packed[:checked] != HEAD + hashlib.sha256(content).digest():
             raise Damaged("it is cut off or changed: its checksum is wrong")
         try:
-            sums = cls(**torch.load(io.BytesIO(content), weights_only=True))
+            stored = torch.load(io.BytesIO(content), weights_only=True)
+            whose = stored.pop("owner")
+            sums = cls(**stored)
             assert sums.seen.dtype is torch.int64
             assert sums.seen.ndim == 1
         except Exception as error:  # its checksum is right, so somebody else wrote it
             raise Damaged("it holds no sums of this version of vitsee") from error
+        if owner not in (None, whose):
+            raise Damaged("it is of another experiment, or of another version of the analysis")
         return sums
 
 

@@ -98,21 +98,30 @@ class AttentionRollout(Analysis):
         scale = min(1.0, SIDE / max(colours.shape[-2:]))
         size = [round(n * scale) for n in colours.shape[-2:]]
         small = torch.nn.functional.interpolate(colours, size=size, mode="area")
-        return {"weight": view.rows(reached), "colours": view.rows((255 * small).round())}
+        return {
+            "there": view.rows(reached.new_ones(len(reached))),
+            "weight": view.rows(reached),
+            "colours": view.rows((255 * small).round()),
+        }
 
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
         """attention_rollout: image, row, col, weight. attention_rollout_images: image, row, col, r, g, b.
 
-        image: its place among the image_ids of made_with.json.
+        image: its place among the image_ids of made_with.json; one that could not be decoded has no rows.
         """
-        weight, colours = (sums.terms[name].cpu().numpy() for name in ("weight", "colours"))
+        there, weight, colours = (
+            sums.terms[name].cpu().numpy() for name in ("there", "weight", "colours")
+        )
+        shown = np.flatnonzero(there)
+        weight, channels = weight[shown], colours[shown].astype(int)
         image, row, col = (index.ravel() for index in np.indices(weight.shape))
-        table = pd.DataFrame({"image": image, "row": row, "col": col, "weight": weight.ravel()})
-        channels = colours.astype(int)
+        table = pd.DataFrame(
+            {"image": shown[image], "row": row, "col": col, "weight": weight.ravel()}
+        )
         image, row, col = (index.ravel() for index in np.indices(channels[:, 0].shape))
         pixels = {name: channels[:, i].ravel() for i, name in enumerate("rgb")}
-        shown = pd.DataFrame({"image": image, "row": row, "col": col, **pixels})
-        return {"attention_rollout": table, "attention_rollout_images": shown}
+        pictures = pd.DataFrame({"image": shown[image], "row": row, "col": col, **pixels})
+        return {"attention_rollout": table, "attention_rollout_images": pictures}
 
     def warnings(self, sums: Sums) -> list[str]:
         broken = (~sums.terms["weight"].isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
@@ -134,7 +143,7 @@ class AttentionRollout(Analysis):
 
 def _arrays(table: pd.DataFrame, columns: list[str]) -> np.ndarray:
     """(images, rows, columns, values) from a tidy table in row-major order."""
-    shape = [int(table[name].max()) + 1 for name in ("image", "row", "col")]
+    shape = [table[name].nunique() for name in ("image", "row", "col")]
     return table[columns].to_numpy(float).reshape(*shape, len(columns))
 
 
