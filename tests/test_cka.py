@@ -112,7 +112,7 @@ def test_cka_on_photographs_equals_the_equation_in_float64(overrides, test_data,
         expected = reference_cka(study, roles, tar)
     error = np.abs(table["cka"].to_numpy().reshape(expected.shape) - expected)
     assert error.max() < 1e-6
-    assert list(table.columns) == ["model_layer", "other_layer", "cka", "se"]
+    assert list(table.columns) == ["model_layer", "other_layer", "cka", "se", "minibatches"]
     assert list(dict.fromkeys(table["model_layer"])) == study.axes[roles[0]]
 
 

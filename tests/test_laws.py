@@ -16,7 +16,7 @@ import pytest
 from conftest import tiny_overrides, wait_until
 
 from vitsee.analysis import REGISTERED
-from vitsee.errors import Incomplete
+from vitsee.errors import Incomplete, UserError
 from vitsee.plotting import plot
 from vitsee.results import Results
 from vitsee.runner import run
@@ -210,3 +210,31 @@ def test_tables_keep_every_digit(analysis, tiny):
     back = Results(folder).tables()
     for name, table in exact.items():
         pd.testing.assert_frame_equal(back[name], table, check_exact=True, check_dtype=False)
+
+
+def test_a_standard_error_over_minibatches_says_of_how_many(analysis, tiny):
+    experiment = tiny(*analysis)
+    total = reduce(add, parts(experiment))
+    for name, table in experiment.analysis.tables(total).items():
+        if experiment.analysis.equal_minibatches and "se" in table:
+            assert set(table["minibatches"]) == {int(total.seen.sum())}, name
+
+
+def test_a_minibatch_needs_four_images_only_where_hsic_is_computed(analysis, tiny):
+    kind = REGISTERED[analysis[0].removeprefix("analysis=")]
+    if not kind.equal_minibatches:
+        assert tiny(*analysis, "batch_size=1").batch_size == 1
+        return
+    with pytest.raises(UserError, match=r"batch_size must be at least 4 \(unbiased HSIC divides"):
+        tiny(*analysis, "batch_size=3")
+
+
+def test_minibatches_of_one_image_give_the_same_tables_where_nothing_needs_more(streaming, tiny):
+    if REGISTERED[streaming[0].removeprefix("analysis=")].equal_minibatches:
+        return
+    found = []
+    for size in (1, 8):
+        experiment = tiny(*streaming, f"batch_size={size}")
+        found.append(experiment.analysis.tables(reduce(add, parts(experiment)).complete()))
+    for name, table in found[0].items():
+        pd.testing.assert_frame_equal(table, found[1][name], rtol=1e-4, atol=1e-4)

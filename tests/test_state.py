@@ -20,6 +20,7 @@ from vitsee.plotting import plot
 from vitsee.proof import Doubts, Impossible
 from vitsee.results import Results
 from vitsee.runner import run
+from vitsee.study import Study
 from vitsee.sums import Damaged, Sums
 
 
@@ -99,7 +100,8 @@ def test_any_single_flipped_byte_of_a_state_file_is_found(tmp_path):
 
 def test_sums_of_another_plan_are_set_aside(tiny, caplog):
     folder = run(tiny())[0].parent
-    Results(folder).save_state(folder / "state/001-of-002.pt", Sums.zero(7))
+    results = Results(folder, Study(tiny()).fingerprint)
+    results.save_state(folder / "state/001-of-002.pt", Sums.zero(7))
     assert run(tiny())
     assert "it is of 7 minibatches instead of 5" in caplog.text
 

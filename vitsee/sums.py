@@ -163,8 +163,8 @@ class Sums:
         packed = path.read_bytes()
         checked = len(HEAD) + hashlib.sha256().digest_size
         content = memoryview(packed)[checked:]
-        if not packed.startswith(HEAD):
-            raise Damaged("it is no file of sums, or one of another version of vitsee")
+        if packed.startswith(HEAD[:12]) and not packed.startswith(HEAD):
+            raise Damaged("it is of another version of vitsee")
         if packed[:checked] != HEAD + hashlib.sha256(content).digest():
             raise Damaged("it is cut off or changed: its checksum is wrong")
         try:

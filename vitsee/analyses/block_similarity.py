@@ -58,7 +58,10 @@ class BlockSimilarity(Analysis):
         return pairwise_terms(ab, aa, bb, view.fresh)
 
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
-        """One row per block: block, depth (of the model, 1 at its end), model, other, cka, se, other_block."""
+        """One row per block: block, depth, model, other, cka, se, other_block, minibatches.
+
+        depth: share of the model's blocks, 1 at its end.
+        """
         cka, se = _estimate(sums)
         blocks = np.arange(len(cka))
         table = pd.DataFrame(
@@ -70,6 +73,7 @@ class BlockSimilarity(Analysis):
                 "cka": cka,
                 "se": se,
                 "other_block": paired(len(cka), len(sums.axes["other"])),
+                "minibatches": int(sums.seen.sum()),
             }
         )
         return {"block_similarity": table}

@@ -118,7 +118,7 @@ class CKA(Analysis):
         ]
 
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
-        """One row per pair of layers: model_layer, other_layer, cka, se."""
+        """One row per pair of layers: model_layer, other_layer, cka, se, minibatches."""
         rows = sums.axes["model"]
         columns = sums.axes.get("other", rows)
         cka, se = _estimate(sums)
@@ -129,6 +129,7 @@ class CKA(Analysis):
                 "other_layer": other_layer.ravel(),
                 "cka": cka.ravel(),
                 "se": se.ravel(),
+                "minibatches": int(sums.seen.sum()),
             }
         )
         return {"cka": table}

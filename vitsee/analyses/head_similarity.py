@@ -113,7 +113,7 @@ class HeadSimilarity(Analysis):
         }
 
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
-        """One row per set of heads and layer: heads, mean_distance_px, other_layer, cka, se."""
+        """One row per set of heads and layer: heads, mean_distance_px, other_layer, cka, se, minibatches."""
         terms = {name: term.cpu().numpy() for name, term in sums.terms.items()}
         distance = terms["distance"] / terms["images"]
         order = np.argsort(distance, kind="stable")
@@ -131,6 +131,7 @@ class HeadSimilarity(Analysis):
                 "other_layer": np.array(sums.axes["other"])[layer.ravel()],
                 "cka": cka.ravel(),
                 "se": se.ravel(),
+                "minibatches": int(sums.seen.sum()),
             }
         )
         return {"head_similarity": table}

@@ -119,7 +119,7 @@ class Localization(Analysis):
         """
         pairs, scores = [], []
         for layer, grid, cka, se in _estimates(sums):
-            pairs.append(_pairs(layer, grid, cka, se))
+            pairs.append(_pairs(layer, grid, cka, se, int(sums.seen.sum())))
             scores.append(_scores(layer, grid, cka))
         return {
             "localization": pd.concat(pairs, ignore_index=True),
@@ -241,11 +241,14 @@ def _estimates(sums: Sums) -> Iterator[tuple[str, Grid, np.ndarray, np.ndarray]]
         yield layer, (rows, columns), *cka_and_error(flat, int(sums.seen.sum()))
 
 
-def _pairs(layer: str, grid: Grid, cka: np.ndarray, se: np.ndarray) -> pd.DataFrame:
+def _pairs(
+    layer: str, grid: Grid, cka: np.ndarray, se: np.ndarray, minibatches: int
+) -> pd.DataFrame:
     """A row a token and patch, from (tokens, patches)."""
     names = ("token_row", "token_col", "patch_row", "patch_col")
     places = {name: index.ravel() for name, index in zip(names, np.indices(grid * 2), strict=True)}
-    return pd.DataFrame({"layer": layer, **places, "cka": cka.ravel(), "se": se.ravel()})
+    values = {"cka": cka.ravel(), "se": se.ravel(), "minibatches": minibatches}
+    return pd.DataFrame({"layer": layer, **places, **values})
 
 
 def _scores(layer: str, grid: Grid, cka: np.ndarray) -> pd.DataFrame:
