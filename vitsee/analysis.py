@@ -20,6 +20,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from vitsee.errors import UserError
+from vitsee.tidy import Table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -141,6 +142,9 @@ class Analysis:
     ungrouped: ClassVar[tuple[str, ...]] = ()
     """Terms that are too large to be summed for each group of minibatches: how their names begin. Tables
     without a group then still have them whole; `("",)`: there are no such tables."""
+    columns: ClassVar[dict[str, Table]] = {}
+    """What its tables have, by name; a CSV that has not is refused when it is read. Where nothing is said, every
+    CSV of the folder is read as it is."""
     version: ClassVar[int] = 1
     """Raised when the numbers of the analysis change, so that old and new results never mix."""
 

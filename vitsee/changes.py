@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
+from vitsee.errors import UserError
+from vitsee.files import content
 from vitsee.results import Results
 from vitsee.study import Study
 
@@ -22,7 +25,10 @@ def tell(study: Study, results: Results) -> None:
     if not (results.path / RECORD).exists():
         results.save_json(RECORD, study.made_of)
         for earlier in _same_question(results):
-            changed = _differences(earlier.load_json(RECORD), study.made_of)
+            try:
+                changed = _differences(earlier.load_json(RECORD), study.made_of)
+            except (OSError, UserError):  # somebody else's, or damaged: it says nothing of this one
+                continue
             log.warning(
                 "warning: %s was measured with other %s; this is a new result",
                 *(earlier.path, " and ".join(changed)),
@@ -40,7 +46,7 @@ def tell(study: Study, results: Results) -> None:
 
 def _same_question(results: Results) -> list[Results]:
     """Results beside this one, of the same configuration and nevertheless of another identity."""
-    asked = (results.path / "experiment.yaml").read_bytes()
+    asked = _told(results.path)
     data = results.path.name.rpartition("-")[0]
     beside = sorted(path for path in results.path.parent.iterdir() if path != results.path)
     return [
@@ -48,9 +54,16 @@ def _same_question(results: Results) -> list[Results]:
         for path in beside
         if path.name.rpartition("-")[0] == data
         and (path / RECORD).is_file()
-        and (path / "experiment.yaml").is_file()
-        and (path / "experiment.yaml").read_bytes() == asked
+        and _told(path) == asked
     ]
+
+
+def _told(folder: Path) -> bytes | None:
+    """What its experiment.yaml says; None if that cannot be read."""
+    try:
+        return content(folder / "experiment.yaml")
+    except (OSError, UserError):
+        return None
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -34,6 +34,8 @@ STYLE: Any = {
     "ytick.labelsize": 8,
     "pdf.fonttype": 42,  # real text in PDFs
     "svg.hashsalt": "vitsee",
+    "text.parse_math": False,  # names are drawn as they are, whatever dollars they have
+    "text.usetex": False,
 }
 
 
@@ -575,7 +577,7 @@ def training_curve(metrics: pd.DataFrame, name: str) -> Figure:
         axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.xaxis.set_major_formatter(EngFormatter())
     axes[1].set_ylim(0, 1)
-    figure.suptitle(name)
+    figure.suptitle(name, parse_math=False)
     return figure
 
 
