@@ -8,7 +8,6 @@ import time
 from types import FrameType
 from typing import Any
 
-
 OF_TERMINALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 """What a terminal sends to all processes of a command: for Ctrl-C, Ctrl-\\, and when it is closed or lost."""
 
@@ -22,7 +21,8 @@ class Interruptible:
 
     SIGUSR1 and SIGUSR2, with which a scheduler announces the end, are treated alike where somebody
     (submitit) handles them: its handler is called when the block has ended and the state is saved.
-    A second Ctrl-C or Ctrl-\\ stops at once. What was ignored before, as SIGHUP under nohup, stays so. Elsewhere than in the main thread signals are left alone.
+    A second Ctrl-C or Ctrl-\\ stops at once. What was ignored before, as SIGHUP is under nohup, stays so.
+    Elsewhere than in the main thread signals are left alone.
     """
 
     stops = (*OF_TERMINALS, signal.SIGTERM)

@@ -6,8 +6,8 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -115,8 +115,8 @@ def report(paths: list[Path], output: Path | None = None) -> Path:
     if file.is_dir():
         raise UserError(f"-o {file} is a folder; name a file, such as {file / 'report.html'}")
     content = page(found, file.parent).encode("utf-8", "replace")
-    for words in found.damaged:
-        log.warning("warning: left out: %s", words)
+    for what in found.damaged:
+        log.warning("warning: left out: %s", what)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         return Results(file.parent).write(file.name, content)

@@ -64,7 +64,7 @@ def steady() -> Iterator[None]:
     _open_closed()
     before = sys.stdout, sys.stderr
     out, err = Steady(sys.stdout), Steady(sys.stderr)
-    sys.stdout, sys.stderr = out, err  # type: ignore[assignment]
+    sys.stdout, sys.stderr = out, err
     try:
         try:
             yield

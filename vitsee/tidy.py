@@ -66,11 +66,12 @@ class Table:
     def _in_order(self, path: Path, table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
         """The table with each grid in order, as figures take it. Raises UserError if one has a gap."""
         apart = [name for name in keys if name not in self.grid]
-        group = np.zeros(len(table), np.int64)
+        group: np.ndarray = np.zeros(len(table), int)
         if apart:
             group = table.groupby(apart, sort=False).ngroup().to_numpy()
         by_group = table.groupby(group)
-        size, places = 1, []
+        size: np.ndarray = np.ones(by_group.ngroups, int)
+        places = []
         for name in self.grid:
             count = by_group[name].nunique().to_numpy()
             if isinstance(self.columns[name], Whole):
@@ -101,7 +102,8 @@ def read(path: Path, texts: Iterable[str] | None = None) -> pd.DataFrame:
     texts: columns of text; by default the names of layers and heads. A layer may be called 0 or NA.
     """
     if texts is None:
-        texts = [c for c in _csv(path, nrows=0) if c.endswith("layer") or c == "heads"]
+        columns = map(str, _csv(path, nrows=0))
+        texts = [name for name in columns if name.endswith("layer") or name == "heads"]
     return _csv(path, dtype=dict.fromkeys(texts, str), na_values=[""])
 
 

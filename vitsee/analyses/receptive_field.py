@@ -11,7 +11,7 @@ import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
-from vitsee.tidy import MODELS, Table, Whole
+from vitsee.tidy import MODELS, Kind, Table, Whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 5
 """How many layers the figure of the paper shows of a model."""
-_OF = {"layer": str, "point": ("post", "pre"), "model": MODELS}
+_OF: dict[str, Kind] = {"layer": str, "point": ("post", "pre"), "model": MODELS}
 
 
 class Point(Enum):
