@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from vitsee.errors import UserError
+from vitsee.errors import UserError, printable
 from vitsee.tidy import Table
 
 if TYPE_CHECKING:
@@ -111,6 +111,11 @@ class Labels:
     repeats: int = 1
     family: str | None = None
     train_images: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("model", "other", "dataset"):  # no font has what cannot be printed
+            if value := getattr(self, name):
+                object.__setattr__(self, name, printable(value))
 
     @property
     def data(self) -> str:

@@ -24,6 +24,8 @@ class Whole:
 
 Kind = type[str] | type[float] | Whole | tuple[str, ...]
 """What a column holds: text, numbers (NaN where not defined), whole numbers, or one of these words."""
+LONGEST = 2**16
+"""Bytes of the longest first line."""
 MODELS = ("model", "other")
 """The words of a column that says which of two models a row is of."""
 
@@ -32,12 +34,14 @@ MODELS = ("model", "other")
 class Table:
     """What a table has; it may have more columns.
 
-    columns: what each holds, by name. All but the float ones together tell rows apart.
+    columns: what each holds, by name.
+    keys: the columns that together tell rows apart; by default all but the float ones.
     grid: columns that make a whole grid for each value of the others that tell rows apart.
     optional: whether a result may lack the table.
     """
 
     columns: Mapping[str, Kind]
+    keys: tuple[str, ...] = ()
     grid: tuple[str, ...] = ()
     optional: bool = False
 
@@ -47,15 +51,14 @@ class Table:
         table = read(path, texts)
         for name in self.columns:
             if name not in table:
-                there = ", ".join(map(str, table))
-                split = "; columns are separated by commas" if ";" in there or "\t" in there else ""
-                hint = nearest(name, map(str, table))
-                raise wrong(path, f"it has no column {name}; it has: {there}{split}.{hint}")
+                there = list(map(str, table))
+                hint = nearest(name, there)
+                raise wrong(path, f"it has no column {name}; it has: {', '.join(there)}.{hint}")
         if table.empty:
             raise wrong(path, "it has no rows")
         for name, kind in self.columns.items():
             table[name] = _checked(path, table[name], kind)
-        keys = [name for name, kind in self.columns.items() if kind is not float]
+        keys = list(self.keys) or [n for n, kind in self.columns.items() if kind is not float]
         twice = table.duplicated(keys)
         if twice.any():
             place = int(twice.argmax())
@@ -115,13 +118,19 @@ def as_written(path: Path) -> pd.DataFrame:
 def _csv(path: Path, **how: Any) -> pd.DataFrame:
     try:
         with warnings.catch_warnings(), opened(path) as file:
+            first = file.readline(LONGEST)
+            if b"," not in first and (b";" in first or b"\t" in first):
+                raise wrong(path, "its columns are separated by semicolons or tabs, not by commas")
+            file.seek(0)
             warnings.simplefilter("error", pd.errors.ParserWarning)  # more cells than columns
             return pd.read_csv(file, keep_default_na=False, index_col=False, **how)
     except UserError:
         raise
     except UnicodeDecodeError as error:
         raise wrong(path, "it is not UTF-8 text") from error
-    except (ValueError, pd.errors.ParserWarning) as error:
+    except pd.errors.ParserWarning as error:
+        raise wrong(path, "its lines have more cells than its first one") from error
+    except ValueError as error:
         raise wrong(path, " ".join(str(error).split()) or type(error).__name__) from error
 
 

@@ -42,7 +42,8 @@ class AttentionDistance(Analysis):
                 "se": float,
                 "uniform_px": float,
                 "layer": str,
-            }
+            },
+            keys=("layer", "head"),
         )
     }
 

@@ -40,7 +40,8 @@ class BlockSimilarity(Analysis):
                 "other": str,
                 "cka": float,
                 "se": float,
-            }
+            },
+            keys=("block",),
         )
     }
 

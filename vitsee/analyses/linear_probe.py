@@ -65,7 +65,8 @@ class LinearProbe(Analysis):
 
     columns: ClassVar[dict[str, Table]] = {
         "linear_probe": Table(
-            _PROBE | {"features": tuple(f.value for f in Feature), "classes": Whole(1)}
+            _PROBE | {"features": tuple(f.value for f in Feature), "classes": Whole(1)},
+            keys=("layer", "features", "shots", "seed"),
         ),
         "linear_probe_tokens": Table(
             _PROBE | {"row": Whole(), "col": Whole()}, grid=("row", "col"), optional=True

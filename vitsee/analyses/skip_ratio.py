@@ -55,7 +55,8 @@ class SkipRatio(Analysis):
                 "cosine": float,
                 "model": MODELS,
                 "kind": ("mean", "class", "prefix", "spatial"),
-            }
+            },
+            keys=("model", "block", "branch", "token"),
         )
     }
 
