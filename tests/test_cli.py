@@ -508,6 +508,8 @@ def test_an_unwritable_result_says_so_whatever_the_reason(tmp_path, monkeypatch)
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(os, "replace", read_only)
-    with pytest.raises(UserError, match="Read-only file system; free some space or choose another"):
+    with pytest.raises(
+        UserError, match="Read-only file system; mount it writable, or choose another"
+    ):
         results.write("cka.csv", b"x")
     assert list(tmp_path.iterdir()) == []

@@ -207,7 +207,8 @@ def test_tables_keep_every_digit(analysis, tiny):
     experiment = tiny(*analysis)
     folder = run(experiment)[0].parent
     exact = experiment.analysis.tables(reduce(add, parts(experiment)))
-    back = Results(folder).tables()
+    back = Results(folder).tables(experiment.analysis.columns)
+    assert back.keys() == exact.keys()
     for name, table in exact.items():
         pd.testing.assert_frame_equal(back[name], table, check_exact=True, check_dtype=False)
 

@@ -240,7 +240,12 @@ def test_damaged_files_and_unfinished_results_are_named_and_cost_no_other(output
     (result_of_tiny(outputs) / "extra.png").write_bytes(b"no picture")
     (outputs / "figures/fig01-mini/figure.json").write_text('{"panels": [3]}')
     words = read(report([outputs])).words
-    for name in ("scenes-1", "scenes-2/made_with.json: ", "extra.png: ", "figure.json: "):
+    for name in (
+        "scenes-1",
+        "scenes-2/made_with.json is damaged: ",
+        "extra.png: ",
+        "figure.json is damaged: panels[0] is no mapping",
+    ):
         assert name in words.replace("\n", " ")
     assert "40 images of folder" in words
 

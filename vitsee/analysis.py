@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from vitsee.errors import UserError
+from vitsee.errors import UserError, printable
+from vitsee.tidy import Table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,6 +112,11 @@ class Labels:
     family: str | None = None
     train_images: int | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("model", "other", "dataset"):  # no font has what cannot be printed
+            if value := getattr(self, name):
+                object.__setattr__(self, name, printable(value))
+
     @property
     def data(self) -> str:
         """The images in words."""
@@ -141,6 +147,9 @@ class Analysis:
     ungrouped: ClassVar[tuple[str, ...]] = ()
     """Terms that are too large to be summed for each group of minibatches: how their names begin. Tables
     without a group then still have them whole; `("",)`: there are no such tables."""
+    columns: ClassVar[dict[str, Table]] = {}
+    """What its tables have, by name; a CSV that has not is refused when it is read. Where nothing is said, every
+    CSV of the folder is read as it is."""
     version: ClassVar[int] = 1
     """Raised when the numbers of the analysis change, so that old and new results never mix."""
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
 from vitsee.errors import UserError
+from vitsee.files import content
 from vitsee.results import Results
 from vitsee.study import Study
 
@@ -52,17 +54,22 @@ def tell(study: Study, results: Results) -> None:
 
 def _same_question(results: Results) -> list[Results]:
     """Results beside this one, of the same configuration and nevertheless of another identity."""
-    asked = (results.path / "experiment.yaml").read_bytes()
+    asked = _told(results.path)
     data = results.path.name.rpartition("-")[0]
     beside = sorted(path for path in results.path.parent.iterdir() if path != results.path)
     return [
         Results(path)
         for path in beside
-        if path.name.rpartition("-")[0] == data
-        and (path / RECORD).is_file()
-        and (path / "experiment.yaml").is_file()
-        and (path / "experiment.yaml").read_bytes() == asked
+        if path.name.rpartition("-")[0] == data and _told(path) == asked and _record(Results(path))
     ]
+
+
+def _told(folder: Path) -> bytes | None:
+    """What its experiment.yaml says; None if that cannot be read."""
+    try:
+        return content(folder / "experiment.yaml")
+    except (OSError, UserError):
+        return None
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -74,5 +81,5 @@ def _record(results: Results) -> dict[str, Any]:
     """What a result is made of; empty if nothing, or nothing legible, says so."""
     try:
         return results.load_json(RECORD)
-    except UserError:
+    except (OSError, UserError):
         return {}

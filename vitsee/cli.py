@@ -17,6 +17,7 @@ from vitsee import config, listing
 from vitsee.errors import Incomplete, UserError, nearest, printable, speak_plainly
 from vitsee.help import RUN_HELP, usage
 from vitsee.interrupt import Interrupted
+from vitsee.streams import steady
 
 CONF = str(config.CONF)
 MISTAKE, INCOMPLETE, INTERRUPTED = 2, 3, 130
@@ -25,6 +26,12 @@ UNFINISHED = "what was measured is kept, and the same command goes on"
 
 def main() -> None:
     """Entry point of the `vitsee` command; exits with a code of the contract."""
+    with steady():
+        obey()
+
+
+def obey() -> None:
+    """Do what the command line says."""
     if "-sc" in sys.argv or any(word.startswith("--shell-completion") for word in sys.argv):
         return complete()
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
@@ -37,6 +44,13 @@ def main() -> None:
     if verb not in VERBS:
         fail(
             f"vitsee: there is no verb {verb!r}; it can be: {', '.join(VERBS)}.{nearest(verb, VERBS)}"
+        )
+    try:
+        os.getcwd()
+    except OSError as error:
+        fail(
+            f"vitsee {verb}: the folder that you are in is not there any more ({error.strerror}); go to "
+            f"one that is: cd PATH"
         )
     speak_plainly()
     del sys.argv[1]  # Hydra expects nothing but its own arguments

@@ -13,7 +13,10 @@ from matplotlib.figure import Figure, SubFigure
 
 from vitsee import figures
 from vitsee.plotting import read
+from vitsee.record import COMPOSED
 from vitsee.results import Results
+from vitsee.tidy import Table, wrong
+from vitsee.tidy import read as read_csv
 
 HEAD, FOOT_LINE, EMPTY = 0.3, 0.16, (3.0, 2.0)
 """Inches of a panel's title, of a line of the caption, and of a panel that has nothing to show."""
@@ -22,19 +25,42 @@ HEAD, FOOT_LINE, EMPTY = 0.3, 0.16, (3.0, 2.0)
 def draw(folder: Path, *, pdf: bool = False) -> list[Path]:
     """Draw the composed figure of a folder that has a figure.json; return what was written."""
     results = Results(folder)
-    record = results.load_json("figure.json")
-    drawn = {record["name"]: compose(record, folder)}
-    claims = results.tables().get("claims")
-    if claims is not None and len(claims):
+    record = results.load_json("figure.json", COMPOSED)
+    name = record["name"]
+    if Path(name).name != name or name.startswith("."):  # it leads nowhere else
+        raise wrong(folder / "figure.json", f"no file can be called {name!r}")
+    drawn = {name: compose(record, folder)}
+    claims = claims_of(folder)
+    if claims is not None:
         drawn["claims"] = figures.scorecard(claims, record["caption"].split(". ")[0])
     return results.save_figures(drawn, pdf=pdf)
+
+
+CLAIMS = Table(
+    {
+        **dict.fromkeys(("claim", "figure", "statement", "statistic"), str),
+        **dict.fromkeys(("value", "low", "high", "threshold"), float),
+        "holds": tuple(figures.VERDICTS),
+    }
+)
+"""What a claims.csv has."""
+
+
+def claims_of(folder: Path) -> pd.DataFrame | None:
+    """The claims of a composed figure, if it tests any."""
+    path = folder / "claims.csv"
+    if not path.exists() or read_csv(path).empty:
+        return None
+    return CLAIMS.read(path)
 
 
 def draw_together(folders: list[Path], *, pdf: bool = False) -> list[Path]:
     """Write the claims of several composed figures as one scorecard into the folder that holds them all."""
     together = Results(Path(os.path.commonpath([path.resolve() for path in folders])))
-    found = [Results(path).tables().get("claims") for path in folders]
-    claims = pd.concat([table for table in found if table is not None], ignore_index=True)
+    found = [table for path in folders if (table := claims_of(path)) is not None]
+    if not found:
+        return []
+    claims = pd.concat(found, ignore_index=True)
     claims = claims.drop_duplicates(["claim", "value"])
     title = f"Claims of {len(folders)} figures: " + ", ".join(
         f"{count} {verdict}" for verdict, count in claims["holds"].value_counts().items()
@@ -46,7 +72,13 @@ def draw_together(folders: list[Path], *, pdf: bool = False) -> list[Path]:
 def compose(record: dict[str, Any], folder: Path) -> Figure:
     """Rows of panels, each under its title, and the caption below."""
     panels = {panel["name"]: panel for panel in record["panels"]}
-    rows = [[panels[name] for name in row] for row in record["rows"]]
+    if unheard := {name for row in record["rows"] for name in row} - panels.keys():
+        raise wrong(
+            folder / "figure.json", f"its rows name a panel {min(unheard)}, which it has not"
+        )
+    rows = [[panels[name] for name in row] for row in record["rows"] if row]
+    if not rows:
+        raise wrong(folder / "figure.json", "it has no rows of panels")
     sizes = [[size(panel, folder) for panel in row] for row in rows]
     heights = [max(height for _, height in row) + HEAD for row in sizes]
     width = max(sum(width for width, _ in row) for row in sizes)
@@ -70,7 +102,10 @@ def size(panel: dict[str, Any], folder: Path) -> tuple[float, float]:
     """Inches that the panel has as a figure of its own."""
     if not panel["results"]:
         return EMPTY
-    width, height = drawn(panel, folder)[panel["figure"]].get_size_inches()
+    shown = drawn(panel, folder)
+    if panel["figure"] not in shown:
+        raise wrong(folder / "figure.json", f"{panel['analysis']} has no figure {panel['figure']}")
+    width, height = shown[panel["figure"]].get_size_inches()
     return float(width), float(height)
 
 

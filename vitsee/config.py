@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 import vitsee.analyses  # noqa: F401  (declares the schema of every analysis)
 from vitsee import plain
 from vitsee.analysis import REGISTERED, Analysis
-from vitsee.errors import UserError, unknown
+from vitsee.errors import UserError, expanded, refused, unknown
 
 _PACKAGED = Path(__file__).parent / "conf"
 CONF = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "conf"
@@ -136,6 +136,9 @@ class Run:
     """How much memory the sums of an analysis may take; by default all that the device has."""
 
     def __post_init__(self) -> None:
+        self.outputs = str(
+            expanded(self.outputs)
+        )  # the shell leaves the ~ of run.outputs=~/results
         if not 0 <= self.shard < self.shards:
             raise UserError(
                 f"run.shard must be in 0…{self.shards - 1} (run.shards={self.shards}), "
@@ -289,10 +292,7 @@ def build(cfg: DictConfig) -> Experiment:
 def load_experiment(path: Path, overrides: list[str]) -> Experiment:
     """The experiment of an experiment.yaml, with `key=value` changes. Raises UserError if it is not one."""
     stored = plain.read(path)
-    analysis = stored.get("analysis")
-    if not isinstance(analysis, dict) or "name" not in analysis:
-        raise UserError(f"{path} is not an experiment: it names no analysis")
-    chosen = str(analysis["name"])
+    chosen = plain.analysis_of(stored, path)
     if chosen not in REGISTERED:
         raise unknown(f"there is no analysis {chosen}", chosen, REGISTERED, "there are")
     schema = OmegaConf.structured(Experiment)
@@ -385,9 +385,14 @@ def of_composition(error: BaseException) -> bool:
 
 
 def mistake(error: BaseException) -> str | None:
-    """What the user asked for that cannot be, in one line; None if the error is not the user's to mend."""
+    """What the user asked for that cannot be, in one line; None if the error is not the user's to mend.
+
+    What the system refuses (OSError) is nearly never a bug: paths, rights, disks and limits are the user's.
+    """
     if isinstance(error, (HydraException, OmegaConfBaseException, UserError)):
         return explain(error)
+    if isinstance(error, OSError):
+        return refused(error)
     if of_composition(error):
         return f"these options make no configuration: {' '.join(str(error).split())}"
     return None
@@ -403,7 +408,8 @@ def explain(error: BaseException) -> str:
             f"cannot read {error.override!r}: quote a value with special characters, once for the shell and "
             f"once for vitsee: '{key}=\"{value}\"'"
         )
-    while not isinstance(error, (OmegaConfBaseException, MissingConfigException, UserError)):
+    ends = (OmegaConfBaseException, MissingConfigException, UserError, OSError)
+    while not isinstance(error, ends):
         deeper = error.__cause__ or error.__context__
         if deeper is None:
             return str(error).splitlines()[0]
@@ -412,6 +418,8 @@ def explain(error: BaseException) -> str:
         return str(error)
     if isinstance(error, MissingConfigException):
         return _no_such_choice(error)
+    if isinstance(error, OSError):
+        return refused(error)
     kind = error.object_type
     names = [f.name for f in fields(kind)] if kind and is_dataclass(kind) else []
     if kind and names and error.key not in names:

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from vitsee.config import Dataset
-from vitsee.errors import UserError, nearest, unknown
+from vitsee.errors import UserError, expanded, nearest, unknown
 from vitsee.network import require
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
@@ -197,7 +197,7 @@ def _folder(dataset: Dataset, resolution: int) -> Images:
             f"dataset={dataset.name} needs the folder or .tar of the images: dataset.root=PATH"
             + (" (or the environment variable IMAGENET)" if "imagenet" in dataset.name else "")
         )
-    root = Path(dataset.root).expanduser()
+    root = expanded(dataset.root)
     if not root.exists():
         beside = [path.name for path in root.parent.iterdir()] if root.parent.is_dir() else []
         raise UserError(f"dataset.root={root} does not exist.{nearest(root.name, beside)}")
@@ -488,7 +488,7 @@ def _content(image: dict[str, Any]) -> bytes:
 
 def _cache(dataset: Dataset) -> Path:
     """Where downloads are kept."""
-    return Path(dataset.root or "~/.cache/vitsee").expanduser()
+    return expanded(dataset.root or "~/.cache/vitsee")
 
 
 def _split(dataset: Dataset, there: tuple[str, ...], default: str) -> str:

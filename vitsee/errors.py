@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 from collections.abc import Iterable
@@ -33,12 +34,62 @@ def unknown(problem: str, word: str, valid: Iterable[str], lead: str) -> UserErr
     return UserError(f"{problem}; {lead}: {', '.join(names)}.{nearest(word, names)}")
 
 
+_REMEDIES = {
+    ("EACCES", "EPERM"): "ask its owner for the right to it",
+    ("ENOENT",): "check the name",
+    ("ENOTDIR",): "a part of this path is a file: check the name",
+    ("EISDIR",): "it is a folder where a file is needed: move it away",
+    ("EEXIST",): "it is in the way: move it away",
+    ("ENAMETOOLONG",): "most file systems take names of 255 bytes: shorten it",
+    ("ELOOP",): "it is a link that leads to itself: mend or remove it",
+    ("ENXIO", "ENODEV"): "it is a pipe or a device, not a file: remove it",
+    ("EBUSY", "ETXTBSY", "ENOTEMPTY"): "another process uses it: wait for that one to end",
+    ("ENOSPC",): "free some space",
+    ("EDQUOT",): "free some of your quota",
+    ("EFBIG",): "the file system or a limit (ulimit -f) allows no file as large: raise the limit",
+    ("EROFS",): "mount it writable",
+    ("EMFILE", "ENFILE"): "raise the limit of open files (ulimit -n 4096), or use run.workers=0",
+    ("EAGAIN", "ENOMEM"): "free some memory, or use fewer run.workers",
+    ("EIO",): "the disk or the file server fails: see its log, then give the same command again",
+    ("ESTALE",): "the file server has lost it: give the same command again",
+}
+"""What to do about what the system refuses, by the names of its errors."""
+_BY_NUMBER = {
+    number: advice
+    for names, advice in _REMEDIES.items()
+    for number in (getattr(errno, name, None) for name in names)
+}
+
+
+def remedy(error: OSError) -> str:
+    """What to do about it."""
+    return _BY_NUMBER.get(error.errno, "see to it, then give the same command again")
+
+
+def refused(error: OSError) -> str:
+    """What the system refused, of which file if it says so, and what to do; in one line."""
+    words = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    named = [str(p) for p in (error.filename, error.filename2) if isinstance(p, (str, Path))]
+    of = f"cannot use {' as '.join(named)}: " if named else ""
+    return f"{of}{words}; {remedy(error)}"
+
+
 def unwritable(path: Path, error: OSError) -> UserError:
     """What the system refused to write, and what to do."""
     return UserError(
-        f"cannot write {path}: {error.strerror or error}; free some space or choose another folder "
+        f"cannot write {path}: {error.strerror or error}; {remedy(error)}, or choose another folder "
         f"with run.outputs=PATH (what was saved before is kept)"
     )
+
+
+def expanded(path: str) -> Path:
+    """The path with the home folder in place of `~`. Raises UserError if there is no such home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        whose = Path(path).parts[0]
+        why = "the variable HOME is not set" if whose == "~" else f"there is no user {whose[1:]}"
+        raise UserError(f"{path}: {why}; write the path in full") from error
 
 
 def printable(message: str) -> str:

@@ -34,6 +34,8 @@ STYLE: Any = {
     "ytick.labelsize": 8,
     "pdf.fonttype": 42,  # real text in PDFs
     "svg.hashsalt": "vitsee",
+    "text.parse_math": False,  # names are drawn as they are, whatever dollars they have
+    "text.usetex": False,
 }
 
 
@@ -104,11 +106,19 @@ def heatmap(
         _depth_axis(axes, "x", columns)
         _depth_axis(axes, "y", rows)
         axes.set(xlabel=xlabel, ylabel=ylabel)
-        axes.set_title(title, wrap=True)
+        _entitle(axes, title)
         figure.colorbar(image, label=colour_label, shrink=0.9)
         if np.isnan(grid).any():
             figure.supxlabel("grey: not defined (see the log of the run)", fontsize=8, color="0.35")
     return figure
+
+
+def _entitle(axes: Axes, title: str) -> None:
+    """A title of as many lines as it needs, dollars and all.
+
+    Text that matplotlib wraps it measures as mathematics between dollars, whether or not it is to be drawn so.
+    """
+    axes.set_title(title.replace("$", r"\$"), wrap=True, parse_math=True)
 
 
 def _size(columns: int, rows: int) -> tuple[float, float]:
@@ -166,7 +176,7 @@ def curves(
             _log_axis(axes, table[x])
         else:
             axes.set_xlim(0, 1.03)
-        axes.set_title(title, wrap=True)
+        _entitle(axes, title)
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
@@ -459,7 +469,7 @@ def sorted_lines(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.set_ylim(0, 1.05 * axes.get_ylim()[1])  # no dot is cut at the top
-        axes.set_title(title, wrap=True)
+        _entitle(axes, title)
         figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
@@ -477,7 +487,7 @@ def dots(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.set_ylim(0, 1.05 * axes.get_ylim()[1])  # no dot is cut at the top
-        axes.set_title(title, wrap=True)
+        _entitle(axes, title)
         axes.legend(loc="lower right", fontsize=8)
     return figure
 
@@ -510,7 +520,7 @@ def lines_with_errors(
             low, high = line[y] - line[error], line[y] + line[error]
             axes.fill_between(line[x], low, high, color=drawn.get_color(), alpha=0.2, lw=0)
         axes.set(xlabel=xlabel, ylabel=ylabel)
-        axes.set_title(title, wrap=True)
+        _entitle(axes, title)
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
         figure.legend(loc="outside lower center", ncols=min(2, len(lines)), fontsize=7)
@@ -551,7 +561,7 @@ def _lit(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     large = scaled.resize((shape[1], shape[0]), PIL.Image.Resampling.LANCZOS)
     radius = shape[0] / weights.shape[0]
     # Pillow blurs 8-bit images only.
-    bytes_of = np.clip(np.asarray(large) * 255, 0, 255).astype(np.uint8)
+    bytes_of = np.clip(np.nan_to_num(np.asarray(large)) * 255, 0, 255).astype(np.uint8)
     blurred = PIL.Image.fromarray(bytes_of).filter(PIL.ImageFilter.GaussianBlur(radius))
     values = np.asarray(blurred, dtype=float)
     spread = np.ptp(values)
@@ -575,7 +585,7 @@ def training_curve(metrics: pd.DataFrame, name: str) -> Figure:
         axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.xaxis.set_major_formatter(EngFormatter())
     axes[1].set_ylim(0, 1)
-    figure.suptitle(name)
+    figure.suptitle(name, parse_math=False)
     return figure
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from torch import nn
 
 from vitsee import models
 from vitsee.config import Model
-from vitsee.errors import UserError
+from vitsee.errors import UserError, expanded
 
 PRETRAINED = "pretrained"
 
@@ -25,9 +24,7 @@ def begin(model: Model, start: str) -> nn.Module:
     if start == PRETRAINED:
         net = models.published(replace(model, pretrained=True))
     else:
-        net = models.without_classifier(
-            model, shipped if shipped.is_file() else Path(start).expanduser()
-        )
+        net = models.without_classifier(model, shipped if shipped.is_file() else expanded(start))
     _zero(net)
     return net
 

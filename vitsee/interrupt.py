@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a scheduler's warning between two minibatches instead of in the middle of one."""
+"""Ctrl-C, SIGTERM, a lost terminal and a scheduler's warning between two minibatches, not in the middle of one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import threading
 import time
 from types import FrameType
 from typing import Any
+
+OF_TERMINALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+"""What a terminal sends to all processes of a command: for Ctrl-C, Ctrl-\\, and when it is closed or lost."""
 
 
 class Interrupted(Exception):
@@ -18,10 +21,11 @@ class Interruptible:
 
     SIGUSR1 and SIGUSR2, with which a scheduler announces the end, are treated alike where somebody
     (submitit) handles them: its handler is called when the block has ended and the state is saved.
-    A second Ctrl-C stops at once. Elsewhere than in the main thread signals are left alone.
+    A second Ctrl-C or Ctrl-\\ stops at once. What was ignored before, as SIGHUP is under nohup, stays so.
+    Elsewhere than in the main thread signals are left alone.
     """
 
-    stops = (signal.SIGINT, signal.SIGTERM)
+    stops = (*OF_TERMINALS, signal.SIGTERM)
     announcements = (signal.SIGUSR1, signal.SIGUSR2)
 
     def __enter__(self) -> Interruptible:
@@ -29,7 +33,8 @@ class Interruptible:
         self.previous: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             handled = [s for s in self.announcements if callable(signal.getsignal(s))]
-            self.previous = {s: signal.signal(s, self._ask) for s in (*self.stops, *handled)}
+            heard = [s for s in self.stops if signal.getsignal(s) is not signal.SIG_IGN]
+            self.previous = {s: signal.signal(s, self._ask) for s in (*heard, *handled)}
         return self
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
@@ -42,7 +47,7 @@ class Interruptible:
             self.check()
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked == number == signal.SIGINT:
+        if self.asked == number and number in (signal.SIGINT, signal.SIGQUIT):
             raise KeyboardInterrupt
         self.asked = self.asked or signal.Signals(number)
 

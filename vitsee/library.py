@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitsee.errors import UserError, unknown
+from vitsee.errors import UserError, refused, unknown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,8 +70,11 @@ def load(path: str | os.PathLike[str]) -> Result:
     from vitsee.results import Results
 
     folder = Path(path)
-    found = read(folder)
-    made_with = Results(folder).load_json("made_with.json")
+    try:
+        found = read(folder)
+        made_with = Results(folder).load_json("made_with.json")
+    except OSError as error:
+        raise UserError(refused(error)) from error
     return Result(folder, found.tables, found.labels, made_with, found.analysis)
 
 

@@ -20,6 +20,7 @@ from vitsee.batches import Plan
 from vitsee.config import OnBadImage
 from vitsee.datasets import Images
 from vitsee.errors import UserError
+from vitsee.interrupt import OF_TERMINALS
 
 Transform = Callable[[Image.Image], Tensor]
 UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -180,6 +181,7 @@ def cores() -> int:
 
 
 def prepare_worker(worker: int) -> None:
-    """One thread a worker; Ctrl-C is the main process's to handle."""
+    """One thread a worker; what a terminal sends is the main process's to handle."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in OF_TERMINALS:
+        signal.signal(number, signal.SIG_IGN)

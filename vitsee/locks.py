@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from vitsee.errors import Busy, Incomplete, unwritable
+from vitsee.errors import Busy, Incomplete, UserError, unwritable
+from vitsee.files import content, opened
 
 BEAT = 5.0
 """Seconds between two signs of life of a claim."""
@@ -148,9 +149,9 @@ def _without_dead(claims: list[Claim]) -> list[Claim]:
 def _touched(path: Path) -> int | None:
     """When the file was last touched; None if it is gone. Opening it makes NFS ask the server."""
     try:
-        with open(path, "rb") as file:
+        with opened(path) as file:
             return os.fstat(file.fileno()).st_mtime_ns
-    except OSError:
+    except (OSError, UserError):
         return None
 
 
@@ -165,13 +166,16 @@ def _beat(path: Path, ended: threading.Event) -> None:
 def _claims(path: Path, pattern: str) -> list[Claim]:
     """The claims beside this one. One that was cut off while written is held by nobody we know."""
     found = sorted({*path.parent.glob(pattern), *([path] if path.exists() else [])})
+    for each in found:
+        if each.is_dir():
+            raise UserError(f"{each} is a folder, but claims are files; remove it")
     return [_read(p) or Claim(p, [], "another machine", 0, "", "?", token="") for p in found]
 
 
 def _read(path: Path) -> Claim | None:
     try:
-        return Claim(path, **json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
+        return Claim(path, **json.loads(content(path)))
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
 
 
@@ -201,7 +205,9 @@ def _alone(folder: Path) -> Iterator[None]:
     found and set aside when the sums are added.
     """
     try:
-        file = open(folder / ".claiming", "wb")  # noqa: SIM115
+        # without waiting for a reader, should it be a pipe
+        number = os.open(folder / ".claiming", os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o666)
+        file = open(number, "wb")  # noqa: SIM115
     except OSError as error:
         raise unwritable(folder, error) from error
     with file:

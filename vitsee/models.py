@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from vitsee import cards
 from vitsee.cards import Card
 from vitsee.config import Model, Pool
-from vitsee.errors import UserError, nearest, unknown
+from vitsee.errors import UserError, expanded, nearest, unknown
 from vitsee.network import require
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def load(model: Model, device: str | torch.device) -> Loaded:
 
     random = not model.pretrained and model.checkpoint is None
     if model.checkpoint is not None:
-        net, weights = _from_file(model, Path(model.checkpoint).expanduser())
+        net, weights = _from_file(model, expanded(model.checkpoint))
     elif random:
         net, weights = build(model), f"random, seed {model.seed}"
     elif model.embedded:
@@ -88,7 +88,7 @@ def load(model: Model, device: str | torch.device) -> Loaded:
 
 def _card(model: Model) -> Card | None:
     if model.checkpoint is not None:
-        return cards.beside(Path(model.checkpoint).expanduser())
+        return cards.beside(expanded(model.checkpoint))
     return cards.beside(shipped(model.name)) if model.embedded and model.pretrained else None
 
 

@@ -22,8 +22,9 @@ from markupsafe import Markup
 from PIL import Image
 
 import vitsee.analyses  # noqa: F401  (registers every analysis)
-from vitsee import __version__
+from vitsee import __version__, tidy
 from vitsee.analysis import REGISTERED, Labels
+from vitsee.errors import UserError
 from vitsee.report import Composed, Found, Result
 
 EMBED = 2 * 2**20
@@ -113,19 +114,19 @@ class Files:
     def table(self, path: Path) -> dict[str, Any]:
         """The link to a CSV, and what is in it."""
         try:
-            read = pd.read_csv(path, dtype=str, keep_default_na=False)
-        except (OSError, ValueError) as error:
-            self.damaged.append(f"{path}: {first_line(error)}")
+            read = tidy.as_written(path)
+        except UserError as error:
+            self.damaged.append(str(error))
             return self.download(path) | {"rows": None, "columns": []}
         return self.download(path) | {"rows": len(read), "columns": [str(c) for c in read.columns]}
 
     def image(self, path: Path) -> dict[str, Any] | None:
         """A PNG and its size on the page; None, and a note, if it cannot be read."""
         try:
-            with Image.open(path) as picture:
+            with Image.open(path, formats=["PNG"]) as picture:
                 picture.verify()
                 width, height = (round(side / PIXELS_PER_INCH) for side in picture.size)
-        except (OSError, SyntaxError, ValueError) as error:
+        except Exception as error:  # a damaged image makes decoders raise anything
             self.damaged.append(f"{path}: {first_line(error)}")
             return None
         return {"uri": data_uri(path, "image/png"), "width": width, "height": height}
@@ -216,7 +217,7 @@ def models(labels: Labels) -> str:
 def heat_map(path: Path, spec: Map, labels: Labels) -> dict[str, Any] | None:
     """The cells of a table of pairs, rows from bottom to top; None if it is not one value a pair."""
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = tidy.as_written(path)
         rows, columns = table[spec.y].unique(), table[spec.x].unique()
         if len(table) != len(rows) * len(columns) or len(table) < 4:
             return None
@@ -230,7 +231,7 @@ def heat_map(path: Path, spec: Map, labels: Labels) -> dict[str, Any] | None:
             .to_numpy(float)
             for column in numbers.values()
         ]
-    except (OSError, KeyError, ValueError):  # the table's own link names what is wrong with it
+    except (KeyError, ValueError):  # the table's own link names what is wrong with it
         return None
     return asdict(spec) | {
         "columns": list(columns),

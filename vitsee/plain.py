@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from vitsee.errors import UserError
+from vitsee.files import opened
 
 LARGEST = 2**20
 """Bytes of the largest experiment.yaml that is read."""
@@ -19,18 +20,21 @@ def read(path: Path) -> dict[str, Any]:
     Aliases can make a small file fill the memory, and interpolations read the environment; escapes
     such as "\\x24{" are seen too, because what is judged is what was read.
     """
-    if not path.is_file():
-        raise UserError(f"there is no file {path}; name the experiment.yaml of a result folder")
     try:
-        with open(path, "rb") as file:
+        with opened(path) as file:
             content = file.read(LARGEST + 1)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise UserError(
+            f"there is no file {path}; name the experiment.yaml of a result folder"
+        ) from error
+    try:
         if len(content) > LARGEST:
             raise UserError(f"{path} is not an experiment: it is larger than {LARGEST} bytes")
         for event in yaml.parse(content, yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent):
                 raise UserError(f"{path} has an alias (*{event.anchor}); {_ONLY}")
         found = yaml.safe_load(content)
-    except (yaml.YAMLError, UnicodeError, ValueError, RecursionError, OSError) as error:
+    except (yaml.YAMLError, UnicodeError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -39,6 +43,14 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not an experiment: it is no mapping of names to values")
     _refuse_interpolations(path, found)
     return found
+
+
+def analysis_of(stored: dict[str, Any], path: Path) -> str:
+    """The name of the analysis that a stored experiment asks for. Raises UserError if it names none."""
+    analysis = stored.get("analysis")
+    if not isinstance(analysis, dict) or not isinstance(analysis.get("name"), str):
+        raise UserError(f"{path} is not an experiment: it names no analysis")
+    return analysis["name"]
 
 
 _ONLY = "an experiment.yaml has plain values only"

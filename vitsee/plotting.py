@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pandas as pd
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 import vitsee.analyses  # noqa: F401  (registers every analysis)
 from vitsee import plain
 from vitsee.analysis import REGISTERED, Analysis, Labels
 from vitsee.errors import UserError, unknown
 from vitsee.interrupt import Interruptible
+from vitsee.record import LABELS
 from vitsee.results import Results
+from vitsee.tidy import wrong
 
 
 def plot(path: Path, *, pdf: bool = False) -> list[Path]:
@@ -73,12 +76,25 @@ def read(path: Path) -> Found:
                 f"{path} is not a result folder: it has no {needed}; "
                 f"name a folder such as outputs/cka/<model>/<dataset>-<identity>"
             )
-    options = OmegaConf.create(plain.read(path / "experiment.yaml")).analysis
-    if options.name not in REGISTERED:
-        raise unknown(f"there is no analysis {options.name}", options.name, REGISTERED, "there are")
-    analysis = OmegaConf.to_object(OmegaConf.merge(REGISTERED[options.name], options))
-    assert isinstance(analysis, Analysis)
-    tables = results.tables()
+    analysis = _analysis(path / "experiment.yaml")
+    tables = results.tables(analysis.columns)
     if not tables:
         raise UserError(f"{path} has no tables yet; run `vitsee run --from {path}/experiment.yaml`")
-    return Found(analysis, tables, Labels(**results.load_json("made_with.json")["labels"]))
+    said = results.load_json("made_with.json", {"labels": LABELS})["labels"]
+    known = {name: said[name] for name in (f.name for f in fields(Labels)) if name in said}
+    return Found(analysis, tables, Labels(**({"other": None} | known)))
+
+
+def _analysis(path: Path) -> Analysis:
+    """The analysis that an experiment.yaml asks for, with its options. Raises UserError that names the file."""
+    stored = plain.read(path)
+    name = plain.analysis_of(stored, path)
+    if name not in REGISTERED:
+        raise unknown(f"{path}: there is no analysis {name}", name, REGISTERED, "there are")
+    try:
+        options = OmegaConf.create(stored["analysis"])
+        analysis = OmegaConf.to_object(OmegaConf.merge(REGISTERED[name], options))
+    except (OmegaConfBaseException, UserError) as error:
+        raise wrong(path, str(error).splitlines()[0]) from error
+    assert isinstance(analysis, Analysis)
+    return analysis

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +20,7 @@ import torch
 from vitsee.study import Pass, Study
 from vitsee.sums import Sums
 
+_GIT = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR")
 _PACKAGES = (
     "vitsee",
     "torch",
@@ -67,20 +70,29 @@ def image_ids(one: Pass, minibatches: int) -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
+    """Of what computes; what cannot be found out says so and costs no result."""
+    found = {"python": platform.python_version(), "platform": _found_out(platform.platform)}
+    found |= {package: _found_out(version, package) for package in _PACKAGES}
     return found | {"torch": torch.__version__}  # says for which CUDA it was built
 
 
+def _found_out(ask: Callable[..., str], *of: str) -> str:
+    try:
+        return ask(*of)
+    except PackageNotFoundError:
+        return "not installed"
+    except (
+        Exception
+    ) as error:  # files and programs of the system answer, each with failures of its own
+        return f"unknown ({type(error).__name__})"
+
+
 def git_commit() -> str | None:
-    """Commit of vitsee's own checkout, with `-dirty` if it differs from it; None if it is not one."""
+    """Commit of vitsee's own checkout, with `-dirty` if it differs from it; None if there is none to be had.
+
+    A hook of git runs its commands with the variables of another repository.
+    """
     home = Path(__file__).parents[1]
-    if not (home / ".git").exists():
-        return None
     asked = [
         "git",
         "-C",
@@ -91,7 +103,15 @@ def git_commit() -> str | None:
         "--abbrev=40",
         "--exclude=*",
     ]
-    answer = subprocess.run(asked, capture_output=True, text=True, check=False)
+    environment = {name: value for name, value in os.environ.items() if name not in _GIT}
+    try:
+        if not (home / ".git").exists():
+            return None
+        answer = subprocess.run(
+            asked, capture_output=True, text=True, check=False, timeout=30, env=environment
+        )
+    except (OSError, ValueError, subprocess.SubprocessError):  # no git, or one that does not answer
+        return None
     return answer.stdout.strip() or None
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from vitsee.errors import UserError
+from vitsee.files import opened
+from vitsee.tidy import wrong
+
 NAME = "replicates.npz"
+MOST = 1000
+"""Groups that are read."""
+_UNREADABLE = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, MemoryError),
+    *(KeyError, ValueError, TypeError),
+)
+"""What numpy raises for a file that is no archive of arrays."""
 
 
 def pack(
@@ -48,9 +61,21 @@ def read(folder: Path, tables: Mapping[str, pd.DataFrame]) -> Replicates:
     path = folder / NAME
     if not path.exists():
         return Replicates([])
-    with np.load(path, allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in stored.files}
-    groups, again = int(arrays.pop("groups")), float(arrays.pop("again"))
+    try:
+        with opened(path) as file, np.load(file, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        groups, again = int(arrays.pop("groups")), float(arrays.pop("again"))
+    except _UNREADABLE as error:
+        if isinstance(error, UserError):
+            raise
+        raise wrong(path, "it is no archive of tables") from error
+    if not 0 <= groups < MOST:
+        raise wrong(path, f"it is of {groups} groups")
+    for name, values in arrays.items():
+        table, _, column = name.rpartition("/")
+        there = table in tables and column in tables[table]
+        if not there or values.shape != (groups, len(tables[table])):
+            raise wrong(path, f"its {name} does not fit the table")
     found = []
     for i in range(groups):
         one = {name: table.copy() for name, table in tables.items()}

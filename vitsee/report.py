@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import yaml
-
-from vitsee.errors import UserError, nearest, unknown
+from vitsee import plain, tidy
+from vitsee.errors import UserError, nearest, refused, unknown
+from vitsee.files import visible
+from vitsee.record import FIGURE, MADE_WITH, Shape
 from vitsee.results import Results
+from vitsee.tidy import wrong
+
+log = logging.getLogger(__name__)
 
 USAGE = """usage: vitsee report [PATH…] [-o FILE]
 
@@ -39,15 +44,15 @@ class Result:
 
     @property
     def analysis(self) -> str:
-        return str(self.experiment.get("analysis", {}).get("name", self.path.parents[1].name))
+        return str(self.experiment["analysis"]["name"])
 
     @property
     def images(self) -> list[Path]:
-        return sorted(self.path.glob("*.png"))
+        return visible(self.path, ".png")
 
     @property
     def tables(self) -> list[Path]:
-        return sorted(self.path.glob("*.csv"))
+        return visible(self.path, ".csv")
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class Composed:
 
     @property
     def image(self) -> Path | None:
-        path = self.path / f"{self.name}.png"
+        path = self.path / f"{Path(self.name).name}.png"
         return path if path.is_file() else None
 
 
@@ -110,6 +115,8 @@ def report(paths: list[Path], output: Path | None = None) -> Path:
     if file.is_dir():
         raise UserError(f"-o {file} is a folder; name a file, such as {file / 'report.html'}")
     content = page(found, file.parent).encode("utf-8", "replace")
+    for what in found.damaged:
+        log.warning("warning: left out: %s", what)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         return Results(file.parent).write(file.name, content)
@@ -150,7 +157,7 @@ def collect(paths: list[Path]) -> Found:
     for path in paths:
         if not path.is_dir():
             raise _no_folder(path)
-        for folder in _folders(path):
+        for folder in _folders(path, found):
             if folder.resolve() not in seen:
                 seen.add(folder.resolve())
                 _read_into(found, folder)
@@ -165,9 +172,9 @@ def collect(paths: list[Path]) -> Found:
     return found
 
 
-def _folders(root: Path) -> Iterator[Path]:
-    """Result and figure folders at or below a folder."""
-    for where, below, files in os.walk(root):
+def _folders(root: Path, found: Found) -> Iterator[Path]:
+    """Result and figure folders at or below a folder; what cannot be listed is named."""
+    for where, below, files in os.walk(root, onerror=lambda e: found.damaged.append(refused(e))):
         below.sort()
         below[:] = [name for name in below if not name.startswith(".")]
         if "experiment.yaml" in files or _describes_figure(Path(where), files):
@@ -187,21 +194,22 @@ def _read_into(found: Found, folder: Path) -> None:
     def readable(name: str, read: Callable[[Path], Any]) -> Any:
         try:
             return read(folder / name) if (folder / name).exists() else None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            found.damaged.append(f"{folder / name}: {reason}")
-            return None
+        except OSError as error:
+            found.damaged.append(refused(error))
+        except UserError as error:
+            found.damaged.append(str(error))
+        return None
 
     if (folder / "experiment.yaml").exists():
-        experiment = readable("experiment.yaml", _mapping)
-        made_with = readable("made_with.json", _record)
+        experiment = readable("experiment.yaml", _experiment)
+        made_with = readable("made_with.json", partial(_record, shape=MADE_WITH))
         if not (folder / "made_with.json").exists():
             found.unfinished.append(folder)
         elif experiment is not None and made_with is not None:
             found.results.append(Result(folder, experiment, made_with))
         return
-    about = readable("figure.json", _record) or {}
-    panels = readable("figure.json", _planned) or readable("panels.csv", _measured) or []
+    about = readable("figure.json", partial(_record, shape=FIGURE)) or {}
+    panels = _planned(folder, about) or readable("panels.csv", _measured) or []
     claims = readable("claims.csv", _rows) or []
     one = Composed(folder, about, panels)
     if about or panels or one.image:
@@ -211,22 +219,25 @@ def _read_into(found: Found, folder: Path) -> None:
             found.claims.append(claim)
 
 
-def _planned(path: Path) -> list[Panel]:
+def _planned(folder: Path, about: dict[str, Any]) -> list[Panel]:
     """The panels of a figure.json, a row for each result that one shows or cannot show."""
     panels = []
-    for each in _record(path).get("panels", []):
-        told, reasons = (str(each["title"]), str(each["analysis"])), each.get("missing") or []
-        named = list(map(str, each.get("results") or ([] if reasons else [""])))
-        panels += [Panel(*told, name, _existing(path.parent, name)) for name in named]
-        panels += [Panel(*told, "", None, str(reason)) for reason in reasons]
+    for each in about.get("panels", []):
+        told, reasons = (each["title"], each["analysis"]), each.get("missing") or []
+        named = each.get("results") or ([] if reasons else [""])
+        panels += [Panel(*told, name, _existing(folder, name)) for name in named]
+        panels += [Panel(*told, "", None, reason) for reason in reasons]
     return panels
 
 
 def _measured(path: Path) -> list[Panel]:
     """The panels of a panels.csv."""
+    rows = _rows(path)
+    if lacking := {"panel", "title", "analysis", "result"} - (rows[0].keys() if rows else set()):
+        raise wrong(path, f"it has no column {min(lacking)}" if rows else "it has no rows")
     return [
         Panel(row["title"] or row["panel"], row["analysis"], name, _existing(path.parent, name))
-        for row in _rows(path)
+        for row in rows
         for name in [row["result"]]
     ]
 
@@ -234,28 +245,25 @@ def _measured(path: Path) -> list[Panel]:
 def _existing(folder: Path, name: str) -> Path | None:
     """A result folder named relative to the figure's folder or to the folder of all outputs."""
     for base in (folder, folder.parents[1] if len(folder.parents) > 1 else folder, Path()):
-        if name and (base / name / "experiment.yaml").is_file():
-            return base / name
+        with suppress(OSError):
+            if name and (base / name / "experiment.yaml").is_file():
+                return base / name
     return None
 
 
-def _mapping(path: Path) -> dict[str, Any]:
-    read = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(read, dict):
-        raise ValueError("it holds no keys and values")
-    return read
+def _experiment(path: Path) -> dict[str, Any]:
+    stored = plain.read(path)
+    plain.analysis_of(stored, path)
+    return stored
 
 
-def _record(path: Path) -> dict[str, Any]:
-    read = json.loads(path.read_bytes())
-    if not isinstance(read, dict):
-        raise ValueError("it holds no keys and values")
-    return read
+def _record(path: Path, shape: Shape) -> dict[str, Any]:
+    return Results(path.parent).load_json(path.name, shape)
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
     """Rows of a small table, every cell as it is written."""
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table = tidy.as_written(path)
     return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
 
 

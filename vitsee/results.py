@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from omegaconf import OmegaConf
 
+from vitsee import tidy
 from vitsee.errors import UserError, unwritable
+from vitsee.files import content, visible
+from vitsee.record import LAUNCH, Shape, misfit
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
     from vitsee.sums import Sums
@@ -28,6 +31,8 @@ log = logging.getLogger(__name__)
 
 LEFT = 3600.0
 """Seconds after which a file that was half written is taken for left behind."""
+MAPPING: Shape = {}
+"""The shape of a record of which nothing more is known."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +80,19 @@ class Results:
     def save_json(self, name: str, record: Mapping[str, Any]) -> None:
         self.write(name, (json.dumps(record, indent=1) + "\n").encode())
 
-    def load_json(self, name: str) -> dict[str, Any]:
-        """The record of this name, empty if there is none yet. Raises UserError if it is damaged."""
+    def load_json(self, name: str, shape: Shape = MAPPING) -> dict[str, Any]:
+        """The record of this name, empty if there is none yet. Raises UserError if it has not this shape."""
         path = self.path / name
+        if not path.exists():
+            return {}
+        packed = content(path)
         try:
-            return json.loads(path.read_bytes()) if path.exists() else {}
-        except ValueError as error:
-            raise UserError(
-                f"{path} is damaged ({error}); give the same `vitsee run` again: it is written anew"
-            ) from error
+            record = json.loads(packed)
+        except (ValueError, RecursionError) as error:
+            raise tidy.wrong(path, str(error)) from error
+        if reason := misfit(record, shape):
+            raise tidy.wrong(path, reason)
+        return record
 
     def save_experiment(self, what: Mapping[str, Any]) -> None:
         self.write("experiment.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(what))).encode())
@@ -93,8 +102,12 @@ class Results:
         return self.path / "state" / f"{_stage(stage)}{shard:03d}-of-{shards:03d}.pt"
 
     def states(self, stage: int = 0) -> list[Path]:
-        """The files of all shards' sums of one pass."""
-        return sorted(self.path.glob(f"state/{_names(stage)}.pt"))
+        """The files of all shards' sums of one pass; what is no file is set aside."""
+        found = sorted(self.path.glob(f"state/{_names(stage)}.pt"))
+        for path in found:
+            if path.exists() and not path.is_file():
+                self.set_aside(path, "it is a folder, a pipe or a device")
+        return [path for path in found if path.is_file()]
 
     def save_state(self, path: Path, sums: Sums) -> None:
         self.write(f"state/{path.name}", sums.packed(self._owner(path)))
@@ -155,9 +168,9 @@ class Results:
 
     def _launches(self, name: str) -> list[dict[str, Any]]:
         try:
-            return self.load_json(name).get("launches", [])
-        except UserError as damaged:
-            self.set_aside(self.path / name, str(damaged.__cause__))
+            return self.load_json(name, {"launches?": [LAUNCH]}).get("launches", [])
+        except (UserError, IsADirectoryError) as damaged:
+            self.set_aside(self.path / name, str(damaged))
             return []
 
     def save_tables(self, tables: Mapping[str, pd.DataFrame]) -> list[Path]:
@@ -166,9 +179,21 @@ class Results:
             for name, table in tables.items()
         ]
 
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """Every table as its CSV says, to the last digit; a layer may be called 0 or NA."""
-        return {path.stem: _table(path) for path in sorted(self.path.glob("*.csv"))}
+    def tables(self, columns: Mapping[str, tidy.Table] | None = None) -> dict[str, pd.DataFrame]:
+        """Tables as their CSVs say, to the last digit: those that have these columns, or all that there are.
+
+        Raises UserError if one has not, or is no table.
+        """
+        if not columns:
+            return {path.stem: tidy.read(path) for path in visible(self.path, ".csv")}
+        paths = {name: self.path / f"{name}.csv" for name in columns}
+        if not any(path.exists() for path in paths.values()):
+            return {}
+        return {
+            name: columns[name].read(path)
+            for name, path in paths.items()
+            if path.exists() or not columns[name].optional
+        }
 
     def save_figures(self, figures: Mapping[str, Figure], *, pdf: bool = False) -> list[Path]:
         """Write each figure as PNG, and as PDF on request; without dates, so redraws are identical."""
@@ -180,12 +205,6 @@ class Results:
                 figure.savefig(buffer, format=ending, dpi=200, metadata=without[ending])
                 written.append(self.write(f"{name}.{ending}", buffer.getvalue()))
         return written
-
-
-def _table(path: Path) -> pd.DataFrame:
-    columns = pd.read_csv(path, nrows=0).columns
-    names = {column: str for column in columns if column.endswith("layer") or column == "heads"}
-    return pd.read_csv(path, dtype=names, keep_default_na=False, na_values=[""])
 
 
 _SHARD = "[0-9]*-of-*"

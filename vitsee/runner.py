@@ -42,6 +42,8 @@ def run(experiment: Experiment, team: Alone | None = None) -> list[Path]:
     and Interrupted on a signal; what was measured is saved then, and the same call goes on.
     """
     study, team = Study(experiment), team or Alone()
+    if team.writes:
+        import vitsee.figures  # noqa: F401  (what cannot draw fails now, rather than after hours)
     results = Results(Path(experiment.run.outputs) / study.folder, study.fingerprint)
     experiment.analysis.fit(study.memory)
     results.prepare()

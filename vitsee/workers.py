@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from vitsee import runner
+from vitsee import config, runner
 from vitsee.config import Experiment, Run
 from vitsee.errors import Incomplete, UserError, speak_plainly
 from vitsee.interrupt import Interrupted, Interruptible
@@ -166,8 +166,10 @@ def _go_on(meeting: list[Connection]) -> None:
     meeting.clear()
 
 
-def _died(member: BaseProcess) -> UserError:
+def _died(member: BaseProcess) -> BaseException:
     code = member.exitcode or 0
+    if -code in Interruptible.stops:  # it came before the member could listen
+        return Interrupted()
     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     return UserError(
         f"a process ended without a word ({how}), most often for want of memory; "
@@ -225,8 +227,9 @@ def _member(experiment: Experiment, number: int, size: int, line: Connection) ->
     except (KeyboardInterrupt, EOFError, BrokenPipeError):  # the latter: who started it is no more
         outcome = Interrupted()
     except Exception as bug:
+        mistake = config.mistake(bug)
         trace = "".join(traceback.format_exception(bug))
-        outcome = RuntimeError(f"a process failed:\n{trace}")
+        outcome = UserError(mistake) if mistake else RuntimeError(f"a process failed:\n{trace}")
     with suppress(OSError):
         line.send(("ended", outcome))
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
+from vitsee.tidy import Table, Whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,6 +32,20 @@ class AttentionDistance(Analysis):
 
     default_images: ClassVar[int] = 5000
     default_batch_size: ClassVar[int] = 64
+
+    columns: ClassVar[dict[str, Table]] = {
+        "attention_distance": Table(
+            {
+                "block": Whole(),
+                "head": Whole(),
+                "distance_px": float,
+                "se": float,
+                "uniform_px": float,
+                "layer": str,
+            },
+            keys=("layer", "head"),
+        )
+    }
 
     name: str = "attention_distance"
     layers: Any = field(default_factory=lambda: ["blocks.*.attn"])

@@ -11,6 +11,7 @@ import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError, nearest
+from vitsee.tidy import Table, Whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 SIDE = 112
 """Pixels of the longer side of the images in the table, for the figure."""
+_PLACES = ("image", "row", "col")
 
 
 @register
@@ -37,6 +39,15 @@ class AttentionRollout(Analysis):
     default_images: ClassVar[int] = 8
     default_batch_size: ClassVar[int] = 8
     ungrouped: ClassVar[tuple[str, ...]] = ("",)
+
+    columns: ClassVar[dict[str, Table]] = {
+        "attention_rollout": Table(
+            dict.fromkeys(_PLACES, Whole()) | {"weight": float}, grid=_PLACES[1:]
+        ),
+        "attention_rollout_images": Table(
+            dict.fromkeys(_PLACES, Whole()) | dict.fromkeys("rgb", float), grid=_PLACES[1:]
+        ),
+    }
 
     name: str = "attention_rollout"
     layers: Any = field(default_factory=lambda: ["blocks.*.attn"])
@@ -134,7 +145,7 @@ class AttentionRollout(Analysis):
         weights = _arrays(tables["attention_rollout"], ["weight"])[..., 0]
         colours = _arrays(tables["attention_rollout_images"], list("rgb"))
         pairs = figures.image_pairs(
-            [(image / 255, weight) for image, weight in zip(colours, weights, strict=True)],
+            [(image / 255, weight) for image, weight in zip(colours, weights, strict=False)],
             title=f"{labels.model}, {labels.data}",
             names=("Input", "Attention"),
         )
@@ -143,7 +154,7 @@ class AttentionRollout(Analysis):
 
 def _arrays(table: pd.DataFrame, columns: list[str]) -> np.ndarray:
     """(images, rows, columns, values) from a tidy table in row-major order."""
-    shape = [table[name].nunique() for name in ("image", "row", "col")]
+    shape = [table[name].nunique() for name in _PLACES]
     return table[columns].to_numpy(float).reshape(*shape, len(columns))
 
 

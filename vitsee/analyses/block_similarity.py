@@ -12,6 +12,7 @@ import pandas as pd
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
 from vitsee.estimates import cka_and_error, cka_terms
+from vitsee.tidy import Table, Whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,6 +30,20 @@ class BlockSimilarity(Analysis):
     """
 
     equal_minibatches: ClassVar[bool] = True
+
+    columns: ClassVar[dict[str, Table]] = {
+        "block_similarity": Table(
+            {
+                "block": Whole(),
+                "depth": float,
+                "model": str,
+                "other": str,
+                "cka": float,
+                "se": float,
+            },
+            keys=("block",),
+        )
+    }
 
     name: str = "block_similarity"
     layers: Any = "blocks"

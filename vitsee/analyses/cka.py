@@ -12,6 +12,7 @@ import pandas as pd
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
 from vitsee.estimates import cka_and_error, cka_terms
+from vitsee.tidy import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,6 +49,13 @@ class CKA(Analysis):
     """
 
     equal_minibatches: ClassVar[bool] = True
+
+    columns: ClassVar[dict[str, Table]] = {
+        "cka": Table(
+            {"model_layer": str, "other_layer": str, "cka": float, "se": float},
+            grid=("model_layer", "other_layer"),
+        )
+    }
 
     name: str = "cka"
     layers: Any = "paper"

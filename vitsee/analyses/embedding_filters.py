@@ -10,12 +10,15 @@ import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, register
 from vitsee.errors import UserError
+from vitsee.tidy import Table, Whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
     from vitsee.sums import Sums
+
+_PLACES = ("component", "channel", "row", "col")
 
 
 @register
@@ -29,6 +32,13 @@ class EmbeddingFilters(Analysis):
     """
 
     weights_only: ClassVar[bool] = True
+
+    columns: ClassVar[dict[str, Table]] = {
+        "embedding_filters": Table(
+            dict.fromkeys(_PLACES, Whole()) | {"value": float}, grid=_PLACES
+        ),
+        "embedding_variance": Table({"component": Whole(), "share": float}),
+    }
 
     name: str = "embedding_filters"
     components: int = 28
@@ -58,7 +68,7 @@ class EmbeddingFilters(Analysis):
         """embedding_filters: a row a weight of a component. embedding_variance: a row a component."""
         values = sums.terms["components"].cpu().numpy()
         index = np.indices(values.shape).reshape(4, -1)
-        places = dict(zip(("component", "channel", "row", "col"), index, strict=True))
+        places = dict(zip(_PLACES, index, strict=True))
         share = sums.terms["variance"].cpu().numpy()
         return {
             "embedding_filters": pd.DataFrame(places | {"value": values.ravel()}),
@@ -80,7 +90,7 @@ class EmbeddingFilters(Analysis):
         from vitsee import figures
 
         table = tables["embedding_filters"]
-        shape = [int(table[name].max()) + 1 for name in ("component", "channel", "row", "col")]
+        shape = [int(table[name].max()) + 1 for name in _PLACES]
         values = table["value"].to_numpy().reshape(shape).transpose(0, 2, 3, 1)
         low, high = (pick(values, axis=(1, 2, 3), keepdims=True) for pick in (np.min, np.max))
         share = tables["embedding_variance"]["share"].sum()

@@ -11,6 +11,7 @@ import pandas as pd
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
 from vitsee.estimates import cka_and_error
+from vitsee.tidy import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,6 +32,19 @@ class HeadSimilarity(Analysis):
 
     equal_minibatches: ClassVar[bool] = True
     default_batch_size: ClassVar[int] = 128
+
+    columns: ClassVar[dict[str, Table]] = {
+        "head_similarity": Table(
+            {
+                "heads": str,
+                "mean_distance_px": float,
+                "other_layer": str,
+                "cka": float,
+                "se": float,
+            },
+            grid=("heads", "other_layer"),
+        )
+    }
 
     name: str = "head_similarity"
     layers: Any = field(default_factory=lambda: ["blocks.0.attn"])

@@ -13,6 +13,7 @@ import pandas as pd
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.draws import Draw, draw
 from vitsee.errors import UserError, unknown
+from vitsee.tidy import Kind, Table, Whole
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,16 @@ class Feature(Enum):
     each_token = "each_token"
 
 
+_PROBE: dict[str, Kind] = {
+    "layer": str,
+    "depth": float,
+    "shots": Whole(),
+    "seed": Whole(),
+    "l2": float,
+    "accuracy": float,
+}
+
+
 @register
 @dataclass(kw_only=True)
 class LinearProbe(Analysis):
@@ -51,6 +62,16 @@ class LinearProbe(Analysis):
     default_images = 50_000
     default_batch_size = 128
     splits: ClassVar[tuple[str | None, ...]] = ("train", "train", None)
+
+    columns: ClassVar[dict[str, Table]] = {
+        "linear_probe": Table(
+            _PROBE | {"features": tuple(f.value for f in Feature), "classes": Whole(1)},
+            keys=("layer", "features", "shots", "seed"),
+        ),
+        "linear_probe_tokens": Table(
+            _PROBE | {"row": Whole(), "col": Whole()}, grid=("row", "col"), optional=True
+        ),
+    }
 
     name: str = "linear_probe"
     layers: Any = "blocks"

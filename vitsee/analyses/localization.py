@@ -12,6 +12,7 @@ import pandas as pd
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
 from vitsee.estimates import cka_and_error, cka_terms
+from vitsee.tidy import Table, Whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,6 +31,7 @@ PAPER_TOKENS: dict[Grid, list[Grid]] = {
     (16, 16): [(0, 0), (2, 5), (5, 10), (5, 11)],
 }
 """The tokens that the paper shows, by grid (Fig. 9, 10, D.1-D.3)."""
+_TOKEN, _PATCH = ("token_row", "token_col"), ("patch_row", "patch_col")
 
 
 @register
@@ -44,6 +46,19 @@ class Localization(Analysis):
     """
 
     equal_minibatches: ClassVar[bool] = True
+
+    columns: ClassVar[dict[str, Table]] = {
+        "localization": Table(
+            {"layer": str} | dict.fromkeys((*_TOKEN, *_PATCH), Whole()) | {"cka": float},
+            grid=(*_TOKEN, *_PATCH),
+        ),
+        "localization_score": Table(
+            {"layer": str}
+            | dict.fromkeys(_TOKEN, Whole())
+            | dict.fromkeys(("own_cka", "mean_cka", "own_rank"), float),
+            grid=_TOKEN,
+        ),
+    }
 
     name: str = "localization"
     layers: Any = "last"
@@ -245,7 +260,7 @@ def _pairs(
     layer: str, grid: Grid, cka: np.ndarray, se: np.ndarray, minibatches: int
 ) -> pd.DataFrame:
     """A row a token and patch, from (tokens, patches)."""
-    names = ("token_row", "token_col", "patch_row", "patch_col")
+    names = (*_TOKEN, *_PATCH)
     places = {name: index.ravel() for name, index in zip(names, np.indices(grid * 2), strict=True)}
     values = {"cka": cka.ravel(), "se": se.ravel(), "minibatches": minibatches}
     return pd.DataFrame({"layer": layer, **places, **values})

@@ -9,12 +9,15 @@ import numpy as np
 import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, register
+from vitsee.tidy import Table, Whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
     from vitsee.sums import Sums
+
+_PLACES = ("row", "col", "other_row", "other_col")
 
 
 @register
@@ -28,6 +31,12 @@ class PositionSimilarity(Analysis):
 
     weights_only: ClassVar[bool] = True
 
+    columns: ClassVar[dict[str, Table]] = {
+        "position_similarity": Table(
+            dict.fromkeys(_PLACES, Whole()) | {"cosine": float}, grid=_PLACES
+        )
+    }
+
     name: str = "position_similarity"
 
     def read(self, nets: dict[str, nn.Module]) -> dict[str, Tensor]:
@@ -40,7 +49,7 @@ class PositionSimilarity(Analysis):
         """A row a pair of patches: row, col, other_row, other_col, cosine."""
         cosine = sums.terms["cosine"].cpu().numpy()
         index = np.indices(cosine.shape).reshape(4, -1)
-        places = dict(zip(("row", "col", "other_row", "other_col"), index, strict=True))
+        places = dict(zip(_PLACES, index, strict=True))
         return {"position_similarity": pd.DataFrame(places | {"cosine": cosine.ravel()})}
 
     def warnings(self, sums: Sums) -> list[str]:
@@ -58,7 +67,7 @@ class PositionSimilarity(Analysis):
         from vitsee import figures
 
         table = tables["position_similarity"]
-        shape = [int(table[name].max()) + 1 for name in ("row", "col", "other_row", "other_col")]
+        shape = [int(table[name].max()) + 1 for name in _PLACES]
         figure = figures.grid_of_grids(
             table["cosine"].to_numpy().reshape(shape),
             limits=(-1, 1),

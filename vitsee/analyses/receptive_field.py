@@ -11,6 +11,7 @@ import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
+from vitsee.tidy import MODELS, Kind, Table, Whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 5
 """How many layers the figure of the paper shows of a model."""
+_OF: dict[str, Kind] = {"layer": str, "point": ("post", "pre"), "model": MODELS}
 
 
 class Point(Enum):
@@ -44,6 +46,15 @@ class ReceptiveField(Analysis):
     default_images: ClassVar[int] = 32
     default_batch_size: ClassVar[int] = 8
     gradients: ClassVar[bool] = True
+
+    columns: ClassVar[dict[str, Table]] = {
+        "receptive_field": Table(
+            _OF | {"row": Whole(), "col": Whole(), "value": float}, grid=("row", "col")
+        ),
+        "receptive_field_size": Table(
+            _OF | dict.fromkeys(("radius50_px", "radius90_px", "own_share"), float)
+        ),
+    }
 
     name: str = "receptive_field"
     layers: Any = "every"

@@ -11,6 +11,7 @@ import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
+from vitsee.tidy import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,6 +32,15 @@ class Scaling(Analysis):
 
     default_images: ClassVar[int] = 4000
     reads_cards: ClassVar[bool] = True
+
+    columns: ClassVar[dict[str, Table]] = {
+        "scaling": Table(
+            {"model": str, "family": str}
+            | dict.fromkeys(
+                ("train_images", "images_seen", "training_flops", "accuracy", "se"), float
+            )
+        )
+    }
 
     name: str = "scaling"
     layers: Any = "logits"

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
+from vitsee.tidy import MODELS, Table, Whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,6 +43,22 @@ class SkipRatio(Analysis):
 
     default_images: ClassVar[int] = 1024
     ungrouped: ClassVar[tuple[str, ...]] = ("histogram",)
+
+    columns: ClassVar[dict[str, Table]] = {
+        "skip_ratio": Table(
+            {
+                "block": str,
+                "branch": str,
+                "token": Whole(-1),
+                "ratio": float,
+                "median": float,
+                "cosine": float,
+                "model": MODELS,
+                "kind": ("mean", "class", "prefix", "spatial"),
+            },
+            keys=("model", "block", "branch", "token"),
+        )
+    }
 
     name: str = "skip_ratio"
     layers: Any = "every"
