@@ -9,7 +9,8 @@ import pytest
 from conftest import tiny_overrides
 
 from vitsee import plotting
-from vitsee.interrupt import Interrupted, Interruptible
+from vitsee.interrupt import OF_TERMINALS, Interrupted, Interruptible
+from vitsee.sums import Sums
 
 
 def block(*signals: int, then: BaseException | None = None) -> None:
@@ -22,7 +23,7 @@ def block(*signals: int, then: BaseException | None = None) -> None:
             raise then
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", Interruptible.stops)
 def test_a_signal_after_the_last_check_takes_effect_at_the_end(stop):
     before = signal.getsignal(stop)
     with pytest.raises(Interrupted):
@@ -35,9 +36,67 @@ def test_an_error_of_the_block_goes_before_a_signal():
         block(signal.SIGINT, then=KeyError())
 
 
-def test_a_second_ctrl_c_stops_at_once():
+@pytest.mark.parametrize("key", [signal.SIGINT, signal.SIGQUIT])
+def test_a_second_ctrl_c_stops_at_once(key):
     with pytest.raises(KeyboardInterrupt):
-        block(signal.SIGINT, signal.SIGINT, then=AssertionError("it went on"))
+        block(key, key, then=AssertionError("it went on"))
+
+
+def test_a_terminal_that_is_lost_twice_still_saves():
+    with pytest.raises(Interrupted):
+        block(signal.SIGHUP, signal.SIGHUP, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("stop", Interruptible.stops)
+def test_what_was_ignored_before_stays_ignored_as_under_nohup(stop):
+    before = signal.signal(stop, signal.SIG_IGN)
+    try:
+        block(stop, stop)
+    finally:
+        signal.signal(stop, before)
+
+
+def test_processes_that_decode_images_leave_what_a_terminal_sends_to_the_main_process(monkeypatch):
+    from vitsee.loading import prepare_worker
+
+    ignored = {}
+    monkeypatch.setattr(signal, "signal", lambda number, how: ignored.update({number: how}))
+    monkeypatch.setattr("torch.set_num_threads", lambda count: None)
+    prepare_worker(0)
+    assert ignored == dict.fromkeys(OF_TERMINALS, signal.SIG_IGN)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGHUP, signal.SIGQUIT])
+def test_a_measurement_that_loses_its_terminal_is_saved_and_goes_on(
+    stop, run_tiny, monkeypatch, tmp_path
+):
+    real, seen = Sums.of, []
+
+    def of(*words, **more):
+        seen.append(words[0])
+        if len(seen) == 2:
+            signal.raise_signal(stop)
+        return real(*words, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sums, "of", of)
+        code, out, err = run_tiny()
+    assert (code, out) == (130, "")
+    assert err.endswith("interrupted, state saved; the same command goes on\n")
+    (state,) = tmp_path.rglob("000-of-001.pt")
+    assert Sums.load(state).seen.sum() == 2
+    assert run_tiny()[0] == 0
+
+
+def test_a_process_of_several_that_dies_of_a_stop_was_interrupted():
+    from vitsee.workers import _died
+
+    class Member:
+        exitcode = -signal.SIGHUP
+
+    assert isinstance(_died(Member()), Interrupted)
+    Member.exitcode = -signal.SIGKILL
+    assert "killed by SIGKILL" in str(_died(Member()))
 
 
 def test_ctrl_c_in_a_callback_that_swallows_exceptions_while_a_figure_is_drawn_is_not_lost(

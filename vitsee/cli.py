@@ -55,6 +55,7 @@ def obey() -> None:
     speak_plainly()
     del sys.argv[1]  # Hydra expects nothing but its own arguments
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # bugs keep their traceback
+    os.environ["MPLBACKEND"] = "agg"  # no window is opened; one that there is not would be an error
     # torch then asks for huge pages, without which a CPU under Linux spends a fourth of its time on page faults
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     answer_for(verb, VERBS[verb])

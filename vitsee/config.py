@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 import vitsee.analyses  # noqa: F401  (declares the schema of every analysis)
 from vitsee import plain
 from vitsee.analysis import REGISTERED, Analysis
-from vitsee.errors import UserError, expanded, refused, unknown
+from vitsee.errors import UserError, expanded, printable, refused, unknown
 
 _PACKAGED = Path(__file__).parent / "conf"
 CONF = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "conf"
@@ -177,7 +177,8 @@ class Experiment:
     run: Run = field(default_factory=Run)
 
     def __post_init__(self) -> None:
-        self.analysis.cast = {role: model.name for role, model in self.models.items()}
+        # a name that is no Unicode could be written into no table
+        self.analysis.cast = {role: printable(m.name) for role, m in self.models.items()}
         if self.batch_size < self.least:
             why = " (unbiased HSIC divides by n - 3)" if self.analysis.equal_minibatches else ""
             raise UserError(f"batch_size must be at least {self.least}{why}, got {self.batch_size}")

@@ -78,7 +78,7 @@ def unwritable(path: Path, error: OSError) -> UserError:
     """What the system refused to write, and what to do."""
     return UserError(
         f"cannot write {path}: {error.strerror or error}; {remedy(error)}, or choose another folder "
-        f"with run.outputs=PATH (what was saved before is kept)"
+        f"with run.outputs=PATH, or for `vitsee plot` a copy of this one (what was saved before is kept)"
     )
 
 

@@ -187,12 +187,13 @@ class Results:
         if not columns:
             return {path.stem: tidy.read(path) for path in visible(self.path, ".csv")}
         paths = {name: self.path / f"{name}.csv" for name in columns}
-        if not any(path.exists() for path in paths.values()):
+        there = {name for name, path in paths.items() if os.path.lexists(path)}
+        if not there:
             return {}
         return {
             name: columns[name].read(path)
             for name, path in paths.items()
-            if path.exists() or not columns[name].optional
+            if name in there or not columns[name].optional
         }
 
     def save_figures(self, figures: Mapping[str, Figure], *, pdf: bool = False) -> list[Path]:
