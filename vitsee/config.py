@@ -25,6 +25,7 @@ import vitsee.analyses  # noqa: F401  (declares the schema of every analysis)
 from vitsee import plain
 from vitsee.analysis import REGISTERED, Analysis
 from vitsee.errors import UserError, unknown
+from vitsee.names import told_apart
 
 _PACKAGED = Path(__file__).parent / "conf"
 CONF = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "conf"
@@ -48,7 +49,9 @@ class Model:
     pretrained: bool = True
     """false: random weights, drawn with `seed`; labels and figures then say so."""
     checkpoint: str | None = None
-    """Local weights: .safetensors, .pt or .pth (tensors only), or .npz of the ViT authors."""
+    """Local weights: any file that torch or safetensors reads without running code, or .npz of the ViT authors."""
+    checkpoint_key: str | None = None
+    """Which state dict of a checkpoint that holds several, e.g. teacher, state_dict_ema; by default the usual one."""
     embedded: bool = False
     """The weights ship with vitsee (vitsee/weights/<name>.safetensors)."""
     seed: int = 0
@@ -174,7 +177,7 @@ class Experiment:
     run: Run = field(default_factory=Run)
 
     def __post_init__(self) -> None:
-        self.analysis.cast = {role: model.name for role, model in self.models.items()}
+        self.analysis.cast = self.names
         if self.batch_size < 4:
             raise UserError(
                 f"batch_size must be at least 4 (unbiased HSIC divides by n - 3), "
@@ -202,6 +205,11 @@ class Experiment:
     def models(self) -> dict[str, Model]:
         """The models by role: `model`, and `other` if there is one."""
         return {"model": self.model} | ({"other": self.other} if self.other else {})
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What results call the models, by role."""
+        return told_apart(self.models)
 
     def what(self) -> dict[str, Any]:
         """Everything but `run`: what was asked, as plain values."""
