@@ -67,6 +67,10 @@ class Model:
     dataset: str = "imagenette"
     """The data set used when none is named."""
 
+    def __post_init__(self) -> None:
+        if not -(2**63) <= self.seed < 2**64:
+            raise UserError(f"model.seed must be a whole number of 64 bits, got {self.seed}")
+
 
 class OnBadImage(Enum):
     """What to do with an image that cannot be decoded."""

@@ -7,6 +7,8 @@ import json
 import logging
 import math
 import os
+import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -33,13 +35,15 @@ POOLING: dict[Pool, dict[str, Any]] = {
 """Arguments of timm's ViTs; as in the authors' code, the mean is taken after the last norm."""
 RESERVED = {
     "args.checkpoint_path": "model.checkpoint=PATH",
+    "args.device": "run.device",
+    "args.dtype": "precision",
     "args.pretrained": "model.pretrained",
     "args.pretrained_cfg": "model.overlay",
     "args.pretrained_cfg_overlay": "model.overlay",
     "overlay.file": "model.checkpoint=PATH",
     "overlay.state_dict": "model.checkpoint=PATH",
 }
-"""What timm would take too, but would load past all checks; and what to use."""
+"""What timm would take too, past all checks; and what to use."""
 _REMEDY = (
     "download it where there is a network and set HF_HUB_CACHE to that cache, or name a local file with "
     "model.checkpoint=PATH, or use random weights with model.pretrained=false"
@@ -232,13 +236,15 @@ def _timm_model(model: Model, file: Path | None = None) -> nn.Module:
     import timm
 
     place = {} if file is None else {"file": str(file), "source": ""}
-    net = timm.create_model(
-        model.timm,
-        pretrained=file is not None,
-        pretrained_cfg_overlay=model.overlay | place,
-        **(POOLING[model.pool] if model.pool else {}),
-        **model.args,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Initializing zero-element")  # an error says so later
+        net = timm.create_model(
+            model.timm,
+            pretrained=file is not None,
+            pretrained_cfg_overlay=model.overlay | place,
+            **(POOLING[model.pool] if model.pool else {}),
+            **model.args,
+        )
     if model.remove_skip:
         from vitsee.skipless import remove_skips
 
@@ -375,14 +381,16 @@ def _repository(model: Model, place: str) -> tuple[str, str | None]:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
-    name, _, revision = place.partition("@")
+    name, at, revision = place.partition("@")
     try:
         validate_repo_id(name)
     except HFValidationError as error:
         raise UserError(
-            f"model={model.name}: {name!r} is no name of a repository of the Hugging Face hub, which is "
-            f"owner/name: {line(error)}"
+            f"model={model.name}: {name!r} is no name of a repository of the Hugging Face hub; they are "
+            f"written owner/name or owner/name@revision, with letters, digits and - _ . only"
         ) from error
+    if at and (not re.fullmatch(r"[\w./-]+", revision) or ".." in revision):
+        raise UserError(f"model={model.name}: {revision!r} is no revision; e.g. {name}@main")
     return name, revision or None
 
 

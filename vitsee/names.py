@@ -48,6 +48,8 @@ def _of_checkpoints(one: Model, other: Model) -> tuple[str, str] | None:
 def _of_options(one: Model, other: Model) -> tuple[str, str]:
     ones, others = _decisive(one), _decisive(other)
     keys = [key for key in ones | others if ones.get(key) != others.get(key)]
+    if "pretrained" in keys and "seed" in keys:
+        keys.remove("seed")  # of one of them only
     return _said(ones, keys), _said(others, keys)
 
 

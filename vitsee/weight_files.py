@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import pickle
 import re
 import sys
 import traceback
@@ -76,11 +77,17 @@ class _Inert:
         pass
 
 
+class _Dictionary:
+    """Stands for a dictionary of another class: a plain one is made."""
+
+    def __new__(cls, *args: object) -> dict[Any, Any]:  # type: ignore[misc]  # that is the point
+        return {}
+
+
 INERT = (
     "argparse.Namespace",
     "types.SimpleNamespace",
     "typing.Any",
-    "collections.defaultdict",
     "datetime.datetime",
     "datetime.timedelta",
     *(f"builtins.{kind}" for kind in ("bool", "dict", "float", "int", "list", "str", "tuple")),
@@ -105,11 +112,12 @@ INERT = (
 )
 """Objects that trainers write beside the weights; none of them is made, `_Inert` takes their place."""
 DICTIONARIES = (
+    "collections.defaultdict",
     "lightning.fabric.utilities.data.AttributeDict",
     "lightning_fabric.utilities.data.AttributeDict",
     "pytorch_lightning.utilities.parsing.AttributeDict",
 )
-"""The same, for subclasses of dict: what is read is a plain dictionary."""
+"""The same, for dictionaries: `_Dictionary` takes their place, and what is in them is read."""
 
 FOREIGN = {
     b"version https://git-lfs": "is a pointer of Git LFS, not the weights: run `git lfs pull`",
@@ -120,7 +128,7 @@ FOREIGN = {
     b"\x28\xb5\x2f\xfd": "is compressed with zstd: unpack it first",
     b"\x93NUMPY": "is a single NumPy array, no checkpoint",
     b"<": "is a web page or XML, no checkpoint: was it downloaded whole?",
-    b"{": "is text, no checkpoint",
+    b"{": "is text, no checkpoint (if it is an index of several files: join these first)",
 }
 """What other files begin with."""
 
@@ -279,17 +287,19 @@ def _read(path: Path) -> Any:
         raise UserError(f"checkpoint {path} {_refusal(error)}") from error
     if isinstance(loaded, Mapping):
         return loaded
-    raise UserError(f"checkpoint {path} holds no state dict but a {type(loaded).__name__}; {ALONE}")
+    kind = type(loaded).__name__
+    raise UserError(f"checkpoint {path} holds one object ({kind}) and no state dict; {ALONE}")
 
 
 def _unpickled(path: Path) -> Any:
-    stand_ins = [(_Inert, name) for name in INERT] + [(dict, name) for name in DICTIONARIES]
+    stand_ins = [(_Inert, name) for name in INERT] + [(_Dictionary, name) for name in DICTIONARIES]
     with (
         torch.serialization.safe_globals(stand_ins),  # type: ignore[arg-type]  # names may be given
         warnings.catch_warnings(),
+        path.open("rb") as file,  # given a name, torch goes by its ending
     ):
         warnings.simplefilter("ignore")  # about protocols and storages: nothing the user can mend
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _refusal(error: Exception) -> str:
@@ -297,13 +307,13 @@ def _refusal(error: Exception) -> str:
     said = str(error)
     named = re.search(r"GLOBAL (\S+)", said)
     if named or "Can only" in said or "unrecognized function" in said:
-        what = named[1] if named else line(said.rpartition("WeightsUnpickler error:")[2])
+        what = named[1] if named else "of a kind that only running it would make"
         return f"was refused: it holds objects that could run code ({what}); {ALONE}"
     if "TorchScript" in said:
         return f"is a TorchScript program, not weights alone; {ALONE}"
-    reason = line(said.rpartition("WeightsUnpickler error:")[2] or type(error).__name__)
-    if "Unsupported operand" in said or "weights_only" in reason:
+    if isinstance(error, (pickle.UnpicklingError, LookupError, TypeError, ValueError)):
         return f"is damaged or no checkpoint that torch.save wrote; {ALONE}"
+    reason = re.sub(r"\[enforce fail .*?\] ?\. ?", "", line(error))
     return f"is damaged or no checkpoint: {reason}"
 
 
@@ -313,12 +323,11 @@ def _refusal(error: Exception) -> str:
 def _state_dicts(loaded: Mapping[Any, Any]) -> dict[str, dict[str, Tensor]]:
     """Every dictionary in a file that holds tensors by name, by its dotted key; the file itself is ''."""
     found: dict[str, dict[str, Tensor]] = {}
-    seen: set[int] = set()  # one may hold itself
+    looks = iter(range(1000))  # dictionaries may hold each other
 
     def look(value: Mapping[Any, Any], key: str, depth: int) -> None:
-        if id(value) in seen or depth > 3:
+        if depth > 3 or next(looks, None) is None:
             return
-        seen.add(id(value))
         named = {name: one for name, one in value.items() if isinstance(name, str)}
         tensors = {name: one.detach() for name, one in named.items() if isinstance(one, Tensor)}
         if tensors:
@@ -337,7 +346,7 @@ def _choose(
     """The key and the state dict that was asked for, else the usual one, else the only one that fits."""
     if not found:
         raise UserError(f"checkpoint {path} holds no tensors by name; {ALONE}")
-    if key is not None:
+    if key:
         return key, _asked(found, key, path)
     for usual in KEYS:
         if usual in found:
@@ -361,11 +370,11 @@ def _choose(
 
 def _asked(found: dict[str, dict[str, Tensor]], key: str, path: Path) -> dict[str, Tensor]:
     """The state dict at this key, or what of one begins so. Raises UserError with those that exist."""
-    if key and key in found:
+    if key in found:
         return found[key]
     for name, state in found.items():
         within = f"{name}." if name else ""
-        if f"{key}.".startswith(within) and key:
+        if f"{key}.".startswith(within):
             start = f"{key}."[len(within) :]
             part = {n[len(start) :]: t for n, t in state.items() if start and n.startswith(start)}
             if part:
