@@ -171,6 +171,16 @@ def test_an_npz_that_does_not_fit_is_refused_and_nothing_stays_random(
     refused(message, timm="vit_tiny_patch16_224", args=usual | asked, checkpoint=path)
 
 
+def test_an_npz_that_was_refused_is_closed_at_once(tmp_path):
+    opened = Path("/proc/self/fd")
+    if not opened.is_dir():
+        pytest.skip("this system does not say which files are open")
+    path = npz(tmp_path / "vit.npz", depth=1, num_classes=10)
+    with pytest.raises(UserError):
+        models.load(tiny(timm="vit_tiny_patch16_224", args={"depth": 2}, checkpoint=path), "cpu")
+    assert path not in [os.path.realpath(link) for link in opened.iterdir()]
+
+
 def test_an_npz_of_something_else_is_refused(tmp_path):
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
     refused(
@@ -370,10 +380,10 @@ def test_a_whole_model_and_a_torchscript_program_are_refused_with_what_to_save(t
 
 @pytest.mark.parametrize(
     "prefix",
-    (
+    [
         *("module.", "_orig_mod.", "model.", "net.", "backbone.", "encoder.", "student."),
         *("module.backbone.", "_orig_mod.module.", "model.model."),
-    ),
+    ],
 )
 def test_what_a_wrapper_puts_before_all_names_is_cut_off_and_this_is_said(prefix, tmp_path, caplog):
     caplog.set_level("INFO")
@@ -533,6 +543,14 @@ def test_a_classifier_is_left_out_only_if_none_is_asked_for(tmp_path):
         r"1 unexpected \(aux\.weight\)\. All weights of the model are there, and more: save them",
         checkpoint=str(tmp_path / "x.pth"),
     )
+
+
+def test_a_training_may_begin_with_any_such_checkpoint_whatever_its_classes(tmp_path):
+    torch.save({"student": under("module."), "teacher": under("backbone.")}, tmp_path / "x.ckpt")
+    asked = tiny(args={"num_classes": 10}, checkpoint_key="student")
+    begun = models.without_classifier(asked, tmp_path / "x.ckpt").state_dict()
+    assert models.digest(BACKBONE) == models.digest({name: begun[name] for name in BACKBONE})
+    assert begun["head.weight"].shape == (10, 64)
 
 
 def test_counters_of_batchnorm_may_be_missing(tmp_path):
@@ -793,7 +811,10 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 
 DESCRIBED = {
     "architecture": "test_vit",
-    "pretrained_cfg": {"classifier": "head", "input_size": [3, 160, 160]},
+    "pretrained_cfg": {
+        **{"input_size": [3, 160, 160], "fixed_input_size": True},
+        **{"num_classes": 1000, "classifier": "head"},
+    },
 }
 MISDESCRIBED = {
     "{": "is not JSON: Expecting",
