@@ -145,6 +145,33 @@ def test_npz_of_the_vit_authors_loads(tmp_path):
         torch.testing.assert_close(loaded.net(x), net.eval()(x))
 
 
+def big_vision_layout(net: torch.nn.Module) -> dict[str, np.ndarray]:
+    """The same in the names of big_vision, all blocks stacked."""
+    new = {"MultiHeadDotProductAttention_1": "MultiHeadDotProductAttention_0"}
+    new |= {"MlpBlock_3": "MlpBlock_0", "LayerNorm_2": "LayerNorm_1"}
+    new |= {"Transformer/posembed_input/pos_embedding": "pos_embedding"}
+    stacks: dict[str, list[np.ndarray]] = defaultdict(list)
+    found = {}
+    for name, value in jax_layout(net).items():
+        for old in new:
+            name = name.replace(old, new[old])
+        if "encoderblock_" in name:
+            stacks[re.sub(r"encoderblock_\d+", "encoderblock", name)].append(value)
+        else:
+            found[name] = value
+    found |= {name: np.stack(values) for name, values in stacks.items()}
+    return {f"params/{name}": value for name, value in found.items()}
+
+
+def test_an_npz_of_big_vision_loads_without_a_warning_where_nothing_is_resampled(tmp_path, caplog):
+    args = {"depth": 2, "num_classes": 10, "img_size": 64}
+    net = models.build(tiny(timm="vit_tiny_patch16_224", args=args), seed=5)
+    np.savez(tmp_path / "x.npz", **big_vision_layout(net))
+    found = loaded(tmp_path / "x.npz", timm="vit_tiny_patch16_224", args=args)
+    assert found.digest == models.digest(net.state_dict())
+    assert not caplog.text
+
+
 def npz(path: Path, *, without: str = " ", **args: object) -> str:
     """An .npz of a tiny ViT, less the entries whose name has `without` in it."""
     net = models.build(tiny(timm="vit_tiny_patch16_224", args=args), seed=5)
@@ -298,6 +325,7 @@ def test_a_folder_or_a_pipe_as_checkpoint_is_refused(saved, tmp_path):
 WEIGHTS = models.build(tiny(), seed=5).state_dict()
 BACKBONE = {name: value for name, value in WEIGHTS.items() if not name.startswith("head.")}
 HEADLESS = {"num_classes": 0}
+ODD_ONE = WEIGHTS | {"pos_embed": WEIGHTS["pos_embed"].to(torch.int8)}
 
 
 def under(prefix: str, weights: dict[str, torch.Tensor] = WEIGHTS) -> dict[str, torch.Tensor]:
@@ -422,6 +450,15 @@ def test_a_prefix_that_no_wrapper_is_known_for_is_advised_and_the_advice_works(t
     assert found.digest == models.digest(WEIGHTS)
 
 
+def test_an_unknown_prefix_before_another_layout_is_advised_too(tmp_path):
+    path = tmp_path / "x.pth"
+    args = {"depth": 1, "embed_dim": 32, "num_heads": 2, "img_size": 56, "num_classes": 0}
+    asked = {"timm": "vit_small_patch14_reg4_dinov2", "args": args}
+    torch.save(under("tower.", dinov2(56)), path)
+    refused(r"Most weights of the model .* begin with tower: .*", checkpoint=str(path), **asked)
+    assert loaded(path, checkpoint_key="tower", **asked).taken.left_out == ["mask_token"]
+
+
 def test_two_models_in_one_state_dict_are_both_named(tmp_path):
     both = under("module.encoder_q.") | under("module.encoder_k.") | {"module.queue": torch.ones(2)}
     torch.save({"state_dict": both}, tmp_path / "moco.pth")
@@ -481,6 +518,8 @@ def test_among_several_state_dicts_the_user_chooses(tmp_path):
         checkpoint=str(path),
         checkpoint_key="onlin",
     )
+    torch.save({"online": WEIGHTS, "target": ODD_ONE}, path)
+    assert loaded(path).taken.key == "online"
     torch.save({"a": {"x": torch.ones(2)}, "b": {"y": torch.ones(2)}}, path)
     refused("none of which fits the model as it is: a, b; choose one", checkpoint=str(path))
     refused(r"1 unexpected \(x\)\. No name is", checkpoint=str(path), checkpoint_key="a")

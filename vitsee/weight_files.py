@@ -10,18 +10,17 @@ import sys
 import traceback
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
 from vitsee.errors import UserError, nearest, unknown
 
 if TYPE_CHECKING:
     from numpy.lib.npyio import NpzFile
+    from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 
@@ -139,9 +138,9 @@ ALONE = "save its state dict alone (torch.save(net.state_dict(), PATH)), best as
 class Taken:
     """What of a checkpoint is in the model.
 
-    file: its name. key: of the state dict in the file; none if the file is one. also: keys of others that hold the same
-    names. prefix: what all names began with and is cut off. left_out: entries that are not the
-    model's. resampled: what was interpolated to the model's resolution or patch size.
+    file: its name. key: of the state dict in the file; none if the file is one. also: keys of others
+    that hold the same names. prefix: what its names began with and is cut off. left_out: entries that
+    are not the model's. resampled: what was interpolated to the model's resolution or patch size.
     """
 
     file: str = ""
@@ -190,7 +189,7 @@ def fill(net: nn.Module, path: Path, key: str | None = None, keep: Iterable[str]
         taken = Taken(path.name, resampled=_load_npz(net, path))
     else:
         found = _state_dicts(_read(path))
-        chosen, state = _choose(net, found, key, path)
+        chosen, state = _choose(net, found, key, keep, path)
         _refuse_types(net, state, path)
         fit = _best_fit(net, state, keep, path)
         if fit.problems:
@@ -292,6 +291,8 @@ def _read(path: Path) -> Any:
 
 
 def _unpickled(path: Path) -> Any:
+    import torch
+
     stand_ins = [(_Inert, name) for name in INERT] + [(_Dictionary, name) for name in DICTIONARIES]
     with (
         torch.serialization.safe_globals(stand_ins),  # type: ignore[arg-type]  # names may be given
@@ -322,6 +323,8 @@ def _refusal(error: Exception) -> str:
 
 def _state_dicts(loaded: Mapping[Any, Any]) -> dict[str, dict[str, Tensor]]:
     """Every dictionary in a file that holds tensors by name, by its dotted key; the file itself is ''."""
+    import torch
+
     found: dict[str, dict[str, Tensor]] = {}
     looks = iter(range(1000))  # dictionaries may hold each other
 
@@ -329,7 +332,9 @@ def _state_dicts(loaded: Mapping[Any, Any]) -> dict[str, dict[str, Tensor]]:
         if depth > 3 or next(looks, None) is None:
             return
         named = {name: one for name, one in value.items() if isinstance(name, str)}
-        tensors = {name: one.detach() for name, one in named.items() if isinstance(one, Tensor)}
+        tensors = {
+            name: one.detach() for name, one in named.items() if isinstance(one, torch.Tensor)
+        }
         if tensors:
             found[key] = tensors
         for name, one in named.items():
@@ -341,7 +346,11 @@ def _state_dicts(loaded: Mapping[Any, Any]) -> dict[str, dict[str, Tensor]]:
 
 
 def _choose(
-    net: nn.Module, found: dict[str, dict[str, Tensor]], key: str | None, path: Path
+    net: nn.Module,
+    found: dict[str, dict[str, Tensor]],
+    key: str | None,
+    keep: Iterable[str],
+    path: Path,
 ) -> tuple[str, dict[str, Tensor]]:
     """The key and the state dict that was asked for, else the usual one, else the only one that fits."""
     if not found:
@@ -354,7 +363,7 @@ def _choose(
     below = next((b for b in ([k for k in found if k.startswith(f"{u}.")] for u in KEYS) if b), [])
     rivals = below or list(found)
     if len(rivals) > 1:
-        fitting = [k for k in rivals if not _best_fit(net, found[k], (), path).problems]
+        fitting = [k for k in rivals if _fits(net, found[k], keep, path)]
         if len(fitting) != 1:
             which = fitting or rivals
             why = "all of which fit" if fitting else "none of which fits the model as it is"
@@ -366,6 +375,14 @@ def _choose(
             )
         rivals = fitting
     return rivals[0], found[rivals[0]]
+
+
+def _fits(net: nn.Module, state: dict[str, Tensor], keep: Iterable[str], path: Path) -> bool:
+    try:
+        _refuse_types(net, state, path)
+        return not _best_fit(net, state, keep, path).problems
+    except UserError:
+        return False
 
 
 def _asked(found: dict[str, dict[str, Tensor]], key: str, path: Path) -> dict[str, Tensor]:
@@ -426,9 +443,7 @@ def _best_fit(net: nn.Module, state: dict[str, Tensor], keep: Iterable[str], pat
     for prefix in sorted({"", *starts}, key=lambda start: (len(start), start)):
         try:
             fit = _fit(net, state, prefix, keep)
-        except (
-            Exception
-        ) as error:  # of the architecture's own conversion, which knows certain files only
+        except Exception as error:  # of timm's conversion, which knows certain files only
             failed = failed or error
             continue
         if not fit.problems:
@@ -519,6 +534,8 @@ def _converted(net: nn.Module, state: dict[str, Tensor]) -> Mapping[str, Tensor]
 
 def _is_resampled(name: str, before: Tensor | None, after: Tensor) -> bool:
     """Whether these are values for other positions, not the same ones without a class token's slot."""
+    import torch
+
     if before is None or not POSITIONS.search(name):
         return False
     if before.numel() == after.numel():
@@ -558,6 +575,8 @@ def _refuse_types(net: nn.Module, state: Mapping[str, Tensor], path: Path) -> No
 
 def _unusable(tensor: Tensor) -> str | None:
     """What kind of tensor it is, if the weights of no model are of that kind."""
+    import torch
+
     usual = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
     if tensor.is_meta:
         return "on the meta device (without values)"
@@ -585,14 +604,16 @@ def _remedy(net: nn.Module, fit: _Fit, state: dict[str, Tensor], key: str) -> st
     if not fit.strangers and other and not missing and other <= heads:
         classes = len(fit.weights[min(other)])
         return f" If it is of other classes: model.args={{num_classes: {classes}}}"
-    within = [start.rstrip(".") for start in _starts_of_all(state, set(own) - heads)]
-    if within and all(within):
+    names = set(own) - heads
+    share, starts = _starts_of_most(state, names)
+    if starts and all(starts):
+        within = [start.rstrip(".") for start in starts]
         keys = [f"{key}.{start}" if key else start for start in within]
         return (
-            f" All weights of the model are there, in names that begin with {_or(within)}: "
-            f"model.checkpoint_key={_or(keys)}"
+            f" {'All' if share == 1 else 'Most'} weights of the model are there, in names that begin with "
+            f"{_or(within)}: model.checkpoint_key={_or(keys)}"
         )
-    if within and not other:
+    if share == 1 and not other:
         return " All weights of the model are there, and more: save them without the others"
     if not fit.matching:
         return (
@@ -605,11 +626,16 @@ def _remedy(net: nn.Module, fit: _Fit, state: dict[str, Tensor], key: str) -> st
     )
 
 
-def _starts_of_all(state: Mapping[str, Tensor], names: set[str]) -> list[str]:
-    """What the names of a state dict begin with where all of these follow."""
-    first = min(names, default="")
-    starts = [name[: -len(first)] for name in state if f".{name}".endswith(f".{first}")]
-    return [start for start in starts if all(start + name in state for name in names)]
+def _starts_of_most(state: Mapping[str, Tensor], names: set[str]) -> tuple[float, list[str]]:
+    """What most of these names follow in a state dict, if half of them do, and how large a share does."""
+    counts: Counter[str] = Counter()
+    for name in state:
+        cuts = [0] + [i + 1 for i, letter in enumerate(name) if letter == "."]
+        counts.update(name[:cut] for cut in cuts if name[cut:] in names)
+    most = max(counts.values(), default=0)
+    if not names or most < len(names) / 2:
+        return 0.0, []
+    return most / len(names), [start for start, count in counts.items() if count == most]
 
 
 # --- .npz ----------------------------------------------------------------------------------------
@@ -618,6 +644,7 @@ def _starts_of_all(state: Mapping[str, Tensor], names: set[str]) -> list[str]:
 def _load_npz(net: nn.Module, path: Path) -> list[str]:
     """Weights as the ViT authors published them, read by timm; what of them was resampled."""
     import numpy as np
+    import torch
 
     load_pretrained = getattr(net, "load_pretrained", None)
     if load_pretrained is None:
@@ -656,16 +683,21 @@ def _refuse_partial_npz(net: nn.Module, archive: NpzFile, path: Path) -> None:
 
 def _resampled_npz(net: nn.Module, archive: NpzFile) -> Iterator[str]:
     """What timm brought to the model's resolution or patch size."""
+    import torch
+
     positions = getattr(net, "pos_embed", None)
     projection = getattr(getattr(net, "patch_embed", None), "proj", None)
     for key in archive.files:
         if key.endswith("pos_embedding") and positions is not None:
-            own = positions.shape
+            stored = archive[key]
+            known = stored.dtype.kind == "f"  # NumPy has no bfloat16
+            before = torch.from_numpy(stored).to(positions) if known else positions
+            changed = _is_resampled(key, before, positions.detach())
         elif key.endswith("embedding/kernel") and projection is not None:
-            own = projection.weight.permute(2, 3, 1, 0).shape
+            changed = archive[key].shape != projection.weight.permute(2, 3, 1, 0).shape
         else:
             continue
-        if archive[key].shape != own:
+        if changed:
             yield key
 
 
