@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import datetime
+import json
 import os
 import pickle
 import re
@@ -9,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +22,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from vitsee import models
+from vitsee import models, names, weight_files
 from vitsee.config import CONF, Model
 from vitsee.errors import UserError
 from vitsee.listing import model_options
@@ -141,6 +145,33 @@ def test_npz_of_the_vit_authors_loads(tmp_path):
         torch.testing.assert_close(loaded.net(x), net.eval()(x))
 
 
+def big_vision_layout(net: torch.nn.Module) -> dict[str, np.ndarray]:
+    """The same in the names of big_vision, all blocks stacked."""
+    new = {"MultiHeadDotProductAttention_1": "MultiHeadDotProductAttention_0"}
+    new |= {"MlpBlock_3": "MlpBlock_0", "LayerNorm_2": "LayerNorm_1"}
+    new |= {"Transformer/posembed_input/pos_embedding": "pos_embedding"}
+    stacks: dict[str, list[np.ndarray]] = defaultdict(list)
+    found = {}
+    for name, value in jax_layout(net).items():
+        for old in new:
+            name = name.replace(old, new[old])
+        if "encoderblock_" in name:
+            stacks[re.sub(r"encoderblock_\d+", "encoderblock", name)].append(value)
+        else:
+            found[name] = value
+    found |= {name: np.stack(values) for name, values in stacks.items()}
+    return {f"params/{name}": value for name, value in found.items()}
+
+
+def test_an_npz_of_big_vision_loads_without_a_warning_where_nothing_is_resampled(tmp_path, caplog):
+    args = {"depth": 2, "num_classes": 10, "img_size": 64}
+    net = models.build(tiny(timm="vit_tiny_patch16_224", args=args), seed=5)
+    np.savez(tmp_path / "x.npz", **big_vision_layout(net))
+    found = loaded(tmp_path / "x.npz", timm="vit_tiny_patch16_224", args=args)
+    assert found.digest == models.digest(net.state_dict())
+    assert not caplog.text
+
+
 def npz(path: Path, *, without: str = " ", **args: object) -> str:
     """An .npz of a tiny ViT, less the entries whose name has `without` in it."""
     net = models.build(tiny(timm="vit_tiny_patch16_224", args=args), seed=5)
@@ -165,6 +196,16 @@ def test_an_npz_that_does_not_fit_is_refused_and_nothing_stays_random(
     usual = {"depth": 1, "num_classes": 10}
     path = npz(tmp_path / "vit.npz", **(usual | stored))
     refused(message, timm="vit_tiny_patch16_224", args=usual | asked, checkpoint=path)
+
+
+def test_an_npz_that_was_refused_is_closed_at_once(tmp_path):
+    opened = Path("/proc/self/fd")
+    if not opened.is_dir():
+        pytest.skip("this system does not say which files are open")
+    path = npz(tmp_path / "vit.npz", depth=1, num_classes=10)
+    with pytest.raises(UserError):
+        models.load(tiny(timm="vit_tiny_patch16_224", args={"depth": 2}, checkpoint=path), "cpu")
+    assert path not in [os.path.realpath(link) for link in opened.iterdir()]
 
 
 def test_an_npz_of_something_else_is_refused(tmp_path):
@@ -254,12 +295,385 @@ def test_a_checkpoint_that_is_not_there_is_refused_with_the_nearest(saved):
     )
 
 
-def test_a_checkpoint_of_an_unknown_kind_is_refused(tmp_path):
-    (tmp_path / "x.h5").write_bytes(b"")
+FOREIGN = {
+    "empty": b"",
+    "of zeros": bytes(100),
+    "a pointer of Git LFS, not the weights: run `git lfs pull`": b"version https://git-lfs.github",
+    r"HDF5 \(Keras\?\), which is not read; convert it": b"\x89HDF\r\n\x1a\n",
+    "compressed with gzip: unpack it first": b"\x1f\x8b\x08",
+    "a web page or XML, no checkpoint": b"<!DOCTYPE html>",
+    "damaged or no checkpoint that torch.save wrote; save its state dict alone": b"hello",
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_a_file_that_is_no_checkpoint_is_refused_by_what_it_is(what, tmp_path):
+    (tmp_path / "x.pth").write_bytes(FOREIGN[what])
+    refused(rf"checkpoint .*x\.pth is {what}", checkpoint=str(tmp_path / "x.pth"))
+
+
+def test_a_folder_or_a_pipe_as_checkpoint_is_refused(saved, tmp_path):
+    refused(r"is a folder; name a file in it: tiny\.safetensors", checkpoint=str(tmp_path))
+    os.mkfifo(tmp_path / "pipe")
+    refused("is a pipe or a device, not a file", checkpoint=str(tmp_path / "pipe"))
+    refused("cannot read checkpoint .*: File name too long", checkpoint="x" * 300)
+    refused("checkpoint=~nosuchuser/x: Could not determine home", checkpoint="~nosuchuser/x")
+
+
+# --- checkpoints that people have ----------------------------------------------------------------
+
+WEIGHTS = models.build(tiny(), seed=5).state_dict()
+BACKBONE = {name: value for name, value in WEIGHTS.items() if not name.startswith("head.")}
+HEADLESS = {"num_classes": 0}
+ODD_ONE = WEIGHTS | {"pos_embed": WEIGHTS["pos_embed"].to(torch.int8)}
+
+
+def under(prefix: str, weights: dict[str, torch.Tensor] = WEIGHTS) -> dict[str, torch.Tensor]:
+    return {prefix + name: value for name, value in weights.items()}
+
+
+def loaded(path: Path, content: object = None, **changes: object) -> models.Loaded:
+    if content is not None:
+        torch.save(content, path)
+    return models.load(tiny(checkpoint=str(path), **changes), "cpu")
+
+
+@pytest.mark.parametrize("name", ["model_best.pth.tar", "last.ckpt", "checkpoint", "BEST.PTH"])
+def test_a_checkpoint_is_read_whatever_it_is_called(name, tmp_path):
+    assert loaded(tmp_path / name, {"state_dict": WEIGHTS}).digest == models.digest(WEIGHTS)
+
+
+def test_the_kind_of_a_checkpoint_is_known_by_its_content_not_by_its_name(tmp_path):
+    save_file(WEIGHTS, tmp_path / "pytorch_model.bin")
+    torch.save(WEIGHTS, tmp_path / "model.safetensors")
+    torch.save(WEIGHTS, tmp_path / "old.npz", _use_new_zipfile_serialization=False)
+    for name in ("pytorch_model.bin", "model.safetensors", "old.npz"):
+        assert loaded(tmp_path / name).digest == models.digest(WEIGHTS)
+    path = npz(tmp_path / "vit.npz", depth=1, num_classes=10)
+    os.rename(path, tmp_path / "vit.pth")
+    args = {"depth": 1, "num_classes": 10}
+    assert loaded(tmp_path / "vit.pth", timm="vit_tiny_patch16_224", args=args)
+
+
+BESIDE = {
+    "options of argparse": argparse.Namespace(lr=0.1),
+    "a NumPy scalar": np.float64(0.7),
+    "a NumPy array": np.arange(3),
+    "a path": Path("runs/1"),
+    "a date": datetime.datetime(2020, 1, 1),
+    "a dictionary with a default": defaultdict(list, loss=[1.0]),
+    "a configuration of OmegaConf": OmegaConf.create({"lr": 0.1, "name": "x", "more": [1, 2]}),
+}
+
+
+@pytest.mark.parametrize("beside", BESIDE.values(), ids=BESIDE.keys())
+def test_harmless_objects_beside_the_weights_are_passed_over(beside, tmp_path):
+    content = {"state_dict": WEIGHTS, "beside": beside}
+    assert loaded(tmp_path / "x.ckpt", content).digest == models.digest(WEIGHTS)
+
+
+def test_a_harmless_object_is_not_made_but_replaced(tmp_path):
+    torch.save({"state_dict": WEIGHTS, "args": argparse.Namespace(lr=0.1)}, tmp_path / "x.pt")
+    read = weight_files._read(tmp_path / "x.pt")
+    assert type(read["args"]) is weight_files._Inert
+    assert vars(read["args"]) == {}
+
+
+class Unknown:
+    """Of no library."""
+
+
+def test_another_object_is_refused_by_the_name_of_its_class_without_torch_s_advice(tmp_path):
+    torch.save({"state_dict": WEIGHTS, "beside": Unknown()}, tmp_path / "x.pt")
+    with pytest.raises(UserError) as caught:
+        loaded(tmp_path / "x.pt")
+    message = str(caught.value)
+    assert "objects that could run code (test_models.Unknown); save its state dict alone" in message
+    assert "weights_only" not in message
+    assert message.isprintable()
+    assert loaded(tmp_path / "x.pt", WEIGHTS)  # as advised
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_whole_model_and_a_torchscript_program_are_refused_with_what_to_save(tmp_path):
+    net = models.build(tiny())
+    torch.save(net, tmp_path / "whole.pt")
     refused(
-        r"of an unknown kind; these are read: \.safetensors, \.pt",
-        checkpoint=str(tmp_path / "x.h5"),
+        r"vision_transformer\.VisionTransformer\); save its state dict alone \(torch\.save",
+        checkpoint=str(tmp_path / "whole.pt"),
     )
+    torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), tmp_path / "script.pt")
+    refused("is a TorchScript program", checkpoint=str(tmp_path / "script.pt"))
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        *("module.", "_orig_mod.", "model.", "net.", "backbone.", "encoder.", "student."),
+        *("module.backbone.", "_orig_mod.module.", "model.model."),
+    ],
+)
+def test_what_a_wrapper_puts_before_all_names_is_cut_off_and_this_is_said(prefix, tmp_path, caplog):
+    caplog.set_level("INFO")
+    found = loaded(tmp_path / "x.pth", under(prefix))
+    assert found.digest == models.digest(WEIGHTS)
+    assert found.taken.record() == {"file": "x.pth", "prefix": prefix}
+    assert f"x.pth: its names were read without {prefix}" in caplog.text
+
+
+def test_names_inside_a_compiled_model_are_read_without_its_wrapper(tmp_path):
+    compiled = {name.replace("attn.", "attn._orig_mod."): value for name, value in WEIGHTS.items()}
+    assert loaded(tmp_path / "x.pth", compiled).digest == models.digest(WEIGHTS)
+
+
+def test_other_classes_behind_a_prefix_are_told_as_such(tmp_path):
+    ten = models.build(tiny(args={"num_classes": 10}), seed=5).state_dict()
+    torch.save(under("module.backbone.", ten), tmp_path / "x.pth")
+    refused(
+        r"2 of another shape \(head\.weight .* If it is of other classes: model\.args=\{num_classes: 10\}",
+        checkpoint=str(tmp_path / "x.pth"),
+    )
+    assert loaded(tmp_path / "x.pth", args={"num_classes": 10})
+
+
+def test_a_prefix_that_no_wrapper_is_known_for_is_advised_and_the_advice_works(tmp_path):
+    torch.save(under("tower.", BACKBONE) | {"tower.pool": torch.zeros(2)}, tmp_path / "x.pth")
+    told = dict(checkpoint=str(tmp_path / "x.pth"), args=HEADLESS)
+    refused(
+        r"All weights of the model are there, in names that begin with tower: .*_key=tower$", **told
+    )
+    torch.save(
+        {"state_dict": under("tower.") | {"loss.weight": torch.zeros(2)}}, tmp_path / "x.pth"
+    )
+    refused(r"model\.checkpoint_key=state_dict\.tower$", checkpoint=str(tmp_path / "x.pth"))
+    found = loaded(tmp_path / "x.pth", checkpoint_key="state_dict.tower")
+    assert found.digest == models.digest(WEIGHTS)
+
+
+def test_an_unknown_prefix_before_another_layout_is_advised_too(tmp_path):
+    path = tmp_path / "x.pth"
+    args = {"depth": 1, "embed_dim": 32, "num_heads": 2, "img_size": 56, "num_classes": 0}
+    asked = {"timm": "vit_small_patch14_reg4_dinov2", "args": args}
+    torch.save(under("tower.", dinov2(56)), path)
+    refused(r"Most weights of the model .* begin with tower: .*", checkpoint=str(path), **asked)
+    assert loaded(path, checkpoint_key="tower", **asked).taken.left_out == ["mask_token"]
+
+
+def test_two_models_in_one_state_dict_are_both_named(tmp_path):
+    both = under("module.encoder_q.") | under("module.encoder_k.") | {"module.queue": torch.ones(2)}
+    torch.save({"state_dict": both}, tmp_path / "moco.pth")
+    refused(
+        r"_key=state_dict\.module\.encoder_q or state_dict\.module\.encoder_k$",
+        checkpoint=str(tmp_path / "moco.pth"),
+    )
+    assert loaded(tmp_path / "moco.pth", checkpoint_key="state_dict.module.encoder_q")
+
+
+def test_of_averaged_and_raw_weights_the_averaged_are_taken_and_both_can_be_chosen(
+    tmp_path, caplog
+):
+    caplog.set_level("INFO")
+    averaged = {name: value + 0.5 for name, value in WEIGHTS.items()}
+    content = {"state_dict": WEIGHTS, "state_dict_ema": averaged, "epoch": 3}
+    found = loaded(tmp_path / "x.pth", content)
+    assert found.digest == models.digest(averaged)
+    assert found.taken.record() == {
+        "file": "x.pth",
+        "key": "state_dict_ema",
+        "also": ["state_dict"],
+    }
+    assert (
+        "x.pth holds several sets of weights: state_dict_ema was taken, not state_dict "
+        "(model.checkpoint_key=state_dict)" in caplog.text
+    )
+    raw = loaded(tmp_path / "x.pth", checkpoint_key="state_dict")
+    assert raw.digest == models.digest(WEIGHTS)
+    assert raw.taken.record() == {"file": "x.pth", "key": "state_dict"}
+
+
+@pytest.mark.parametrize("key", weight_files.KEYS)
+def test_the_usual_places_of_weights_are_known(key, tmp_path):
+    content = {key: WEIGHTS, "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}, "acc": 0.7}
+    found = loaded(tmp_path / "x.pth", content)
+    assert (found.digest, found.taken.key) == (models.digest(WEIGHTS), key)
+
+
+def test_the_only_state_dict_that_fits_is_taken_wherever_it_is(tmp_path):
+    content = {
+        "best": {"weights": WEIGHTS},
+        "loss": {"centre": torch.ones(2)},
+        "acc": torch.ones(()),
+    }
+    assert loaded(tmp_path / "x.pth", content).taken.key == "best.weights"
+
+
+def test_among_several_state_dicts_the_user_chooses(tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save({"online": under("module."), "target": under("module.")}, path)
+    message = r"several state dicts, all of which fit: online, target; choose one: .*_key=online$"
+    refused(message, checkpoint=str(path))
+    assert loaded(path, checkpoint_key="online").digest == models.digest(WEIGHTS)
+    refused(
+        r"_key=onlin: checkpoint .* no such state dict; it holds: online, target\. Did you mean online\?",
+        checkpoint=str(path),
+        checkpoint_key="onlin",
+    )
+    torch.save({"online": WEIGHTS, "target": ODD_ONE}, path)
+    assert loaded(path).taken.key == "online"
+    torch.save({"a": {"x": torch.ones(2)}, "b": {"y": torch.ones(2)}}, path)
+    refused("none of which fits the model as it is: a, b; choose one", checkpoint=str(path))
+    refused(r"1 unexpected \(x\)\. No name is", checkpoint=str(path), checkpoint_key="a")
+    torch.save(WEIGHTS, path)
+    refused(
+        "has no teacher: it is one state dict, whose names begin with: blocks, ",
+        checkpoint=str(path),
+        checkpoint_key="teacher",
+    )
+    refused("model.checkpoint_key=teacher needs model.checkpoint=PATH", checkpoint_key="teacher")
+
+
+def test_dino_s_checkpoint_gives_the_teacher_s_backbone_or_the_student_s(tmp_path):
+    heads = {"head.mlp.0.weight": torch.ones(2), "head.last_layer.weight_g": torch.ones(2)}
+    student = {name: value + 1 for name, value in BACKBONE.items()}
+    content = {
+        "student": under("module.backbone.", student) | under("module.", heads),
+        "teacher": under("backbone.", BACKBONE) | heads,
+        "dino_loss": {"center": torch.ones(1, 2)},
+        "args": argparse.Namespace(arch="vit"),
+    }
+    found = loaded(tmp_path / "dino.pth", content, args=HEADLESS)
+    assert found.digest == models.digest(BACKBONE)
+    assert found.taken.record() == {
+        "file": "dino.pth",
+        "key": "teacher",
+        "also": ["student"],
+        "prefix": "backbone.",
+        "left_out": list(heads),
+    }
+    other = loaded(tmp_path / "dino.pth", args=HEADLESS, checkpoint_key="student")
+    assert other.digest == models.digest(student)
+    refused(r"model\.args=\{num_classes: 0\}", checkpoint=str(tmp_path / "dino.pth"))
+
+
+def test_mae_s_decoder_and_mask_token_are_left_out_and_this_is_said(tmp_path, caplog):
+    caplog.set_level("INFO")
+    extra = dict.fromkeys(["mask_token", "decoder_embed.bias", "decoder_blocks.0.norm1.weight"])
+    content = {"model": BACKBONE | {name: torch.ones(2) for name in extra}}
+    found = loaded(tmp_path / "mae.pth", content, args=HEADLESS)
+    assert found.digest == models.digest(BACKBONE)
+    assert found.taken.left_out == list(extra)
+    assert "mae.pth: left out what the model does not have: mask_token, decoder_e" in caplog.text
+
+
+def test_lightning_s_checkpoint_loads(tmp_path):
+    content = {
+        "state_dict": under("model."),
+        "callbacks": {"ModelCheckpoint": {"best_model_score": torch.tensor(0.5)}},
+        "hyper_parameters": {"path": Path("x"), "config": OmegaConf.create({"a": 1})},
+    }
+    assert loaded(tmp_path / "last.ckpt", content).digest == models.digest(WEIGHTS)
+
+
+def test_a_classifier_is_left_out_only_if_none_is_asked_for(tmp_path):
+    found = loaded(tmp_path / "x.pth", WEIGHTS, args=HEADLESS)
+    assert found.taken.left_out == ["head.weight", "head.bias"]
+    torch.save(WEIGHTS | {"aux.weight": torch.ones(2)}, tmp_path / "x.pth")
+    refused(
+        r"1 unexpected \(aux\.weight\)\. All weights of the model are there, and more: save them",
+        checkpoint=str(tmp_path / "x.pth"),
+    )
+
+
+def test_a_training_may_begin_with_any_such_checkpoint_whatever_its_classes(tmp_path):
+    torch.save({"student": under("module."), "teacher": under("backbone.")}, tmp_path / "x.ckpt")
+    asked = tiny(args={"num_classes": 10}, checkpoint_key="student")
+    begun = models.without_classifier(asked, tmp_path / "x.ckpt").state_dict()
+    assert models.digest(BACKBONE) == models.digest({name: begun[name] for name in BACKBONE})
+    assert begun["head.weight"].shape == (10, 64)
+
+
+def test_counters_of_batchnorm_may_be_missing(tmp_path):
+    weights = models.build(tiny(timm="test_resnet"), seed=5).state_dict()
+    less = {name: value for name, value in weights.items() if "num_batches" not in name}
+    assert loaded(tmp_path / "x.pth", less, timm="test_resnet").digest == models.digest(weights)
+
+
+def dinov2(side: int) -> dict[str, torch.Tensor]:
+    """Weights in DINOv2's own layout, whose position embeddings have a slot for the class token."""
+    args = {"depth": 1, "embed_dim": 32, "num_heads": 2, "img_size": side, "num_classes": 0}
+    net = models.build(tiny(timm="vit_small_patch14_reg4_dinov2", args=args), seed=5)
+    weights = {n.replace("reg_token", "register_tokens"): v for n, v in net.state_dict().items()}
+    weights["pos_embed"] = torch.cat([torch.zeros(1, 1, 32), weights["pos_embed"]], 1)
+    return weights | {"mask_token": torch.zeros(1, 32)}
+
+
+@pytest.mark.parametrize(("side", "resampled"), [(56, []), (42, ["pos_embed"])])
+def test_dinov2_s_own_layout_is_resampled_only_where_the_resolution_differs(
+    side, resampled, tmp_path, caplog
+):
+    found = loaded(
+        tmp_path / "dinov2.pth",
+        dinov2(side),
+        timm="vit_small_patch14_reg4_dinov2",
+        args={"depth": 1, "embed_dim": 32, "num_heads": 2, "img_size": 56, "num_classes": 0},
+    )
+    assert found.taken.resampled == resampled
+    assert found.taken.left_out == ["mask_token"]
+    assert ("was resampled" in caplog.text) == bool(resampled)
+
+
+def test_what_was_taken_and_resampled_is_in_the_record(run_tiny, tmp_path, caplog):
+    torch.save({"state_dict": under("module."), "model": under("module.")}, tmp_path / "x.pth")
+    asked = (f"model.checkpoint={tmp_path}/x.pth", "model.args.img_size=96", "images=8")
+    code, out, err = run_tiny(*asked)
+    assert code == 0, err
+    record = json.loads((Path(out.splitlines()[0]).parent / "made_with.json").read_text())
+    assert record["models"]["model"]["taken"] == {
+        "file": "x.pth",
+        "key": "state_dict",
+        "also": ["model"],
+        "prefix": "module.",
+        "resampled": ["pos_embed"],
+    }
+    said = "x.pth was resampled to another shape: pos_embed"
+    assert record["warnings"] == [said]
+    assert caplog.text.count(said) == 1
+
+
+ODD = {
+    "int8": lambda x: x.to(torch.int8),
+    "bool": lambda x: x.bool(),
+    "complex64": lambda x: x.to(torch.complex64),
+    "float8_e4m3fn": lambda x: x.to(torch.float8_e4m3fn),
+    "stored sparse": lambda x: x.to_sparse(),
+    r"quantised \(qint8\)": lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8),
+    "on the meta device": lambda x: x.to("meta"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("name", ["blocks.0.attn.qkv.weight", "pos_embed"])
+def test_tensors_that_are_no_floating_point_numbers_are_refused_by_name(kind, name, tmp_path):
+    odd = under("module.", WEIGHTS | {name: ODD[kind](WEIGHTS[name])})
+    torch.save({"state_dict": odd}, tmp_path / "x.pth")
+    refused(
+        rf"x\.pth was refused: module\.{name} is .*{kind}.*, and weights are float32, .*; save the weights "
+        "as they were before",
+        checkpoint=str(tmp_path / "x.pth"),
+    )
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_half_and_double_precision_load(kind, tmp_path):
+    weights = {name: value.to(kind) for name, value in WEIGHTS.items()}
+    expected = models.digest({name: value.float() for name, value in weights.items()})
+    assert loaded(tmp_path / "x.pth", weights).digest == expected
+
+
+def test_a_tensor_that_would_fill_the_memory_is_refused(tmp_path):
+    torch.save(WEIGHTS | {"pos_embed": torch.zeros(1).expand(1, 10**9, 64)}, tmp_path / "x.pth")
+    refused("would unpack to 256,", checkpoint=str(tmp_path / "x.pth"))
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pt", ".npz"])
@@ -354,12 +768,198 @@ def test_an_unknown_key_of_the_overlay_is_refused_with_the_nearest():
     )
 
 
+DATA = {
+    "mean": ["abc", 5, [], ["a", "b", "c"], [0.5, 0.5, float("nan")], [True, 0.5, 0.5], [1, 2]],
+    "std": ["x", [0, 0, 0], [0.5, -1, 0.5], [1, 1]],
+    "interpolation": ["foo", 3, "random"],
+    "crop_pct": [0, -1, 90, "x"],
+    "crop_mode": ["foo"],
+    "input_size": [224, "abc", [3, 224], [3, 0, 0], [3, 64.5, 64]],
+    "num_classes": ["x", -1],
+}
+
+
+@pytest.mark.parametrize("key", DATA)
+def test_a_wrong_value_in_the_overlay_is_refused_with_what_it_may_be(key):
+    for value in DATA[key]:
+        refused(rf"^model\.overlay\.{key} must (be|have) .*, got ", overlay={key: value})
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"patch_size": 0},
+        {"patch_size": "x"},
+        {"norm_layer": "foo"},
+        {"act_layer": "foo"},
+        {"depth": -1},
+        {"embed_dim": 0},
+        {"global_pool": "foo"},
+        {"img_size": [160]},
+    ],
+    ids=str,
+)
+def test_arguments_that_make_no_model_are_refused_in_one_line(args):
+    refused(re.escape(f"test_vit cannot be made with model.args={args}: "), args=args)
+
+
+@pytest.mark.parametrize(
+    ("timm_name", "args"),
+    [
+        ("test_vit", {"img_size": 100}),
+        ("test_vit", {"num_heads": -2}),
+        ("test_resnet", {"global_pool": ""}),
+    ],
+)
+def test_a_model_that_cannot_be_run_is_refused_with_the_reason(timm_name, args, command):
+    said = re.escape(f"{timm_name} with model.args={args} cannot be run on images of 3 x ")
+    refused(said, timm=timm_name, args=args)
+    options = (f"model.args.{key}={value!r}" for key, value in args.items())
+    code, _, err = command("list", "layers", "model=timm", f"model.timm={timm_name}", *options)
+    assert (code, bool(re.search(said, err))) == (2, True)
+
+
+def test_a_vit_without_pooling_runs():
+    assert models.load(tiny(args={"global_pool": ""}), "cpu")
+
+
+@pytest.mark.parametrize(
+    "args", [{"img_size": 10**6}, {"embed_dim": 10**7}, {"num_classes": 10**12}], ids=str
+)
+def test_a_model_larger_than_the_memory_is_refused_before_it_is_made(args):
+    refused(r"GiB of weights, and this machine \d+ GiB of memory", args=args)
+
+
+def test_what_would_pass_by_the_checks_is_refused_with_the_option_to_use(saved):
+    refused(
+        r"model\.args\.checkpoint_path is not passed on to timm: use model\.checkpoint=PATH",
+        args={"checkpoint_path": str(saved)},
+    )
+    refused(r"model\.args\.device .*: use run\.device", args={"device": "meta"})
+    refused(r"model\.overlay\.file .*: use model\.checkpoint", overlay={"file": str(saved)})
+    refused("model.seed must be a whole number of 64 bits", seed=2**70)
+
+
 def test_an_unknown_source_of_a_model_is_refused_with_those_that_exist():
     refused(r"unknown source 'hf-hubb'; there are: hf-hub, local-dir", timm="hf-hubb:a/b")
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
     refused(r"there is no .*/config\.json", timm=f"local-dir:{tmp_path}")
+
+
+DESCRIBED = {
+    "architecture": "test_vit",
+    "pretrained_cfg": {
+        **{"input_size": [3, 160, 160], "fixed_input_size": True},
+        **{"num_classes": 1000, "classifier": "head"},
+    },
+}
+MISDESCRIBED = {
+    "{": "is not JSON: Expecting",
+    "\\x00": "is not JSON",
+    "[1]": 'names no architecture of timm, e.g. "architecture": "resnet50"',
+    "{}": "names no architecture",
+    '{"architecture": 5}': "names no architecture",
+    '{"architecture": "resnt50"}': "'resnt50', which timm does not have. Did you mean resnet50",
+    '{"architecture": "test_vit", "pretrained_cfg": "x"}': "its pretrained_cfg must be a mapping, got 'x'",
+    '{"architecture": "test_vit", "pretrained_cfg": {"x": 1}}': "cannot be made with its config.json: ",
+    '{"architecture": "test_vit", "num_classes": "x"}': "cannot be made with its config.json: TypeError",
+    '{"architecture": "test_vit", "pretrained_cfg": {"mean": "x"}}': ": its mean must be a number a ",
+}
+
+
+@pytest.mark.parametrize("config", MISDESCRIBED)
+def test_a_folder_that_describes_no_model_is_refused_with_the_reason(config, tmp_path):
+    (tmp_path / "config.json").write_text(config)
+    refused(re.escape(MISDESCRIBED[config]), timm=f"local-dir:{tmp_path}")
+
+
+def test_a_folder_with_weights_loads(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(DESCRIBED))
+    asked = {"timm": f"local-dir:{tmp_path}", "pretrained": True}
+    refused(r"has a config\.json, but no weights \(model\.safetensors, ", **asked)
+    assert models.load(tiny(**asked | {"pretrained": False}), "cpu")  # as advised
+    save_file(WEIGHTS, tmp_path / "a.safetensors")
+    found = models.load(tiny(**asked), "cpu")
+    assert found.digest == models.digest(WEIGHTS)
+    assert found.weights == f"local-dir {tmp_path}/a.safetensors"
+    save_file(WEIGHTS, tmp_path / "b.safetensors")
+    refused(
+        r"several files of weights \(a\.safetensors, b\.safetensors\); choose one: model\.checkpoint=.*a\.",
+        **asked,
+    )
+    assert models.load(tiny(**asked, checkpoint=f"{tmp_path}/a.safetensors"), "cpu")
+
+
+@pytest.mark.parametrize("name", ["../../etc", "a/b/c", "", "a b"])
+def test_a_name_of_no_repository_is_refused_without_asking_the_hub(name):
+    refused("is no name of a repository of the Hugging Face hub; they are", timm=f"hf-hub:{name}")
+    overlay = {"hf_hub_id": name or "../"}
+    refused("is no name of a repository", timm="test_vit", pretrained=True, overlay=overlay)
+
+
+@pytest.mark.parametrize("revision", ["../y", "b@c", ""])
+def test_a_revision_that_leads_elsewhere_is_refused(revision):
+    refused(r"is no revision; e\.g\. x/y@main", timm=f"hf-hub:x/y@{revision}")
+
+
+NAMES = {
+    "checkpoints": ({"checkpoint": "x/a.pth.tar"}, {"checkpoint": "x/b.safetensors"}, "a", "b"),
+    "folders": ({"checkpoint": "r/1/last.ckpt"}, {"checkpoint": "r/2/last.ckpt"}, "1", "2"),
+    "endings": ({"checkpoint": "a.pt"}, {"checkpoint": "a.pth"}, "a.pt", "a.pth"),
+    "one checkpoint": ({"checkpoint": "a.pt"}, {}, "a", ""),
+    "seeds": ({"seed": 0}, {"seed": 1}, "seed=0", "seed=1"),
+    "weights": ({"pretrained": True}, {}, "pretrained=true", "pretrained=false"),
+    "arguments": ({"args": {"a": 1, "b": 2}}, {"args": {"a": 1, "b": 3}}, "b=2", "b=3"),
+    "skips": ({"remove_skip": [1, 2]}, {}, "remove_skip=[1,2]", ""),
+    "keys": (
+        {"checkpoint": "a", "checkpoint_key": "teacher"},
+        {"checkpoint": "a"},
+        "checkpoint_key=teacher",
+        "",
+    ),
+    "long values": ({"args": {"a": "x" * 70 + "1"}}, {"args": {"a": "x" * 70}}, "model", "other"),
+    "nothing": ({"checkpoint": "a"}, {"checkpoint": "a", "seed": 1}, "", ""),
+}
+
+
+@pytest.mark.parametrize("differs", NAMES)
+def test_two_models_of_one_name_are_told_apart_by_what_differs(differs):
+    one, other, *marks = NAMES[differs]
+    found = names.told_apart({"model": tiny(**one), "other": tiny(**other)})
+    assert list(found.values()) == [f"tiny-{mark}" if mark else "tiny" for mark in marks]
+
+
+def test_models_of_other_names_keep_them():
+    assert names.told_apart({"model": tiny(checkpoint="a")}) == {"model": "tiny"}
+    pair = {"model": tiny(checkpoint="a"), "other": tiny(name="b", checkpoint="c")}
+    assert names.told_apart(pair) == {"model": "tiny", "other": "b"}
+
+
+def test_two_checkpoints_of_one_architecture_have_names_in_folders_and_on_axes(run_tiny, tmp_path):
+    save_file(WEIGHTS, tmp_path / "first.safetensors")
+    save_file({n: v + 0.1 for n, v in WEIGHTS.items()}, tmp_path / "second.safetensors")
+    code, out, err = run_tiny(
+        f"model.checkpoint={tmp_path}/first.safetensors",
+        *("model@other=timm", "other.timm=test_vit", "images=8", "analysis.layers=blocks"),
+        f"other.checkpoint={tmp_path}/second.safetensors",
+    )
+    assert code == 0, err
+    folder = Path(out.splitlines()[0]).parent
+    assert folder.parent.name == "test_vit-first-vs-test_vit-second"
+    labels = json.loads((folder / "made_with.json").read_text())["labels"]
+    assert (labels["model"], labels["other"]) == ("test_vit-first", "test_vit-second")
+
+
+def test_models_that_ship_keep_their_weights_when_told_apart(tmp_path):
+    from conftest import composed
+
+    from vitsee.study import Study
+
+    study = Study(composed("model=vit_nano", "model@other=vit_nano", "other.remove_skip=[1]"))
+    assert [m.label for m in study.models.values()] == ["vit_nano", "vit_nano-remove_skip=[1]"]
+    assert len({m.digest for m in study.models.values()}) == 1
 
 
 def test_a_checkpoint_of_another_architecture_says_so(tmp_path):

@@ -25,6 +25,7 @@ import vitsee.analyses  # noqa: F401  (declares the schema of every analysis)
 from vitsee import plain
 from vitsee.analysis import REGISTERED, Analysis
 from vitsee.errors import UserError, expanded, printable, refused, unknown
+from vitsee.names import told_apart
 
 _PACKAGED = Path(__file__).parent / "conf"
 CONF = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "conf"
@@ -48,7 +49,9 @@ class Model:
     pretrained: bool = True
     """false: random weights, drawn with `seed`; labels and figures then say so."""
     checkpoint: str | None = None
-    """Local weights: .safetensors, .pt or .pth (tensors only), or .npz of the ViT authors."""
+    """Local weights: any file that torch or safetensors reads without running code, or .npz of the ViT authors."""
+    checkpoint_key: str | None = None
+    """Which state dict of a checkpoint that holds several, e.g. teacher, state_dict_ema; by default the usual one."""
     embedded: bool = False
     """The weights ship with vitsee (vitsee/weights/<name>.safetensors)."""
     seed: int = 0
@@ -63,6 +66,10 @@ class Model:
     """What to change in timm's pretrained_cfg, e.g. {mean: [0.5, 0.5, 0.5], crop_pct: 0.9}."""
     dataset: str = "imagenette"
     """The data set used when none is named."""
+
+    def __post_init__(self) -> None:
+        if not -(2**63) <= self.seed < 2**64:
+            raise UserError(f"model.seed must be a whole number of 64 bits, got {self.seed}")
 
 
 class OnBadImage(Enum):
@@ -178,7 +185,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         # a name that is no Unicode could be written into no table
-        self.analysis.cast = {role: printable(m.name) for role, m in self.models.items()}
+        self.analysis.cast = {role: printable(name) for role, name in self.names.items()}
         if self.batch_size < self.least:
             why = " (unbiased HSIC divides by n - 3)" if self.analysis.equal_minibatches else ""
             raise UserError(f"batch_size must be at least {self.least}{why}, got {self.batch_size}")
@@ -209,6 +216,11 @@ class Experiment:
     def models(self) -> dict[str, Model]:
         """The models by role: `model`, and `other` if there is one."""
         return {"model": self.model} | ({"other": self.other} if self.other else {})
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What results call the models, by role."""
+        return told_apart(self.models)
 
     def what(self) -> dict[str, Any]:
         """Everything but `run`: what was asked, as plain values."""

@@ -84,7 +84,9 @@ def layers(overrides: list[str]) -> str:
     experiment = composed(overrides)
     net = models.skeleton(experiment.model).eval()
     reads = experiment.analysis.reads("model")
-    every = SURVEY[reads](net, models.data_config(net)["input_size"])
+    size = models.data_config(net)["input_size"]
+    models.refuse_unrunnable(experiment.model, net, size)
+    every = SURVEY[reads](net, size)
     chosen = {name: set(layers.preset(net, every, name)) for name in layers.PRESETS}
     asked = experiment.analysis.layers
     if any(pattern not in layers.PRESETS for pattern in asked):

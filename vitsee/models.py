@@ -1,16 +1,16 @@
-"""timm models with their weights: from a local file, random, embedded, or from the hub."""
+"""timm models with their weights: from a local file, random, embedded, or from the hub; options checked."""
 
 from __future__ import annotations
 
 import hashlib
-import inspect
+import json
 import logging
+import math
 import os
 import re
-import sys
-import zipfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,21 +19,31 @@ from vitsee.cards import Card
 from vitsee.config import Model, Pool
 from vitsee.errors import UserError, expanded, nearest, unknown
 from vitsee.network import require
+from vitsee.weight_files import Taken, classifiers, few, fill, line, resampled
 
 if TYPE_CHECKING:
     import torch
-    from numpy.lib.npyio import NpzFile
     from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 
 EMBEDDED = Path(__file__).parent / "weights"
-ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".npz")
 POOLING: dict[Pool, dict[str, Any]] = {
     Pool.cls: {"class_token": True, "global_pool": "token"},
     Pool.gap: {"class_token": False, "global_pool": "avg", "fc_norm": False},
 }
 """Arguments of timm's ViTs; as in the authors' code, the mean is taken after the last norm."""
+RESERVED = {
+    "args.checkpoint_path": "model.checkpoint=PATH",
+    "args.device": "run.device",
+    "args.dtype": "precision",
+    "args.pretrained": "model.pretrained",
+    "args.pretrained_cfg": "model.overlay",
+    "args.pretrained_cfg_overlay": "model.overlay",
+    "overlay.file": "model.checkpoint=PATH",
+    "overlay.state_dict": "model.checkpoint=PATH",
+}
+"""What timm would take too, past all checks; and what to use."""
 _REMEDY = (
     "download it where there is a network and set HF_HUB_CACHE to that cache, or name a local file with "
     "model.checkpoint=PATH, or use random weights with model.pretrained=false"
@@ -47,7 +57,7 @@ class Loaded:
     label: what figures call it. net: in evaluation mode, without gradients, on the device; it takes
     normalised pixels. data: timm's data configuration (input_size, interpolation, mean, std, crop_pct,
     crop_mode). weights: where they come from, in words. digest: SHA-256 of names and values. card: how
-    they were trained, if a model card lies beside them.
+    they were trained, if a model card lies beside them. taken: what of the file they are from.
     """
 
     name: str
@@ -57,32 +67,44 @@ class Loaded:
     weights: str
     digest: str
     card: Card | None
+    taken: Taken = field(default_factory=Taken)
 
 
-def load(model: Model, device: str | torch.device) -> Loaded:
-    """The model with its weights. Raises UserError if they cannot be had exactly as asked for."""
+def load(model: Model, device: str | torch.device, name: str | None = None) -> Loaded:
+    """The model with its weights. Raises UserError if they cannot be had exactly as asked for.
+
+    name: what to call it where its own name does not tell it from another model.
+    """
     import torch
 
+    name, taken = name or model.name, Taken()
     random = not model.pretrained and model.checkpoint is None
+    if model.checkpoint_key is not None and model.checkpoint is None:
+        raise UserError(f"model.checkpoint_key={model.checkpoint_key} needs model.checkpoint=PATH")
     if model.checkpoint is not None:
-        net, weights = _from_file(model, expanded(model.checkpoint))
+        path = expanded(model.checkpoint)
+        net, taken = _from_file(model, path)
+        weights = f"checkpoint {path}"
     elif random:
         net, weights = build(model), f"random, seed {model.seed}"
     elif model.embedded:
         net, weights = _from_package(model), "ship with vitsee"
     else:
-        net, weights = _from_hub(model)
+        net, weights, taken = _from_hub(model)
     _refuse_nonfinite(model, net)
     net = net.eval().requires_grad_(False).to(device)
+    data = data_config(net)
+    refuse_unrunnable(model, net, data["input_size"])
     return Loaded(
-        name=model.name,
-        label=f"{model.name} (random weights)" if random else model.name,
+        name=name,
+        label=f"{name} (random weights)" if random else name,
         # Channels last is how convolutions are computed fastest, on CPUs and on GPUs.
         net=net.to(memory_format=torch.channels_last),
-        data=data_config(net),
+        data=data,
         weights=weights,
         digest=digest(net.state_dict()),
         card=_card(model),
+        taken=taken,
     )
 
 
@@ -113,6 +135,7 @@ def build(model: Model, *, seed: int | None = None) -> nn.Module:
     """The architecture with random weights drawn with `seed` (default: the model's own), on the CPU."""
     import torch
 
+    _refuse_huge(model)
     torch.manual_seed(model.seed if seed is None else seed)
     return _create(model)
 
@@ -128,15 +151,75 @@ def skeleton(model: Model) -> nn.Module:
 def _create(model: Model) -> nn.Module:
     """`timm.create_model` without weights, its errors in the user's words. Raises UserError."""
     _check_name(model)
-    _check_overlay(model)
+    _check_options(model)
     try:
-        return _timm_model(model)
+        net = _timm_model(model)
+        data = data_config(net)
+        _check_data(data, f"{model.timm}: its ")
+        for key in ("mean", "std"):
+            if len(data[key]) not in (1, 3, data["input_size"][0]):
+                raise UserError(
+                    f"model.overlay.{key} must have a number a channel, got {data[key]}"
+                )
     except UserError:
         raise
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        pool = f" and model.pool={model.pool.value}" if model.pool else ""
+    except Exception as error:
+        if not _asked(model):
+            raise
         raise UserError(
-            f"{model.timm} cannot be made with model.args={model.args}{pool}: {_line(error)}"
+            f"{model.timm} cannot be made with {_asked(model)}: {_reason(error)}"
+        ) from error
+    return net
+
+
+def _asked(model: Model) -> str:
+    """What the user changed in the architecture, as on the command line; nothing if nothing."""
+    options = {
+        "args": model.args,
+        "pool": model.pool and model.pool.value,
+        "remove_skip": model.remove_skip,
+        "overlay": model.overlay,
+    }
+    changed = [f"model.{name}={value}" for name, value in options.items() if value]
+    return " and ".join(changed or ["its config.json"] * (":" in model.timm))
+
+
+def _reason(error: Exception) -> str:
+    """What a library says, with the kind of the error where the words alone say little."""
+    kind = "" if isinstance(error, (AssertionError, RuntimeError)) else f"{type(error).__name__}: "
+    return f"{kind}{line(error)}"
+
+
+def _refuse_huge(model: Model) -> None:
+    """Raise UserError if the weights that were asked for do not fit into this machine's memory."""
+    if not model.args:
+        return
+    try:
+        net = skeleton(model)
+    except UserError:
+        return  # making it in earnest says so, if the skeleton is not all that cannot be made
+    size = sum(tensor.nbytes for tensor in (*net.parameters(), *net.buffers()))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        raise UserError(
+            f"{model.timm} with {_asked(model)} has {size / 2**30:,.0f} GiB of weights, and this machine "
+            f"{memory / 2**30:,.0f} GiB of memory"
+        )
+
+
+def refuse_unrunnable(model: Model, net: nn.Module, size: tuple[int, int, int]) -> None:
+    """Raise UserError if what the user changed makes a model that cannot be run on its images."""
+    import torch
+
+    if not _asked(model):
+        return
+    try:
+        with torch.no_grad():
+            net(torch.zeros(1, *size, device=next(net.parameters()).device))
+    except Exception as error:
+        shape = " x ".join(map(str, size))
+        raise UserError(
+            f"{model.timm} with {_asked(model)} cannot be run on images of {shape}: {_reason(error)}"
         ) from error
 
 
@@ -145,13 +228,15 @@ def _timm_model(model: Model, file: Path | None = None) -> nn.Module:
     import timm
 
     place = {} if file is None else {"file": str(file), "source": ""}
-    net = timm.create_model(
-        model.timm,
-        pretrained=file is not None,
-        pretrained_cfg_overlay=model.overlay | place,
-        **(POOLING[model.pool] if model.pool else {}),
-        **model.args,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Initializing zero-element")  # an error says so later
+        net = timm.create_model(
+            model.timm,
+            pretrained=file is not None,
+            pretrained_cfg_overlay=model.overlay | place,
+            **(POOLING[model.pool] if model.pool else {}),
+            **model.args,
+        )
     if model.remove_skip:
         from vitsee.skipless import remove_skips
 
@@ -159,13 +244,67 @@ def _timm_model(model: Model, file: Path | None = None) -> nn.Module:
     return net
 
 
-def _check_overlay(model: Model) -> None:
+def _check_options(model: Model) -> None:
+    """Raise UserError for what is no option of timm, or no value for one."""
     from timm.models import PretrainedCfg
 
+    given = [f"args.{key}" for key in model.args] + [f"overlay.{key}" for key in model.overlay]
+    for option in given:
+        if option in RESERVED:
+            raise UserError(f"model.{option} is not passed on to timm: use {RESERVED[option]}")
     valid = [f.name for f in fields(PretrainedCfg)]
     for key in model.overlay:
         if key not in valid:
             raise unknown(f"there is no option model.overlay.{key}", key, valid, "timm has")
+    _check_data(model.overlay, "model.overlay.")
+
+
+def _check_data(data: Mapping[str, Any], lead: str) -> None:
+    """Raise UserError for a data configuration that images cannot be prepared by."""
+    for key, (fits, wanted) in DATA.items():
+        if data.get(key) is not None and not fits(data[key]):
+            raise UserError(f"{lead}{key} must be {wanted}, got {data[key]!r}")
+
+
+def _numbers(value: object, fits: Callable[[float], bool], count: int | None = None) -> bool:
+    """Whether it is a list of so many numbers that fit."""
+    return (
+        isinstance(value, (list, tuple))
+        and (len(value) == count or (count is None and len(value) > 0))
+        and all(_number(one) and fits(one) for one in value)
+    )
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _one_of(*choices: str) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: value in choices, f"one of {', '.join(choices)}"
+
+
+DATA: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "input_size": (
+        lambda value: _numbers(value, lambda side: side == int(side) and side > 0, 3),
+        "three whole numbers, e.g. [3,224,224]",
+    ),
+    "mean": (
+        lambda value: _numbers(value, lambda x: True),
+        "a number a channel, e.g. [0.5,0.5,0.5]",
+    ),
+    "std": (
+        lambda value: _numbers(value, lambda x: x > 0),
+        "a number above 0 a channel, e.g. [0.5,0.5,0.5]",
+    ),
+    "crop_pct": (
+        lambda value: _number(value) and 0 < value <= 2,
+        "a number above 0 and at most 2, e.g. 0.9 (1.0: nothing is cut off)",
+    ),
+    "crop_mode": _one_of("center", "squash", "border"),
+    "interpolation": _one_of("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"),
+    "num_classes": (lambda value: isinstance(value, int) and value >= 0, "a whole number from 0"),
+}
+"""timm's data configuration: which values can be used, and how to ask for one."""
 
 
 def _check_name(model: Model) -> None:
@@ -192,21 +331,59 @@ def _check_name(model: Model) -> None:
 
 def _check_source(model: Model, source: str, place: str) -> None:
     """Raise UserError unless the architecture is described there, on the hub or in a folder."""
-    from timm.models._hub import hf_split
-
     if source == "hf-hub":
         # timm would ask by itself, but retries for most of a minute without a network
-        repository, revision = hf_split(place)
-        _fetch_from_hub(model, repository, revision, "config.json")
-    elif source != "local-dir":
+        config = _fetch_from_hub(model, *_repository(model, place), "config.json")
+    elif source == "local-dir":
+        config = Path(place) / "config.json"
+        if not config.is_file():
+            raise UserError(f"model.timm={model.timm}: there is no {config}")
+    else:
         raise unknown(
             f"model.timm={model.timm} is of an unknown source {source!r}",
             source,
             ["hf-hub", "local-dir"],
             "there are",
         )
-    elif not (Path(place) / "config.json").is_file():
-        raise UserError(f"model.timm={model.timm}: there is no {place}/config.json")
+    _check_config(config)
+
+
+def _check_config(path: Path) -> None:
+    """Raise UserError unless a config.json names an architecture that timm knows."""
+    import timm
+
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {line(error)}") from error
+    named = config.get("architecture") if isinstance(config, dict) else None
+    if not isinstance(named, str):
+        raise UserError(f'{path} names no architecture of timm, e.g. "architecture": "resnet50"')
+    name = named.partition(".")[0]
+    if not timm.is_model(name):
+        hint = nearest(name, timm.list_models())
+        raise UserError(f"{path} names the architecture {name!r}, which timm does not have.{hint}")
+    for key in ("pretrained_cfg", "model_args"):
+        if not isinstance(config.get(key) or {}, dict):
+            raise UserError(f"{path}: its {key} must be a mapping, got {config[key]!r}")
+
+
+def _repository(model: Model, place: str) -> tuple[str, str | None]:
+    """Name and revision of a repository of the hub. Raises UserError if it can be the name of none."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    name, at, revision = place.partition("@")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(
+            f"model={model.name}: {name!r} is no name of a repository of the Hugging Face hub; they are "
+            f"written owner/name or owner/name@revision, with letters, digits and - _ . only"
+        ) from error
+    if at and (not re.fullmatch(r"[\w./-]+", revision) or ".." in revision):
+        raise UserError(f"model={model.name}: {revision!r} is no revision; e.g. {name}@main")
+    return name, revision or None
 
 
 def data_config(net: nn.Module) -> dict[str, Any]:
@@ -250,9 +427,12 @@ def published(model: Model) -> nn.Module:
 
 def classifier_names(net: nn.Module) -> list[str]:
     """Names of the modules that turn features into logits; none if the model has no classifier."""
-    named = _pretrained_cfg(net).get("classifier") or ()
-    names = [named] if isinstance(named, str) else list(named)
-    return [name for name in names if any(True for _ in net.get_submodule(name).parameters())]
+    there = dict(net.named_modules())
+    return [
+        name
+        for name in classifiers(net)
+        if name in there and any(True for _ in there[name].parameters())
+    ]
 
 
 def without_classifier(model: Model, path: Path) -> nn.Module:
@@ -261,49 +441,77 @@ def without_classifier(model: Model, path: Path) -> nn.Module:
     Raises UserError if the rest does not fit.
     """
     net = build(model)
-    _require_file(path)
-    state = dict(_converted(net, _read(path), path))
-    own = net.state_dict()
-    for name in classifier_names(net):
-        state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
-        state |= {key: value for key, value in own.items() if key.startswith(f"{name}.")}
-    _load_all(net, state, path)
+    fill(net, path, model.checkpoint_key, keep=classifier_names(net))
     return net
 
 
-def _from_hub(model: Model) -> tuple[nn.Module, str]:
-    """The published weights, from the local cache if they are there, else downloaded."""
+def _from_hub(model: Model) -> tuple[nn.Module, str, Taken]:
+    """The published weights, from a local folder or cache if they are there, else downloaded."""
     from timm.models._builder import _resolve_pretrained_source
 
-    source, place = _resolve_pretrained_source(_pretrained_cfg(skeleton(model)))
+    frame = skeleton(model)
+    try:
+        source, place = _resolve_pretrained_source(_pretrained_cfg(frame))
+    except Exception as error:
+        raise UserError(
+            f"model.overlay={model.overlay}: no weights are found by it: {_reason(error)}"
+        ) from error
     if not source:
         raise UserError(
             f"there are no published weights of {model.timm}; name a local file with "
             f"model.checkpoint=PATH, or use random weights with model.pretrained=false"
         )
+    if source == "local-dir":
+        path = _weights_in(Path(place))
+        net, taken = _from_file(model, path)
+        return net, f"{source} {path}", taken
+    path = _fetch(model, source, place)
     try:
-        net = _timm_model(model, _fetch(model, source, place))
+        net = _timm_model(model, path)
+        taken = Taken(model.timm, resampled=resampled(net, path))
     except UserError:
         raise
     except Exception as error:
         raise UserError(
-            f"loading the weights of {model.timm} failed ({_line(error)}); {_REMEDY}"
+            f"loading the weights of {model.timm} failed ({line(error)}); {_REMEDY}"
         ) from error
     if net.num_classes != _pretrained_cfg(net)["num_classes"]:
         log.warning("warning: the classifier of %s is random: num_classes was changed", model.name)
-    return net, f"{source} {place}"
+    taken.say()
+    return net, f"{source} {place}", taken
+
+
+def _weights_in(folder: Path) -> Path:
+    """The file of weights that timm would load from a folder. Raises UserError unless there is one."""
+    from timm.models._hub import _EXT_PRIORITY, _PREFERRED_FILES
+
+    for name in _PREFERRED_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    for ending in _EXT_PRIORITY:
+        found = sorted(folder.glob(f"*{ending}"))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UserError(
+                f"{folder} has several files of weights ({few(p.name for p in found)}); choose one: "
+                f"model.checkpoint={found[0]}"
+            )
+    raise UserError(
+        f"{folder} has a config.json, but no weights ({', '.join(_PREFERRED_FILES)}); name a file with "
+        f"model.checkpoint=PATH, or use random weights with model.pretrained=false"
+    )
 
 
 def _fetch(model: Model, source: str, place: Any) -> Path:
     """Local path of published weights, downloaded if they are not in the cache."""
     import torch
-    from timm.models._hub import download_cached_file, hf_split
+    from timm.models._hub import download_cached_file
 
     if source == "hf-hub":
         repository, name = place if isinstance(place, tuple) else (place, None)
-        repository, revision = hf_split(repository)
-        return _fetch_from_hub(model, repository, revision, name)
-    if source in ("file", "local-dir"):
+        return _fetch_from_hub(model, *_repository(model, repository), name)
+    if source == "file":
         return Path(place)
     cached = Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(place)
     if not cached.exists():
@@ -339,210 +547,7 @@ def _fetch_from_hub(model: Model, repository: str, revision: str | None, name: s
     raise UserError(f"{what} has none of {', '.join(wanted)}; {_REMEDY}")
 
 
-def _from_file(model: Model, path: Path) -> tuple[nn.Module, str]:
+def _from_file(model: Model, path: Path) -> tuple[nn.Module, Taken]:
     """The architecture with all of its weights from a local file, and nothing left random."""
-    _require_file(path)
     net = build(model)
-    if path.suffix == ".npz":
-        _load_npz(net, path)
-    else:
-        _load_all(net, _converted(net, _read(path), path), path)
-    return net, f"checkpoint {path}"
-
-
-def _require_file(path: Path) -> None:
-    """Raise UserError unless this is a file that may be read as a checkpoint."""
-    if not path.is_file():
-        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"there is no checkpoint {path}.{nearest(path.name, beside)}")
-    if path.suffix not in ENDINGS:
-        raise UserError(
-            f"checkpoint {path} is of an unknown kind; these are read: {', '.join(ENDINGS)}"
-        )
-    _refuse_bomb(path)
-
-
-def _refuse_bomb(path: Path) -> None:
-    """Raise UserError if a small archive would fill the memory; weights can hardly be compressed."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return  # not an archive, or a damaged one: whoever reads it says so
-    if unpacked > max(2**30, 100 * path.stat().st_size):
-        raise UserError(
-            f"checkpoint {path} was refused: its {path.stat().st_size:,} bytes would unpack to "
-            f"{unpacked:,}, which weights do not"
-        )
-
-
-def _load_npz(net: nn.Module, path: Path) -> None:
-    """Weights as the ViT authors published them, read by timm."""
-    load_pretrained = getattr(net, "load_pretrained", None)
-    if load_pretrained is None:
-        raise UserError(
-            f"{path}: timm reads .npz files for ViT, hybrids and BiT, not {type(net).__name__}"
-        )
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"checkpoint {path} is damaged: it is not a whole .npz archive")
-    import numpy as np
-    import torch
-
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.fill_(torch.nan)  # timm passes over what does not fit: so it can be seen
-    try:
-        load_pretrained(str(path))
-        with np.load(path) as archive:
-            _refuse_partial_npz(net, archive, path)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"{path} is not a checkpoint of {type(net).__name__}: {_line(error)}"
-        ) from error
-
-
-def _refuse_partial_npz(net: nn.Module, archive: NpzFile, path: Path) -> None:
-    """Raise UserError if a parameter was left out, or a block of the file; warn of resampling."""
-    left = [name for name, value in net.named_parameters() if value.isnan().all()]
-    if left:
-        raise UserError(
-            f"{path} does not fit the model: it has nothing for {len(left)} parameters "
-            f"({_few(left)}).{_npz_remedy(net, archive)}"
-        )
-    stored, own = _blocks_stored(archive), _blocks_of(net)
-    if stored != own:
-        raise UserError(f"{path} does not fit the model: it has {stored} blocks instead of {own}")
-    resampled = list(_resampled(net, archive))
-    if resampled:
-        log.warning(
-            "warning: %s was resampled to another shape: %s", path.name, ", ".join(resampled)
-        )
-
-
-def _resampled(net: nn.Module, archive: NpzFile) -> Iterator[str]:
-    """What timm brought to the model's resolution or patch size."""
-    positions = getattr(net, "pos_embed", None)
-    projection = getattr(getattr(net, "patch_embed", None), "proj", None)
-    for key in archive.files:
-        if key.endswith("pos_embedding") and positions is not None:
-            own = positions.shape
-        elif key.endswith("embedding/kernel") and projection is not None:
-            own = projection.weight.permute(2, 3, 1, 0).shape
-        else:
-            continue
-        if archive[key].shape != own:
-            yield key
-
-
-def _blocks_stored(archive: NpzFile) -> int:
-    """Blocks of a transformer, of a ResNet, or of both (hybrids)."""
-    stacked = [k for k in archive.files if k.endswith("encoderblock/LayerNorm_0/scale")]
-    if stacked:
-        return len(archive[stacked[0]])
-    found = (re.search(r"encoderblock_\d+/|block\d+/unit\d+/", k) for k in archive)
-    return len({match.group() for match in found if match})
-
-
-def _blocks_of(net: nn.Module) -> int:
-    backbone = getattr(getattr(net, "patch_embed", None), "backbone", net)
-    stages = getattr(backbone, "stages", ())
-    return len(getattr(net, "blocks", ())) + sum(len(stage.blocks) for stage in stages)
-
-
-def _npz_remedy(net: nn.Module, archive: NpzFile) -> str:
-    biases = [k for k in archive.files if k.endswith(("head/bias", "head/conv2d/bias"))]
-    if not biases:
-        return " If it has no classifier: model.args={num_classes: 0}"
-    classes = archive[biases[0]].shape[-1]
-    if classes != getattr(net, "num_classes", classes):
-        return f" If it is of other classes: model.args={{num_classes: {classes}}}"
-    return " Choose the architecture that it was made with: model.timm=NAME"
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file, without running any code in it. Raises UserError."""
-    from safetensors import SafetensorError
-    from timm.models import load_state_dict
-
-    try:
-        state = load_state_dict(str(path))
-    except SafetensorError as error:
-        raise UserError(f"checkpoint {path} is damaged: {error}") from error
-    except Exception as error:
-        cause = f"{error} {error.__cause__ or ''}"
-        if "GLOBAL" in cause or "Unsupported" in cause:
-            raise UserError(
-                f"checkpoint {path} was refused: it holds objects that could run code "
-                f"({_line(error.__cause__ or error)}); save its state dict alone, best as .safetensors"
-            ) from error
-        raise UserError(f"checkpoint {path} is damaged or no checkpoint: {_line(error)}") from error
-    import torch
-
-    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
-    if not tensors:
-        raise UserError(
-            f"checkpoint {path} holds no tensors; its keys: {', '.join(list(state)[:5])}"
-        )
-    return tensors
-
-
-def _converted(net: nn.Module, state: dict[str, Tensor], path: Path) -> Mapping[str, Tensor]:
-    """The state dict after the architecture's own conversion in timm (other layouts, other resolutions)."""
-    convert = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
-    if convert is None:
-        return state
-    before = {name: tensor.shape for name, tensor in state.items()}
-    try:
-        few = len(inspect.signature(convert).parameters) == 1
-        converted = convert(dict(state)) if few else convert(dict(state), net)
-    except Exception as error:
-        raise UserError(
-            f"checkpoint {path} does not fit {type(net).__name__}: timm's conversion failed: {_line(error)}"
-        ) from error
-    resized = [n for n, t in converted.items() if n in before and before[n] != t.shape]
-    if resized:
-        log.warning("warning: %s was resampled to another shape: %s", path.name, ", ".join(resized))
-    return converted
-
-
-def _load_all(net: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load every weight, or raise UserError that says which keys do not fit."""
-    own = net.state_dict()
-    problems = {
-        "missing": [name for name in own if name not in state],
-        "unexpected": [name for name in state if name not in own],
-        "of another shape": [
-            f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
-            for name in own
-            if name in state and state[name].shape != own[name].shape
-        ],
-    }
-    found = [f"{len(keys)} {kind} ({_few(keys)})" for kind, keys in problems.items() if keys]
-    if found:
-        raise UserError(
-            f"checkpoint {path} does not fit the model: {'; '.join(found)}.{_remedy(net, state)}"
-        )
-    net.load_state_dict(state)
-
-
-def _remedy(net: nn.Module, state: Mapping[str, Tensor]) -> str:
-    """What to set if only the classifier differs."""
-    classifier = str(getattr(net, "default_cfg", {}).get("classifier", "head"))
-    missing = [name for name in net.state_dict() if name not in state]
-    if missing and all(name.startswith(f"{classifier}.") for name in missing):
-        return " If it has no classifier: model.args={num_classes: 0}"
-    weight = state.get(f"{classifier}.weight")
-    if not missing and weight is not None and len(weight) != getattr(net, "num_classes", None):
-        return f" If it is of other classes: model.args={{num_classes: {len(weight)}}}"
-    return " Choose the architecture that it was made with: model.timm=NAME"
-
-
-def _few(keys: list[str]) -> str:
-    return ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
-
-
-def _line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return net, fill(net, path, model.checkpoint_key)

@@ -42,6 +42,7 @@ def made_with(study: Study, totals: list[Sums]) -> dict[str, Any]:
             role: {
                 "timm": study.experiment.models[role].timm,
                 "weights": model.weights,
+                "taken": model.taken.record(),
                 "digest": model.digest,
                 "preprocessing": {key: str(value) for key, value in model.data.items()},
                 "layers": study.axes[role],

@@ -249,6 +249,8 @@ def document(study: Study, results: Results, totals: list[Sums]) -> None:
         )
     for warning in record["warnings"]:
         log.warning("warning: %s", warning)
+    for model in study.models.values():
+        record["warnings"] += model.taken.warnings  # logged when it was loaded
     record["launches"] = results.launches()
     results.save_json("made_with.json", record | summary(record["launches"]))
 

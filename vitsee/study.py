@@ -34,6 +34,7 @@ UNREAD: dict[str, dict[str, str]] = {
         "name": "a label",
         "pretrained": "the weights count by value",
         "checkpoint": "the weights count by value",
+        "checkpoint_key": "the weights count by value",
         "embedded": "the weights count by value",
         "seed": "random weights count by value",
         "dataset": "the images count by name and size, or by their formula",
@@ -80,8 +81,10 @@ class Study:
     @cached_property
     def models(self) -> dict[str, models.Loaded]:
         """The models by role, with weights, on the device."""
-        wanted = self.experiment.models
-        found = {role: models.load(model, self.device) for role, model in wanted.items()}
+        e = self.experiment
+        found = {
+            role: models.load(model, self.device, e.names[role]) for role, model in e.models.items()
+        }
         self.experiment.analysis.cards = {
             role: model.card for role, model in found.items() if model.card
         }
@@ -219,7 +222,7 @@ class Study:
     def folder(self) -> str:
         """Where the results go, below the folder of all outputs."""
         e = self.experiment
-        names = "-vs-".join(folder_name(model.name) for model in e.models.values())
+        names = "-vs-".join(folder_name(name) for name in e.names.values())
         return f"{e.analysis.name}/{names}/{folder_name(self._data)}-{self.identity}"
 
     @property

@@ -274,9 +274,11 @@ def flops_of(model: Model) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     net = models.skeleton(model).eval()
+    size = models.data_config(net)["input_size"]
+    models.refuse_unrunnable(model, net, size)
     attention.fuse(net, False)  # fused kernels are not all counted
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(torch.zeros(1, *models.data_config(net)["input_size"], device="meta"))
+        net(torch.zeros(1, *size, device="meta"))
     return float(counter.get_total_flops())
 
 

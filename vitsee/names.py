@@ -1,0 +1,77 @@
+"""What two models of one name are called, so that axes and folders tell them apart."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from itertools import zip_longest
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vitsee.config import Model
+
+_ENDINGS = re.compile(r"(\.(safetensors|ckpt|pth|pt|bin|npz|tar))+\Z", re.IGNORECASE)
+_LONGEST = 60
+"""Letters that are added to a name; file systems take 255 for both."""
+
+
+def told_apart(models: Mapping[str, Model]) -> dict[str, str]:
+    """The models' names by role; those that are equal with what differs: their checkpoints, else their options.
+
+    Two models that are the same in all that is asked for keep one name.
+    """
+    own = {role: model.name for role, model in models.items()}
+    if len(own) < 2 or len(set(own.values())) > 1:
+        return own
+    one, other = models.values()
+    differing = _of_checkpoints(one, other) or _of_options(one, other)
+    marks = [mark[:_LONGEST] for mark in differing]
+    if marks[0] == marks[1] and _decisive(one) != _decisive(other):
+        marks = list(own)
+    return {
+        role: f"{name}-{mark}" if mark else name
+        for (role, name), mark in zip(own.items(), marks, strict=True)
+    }
+
+
+def _of_checkpoints(one: Model, other: Model) -> tuple[str, str] | None:
+    """The files' names, or the nearest folders that differ where the files are called the same."""
+    ones, others = (PurePath(model.checkpoint or "") for model in (one, other))
+    folders = zip_longest(ones.parent.parts[::-1], others.parent.parts[::-1], fillvalue="")
+    stems = (_ENDINGS.sub("", ones.name), _ENDINGS.sub("", others.name))
+    marks = (stems, *folders, (ones.name, others.name))
+    return next((pair for pair in marks if pair[0] != pair[1]), None)
+
+
+def _of_options(one: Model, other: Model) -> tuple[str, str]:
+    ones, others = _decisive(one), _decisive(other)
+    keys = [key for key in ones | others if ones.get(key) != others.get(key)]
+    if "pretrained" in keys and "seed" in keys:
+        keys.remove("seed")  # of one of them only
+    return _said(ones, keys), _said(others, keys)
+
+
+def _said(options: Mapping[str, Any], keys: list[str]) -> str:
+    return ",".join(f"{key}={_plain(options[key])}" for key in keys if key in options)
+
+
+def _plain(value: Any) -> str:
+    text = getattr(value, "value", value)
+    return str(text).lower() if isinstance(text, bool) else re.sub(r"[\s'\"]", "", str(text))
+
+
+def _decisive(model: Model) -> dict[str, Any]:
+    """The options that make a model what it is, those of `args` and `overlay` one by one."""
+    random = not model.pretrained and model.checkpoint is None
+    found: dict[str, Any] = {}
+    for each in fields(model):
+        value = getattr(model, each.name)
+        if each.name in ("args", "overlay"):
+            found |= value
+        elif each.name == "seed" and not random:
+            continue  # draws nothing
+        elif each.name not in ("name", "dataset", "embedded") and value not in (None, []):
+            found[each.name] = value
+    return found
