@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from vitsee.rgb import rgb
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
 LARGEST = 2**30
 """Bytes of the largest image file that is read."""
+NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+"""What the system says of a link that leads nowhere."""
 WAYS = 1000
 """Links below links may lead to one folder in so many ways; they can make billions of a few images."""
 SCENES = 10_240
@@ -120,7 +123,7 @@ class Files(Images):
                 file.seek(entry.offset)
                 return file.read(entry.size)
         except OSError as error:
-            led_nowhere = entry.size == 0 and error.errno in (errno.ENOENT, errno.ELOOP)
+            led_nowhere = entry.size == 0 and error.errno in NOWHERE
             closed = error.errno == errno.EACCES and os.access(path.parent, os.R_OK | os.X_OK)
             if self.tar or not (led_nowhere or closed):
                 raise
@@ -246,16 +249,11 @@ def _part(dataset: Dataset, root: Path, there: set[str]) -> str:
 def _listed(root: Path) -> Files:
     """Image files below a folder; links to folders are followed, but not around in circles.
 
-    Raises UserError if there are none, if a folder cannot be listed, and for links of links that lead
+    Raises UserError if there are none, if a folder cannot be listed, and for links below links that lead
     into one folder in very many ways.
     """
-    entries = []
     try:
-        for folder, files in _folders(root):
-            for path in (os.path.join(folder, file) for file in files):
-                name = Path(os.path.relpath(path, root)).as_posix()
-                if _counts(name) and (size := _size(path)) is not None:
-                    entries.append(Entry(name, size))
+        entries = list(_found(root))
     except OSError as error:
         raise UserError(f"cannot list {error.filename} ({error.strerror})") from error
     if not entries:
@@ -265,39 +263,61 @@ def _listed(root: Path) -> Files:
     return Files(root, entries, tar=False)
 
 
-def _folders(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """Each folder from the root on that is not hidden, with the names of its files.
+def _found(root: Path) -> Iterator[Entry]:
+    """The image files below a folder, hidden folders left out.
 
-    A link is not followed to a folder that we are in, on the way of links that led here or below it.
+    A link is not followed to a folder that we are in, on the way of links that led here, or above one.
     """
-    ways: dict[str, tuple[Path, ...]] = {}  # the true folders whose links led to a folder
-    found: Counter[Path] = Counter()
-    for folder, below, files in os.walk(root, onerror=_refuse, followlinks=True):
-        way, kept = ways.pop(folder, ()), []
-        for name in below:
-            path, on = os.path.join(folder, name), way
-            if name.startswith("."):
+    ways: Counter[str] = Counter()
+    listed = lru_cache(maxsize=100)(_listing)  # links may lead to a folder again and again
+    # A folder by its true path, its name below the root, and the true folders whose links led there.
+    ahead: list[tuple[str, str, tuple[str, ...]]] = [(os.path.realpath(root), "", ())]
+    while ahead:
+        folder, below, way = ahead.pop()
+        listing = listed(folder)
+        for name, size in listing.images:
+            yield Entry(below + name, size)
+        for name in listing.folders:
+            ahead.append((os.path.join(folder, name), f"{below}{name}/", way))
+        on = (*way, folder)
+        for name, target in listing.links:
+            if any(os.path.join(place, "").startswith(os.path.join(target, "")) for place in on):
                 continue
-            if os.path.islink(path):
-                on, target = (*way, Path(folder).resolve()), Path(path).resolve()
-                if any(place.is_relative_to(target) for place in on):
-                    continue
-                found[target] += bool(way)
-                if found[target] > WAYS:
-                    raise UserError(
-                        f"links below links lead to {target} in more than {WAYS} ways, as {path}; "
-                        f"remove some of the links in {root} and in the folders that they lead to"
-                    )
-            if on:
-                ways[path] = on
-            kept.append(name)
-        below[:] = kept
-        yield folder, files
+            ways[target] += bool(way)
+            if ways[target] > WAYS:
+                raise UserError(
+                    f"links below links lead to {target} in more than {WAYS} ways, as {below}{name}; "
+                    f"remove some of the links in {root} and in the folders that they lead to"
+                )
+            ahead.append((target, f"{below}{name}/", on))
 
 
-def _refuse(error: OSError) -> None:
-    """A folder that cannot be listed is an error; `os.walk` alone would pass over it."""
-    raise error
+@dataclass
+class _Listing:
+    """What is in a folder: images with their sizes, folders, and links to folders with their true paths."""
+
+    images: list[tuple[str, int]]
+    folders: list[str]
+    links: list[tuple[str, str]]
+
+
+def _listing(folder: str) -> _Listing:
+    found = _Listing([], [], [])
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                found.folders.append(entry.name)
+            elif entry.is_symlink() and stat.S_ISDIR(_mode_and_size(entry.path)[0]):
+                found.links.append((entry.name, os.path.realpath(entry.path)))
+            elif _counts(entry.name):
+                mode, size = _mode_and_size(entry.path)
+                if mode == 0 or stat.S_ISREG(
+                    mode
+                ):  # to open a pipe or a device could wait for ever
+                    found.images.append((entry.name, size))
+    return found
 
 
 def _counts(name: str) -> bool:
@@ -306,16 +326,15 @@ def _counts(name: str) -> bool:
     return name.lower().endswith(ENDINGS) and not hidden
 
 
-def _size(path: str) -> int | None:
-    """Bytes of a file; 0 if it is a broken link, which decoding then reports; None if it is no file.
-
-    Opening a pipe or a device that is called like an image could wait for ever.
-    """
+def _mode_and_size(path: str) -> tuple[int, int]:
+    """Of a file or of what a link leads to; zeros if it leads nowhere, which decoding then reports."""
     try:
         found = os.stat(path)
-    except OSError:
-        return 0
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
+    except OSError as error:
+        if error.errno not in NOWHERE:
+            raise
+        return 0, 0
+    return found.st_mode, found.st_size
 
 
 def _entries(path: Path) -> list[Entry]:

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
-
 WHOLE = 100
 """So many names are told in full,"""
 FEW = 10
