@@ -520,14 +520,25 @@ def test_imagenette_that_is_there_needs_no_network(tmp_path):
 
 
 def test_cifar_that_is_there_needs_no_network(tmp_path, monkeypatch):
+    cifar(tmp_path, monkeypatch)
+    found = datasets.load(Dataset(name="cifar10", kind="cifar10", root=str(tmp_path)), 32)
+    assert [found.label(i) for i in range(5)] == [3, 1, 4, 1, 5]
+    assert np.array_equal(found.open(2), PIXELS[2].reshape(3, 32, 32).transpose(1, 2, 0))
+    assert found.id(2) == "cifar10/test/00002"
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (5, 3072), dtype=np.uint8)
+
+
+def cifar(root: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A small stand-in for CIFAR-10 in this folder; the names of its files."""
     from torchvision.datasets import CIFAR10
 
-    base = tmp_path / CIFAR10.base_folder
+    base = root / CIFAR10.base_folder
     base.mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 3072), dtype=np.uint8)
     written = {}
     for name, record in {
-        "test_batch": {"data": pixels, "labels": [3, 1, 4, 1, 5]},
+        "test_batch": {"data": PIXELS, "labels": [3, 1, 4, 1, 5]},
         "batches.meta": {"label_names": [f"class{i}" for i in range(10)]},
     }.items():
         (base / name).write_bytes(pickle.dumps(record))
@@ -535,10 +546,7 @@ def test_cifar_that_is_there_needs_no_network(tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR10, "train_list", [])
     monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", written["test_batch"]]])
     monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": written["batches.meta"]})
-    found = datasets.load(Dataset(name="cifar10", kind="cifar10", root=str(tmp_path)), 32)
-    assert [found.label(i) for i in range(5)] == [3, 1, 4, 1, 5]
-    assert np.array_equal(found.open(2), pixels[2].reshape(3, 32, 32).transpose(1, 2, 0))
-    assert found.id(2) == "cifar10/test/00002"
+    return list(written)
 
 
 @pytest.fixture
@@ -787,6 +795,70 @@ def test_unpacking_that_was_interrupted_is_done_again(archive, monkeypatch):
             datasets.load(asked, 32)
     assert [path.name for path in archive.parent.iterdir()] == ["imagenette2-320.tgz"]
     assert len(datasets.load(asked, 32)) == 6
+
+
+def test_two_processes_that_unpack_at_once_both_have_the_images(archive, monkeypatch):
+    asked = Dataset(name="imagenette", kind="imagenette", root=str(archive.parent))
+    real = datasets._unpack
+
+    def second(archive: Path, folder: Path) -> None:
+        real(archive, folder)  # the other process is a little faster
+        real(archive, folder)
+
+    monkeypatch.setattr(datasets, "_unpack", second)
+    assert len(datasets.load(asked, 32)) == 6
+    left = sorted(path.name for path in archive.parent.iterdir())
+    assert left == ["imagenette2-320", "imagenette2-320.tgz"]
+
+
+def test_a_folder_that_lacks_the_split_is_told_to_be_removed_before_anything_is_fetched(archive):
+    there = archive.parent / "imagenette2-320"
+    there.mkdir()
+    asked = {"name": "imagenette", "kind": "imagenette", "root": str(archive.parent)}
+    refused(r"imagenette2-320 has no folder 'val': remove it, and it is unpacked anew", **asked)
+    there.rmdir()
+    assert len(datasets.load(Dataset(**asked), 32)) == 6
+
+
+def test_an_archive_is_fetched_under_another_name_and_takes_its_own_when_it_is_whole(
+    archive, monkeypatch
+):
+    content, names = archive.read_bytes(), []
+    archive.unlink()
+
+    def fetched(url: str, root: Path, filename: str, md5: str) -> None:
+        names.append(filename)
+        (Path(root) / filename).write_bytes(content)
+        assert not archive.exists()
+
+    monkeypatch.setattr("vitsee.network._ask", lambda url, seconds: "")
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", fetched)
+    asked = Dataset(name="imagenette", kind="imagenette", root=str(archive.parent))
+    assert len(datasets.load(asked, 32)) == 6
+    assert archive.read_bytes() == content
+    assert names[0].startswith(".imagenette2-320.tgz.")
+
+
+def test_cifar_is_unpacked_whole_or_not_at_all(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    (tmp_path / "content").mkdir()
+    lists = cifar(tmp_path / "content", monkeypatch)
+    archive = tmp_path / "cache" / CIFAR10.filename
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(tmp_path / "content" / CIFAR10.base_folder, arcname=CIFAR10.base_folder)
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    asked = Dataset(name="cifar10", kind="cifar10", root=str(archive.parent))
+    with monkeypatch.context() as patched:
+        patched.setattr("vitsee.datasets.os.replace", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            datasets.load(asked, 32)
+    assert [path.name for path in archive.parent.iterdir()] == [CIFAR10.filename]
+    assert len(datasets.load(asked, 32)) == 5
+    damaged = archive.parent / CIFAR10.base_folder / lists[0]
+    damaged.write_bytes(b"damaged")
+    assert len(datasets.load(asked, 32)) == 5
 
 
 def test_a_damaged_archive_is_not_unpacked(archive):
