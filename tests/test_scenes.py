@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,15 @@ def test_a_full_disk_while_images_are_made_is_told_in_one_line_and_leaves_nothin
             kept_in(tmp_path)
     assert list(tmp_path.iterdir()) == []
     kept_in(tmp_path)  # as the line says, with more room
+
+
+def test_a_process_that_dies_while_images_are_made_is_explained(tmp_path, monkeypatch):
+    def killed(images: Kept, run: Run) -> None:
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(examples, "_make", killed)
+    with pytest.raises(UserError, match="a process that makes images died, most often for want of"):
+        kept_in(tmp_path)
 
 
 def test_what_a_killed_process_left_of_images_to_train_on_is_removed_later(tmp_path):

@@ -503,6 +503,37 @@ def test_a_folder_of_images_is_trained_on_and_a_broken_one_named(tmp_path):
             train(broken)
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            NotImplementedError("DDS"),
+            "cannot decode image scenes/train/000000 \\(NotImplementedError",
+        ),
+        (
+            OSError(errno.EIO, "Input/output error"),
+            "cannot read image scenes/train/000000 \\(Input/out",
+        ),
+        (MemoryError(), "not enough memory to decode image scenes/train/000000"),
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_a_training_cannot_have_is_named_in_one_line(
+    error, said, workers, tmp_path, monkeypatch
+):
+    asked = wee(tmp_path)
+    asked = replace(asked, run=replace(asked.run, workers=workers))
+
+    def fails(self, index: int) -> Image.Image:
+        raise error
+
+    monkeypatch.setattr(examples.Kept, "open", fails)
+    monkeypatch.setattr(examples.Kept, "id", lambda self, index: "scenes/train/000000")
+    with pytest.raises(UserError, match=f"^{said}") as caught:
+        train(asked)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_a_decoding_process_that_dies_in_a_training_is_explained(tmp_path, monkeypatch):
     asked = wee(tmp_path)
 

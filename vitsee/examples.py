@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -91,7 +92,7 @@ class Splits:
 def kept(images: Images, cache: Path, run: Run) -> Images:
     """The images; those made by formula as a file in the cache folder, made in parallel once.
 
-    Raises UserError if the folder cannot be written or the disk is full.
+    Raises UserError if the folder cannot be written, the disk is full, or a process is killed.
     """
     if not isinstance(images, Made):
         return images
@@ -106,6 +107,10 @@ def kept(images: Images, cache: Path, run: Run) -> Images:
             _make(found, run)
     except OSError as error:
         raise unwritable(found.path, error) from error
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process that makes images died, most often for want of memory; the same command begins anew"
+        ) from error
     return found
 
 
