@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
 import hashlib
 import io
 import os
 import pickle
 import shutil
+import struct
 import tarfile
+import warnings
+import zlib
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,13 +20,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import composed, write_images
-from PIL import Image
+from PIL import Image, ImageCms
 
 from vitsee import datasets
 from vitsee.batches import Plan
 from vitsee.config import Dataset, OnBadImage
-from vitsee.errors import UserError
+from vitsee.errors import UserError, unknown
 from vitsee.loading import Minibatches, _Decoded
+from vitsee.rgb import rgb
 
 DATA = {
     "input_size": (3, 32, 32),
@@ -110,17 +116,263 @@ def test_the_fingerprint_changes_with_the_set_of_images_not_with_its_place(tmp_p
     assert folder(tmp_path / "elsewhere").fingerprint != one.fingerprint
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA", "I;16", "1", "LA"])
-def test_images_of_every_mode_come_out_as_rgb(mode, tmp_path):
-    ending = "tif" if mode == "CMYK" else "png"
-    image = (
-        Image.new("I;16", (9, 7))
-        if mode == "I;16"
-        else Image.new("RGB", (9, 7), "red").convert(mode)
-    )
-    image.save(tmp_path / f"x.{ending}")
+RED = (200, 40, 90)
+COLOURS = {
+    "1": ("PNG", (255, 255, 255)),
+    "L": ("PNG", (94, 94, 94)),
+    "LA": ("PNG", (94, 94, 94)),
+    "P": ("PNG", RED),
+    "PA": ("TIFF", RED),
+    "RGB": ("PNG", RED),
+    "RGBA": ("PNG", RED),
+    "CMYK": ("TIFF", RED),
+    "YCbCr": ("TIFF", RED),
+    "LAB": ("TIFF", RED),
+}
+"""A colour by mode, the format that can hold it, and what it is in RGB."""
+
+
+@pytest.mark.parametrize("mode", COLOURS)
+def test_images_of_every_mode_come_out_as_rgb_by_value(mode, tmp_path):
+    kind, expected = COLOURS[mode]
+    image = Image.new("RGB", (9, 7), RED)
+    if mode == "LAB":
+        image = ImageCms.profileToProfile(
+            image, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+        )
+    elif mode in ("P", "PA"):
+        image = image.convert("P", palette=Image.Palette.ADAPTIVE)
+        image = image.convert("PA") if mode == "PA" else image
+    elif mode == "1":
+        image = Image.new("1", (9, 7), 1)
+    else:
+        image = image.convert(mode)
+    image.save(tmp_path / f"x.{kind.lower()}", kind)
+    with Image.open(tmp_path / f"x.{kind.lower()}") as found:
+        assert found.mode == mode
     opened = folder(tmp_path).open(0)
     assert (opened.mode, opened.size) == ("RGB", (9, 7))
+    assert (
+        np.abs(np.asarray(opened).astype(int) - expected).max() <= 2
+    )  # rounded in the other space
+
+
+@pytest.mark.parametrize("mode", ["La", "RGBa", "RGBX", "HSV"])
+def test_modes_that_a_decoder_may_give_come_out_as_rgb_by_value(mode):
+    image = Image.new("RGBA", (4, 4), (*RED, 128))
+    made = image.convert("LA").convert("La") if mode == "La" else image.convert(mode)
+    expected = (94,) * 3 if mode == "La" else RED
+    assert np.abs(np.asarray(rgb(made)).astype(int) - expected).max() <= 4
+
+
+GREYS = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
+"""Every grey, in 16 bits."""
+
+
+def tiff(greys: np.ndarray, bits: int, *, white: int = 1, kind: int = 1) -> bytes:
+    """A TIFF of greys. white: PhotometricInterpretation, 0 if 0 is white. kind: SampleFormat."""
+    order, content = (">" if greys.dtype.byteorder == ">" else "<"), greys.tobytes()
+    if bits == 12:
+        pairs = greys.reshape(-1, 2).astype(int)
+        packed = (pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255)
+        content = np.stack(packed, 1).astype(np.uint8).tobytes()
+    height, width = greys.shape
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: white, 273: 8, 277: 1, 278: height}
+    tags |= {279: len(content), 339: kind}
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8 + len(content))
+    listed = [struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags.items()]
+    return head + content + struct.pack(f"{order}H", len(tags)) + b"".join(listed) + bytes(4)
+
+
+def pgm(greys: np.ndarray, most: int) -> bytes:
+    height, width = greys.shape
+    return f"P5 {width} {height} {most}\n".encode() + greys.astype(">u2").tobytes()
+
+
+SIXTEEN_BITS = {
+    "TIFF": tiff(GREYS, 16),
+    "big-endian TIFF": tiff(GREYS.astype(">u2"), 16),
+    "TIFF whose 0 is white": tiff(65535 - GREYS, 16, white=0),
+    "TIFF of 12 bits": tiff(GREYS >> 4, 12),
+    "PGM": pgm(GREYS, 65535),
+    "PGM of 10 bits": pgm(GREYS >> 6, 1023),
+}
+
+
+@pytest.mark.parametrize("content", SIXTEEN_BITS.values(), ids=SIXTEEN_BITS.keys())
+def test_greys_of_more_than_8_bits_keep_their_range_in_every_format(content, tmp_path):
+    (tmp_path / "x.tif").write_bytes(content)
+    opened = np.asarray(folder(tmp_path).open(0)).astype(int)
+    assert np.abs(opened - (GREYS >> 8)[..., None]).max() <= 1
+    assert (opened.min(), opened.max()) == (0, 255)
+
+
+def test_a_16_bit_png_that_is_read_as_mode_I_is_the_same_image():
+    older = Image.fromarray(GREYS.astype(np.int32))
+    older.format = "PNG"
+    assert np.array_equal(np.asarray(rgb(older))[..., 0], GREYS >> 8)
+
+
+WITHOUT_WHITE = {
+    "integers of 32 bits between 0 and 65535": tiff(GREYS.astype(np.int32), 32, kind=2),
+    "integers of 32 bits between -1 and 254": tiff((GREYS >> 8).astype(np.int16) - 1, 16, kind=2),
+    "floats between 0 and 1": tiff((GREYS / 65535).astype(np.float32), 32, kind=3),
+    "signed numbers do not say": tiff((GREYS >> 9).astype(np.int8), 8, kind=2),
+}
+
+
+@pytest.mark.parametrize("said", WITHOUT_WHITE)
+def test_numbers_that_do_not_say_what_is_white_are_refused_by_name(said, tmp_path):
+    root = write_images(tmp_path / "images", 16)
+    (root / "class0" / "002.png").write_bytes(WITHOUT_WHITE[said])
+    with pytest.raises(UserError, match=rf"cannot decode image class0/002\.png .*{said}"):
+        load_all(folder(root))
+    assert left_out(folder(root)) == ["class0/002.png"]
+
+
+def test_greys_saved_as_the_refusal_says_are_read(tmp_path):
+    root = tmp_path / "x.tif"
+    root.write_bytes(WITHOUT_WHITE["floats between 0 and 1"])
+    with pytest.raises(ValueError, match="save greys as unsigned 8 or 16 bits"):
+        folder(tmp_path).open(0)
+    with Image.open(root) as image:
+        greys = np.asarray(image)
+    Image.fromarray((greys * 65535).astype(np.uint16)).save(root)
+    assert np.array_equal(np.asarray(folder(tmp_path).open(0))[..., 0], GREYS >> 8)
+
+
+def test_a_line_of_pixels_and_a_program_are_no_images(tmp_path):
+    Image.new("L", (1, 2000)).save(tmp_path / "a.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png", "EPS")
+    images = folder(tmp_path)
+    with pytest.raises(ValueError, match="1 x 2000 pixels are no image that can be resized"):
+        images.open(0)
+    with pytest.raises(ValueError, match="EPS is a program that draws"):
+        images.open(1)
+
+
+def test_transparency_of_any_kind_is_dropped_without_a_warning(tmp_path):
+    image = Image.new("RGB", (8, 8), RED).convert("P", palette=Image.Palette.ADAPTIVE)
+    image.save(tmp_path / "a.png", transparency=bytes([7, 9]))
+    Image.new("L", (8, 8), 9).save(tmp_path / "b.png", transparency=9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        images = [folder(tmp_path).open(i) for i in range(2)]
+    assert [image.getpixel((0, 0)) for image in images] == [RED, (9, 9, 9)]
+
+
+# --- what is a bad image and what is not -----------------------------------------------------------
+
+
+def left_out(images: datasets.Images, workers: int = 0) -> list[str]:
+    """Ids of the images that are passed over in one minibatch of all, with on_bad_image=skip."""
+    plan = Plan(len(images), len(images), len(images), seed=0)
+    how = {"device": torch.device("cpu"), "workers": workers, "on_bad_image": OnBadImage.skip}
+    (batch,) = Minibatches(images, {"model": DATA}, plan, [0], **how)
+    return sorted(images.id(i) for i in batch.skipped)
+
+
+def failing(error: BaseException, monkeypatch) -> None:
+    """Of the images, 002.png's decoder raises this."""
+    real = datasets.Files.open
+
+    def opened(self, index: int) -> Image.Image:
+        if self.id(index).endswith("002.png"):
+            raise error
+        return real(self, index)
+
+    monkeypatch.setattr(datasets.Files, "open", opened)
+
+
+DECODERS_RAISE = [
+    NotImplementedError("DDS"),
+    RuntimeError("AVIF"),
+    AttributeError("SPIDER"),
+    SyntaxError("PNG"),
+    struct.error("BLP"),
+    EOFError(),
+    KeyError("x"),
+    RecursionError("x"),
+    zlib.error("x"),
+    OSError("broken data stream"),
+    DeprecationWarning("a warning as an error"),
+    type("BLPFormatError", (NotImplementedError,), {})("x"),
+]
+
+
+@pytest.mark.parametrize("error", DECODERS_RAISE, ids=lambda error: type(error).__name__)
+def test_whatever_a_decoder_raises_is_the_fault_of_that_file(error, images, monkeypatch):
+    failing(error, monkeypatch)
+    with pytest.raises(UserError, match=r"cannot decode image class0/002\.png"):
+        load_all(folder(images))
+    assert left_out(folder(images)) == ["class0/002.png"]
+
+
+def closed(number: int, monkeypatch) -> None:
+    """The system does not open 002.png and says why by this number."""
+    real = builtins.open
+
+    def opened(path, *words, **named):
+        if str(path).endswith("002.png"):
+            raise OSError(number, os.strerror(number), path)
+        return real(path, *words, **named)
+
+    monkeypatch.setattr(builtins, "open", opened)
+
+
+SYSTEM = [errno.EMFILE, errno.EIO, errno.ESTALE, errno.ENOENT, errno.ENOTCONN, errno.EISDIR]
+
+
+@pytest.mark.parametrize("number", SYSTEM, ids=errno.errorcode.get)
+def test_a_file_system_that_fails_stops_the_run_and_skips_nothing(number, images, monkeypatch):
+    closed(number, monkeypatch)
+    said = rf"cannot read image class0/002\.png \({os.strerror(number)}\): not the image but the"
+    with pytest.raises(UserError, match=said):
+        left_out(folder(images))
+
+
+def test_a_file_system_that_fails_in_a_worker_process_stops_the_run(images, monkeypatch):
+    closed(errno.EIO, monkeypatch)
+    with pytest.raises(UserError, match=r"^cannot read image class0/002\.png \(Input/output error"):
+        left_out(folder(images), workers=1)
+
+
+def test_want_of_memory_stops_the_run_and_skips_nothing(images, monkeypatch):
+    failing(MemoryError(), monkeypatch)
+    with pytest.raises(UserError, match=r"not enough memory to decode image class0/002\.png"):
+        left_out(folder(images))
+
+
+def test_ctrl_c_in_a_decoder_is_no_bad_image(images, monkeypatch):
+    failing(KeyboardInterrupt(), monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        left_out(folder(images))
+
+
+def test_a_file_that_is_removed_while_it_is_used_stops_the_run(tmp_path):
+    images = folder(write_images(tmp_path / "images", 8))
+    (tmp_path / "images/class0/002.png").unlink()
+    with pytest.raises(UserError, match=r"cannot read image class0/002\.png \(No such file"):
+        left_out(images)
+
+
+def test_links_that_led_nowhere_from_the_first_are_bad_images(tmp_path):
+    root = write_images(tmp_path / "images", 16)
+    os.symlink("nowhere", root / "class0" / "a.png")
+    os.symlink("b.png", root / "class0" / "b.png")
+    assert left_out(folder(root)) == ["class0/a.png", "class0/b.png"]
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_closed_file_is_a_bad_image_but_a_closed_folder_is_none(readable, tmp_path, monkeypatch):
+    images = folder(write_images(tmp_path / "images", 8))
+    closed(errno.EACCES, monkeypatch)
+    monkeypatch.setattr(os, "access", lambda path, how: readable)
+    if readable:
+        assert left_out(images) == ["class0/002.png"]
+    else:
+        with pytest.raises(UserError, match=r"cannot read image class0/002\.png \(Permission den"):
+            left_out(images)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "huge"])
@@ -268,14 +520,25 @@ def test_imagenette_that_is_there_needs_no_network(tmp_path):
 
 
 def test_cifar_that_is_there_needs_no_network(tmp_path, monkeypatch):
+    cifar(tmp_path, monkeypatch)
+    found = datasets.load(Dataset(name="cifar10", kind="cifar10", root=str(tmp_path)), 32)
+    assert [found.label(i) for i in range(5)] == [3, 1, 4, 1, 5]
+    assert np.array_equal(found.open(2), PIXELS[2].reshape(3, 32, 32).transpose(1, 2, 0))
+    assert found.id(2) == "cifar10/test/00002"
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (5, 3072), dtype=np.uint8)
+
+
+def cifar(root: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A small stand-in for CIFAR-10 in this folder; the names of its files."""
     from torchvision.datasets import CIFAR10
 
-    base = tmp_path / CIFAR10.base_folder
+    base = root / CIFAR10.base_folder
     base.mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 3072), dtype=np.uint8)
     written = {}
     for name, record in {
-        "test_batch": {"data": pixels, "labels": [3, 1, 4, 1, 5]},
+        "test_batch": {"data": PIXELS, "labels": [3, 1, 4, 1, 5]},
         "batches.meta": {"label_names": [f"class{i}" for i in range(10)]},
     }.items():
         (base / name).write_bytes(pickle.dumps(record))
@@ -283,10 +546,7 @@ def test_cifar_that_is_there_needs_no_network(tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR10, "train_list", [])
     monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", written["test_batch"]]])
     monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": written["batches.meta"]})
-    found = datasets.load(Dataset(name="cifar10", kind="cifar10", root=str(tmp_path)), 32)
-    assert [found.label(i) for i in range(5)] == [3, 1, 4, 1, 5]
-    assert np.array_equal(found.open(2), pixels[2].reshape(3, 32, 32).transpose(1, 2, 0))
-    assert found.id(2) == "cifar10/test/00002"
+    return list(written)
 
 
 @pytest.fixture
@@ -340,9 +600,8 @@ def test_real_photographs_load_from_their_tar(test_data):
 
 
 def test_a_16_bit_grey_keeps_its_range(tmp_path):
-    ramp = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
-    Image.fromarray(ramp).save(tmp_path / "ramp.png")
-    assert np.array_equal(np.asarray(folder(tmp_path).open(0))[..., 0], ramp >> 8)
+    Image.fromarray(GREYS).save(tmp_path / "ramp.png")
+    assert np.array_equal(np.asarray(folder(tmp_path).open(0))[..., 0], GREYS >> 8)
 
 
 @pytest.mark.parametrize("damage", ["at a header", "in a header", "in a file", "damaged header"])
@@ -399,6 +658,60 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     os.link(root / "class0" / "000.png", root / "class0" / "twin.png")
     assert len(folder(root)) == 7
     assert len(folder(tar_of(root, tmp_path / "images.tar"))) == 5
+
+
+def test_folders_that_link_to_each_other_are_read_once_along_each_way(tmp_path):
+    for name, other in {"a": "b", "b": "a"}.items():
+        write_images(tmp_path / name, 1, seed=ord(name))
+        os.symlink(tmp_path / other, tmp_path / name / "to")
+    images = folder(tmp_path)
+    found = [images.id(i) for i in range(len(images))]
+    assert found == [f"{way}/class0/000.png" for way in ("a", "a/to", "b", "b/to")]
+
+
+def test_a_link_to_what_is_above_the_folder_that_a_link_led_to_is_not_followed(tmp_path):
+    write_images(tmp_path / "outside/deep", 2)
+    os.symlink(tmp_path / "outside", tmp_path / "outside/deep/up")
+    (tmp_path / "root").mkdir()
+    os.symlink(tmp_path / "outside/deep", tmp_path / "root/in")
+    assert len(folder(tmp_path / "root")) == 2
+
+
+def test_several_links_to_one_folder_are_classes_of_their_own(tmp_path):
+    write_images(tmp_path / "outside", 2)
+    (tmp_path / "root").mkdir()
+    for name in ("cat", "dog"):
+        os.symlink(tmp_path / "outside/class0", tmp_path / "root" / name)
+    assert folder(tmp_path / "root").classes == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("shape", ["a ladder", "all to all"])
+def test_links_that_make_billions_of_a_few_images_are_refused(shape, tmp_path):
+    count = 40 if shape == "a ladder" else 12
+    for i in range(count):
+        write_images(tmp_path / f"{i}", 1)
+    for i in range(count):
+        to = [i + 1, i + 1] if shape == "a ladder" else [*range(i), *range(i + 1, count)]
+        for number, j in enumerate(to):
+            os.symlink(tmp_path / f"{j}", tmp_path / f"{i}" / f"to{number}")
+    with pytest.raises(
+        UserError, match=r"links below links lead to .* in more than 1000 ways"
+    ) as e:
+        folder(tmp_path)
+    assert len(str(e.value).splitlines()) == 1
+    for link in [path for path in tmp_path.glob("*/*") if path.is_symlink()]:
+        link.unlink()
+    assert len(folder(tmp_path)) == count
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "link to a pipe"])
+def test_what_opening_would_wait_for_is_refused_as_a_data_set(kind, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    os.symlink(tmp_path / "pipe", tmp_path / "link")
+    path = {"pipe": tmp_path / "pipe", "device": "/dev/zero", "link to a pipe": tmp_path / "link"}
+    said = "is neither a folder nor a file, but a pipe"
+    refused(rf"dataset\.root=.* {said}", root=str(path[kind]))
+    refused(rf"dataset\.path=.* {said}", name="hf", kind="hf", path=str(path[kind]))
 
 
 def test_the_order_does_not_depend_on_how_the_folder_is_listed():
@@ -484,6 +797,70 @@ def test_unpacking_that_was_interrupted_is_done_again(archive, monkeypatch):
     assert len(datasets.load(asked, 32)) == 6
 
 
+def test_two_processes_that_unpack_at_once_both_have_the_images(archive, monkeypatch):
+    asked = Dataset(name="imagenette", kind="imagenette", root=str(archive.parent))
+    real = datasets._unpack
+
+    def second(archive: Path, folder: Path) -> None:
+        real(archive, folder)  # the other process is a little faster
+        real(archive, folder)
+
+    monkeypatch.setattr(datasets, "_unpack", second)
+    assert len(datasets.load(asked, 32)) == 6
+    left = sorted(path.name for path in archive.parent.iterdir())
+    assert left == ["imagenette2-320", "imagenette2-320.tgz"]
+
+
+def test_a_folder_that_lacks_the_split_is_told_to_be_removed_before_anything_is_fetched(archive):
+    there = archive.parent / "imagenette2-320"
+    there.mkdir()
+    asked = {"name": "imagenette", "kind": "imagenette", "root": str(archive.parent)}
+    refused(r"imagenette2-320 has no folder 'val': remove it, and it is unpacked anew", **asked)
+    there.rmdir()
+    assert len(datasets.load(Dataset(**asked), 32)) == 6
+
+
+def test_an_archive_is_fetched_under_another_name_and_takes_its_own_when_it_is_whole(
+    archive, monkeypatch
+):
+    content, names = archive.read_bytes(), []
+    archive.unlink()
+
+    def fetched(url: str, root: Path, filename: str, md5: str) -> None:
+        names.append(filename)
+        (Path(root) / filename).write_bytes(content)
+        assert not archive.exists()
+
+    monkeypatch.setattr("vitsee.network._ask", lambda url, seconds: "")
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", fetched)
+    asked = Dataset(name="imagenette", kind="imagenette", root=str(archive.parent))
+    assert len(datasets.load(asked, 32)) == 6
+    assert archive.read_bytes() == content
+    assert names[0].startswith(".imagenette2-320.tgz.")
+
+
+def test_cifar_is_unpacked_whole_or_not_at_all(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    (tmp_path / "content").mkdir()
+    lists = cifar(tmp_path / "content", monkeypatch)
+    archive = tmp_path / "cache" / CIFAR10.filename
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(tmp_path / "content" / CIFAR10.base_folder, arcname=CIFAR10.base_folder)
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    asked = Dataset(name="cifar10", kind="cifar10", root=str(archive.parent))
+    with monkeypatch.context() as patched:
+        patched.setattr("vitsee.datasets.os.replace", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            datasets.load(asked, 32)
+    assert [path.name for path in archive.parent.iterdir()] == [CIFAR10.filename]
+    assert len(datasets.load(asked, 32)) == 5
+    damaged = archive.parent / CIFAR10.base_folder / lists[0]
+    damaged.write_bytes(b"damaged")
+    assert len(datasets.load(asked, 32)) == 5
+
+
 def test_a_damaged_archive_is_not_unpacked(archive):
     archive.write_bytes(archive.read_bytes()[:-20])
     values = {"name": "imagenette", "kind": "imagenette", "root": str(archive.parent)}
@@ -546,3 +923,19 @@ def test_a_hugging_face_data_set_sorted_by_class_is_mixed(tmp_path):
 def test_a_folder_at_home_is_named_with_a_tilde(tmp_path):
     assert datasets.at_home(Path.home() / ".cache" / "vitsee") == "~/.cache/vitsee"
     assert datasets.at_home(tmp_path) == str(tmp_path)
+
+
+def test_a_split_that_is_not_there_names_a_few_of_very_many_folders(tmp_path):
+    for name in ("val", *(f"n{i:04d}" for i in range(499))):
+        (tmp_path / name).mkdir()
+    with pytest.raises(UserError) as caught:
+        folder(tmp_path, split="vall")
+    said = str(caught.value).partition("it has: ")[2]
+    assert said.startswith("val, n0000, n0001, ")  # the nearest first
+    assert said.endswith("n0008 … and 490 more. Did you mean val?")
+
+
+def test_a_short_list_of_what_exists_is_told_in_full():
+    names = [f"name{i}" for i in range(100)]
+    said = str(unknown("there is no x", "name7x", names, "there are"))
+    assert said == f"there is no x; there are: {', '.join(sorted(names))}. Did you mean name7?"

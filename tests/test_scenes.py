@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from vitsee import examples
 from vitsee.config import Run
 from vitsee.datasets import Made
-from vitsee.examples import kept
+from vitsee.errors import UserError
+from vitsee.examples import Kept, kept
 from vitsee.scenes import CLASSES, Scenes
 
 
@@ -59,6 +67,83 @@ def test_images_to_train_on_are_made_once(tmp_path, monkeypatch):
     again = kept(Made(scenes, CLASSES, "scenes/train"), tmp_path, run)
     assert np.array_equal(again.open(5), images.open(5))
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def kept_in(cache: Path) -> Kept:
+    """40 scenes to train on; none is made if they lie in this folder already."""
+    images = kept(
+        Made(Scenes("train", size=40), CLASSES, "scenes/train"), cache, Run(progress=False)
+    )
+    assert isinstance(images, Kept)
+    return images
+
+
+@pytest.mark.parametrize(
+    "damage", ["a bit", "a bit of the checksum", "cut", "longer", "empty", "a pipe"]
+)
+def test_images_to_train_on_that_are_not_as_they_were_written_are_made_again(
+    damage, tmp_path, caplog
+):
+    path = kept_in(tmp_path).path
+    content = path.read_bytes()
+    at = {"a bit": 5000, "a bit of the checksum": len(content) - 1}.get(damage, 0)
+    flipped = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+    path.unlink()
+    if damage == "a pipe":
+        os.mkfifo(path)
+    else:
+        changed = {"cut": content[:-100], "longer": content + b"x", "empty": b""}
+        path.write_bytes(changed.get(damage, flipped))
+    assert np.array_equal(kept_in(tmp_path).open(7), Scenes("train").image(7))
+    assert path.read_bytes() == content
+    assert f"{path} is not as it was written: it is made again" in caplog.text
+
+
+def test_images_to_train_on_are_an_npy_file_that_numpy_reads(tmp_path):
+    images = kept_in(tmp_path)
+    array = np.load(images.path)
+    assert (array.shape, array.dtype) == ((40, 56, 56, 3), np.uint8)
+    assert np.array_equal(array[7], images.open(7))
+
+
+@pytest.mark.parametrize("room", [0, 100_000])
+def test_a_full_disk_while_images_are_made_is_told_in_one_line_and_leaves_nothing(
+    room, tmp_path, monkeypatch
+):
+    """As on a disk with room for so many bytes."""
+
+    class Full(io.FileIO):
+        def write(self, content) -> int:
+            if self.tell() + len(content) > room:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(content)
+
+    with monkeypatch.context() as during:
+        during.setattr(examples, "open", lambda path, mode: Full(path, "w"), raising=False)
+        with pytest.raises(
+            UserError, match=r"cannot write .*40\.npy: No space left on device; free"
+        ):
+            kept_in(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    kept_in(tmp_path)  # as the line says, with more room
+
+
+def test_a_process_that_dies_while_images_are_made_is_explained(tmp_path, monkeypatch):
+    def killed(images: Kept, run: Run) -> None:
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(examples, "_make", killed)
+    with pytest.raises(UserError, match="a process that makes images died, most often for want of"):
+        kept_in(tmp_path)
+
+
+def test_what_a_killed_process_left_of_images_to_train_on_is_removed_later(tmp_path):
+    now, before = (tmp_path / f".x.npy.{token}.partial" for token in ("01234567", "89abcdef"))
+    for path in (now, before):
+        path.write_bytes(b"half")
+    os.utime(before, (1e9, 1e9))
+    path = kept_in(tmp_path).path
+    assert sorted(tmp_path.iterdir()) == sorted([now, path])  # somebody may be writing that one
 
 
 @pytest.mark.parametrize("index", range(16))

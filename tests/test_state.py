@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import tarfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,8 @@ from conftest import write_images
 from PIL import Image
 from test_laws import assert_same_tables
 
-from vitsee import results as results_module
+from vitsee import changes, datasets, writing
+from vitsee.config import Dataset
 from vitsee.errors import Incomplete, UserError
 from vitsee.plotting import plot
 from vitsee.proof import Doubts, Impossible
@@ -123,7 +126,7 @@ def test_what_a_killed_process_left_half_written_is_removed_later(tmp_path, monk
     left.write_bytes(b"half")
     results.prepare()
     assert left.exists()  # it may be somebody's who is writing it now
-    old = time.time() - results_module.LEFT - 1
+    old = time.time() - writing.LEFT - 1
     os.utime(left, (old, old))
     results.prepare()
     assert not left.exists()
@@ -190,13 +193,40 @@ def test_images_edited_in_place_are_not_continued_silently(tiny, tmp_path, caplo
     overrides = [f"dataset.root={folder.parent}"]
     with pytest.raises(Incomplete):
         run(tiny(*overrides, "run.shards=2"))
-    assert "changed" not in caplog.text
+    assert "newer" not in caplog.text
     Image.fromarray(255 - pixels[3]).save(folder / "03.bmp")
     later = time.time() + 5
     os.utime(folder / "03.bmp", (later, later))
     run(tiny(*overrides))
-    assert "1 images changed after this result was begun (class/03.bmp …)" in caplog.text
+    assert f"{folder / '03.bmp'} is newer than this result: if its content changed" in caplog.text
     assert "the result mixes old and new" in caplog.text
+
+
+def test_what_is_newer_than_a_result_is_counted_and_called_by_its_name(tmp_path, caplog):
+    names = {"a tar": ["photos.tar"] * 2, "one": ["a.png"], "many": ["a.png", "b.png", "a.png"]}
+    for which, said in {
+        "a tar": "warning: photos.tar is newer than this result: if its content changed, remove",
+        "one": "warning: a.png is newer than this result: if its content changed, remove",
+        "many": "warning: 2 images are newer than this result (a.png …): if their content changed,",
+    }.items():
+        results = Results(tmp_path / which)
+        results.prepare()
+        results.save_json(changes.RECORD, {})
+        images = SimpleNamespace(changed_since=lambda moment, which=which: names[which])
+        changes.tell(SimpleNamespace(passes=[SimpleNamespace(images=images)]), results)
+        assert said in caplog.text
+        caplog.clear()
+
+
+def test_a_tar_that_was_touched_is_what_is_newer_not_an_image(tmp_path):
+    root = write_images(tmp_path / "photos", 8)
+    with tarfile.open(tmp_path / "photos.tar", "w") as tar:
+        tar.add(root, arcname=".")
+    asked = Dataset(name="folder", kind="folder", root=str(tmp_path / "photos.tar"))
+    images = datasets.load(asked, 32)
+    os.utime(tmp_path / "photos.tar", (2e9, 2e9))
+    assert images.changed_since(1.9e9) == [str(tmp_path / "photos.tar")]
+    assert images.changed_since(2.1e9) == []
 
 
 def test_an_impossible_number_names_layer_and_minibatch_and_is_not_saved(tiny, monkeypatch):

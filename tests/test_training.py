@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import itertools
+import json
 import math
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,15 +23,18 @@ import torch
 from conftest import wait_until, write_images
 from hydra import compose, initialize_config_dir
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load, load_file
 
-from vitsee import cards, examples, models, recipes, training
+from vitsee import cards, checkpoint, examples, models, recipes, training
+from vitsee.checkpoint import Checkpoints, Damaged
 from vitsee.config import CONF, Dataset, Model, Pool, Precision, Run
 from vitsee.errors import Incomplete, UserError
 from vitsee.examples import Mixer, Schedule, Shown, Splits
 from vitsee.interrupt import Interrupted
 from vitsee.ranks import Ranks
 from vitsee.recipes import Decay, Optimiser, Recipe, Training
+from vitsee.results import Results
 from vitsee.scenes import CLASSES, Scenes
 from vitsee.training import Trainer, train
 
@@ -163,28 +170,181 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_checkp
     with pytest.raises(UserError, match=r"the loss is nan at step 3; the last checkpoint is kept"):
         train(wee(tmp_path))
     trainer = Trainer(wee(tmp_path))
-    (state,) = tmp_path.rglob("training.safetensors")
-    trainer.resume(state)
+    assert trainer.resume(checkpoints_in(tmp_path))
     assert trainer.step == 2
     assert all(tensor.isfinite().all() for tensor in trainer.net.state_dict().values())
 
 
-@pytest.mark.parametrize("damage", ["cut", "of another model"])
-def test_a_damaged_checkpoint_is_refused_with_what_to_do(damage, tmp_path, monkeypatch):
-    with monkeypatch.context() as during:
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory) -> Path:
+    """A training that was stopped after its third step, when it had two checkpoints."""
+    home = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as during:
         stop_after(3, during)
         with pytest.raises(Interrupted):
-            train(wee(tmp_path))
-    (state,) = tmp_path.rglob("training.safetensors")
-    if damage == "cut":
-        state.write_bytes(state.read_bytes()[:-100])
-    else:
-        other = Trainer(wee(tmp_path, model={"args": {"depth": 3}}))
-        state.write_bytes(other.packed())
-    with pytest.raises(
-        UserError, match=r"checkpoint .* is damaged \(.*remove it to train from the"
+            train(wee(home))
+    return home
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> dict[str, bytes]:
+    """What the same training ends with when nothing happens to it."""
+    folder = train(wee(tmp_path_factory.mktemp("whole")))
+    return {name: (folder / name).read_bytes() for name in ("wee.safetensors", "metrics.csv")}
+
+
+class TestCheckpoints:
+    """Two are kept; each has a checksum and says of which training it is."""
+
+    @pytest.fixture
+    def home(self, stopped, tmp_path) -> Path:
+        shutil.copytree(stopped, tmp_path / "home")
+        return tmp_path / "home"
+
+    def test_the_last_two_are_kept(self, home):
+        newest, previous = checkpoints_in(home).paths
+        assert [step_of(newest), step_of(previous)] == [3, 2]
+
+    def test_a_damaged_newest_one_is_set_aside_and_the_training_ends_with_the_same_bytes(
+        self, home, whole, caplog
     ):
-        train(wee(tmp_path))
+        newest, _ = checkpoints_in(home).paths
+        content = bytearray(newest.read_bytes())
+        content[-1000] ^= 1
+        newest.write_bytes(content)
+        folder = train(wee(home))
+        assert {name: (folder / name).read_bytes() for name in whole} == whole
+        assert f"{newest} is set aside as {newest.name}." in caplog.text
+        said = "the training goes on from step 2 of training.previous.safetensors"
+        assert said in caplog.text
+
+    @pytest.mark.parametrize("damage", ["cut", "empty", "text", "gone", "a folder", "a pipe"])
+    def test_however_the_newest_one_is_damaged_the_one_before_it_is_used(self, damage, home):
+        newest, _ = checkpoints_in(home).paths
+        cut = {"cut": newest.read_bytes()[:-100], "empty": b"", "text": b"hello" * 99}
+        newest.unlink()
+        if damage in cut:
+            newest.write_bytes(cut[damage])
+        elif damage != "gone":
+            newest.mkdir() if damage == "a folder" else os.mkfifo(newest)
+        trainer = Trainer(wee(home))
+        assert trainer.resume(checkpoints_in(home))
+        assert trainer.step == 2
+        assert not newest.exists()
+
+    def test_a_flip_of_any_bit_is_noticed(self, home):
+        newest, _ = checkpoints_in(home).paths
+        content, trainer = newest.read_bytes(), Trainer(wee(home))
+        before = step_of(newest)
+        for at in np.random.default_rng(0).integers(len(content), size=150).tolist():
+            flipped = bytearray(content)
+            flipped[at] ^= 1 << at % 8
+            newest.write_bytes(flipped)
+            with contextlib.suppress(
+                Damaged
+            ):  # what is unnoticed was not read, as a space in the header
+                checkpoint.restore(newest, trainer.net, trainer.optimiser, identity_of(home))
+                assert same_content(flipped, content), at
+        assert before == 3
+
+    def test_one_of_another_training_is_not_taken(self, home, whole, tmp_path, caplog):
+        with pytest.MonkeyPatch.context() as during:
+            stop_after(4, during)
+            with pytest.raises(Interrupted):
+                train(wee(tmp_path / "other", seed=1))
+        newest, _ = checkpoints_in(home).paths
+        shutil.copy(checkpoints_in(tmp_path / "other").paths[0], newest)
+        folder = train(wee(home))
+        assert {name: (folder / name).read_bytes() for name in whole} == whole
+        assert f"it is of the training {identity_of(tmp_path / 'other')}, not of" in caplog.text
+
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_only_damaged_ones_are_refused_and_removing_them_trains_from_the_beginning(
+        self, count, home, whole
+    ):
+        paths = checkpoints_in(home).paths
+        for path in paths:
+            path.write_bytes(path.read_bytes()[:-100])
+        for path in paths[count:]:
+            path.unlink()
+        advice = {1: "remove it to train from the beg", 2: "remove both to train from the beg"}
+        with pytest.raises(
+            UserError, match=rf"^the checkpoint .* is damaged \(.*{advice[count]}"
+        ) as e:
+            train(wee(home))
+        for path in paths[:count]:
+            assert str(path) in str(e.value)
+            path.unlink()
+        folder = train(wee(home))
+        assert {name: (folder / name).read_bytes() for name in whole} == whole
+
+    def test_a_full_disk_leaves_both_as_they_were(self, home, monkeypatch):
+        before = {path: path.read_bytes() for path in checkpoints_in(home).paths}
+        trainer = Trainer(wee(home))
+        monkeypatch.setattr(Path, "write_bytes", full_disk)
+        with pytest.raises(UserError, match=r"cannot write .*training\.safetensors: No space left"):
+            checkpoints_in(home).save(trainer.net, trainer.optimiser, trainer.progress)
+        assert {path: path.read_bytes() for path in checkpoints_in(home).paths} == before
+
+    def test_one_that_cannot_be_read_is_not_taken_for_damaged(self, home, monkeypatch):
+        def gone(*words: object) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(Path, "read_bytes", gone)
+        with pytest.raises(UserError, match=r"^cannot read the checkpoint .*Input/output error"):
+            Trainer(wee(home)).resume(checkpoints_in(home))
+
+    def test_processes_that_find_different_ones_are_refused(self, home):
+        class Two(Ranks):
+            def added(self, numbers: torch.Tensor) -> torch.Tensor:
+                return numbers + torch.tensor([2, 4])  # the other one's step, and its square
+
+        trainer = Trainer(wee(home))
+        trainer.team = Two(count=2)
+        with pytest.raises(UserError, match=r"found different checkpoints, this one of step 3"):
+            trainer.resume(checkpoints_in(home))
+
+
+def checkpoints_in(home: Path) -> Checkpoints:
+    """Those of the only training below this folder."""
+    (state,) = home.rglob("state")
+    return Checkpoints(Results(state.parent), identity_of(home))
+
+
+def identity_of(home: Path) -> str:
+    (state,) = home.rglob("state")
+    return state.parent.name.rpartition("-")[2]
+
+
+def step_of(path: Path) -> int:
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["progress"])["step"]
+
+
+def same_content(one: bytes, two: bytes) -> bool:
+    """Do two safetensors files hold the same numbers?"""
+    a, b = load(bytes(one)), load(bytes(two))
+    return a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a)
+
+
+def full_disk(*words: object, **named: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_other_held_out_images_are_another_training(tmp_path):
+    write_images(tmp_path / "photos/train", 16)
+    write_images(tmp_path / "photos/val", 8, seed=1)
+    data = {"name": "folder", "kind": "folder", "root": str(tmp_path / "photos"), "split": "val"}
+
+    def trained() -> str:
+        asked = wee(
+            tmp_path, images_seen=16, model={"args": {"num_classes": 2}}, data=data | {"size": None}
+        )
+        return train(asked).name
+
+    before = trained()
+    write_images(tmp_path / "photos/val", 10, seed=1)
+    assert trained() != before
 
 
 class TestRate:
@@ -341,6 +501,37 @@ def test_a_folder_of_images_is_trained_on_and_a_broken_one_named(tmp_path):
             UserError, match=r"^cannot decode image class0/000.png .*mend or remove it$"
         ):
             train(broken)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            NotImplementedError("DDS"),
+            "cannot decode image scenes/train/000000 \\(NotImplementedError",
+        ),
+        (
+            OSError(errno.EIO, "Input/output error"),
+            "cannot read image scenes/train/000000 \\(Input/out",
+        ),
+        (MemoryError(), "not enough memory to decode image scenes/train/000000"),
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_a_training_cannot_have_is_named_in_one_line(
+    error, said, workers, tmp_path, monkeypatch
+):
+    asked = wee(tmp_path)
+    asked = replace(asked, run=replace(asked.run, workers=workers))
+
+    def fails(self, index: int) -> Image.Image:
+        raise error
+
+    monkeypatch.setattr(examples.Kept, "open", fails)
+    monkeypatch.setattr(examples.Kept, "id", lambda self, index: "scenes/train/000000")
+    with pytest.raises(UserError, match=f"^{said}") as caught:
+        train(asked)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_decoding_process_that_dies_in_a_training_is_explained(tmp_path, monkeypatch):

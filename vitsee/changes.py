@@ -43,12 +43,15 @@ def tell(study: Study, results: Results) -> None:
             )
         return
     begun = (results.path / RECORD).stat().st_mtime
-    changed = [name for each in study.passes for name in each.images.changed_since(begun)]
-    if changed:
+    newer = {name for each in study.passes for name in each.images.changed_since(begun)}
+    if newer:
+        first = min(newer)
+        found = f"{first} is newer than this result: if its"
+        if len(newer) > 1:
+            found = f"{len(newer)} images are newer than this result ({first} …): if their"
         log.warning(
-            "warning: %d images changed after this result was begun (%s …); if their content did, "
-            "remove %s and measure anew, or the result mixes old and new",
-            *(len(changed), changed[0], results.path),
+            "warning: %s content changed, remove %s and measure anew, or the result mixes old and new",
+            *(found, results.path),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -11,21 +12,28 @@ import shutil
 import stat
 import tarfile
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
+from vitsee import writing
 from vitsee.config import Dataset
 from vitsee.errors import UserError, expanded, nearest, unknown
 from vitsee.network import require
+from vitsee.rgb import rgb
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
 LARGEST = 2**30
 """Bytes of the largest image file that is read."""
+NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+"""What the system says of a link that leads nowhere."""
+WAYS = 1000
+"""Links below links may lead to one folder in so many ways; they can make billions of a few images."""
 SCENES = 10_240
 """How many scenes there are when nobody says; they are made when asked for."""
 BUFFER = 1000
@@ -54,13 +62,14 @@ class Images(ABC):
 
     @abstractmethod
     def open(self, index: int) -> Image.Image:
-        """The decoded RGB image; raises what Pillow raises if it cannot be decoded.
+        """The decoded RGB image; raises whatever its decoder raises, and OSError with an `errno` if the
+        system could not read the file.
 
         As in the field's evaluation code, an EXIF orientation is not applied.
         """
 
     def changed_since(self, moment: float) -> list[str]:
-        """Ids of images whose files were written after this moment, in seconds since 1970."""
+        """Files of images, or the one file of all, that were written after this moment, in seconds since 1970."""
         return []
 
 
@@ -103,22 +112,26 @@ class Files(Images):
         entry = self.entries[index]
         if entry.size > LARGEST:
             raise ValueError(f"{entry.size} bytes are too many for an image file")
-        with open(self.root if self.tar else self.root / entry.name, "rb") as file:
-            file.seek(entry.offset)
-            return _rgb(Image.open(io.BytesIO(file.read(entry.size))))
+        with Image.open(io.BytesIO(self._read(entry))) as image:
+            return rgb(image)
+
+    def _read(self, entry: Entry) -> bytes:
+        """The file's bytes. Raises OSError; without an `errno` if the file alone is to blame for it."""
+        path = self.root if self.tar else self.root / entry.name
+        try:
+            with open(path, "rb") as file:
+                file.seek(entry.offset)
+                return file.read(entry.size)
+        except OSError as error:
+            led_nowhere = entry.size == 0 and error.errno in NOWHERE
+            closed = error.errno == errno.EACCES and os.access(path.parent, os.R_OK | os.X_OK)
+            if self.tar or not (led_nowhere or closed):
+                raise
+            raise OSError(error.strerror) from error
 
     def changed_since(self, moment: float) -> list[str]:
-        if self.tar:
-            return [self.root.name] if self.root.stat().st_mtime > moment else []
-        paths = ((entry.name, self.root / entry.name) for entry in self.entries)
-        return [name for name, path in paths if path.exists() and path.stat().st_mtime > moment]
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """The image in RGB; Pillow alone would cut 16-bit greys off at 255 and leave them white."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert("RGB")
+        paths = [self.root] if self.tar else [self.root / entry.name for entry in self.entries]
+        return [str(path) for path in paths if path.exists() and path.stat().st_mtime > moment]
 
 
 class Arrays(Images):
@@ -234,15 +247,13 @@ def _part(dataset: Dataset, root: Path, there: set[str]) -> str:
 
 
 def _listed(root: Path) -> Files:
-    """Image files below a folder; links to folders are followed, but not around in circles."""
-    entries = []
+    """Image files below a folder; links to folders are followed, but not around in circles.
+
+    Raises UserError if there are none, if a folder cannot be listed, and for links below links that lead
+    into one folder in very many ways.
+    """
     try:
-        for folder, below, files in os.walk(root, onerror=_refuse, followlinks=True):
-            below[:] = [name for name in below if not _leads_back(folder, name)]
-            for path in (os.path.join(folder, file) for file in files):
-                name = Path(os.path.relpath(path, root)).as_posix()
-                if _counts(name) and (size := _size(path)) is not None:
-                    entries.append(Entry(name, size))
+        entries = list(_found(root))
     except OSError as error:
         raise UserError(f"cannot list {error.filename} ({error.strerror})") from error
     if not entries:
@@ -252,15 +263,61 @@ def _listed(root: Path) -> Files:
     return Files(root, entries, tar=False)
 
 
-def _refuse(error: OSError) -> None:
-    """A folder that cannot be listed is an error; `os.walk` alone would pass over it."""
-    raise error
+def _found(root: Path) -> Iterator[Entry]:
+    """The image files below a folder, hidden folders left out.
+
+    A link is not followed to a folder that we are in, on the way of links that led here, or above one.
+    """
+    ways: Counter[str] = Counter()
+    listed = lru_cache(maxsize=100)(_listing)  # links may lead to a folder again and again
+    # A folder by its true path, its name below the root, and the true folders whose links led there.
+    ahead: list[tuple[str, str, tuple[str, ...]]] = [(os.path.realpath(root), "", ())]
+    while ahead:
+        folder, below, way = ahead.pop()
+        listing = listed(folder)
+        for name, size in listing.images:
+            yield Entry(below + name, size)
+        for name in listing.folders:
+            ahead.append((os.path.join(folder, name), f"{below}{name}/", way))
+        on = (*way, folder)
+        for name, target in listing.links:
+            if any(os.path.join(place, "").startswith(os.path.join(target, "")) for place in on):
+                continue
+            ways[target] += bool(way)
+            if ways[target] > WAYS:
+                raise UserError(
+                    f"links below links lead to {target} in more than {WAYS} ways, as {below}{name}; "
+                    f"remove some of the links in {root} and in the folders that they lead to"
+                )
+            ahead.append((target, f"{below}{name}/", on))
 
 
-def _leads_back(folder: str, name: str) -> bool:
-    """Is this a link to a folder that we are in?"""
-    path = os.path.join(folder, name)
-    return os.path.islink(path) and Path(folder).resolve().is_relative_to(Path(path).resolve())
+@dataclass
+class _Listing:
+    """What is in a folder: images with their sizes, folders, and links to folders with their true paths."""
+
+    images: list[tuple[str, int]]
+    folders: list[str]
+    links: list[tuple[str, str]]
+
+
+def _listing(folder: str) -> _Listing:
+    found = _Listing([], [], [])
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                found.folders.append(entry.name)
+            elif entry.is_symlink() and stat.S_ISDIR(_mode_and_size(entry.path)[0]):
+                found.links.append((entry.name, os.path.realpath(entry.path)))
+            elif _counts(entry.name):
+                mode, size = _mode_and_size(entry.path)
+                if mode == 0 or stat.S_ISREG(
+                    mode
+                ):  # to open a pipe or a device could wait for ever
+                    found.images.append((entry.name, size))
+    return found
 
 
 def _counts(name: str) -> bool:
@@ -269,20 +326,20 @@ def _counts(name: str) -> bool:
     return name.lower().endswith(ENDINGS) and not hidden
 
 
-def _size(path: str) -> int | None:
-    """Bytes of a file; 0 if it is a broken link, which decoding then reports; None if it is no file.
-
-    Opening a pipe or a device that is called like an image could wait for ever.
-    """
+def _mode_and_size(path: str) -> tuple[int, int]:
+    """Of a file or of what a link leads to; zeros if it leads nowhere, which decoding then reports."""
     try:
         found = os.stat(path)
-    except OSError:
-        return 0
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
+    except OSError as error:
+        if error.errno not in NOWHERE:
+            raise
+        return 0, 0
+    return found.st_mode, found.st_size
 
 
 def _entries(path: Path) -> list[Entry]:
     """Image files of a tar. Raises UserError if it is not a whole one."""
+    _refuse_pipes("dataset.root", path)
     try:
         with tarfile.open(path, "r:") as tar:
             members = [(m.name.removeprefix("./"), m) for m in _members(tar)]
@@ -304,6 +361,14 @@ def _entries(path: Path) -> list[Entry]:
     if not entries:
         raise UserError(f"there are no images in {path}; looked for {', '.join(ENDINGS)}")
     return entries
+
+
+def _refuse_pipes(option: str, path: Path) -> None:
+    """Raise UserError for what is there but is no file or folder: to open it could wait for ever."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(
+            f"{option}={path} is neither a folder nor a file, but a pipe, a socket or a device"
+        )
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -330,6 +395,10 @@ def _imagenette(dataset: Dataset, resolution: int) -> Images:
     root = _cache(dataset)
     unpacked = root / "imagenette2-320"
     if not (unpacked / split).is_dir():
+        if unpacked.exists():
+            raise UserError(
+                f"{unpacked} has no folder {split!r}: remove it, and it is unpacked anew"
+            )
         url, md5 = Imagenette._ARCHIVES["320px"]
         _download(dataset, url, md5, lambda: _unpack(root / Path(url).name, unpacked))
     return _listed(unpacked / split)
@@ -339,10 +408,13 @@ def _unpack(archive: Path, folder: Path) -> None:
     """Unpack the archive's one folder whole or not at all: torchvision would take a part for the whole."""
     from torchvision.datasets.utils import extract_archive
 
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}")
+    partial = writing.unfinished(folder)
     try:
         extract_archive(archive, partial)
         os.replace(partial / folder.name, folder)
+    except OSError:
+        if not folder.is_dir():  # by another process meanwhile, whole
+            raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -356,12 +428,13 @@ def _cifar(dataset: Dataset, resolution: int) -> Images:
     try:
         found = source(root, train=split == "train")
     except RuntimeError:  # not there, or damaged
-        found = _download(
-            dataset,
-            source.url,
-            source.tgz_md5,
-            lambda: source(root, train=split == "train", download=True),
-        )
+
+        def unpacked() -> Any:
+            if not (root / source.base_folder).exists():
+                _unpack(root / source.filename, root / source.base_folder)
+            return source(root, train=split == "train", download=True)  # mends what is damaged
+
+        found = _download(dataset, source.url, source.tgz_md5, unpacked)
     return Arrays(found, f"{dataset.kind}/{split}")
 
 
@@ -378,15 +451,20 @@ def _download(dataset: Dataset, url: str, md5: str, unpack: Callable[[], Any]) -
     from torchvision.datasets.utils import check_integrity, download_url
 
     root = _cache(dataset)
+    archive = root / Path(url).name
     remedy = (
         f"fetch {url} on a machine that can and put it into {at_home(root)}, "
         f"or use dataset=scenes, or dataset=folder dataset.root=PATH"
     )
-    if not check_integrity(root / Path(url).name, md5):
+    fetched = check_integrity(archive, md5)
+    if not fetched:
         require(url, f"dataset={dataset.name}", remedy)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        download_url(url, root, md5=md5)
+        writing.clear(root)
+        if not fetched:
+            with writing.whole(archive) as partial:
+                download_url(url, root, partial.name, md5)
         return unpack()
     except (OSError, RuntimeError) as error:
         raise UserError(f"download of dataset={dataset.name} failed ({error}); {remedy}") from error
@@ -397,6 +475,7 @@ def _hugging_face(dataset: Dataset, resolution: int) -> Images:
         raise UserError("dataset=hf needs the name of a data set: dataset.path=OWNER/NAME")
     if dataset.take < 1:
         raise UserError(f"dataset.take must be at least 1, got {dataset.take}")
+    _refuse_pipes("dataset.path", Path(dataset.path))
     tar = _cache(dataset) / f"hf-{_asked(dataset)}.tar"
     if not tar.exists():
         _stream_to(tar, dataset)
@@ -423,7 +502,7 @@ def _stream_to(path: Path, dataset: Dataset) -> None:
         remedy = "use dataset=scenes, or dataset=folder dataset.root=PATH"
         require("https://huggingface.co", f"dataset.path={dataset.path}", remedy)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
+    writing.clear(path.parent)
     try:
         stream = datasets.load_dataset(
             str(dataset.path), dataset.config, split=dataset.split or "train", streaming=True
@@ -432,18 +511,15 @@ def _stream_to(path: Path, dataset: Dataset) -> None:
         column = _column(features, datasets.Image, dataset.column)
         stream = stream.cast_column(column, datasets.Image(decode=False))
         stream = stream.shuffle(seed=dataset.seed, buffer_size=BUFFER).take(dataset.take)
-        with tarfile.open(partial, "w") as tar:
+        with writing.whole(path) as partial, tarfile.open(partial, "w") as tar:
             for i, example in enumerate(stream):
                 _append(tar, _class_of(example, features), i, example[column])
-        os.replace(partial, path)
     except Exception as error:  # an interrupted stream has many names, by library
         reason = next(iter(str(error).splitlines()), "")
         raise UserError(
             f"cannot stream dataset.path={dataset.path} (config={dataset.config}, "
             f"split={dataset.split}, column={dataset.column}): {reason or type(error).__name__}"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _column(features: Any, kind: type, asked: str | None) -> str:

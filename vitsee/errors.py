@@ -9,6 +9,11 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
+WHOLE = 100
+"""So many names are told in full,"""
+FEW = 10
+"""and of more than that only so many, the nearest first."""
+
 
 class UserError(ValueError):
     """Something asked for cannot be done; the message says what can. Exit code 2."""
@@ -29,9 +34,14 @@ def nearest(word: str, valid: Iterable[str]) -> str:
 
 
 def unknown(problem: str, word: str, valid: Iterable[str], lead: str) -> UserError:
-    """What was asked, what exists, the nearest match."""
+    """What was asked, what exists, the nearest match; of very many that exist, a few and how many."""
     names = sorted(valid)
-    return UserError(f"{problem}; {lead}: {', '.join(names)}.{nearest(word, names)}")
+    more = ""
+    if len(names) > WHOLE:
+        near = get_close_matches(word, names, FEW)
+        shown = [*near, *(name for name in names if name not in near)][:FEW]
+        names, more = shown, f" … and {len(names) - FEW:,} more"
+    return UserError(f"{problem}; {lead}: {', '.join(names)}{more}.{nearest(word, names)}")
 
 
 _REMEDIES = {

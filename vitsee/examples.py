@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
+import io
+import logging
+import math
 import random
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -20,14 +24,15 @@ from torch.nn.functional import one_hot
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from vitsee import datasets
+from vitsee import datasets, writing
 from vitsee.config import Run
 from vitsee.datasets import Images, Made
-from vitsee.errors import UserError
+from vitsee.errors import UserError, unwritable
 from vitsee.loading import (
-    UNDECODABLE,
     Transform,
+    Undecodable,
     decoding,
+    opened,
     prepare_worker,
     transform_of,
     workers_for,
@@ -35,9 +40,13 @@ from vitsee.loading import (
 from vitsee.ranks import Ranks
 from vitsee.recipes import Recipe, Training
 
+log = logging.getLogger(__name__)
+
 EVALUATION_BATCH = 250
 FEW = 2000
 """So many made images are not worth processes of their own."""
+PIECE = 2**24
+"""Bytes that are read at once to be checked."""
 
 
 @dataclass(frozen=True)
@@ -81,41 +90,85 @@ class Splits:
 
 
 def kept(images: Images, cache: Path, run: Run) -> Images:
-    """The images; those made by formula as a file in the cache folder, made in parallel once."""
+    """The images; those made by formula as a file in the cache folder, made in parallel once.
+
+    Raises UserError if the folder cannot be written, the disk is full, or a process is killed.
+    """
     if not isinstance(images, Made):
         return images
+    found = Kept(images, cache / f"{images.fingerprint.replace('/', '-')}-{len(images)}.npy")
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        writing.clear(cache)
+        if found.path.exists() and not found.whole():
+            log.warning("warning: %s is not as it was written: it is made again", found.path)
+            found.path.unlink(missing_ok=True)
+        if not found.path.exists():
+            _make(found, run)
+    except OSError as error:
+        raise unwritable(found.path, error) from error
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process that makes images died, most often for want of memory; the same command begins anew"
+        ) from error
+    return found
+
+
+def _make(images: Kept, run: Run) -> None:
+    """Write the file of the images, whole or not at all."""
     from tqdm import tqdm
 
-    path = cache / f"{images.fingerprint.replace('/', '-')}-{len(images)}.npy"
-    if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        side = images.scenes.resolution
-        partial = path.with_suffix(f".{os.getpid()}")
-        array = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(images), side, side, 3))
-        with ExitStack() as stack:
-            made: Iterable[np.ndarray] = map(images.scenes.image, range(len(images)))
-            if len(images) > FEW:
-                pool = stack.enter_context(ProcessPoolExecutor(mp_context=get_context("spawn")))
-                made = pool.map(images.scenes.image, range(len(images)), chunksize=256)
-            bar = tqdm(
-                made, f"making {path.stem}", len(images), disable=not run.progress, unit="image"
-            )
-            for i, image in enumerate(bar):
-                array[i] = image
-        array.flush()
-        os.replace(partial, path)
-    return Kept(images, np.load(path, mmap_mode="r"))
+    count, path = len(images), images.path
+    with ExitStack() as stack:
+        partial = stack.enter_context(writing.whole(path))
+        file = stack.enter_context(open(partial, "wb"))
+        made: Iterable[np.ndarray] = map(images.scenes.image, range(count))
+        if count > FEW:
+            pool = ProcessPoolExecutor(mp_context=get_context("spawn"))
+            stack.callback(pool.shutdown, cancel_futures=True)
+            made = pool.map(images.scenes.image, range(count), chunksize=256)
+        bar = tqdm(made, f"making {path.stem}", count, disable=not run.progress, unit="image")
+        file.write(images.head)
+        digest = hashlib.sha256(images.head)
+        for image in bar:
+            file.write(image.data)
+            digest.update(image.data)
+        file.write(digest.digest())
 
 
 class Kept(Made):
-    """Images made by formula that lie in an array, (N, H, W, 3) uint8."""
+    """Images made by formula that lie in a .npy file, (N, H, W, 3) uint8; the SHA-256 of it is behind them.
 
-    def __init__(self, made: Made, array: np.ndarray) -> None:
+    They are read one by one: a file that is mapped into memory kills the process where it cannot be read.
+    """
+
+    def __init__(self, made: Made, path: Path) -> None:
         super().__init__(made.scenes, made.classes, made.name)
-        self.array = array
+        self.path, side = path, made.scenes.resolution
+        self.shape = (side, side, 3)
+        head = io.BytesIO()
+        whole = {"descr": "|u1", "fortran_order": False, "shape": (len(made), *self.shape)}
+        np.lib.format.write_array_header_1_0(head, whole)
+        self.head = head.getvalue()
+
+    def whole(self) -> bool:
+        """Is every byte of the file as it was written?"""
+        left = len(self.head) + len(self) * math.prod(self.shape)
+        if self.path.stat().st_size != left + hashlib.sha256().digest_size:
+            return False
+        digest = hashlib.sha256()
+        with open(self.path, "rb") as file:
+            while part := file.read(min(left, PIECE)):
+                digest.update(part)
+                left -= len(part)
+            return file.read() == digest.digest()
 
     def open(self, index: int) -> Image.Image:
-        return Image.fromarray(self.array[index])
+        size = math.prod(self.shape)
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(len(self.head) + index * size)
+            pixels = np.frombuffer(file.read(size), np.uint8)
+        return Image.fromarray(pixels.reshape(self.shape))
 
 
 @dataclass(frozen=True)
@@ -185,11 +238,10 @@ class _Tested(TorchDataset):
 
 def _opened(images: Images, index: int) -> Image.Image:
     try:
-        return images.open(index)
-    except UNDECODABLE as error:
+        return opened(images, index)
+    except Undecodable as error:
         raise UserError(
-            f"cannot decode image {images.id(index)} ({type(error).__name__}: {error}); "
-            f"mend or remove it"
+            f"cannot decode image {images.id(index)} ({error}); mend or remove it"
         ) from error
 
 
@@ -291,13 +343,8 @@ def to_test(
 
 def _plainly(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
     """What the loader yields; errors of worker processes in the user's words."""
-    try:
-        with decoding():
-            yield from loader
-    except UserError as error:
-        raise UserError(
-            str(error).splitlines()[-1].removeprefix("vitsee.errors.UserError: ")
-        ) from None
+    with decoding():
+        yield from loader
 
 
 def _workers(run: Run, device: torch.device) -> int:

@@ -23,8 +23,33 @@ from vitsee.errors import UserError
 from vitsee.interrupt import OF_TERMINALS
 
 Transform = Callable[[Image.Image], Tensor]
-UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow raises for a file that is not an image it can read."""
+
+
+class Undecodable(Exception):
+    """An image file is not one that can be read; the message says why. It is that file's fault alone."""
+
+
+def opened(images: Images, index: int) -> Image.Image:
+    """The decoded image. Raises Undecodable if it cannot be decoded, whatever its decoder raised.
+
+    Raises UserError if not the image but the system is to blame, for which no image is to be left out: a
+    file system that went away, too many open files, no memory.
+    """
+    try:
+        return images.open(index)
+    except UserError:
+        raise
+    except MemoryError as error:
+        raise UserError(
+            f"not enough memory to decode image {images.id(index)}; try run.workers=0, or remove it"
+        ) from error
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise UserError(
+                f"cannot read image {images.id(index)} ({error.strerror or error}): not the image but the system "
+                f"failed, or the file was moved; when it can be read again the same command goes on"
+            ) from error
+        raise Undecodable(f"{type(error).__name__}: {error}") from error
 
 
 @dataclass
@@ -43,6 +68,10 @@ class Minibatch:
     labels: Tensor
 
 
+Item = tuple[int, dict[str, Tensor] | None, int, Exception | None]
+"""Index of an image, its pixels, its label, and why there are none."""
+
+
 @dataclass
 class _Decoded(TorchDataset):
     """Images as each model sees them: {preprocessing: (3, H, W)}, or None with the reason."""
@@ -50,13 +79,13 @@ class _Decoded(TorchDataset):
     images: Images
     transforms: dict[str, Transform]
 
-    def __getitem__(self, index: int) -> tuple[int, dict[str, Tensor] | None, int, str]:
+    def __getitem__(self, index: int) -> Item:
         try:
-            image = self.images.open(index)
-        except UNDECODABLE as error:
-            return index, None, -1, f"{type(error).__name__}: {error}"
+            image = opened(self.images, index)
+        except (Undecodable, UserError) as reason:
+            return index, None, -1, reason
         pixels = {name: transform(image) for name, transform in self.transforms.items()}
-        return index, pixels, self.images.label(index), ""
+        return index, pixels, self.images.label(index), None
 
 
 def transform_of(data: dict[str, Any]) -> Transform:
@@ -122,8 +151,11 @@ class Minibatches:
             )
             began = time.perf_counter()
 
-    def _judge(self, index: int, ids: list[int], bad: dict[int, str]) -> None:
+    def _judge(self, index: int, ids: list[int], bad: dict[int, Exception]) -> None:
         """Raise UserError if images could not be decoded and that is not to be passed over."""
+        for reason in bad.values():
+            if isinstance(reason, UserError):
+                raise reason
         if bad and self.on_bad_image is OnBadImage.error:
             first, reason = next(iter(bad.items()))
             raise UserError(
@@ -142,11 +174,11 @@ class Minibatches:
 
 
 def _collate(
-    items: list[tuple[int, dict[str, Tensor] | None, int, str]],
-) -> tuple[list[int], dict[str, Tensor], Tensor, dict[int, str]]:
+    items: list[Item],
+) -> tuple[list[int], dict[str, Tensor], Tensor, dict[int, Exception]]:
     """Stack the decoded images; indices and reasons of the others."""
     good = [(index, pixels, label) for index, pixels, label, _ in items if pixels is not None]
-    bad = {index: reason for index, pixels, _, reason in items if pixels is None}
+    bad = {index: reason for index, _, _, reason in items if reason is not None}
     names = good[0][1] if good else {}
     stacked = {name: torch.stack([pixels[name] for _, pixels, _ in good]) for name in names}
     return [i for i, _, _ in good], stacked, torch.tensor([label for *_, label in good]), bad
@@ -154,9 +186,11 @@ def _collate(
 
 @contextmanager
 def decoding() -> Iterator[None]:
-    """A worker process that dies within the block is a UserError."""
+    """A worker process that dies within the block is a UserError; one's UserError is told without its traceback."""
     try:
         yield
+    except UserError as error:
+        raise UserError(str(error).rpartition("vitsee.errors.UserError: ")[2].strip()) from None
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise

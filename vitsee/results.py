@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import secrets
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from vitsee import tidy
+from vitsee import tidy, writing
 from vitsee.errors import UserError, unwritable
 from vitsee.files import content, visible
 from vitsee.record import LAUNCH, Shape, misfit
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LEFT = 3600.0
-"""Seconds after which a file that was half written is taken for left behind."""
 MAPPING: Shape = {}
 """The shape of a record of which nothing more is known."""
 
@@ -51,10 +48,8 @@ class Results:
             (self.path / "state").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise unwritable(self.path, error) from error
-        for partial in (*self.path.glob(".*.partial"), *self.path.glob("state/.*.partial")):
-            with suppress(OSError):  # another process may have removed or finished it
-                if time.time() - partial.stat().st_mtime > LEFT:
-                    partial.unlink()
+        for folder in (self.path, self.path / "state"):
+            writing.clear(folder)
         self.write("state/writable", b"").unlink(missing_ok=True)
 
     def write(self, name: str, content: bytes) -> Path:
@@ -63,18 +58,11 @@ class Results:
         Raises UserError if the folder cannot be written or the disk is full; the previous file stays.
         """
         path = self.path / name
-        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
         try:
-            with open(partial, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
+            with writing.whole(path) as partial:
+                partial.write_bytes(content)
         except OSError as error:
             raise unwritable(path, error) from error
-        finally:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
         return path
 
     def save_json(self, name: str, record: Mapping[str, Any]) -> None:
@@ -142,15 +130,14 @@ class Results:
             seen = seen + sums.seen
         return found
 
-    def set_aside(self, path: Path, reason: str) -> None:
-        """Rename a file so that it counts no more, and say so."""
+    def set_aside(
+        self, path: Path, reason: str, then: str = "what it held is measured again"
+    ) -> None:
+        """Rename a file so that it counts no more, and say so, and what happens then."""
         aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.aside")
         with suppress(FileNotFoundError):
             os.replace(path, aside)
-            log.warning(
-                "warning: %s is set aside as %s: %s; what it held is measured again",
-                *(path, aside.name, reason),
-            )
+            log.warning("warning: %s is set aside as %s: %s; %s", *(path, aside.name, reason, then))
 
     def claiming(self, path: Path, stage: int = 0) -> tuple[Path, str]:
         """Where the claim of a process that writes this state file is, and what others are called."""

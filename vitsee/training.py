@@ -17,9 +17,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vitsee import attention, checkpoint, examples, finetuning, models, skipless
+from vitsee import attention, examples, finetuning, models, skipless
 from vitsee.cards import Card
-from vitsee.checkpoint import Progress
+from vitsee.checkpoint import Checkpoints, Progress
 from vitsee.config import Model, Precision
 from vitsee.errors import UserError
 from vitsee.examples import Mixer, Schedule, Splits
@@ -55,11 +55,12 @@ def train(training: Training) -> Path:
         with team.one_before_others():
             splits = Splits.of(training, trainer.resolution, home)
         _check_classes(splits, trainer)
-        identity = training.identity(splits.train.fingerprint, trainer.started_from)
+        seen = (splits.train.fingerprint, splits.test.fingerprint, trainer.started_from)
+        identity = training.identity(*seen)
         results = Results(home / f"{recipe.name}-{identity}")
         results.prepare()
         with alone(results) if team.first else nullcontext():
-            learn(trainer, splits, results)
+            learn(trainer, splits, Checkpoints(results, identity))
             finish(trainer, splits, results)
         return results.path
 
@@ -69,14 +70,11 @@ def alone(results: Results) -> AbstractContextManager[Claim]:
     return claim(results.path / "state" / "training.claim", "training.claim", lambda: [0])
 
 
-def learn(trainer: Trainer, splits: Splits, results: Results) -> None:
+def learn(trainer: Trainer, splits: Splits, checkpoints: Checkpoints) -> None:
     """Take all steps that are not yet taken."""
     recipe, team = trainer.training.recipe, trainer.team
     steps = recipe.steps(len(splits.train))
-    path = results.path / "state" / "training.safetensors"
-    if path.exists():
-        trainer.resume(path)
-    elif team.first:
+    if not trainer.resume(checkpoints) and team.first:
         log.info("%s", estimate(trainer, steps))
     schedule = Schedule(recipe, splits.chosen, trainer.step, steps, team)
     transform = examples.augmentation(recipe, trainer.data)
@@ -86,7 +84,7 @@ def learn(trainer: Trainer, splits: Splits, results: Results) -> None:
     def saved() -> None:
         trainer.settle()
         if team.first:
-            results.write(f"state/{path.name}", trainer.packed())
+            checkpoints.save(trainer.net, trainer.optimiser, trainer.progress)
 
     with (
         Interruptible() as signals,
@@ -105,10 +103,12 @@ def learn(trainer: Trainer, splits: Splits, results: Results) -> None:
             bar.update(recipe.batch_size)
             if trainer.step % recipe.eval_every == 0 or trainer.step == steps:
                 bar.set_postfix(trainer.record(splits))
-            if trainer.step % recipe.save_every == 0 or trainer.step == steps:
+            due = trainer.step % recipe.save_every == 0 or trainer.step == steps
+            if due:
                 saved()
             if trainer.stops(signals, last=trainer.step == steps):
-                saved()
+                if not due:
+                    saved()
                 raise Interrupted
 
 
@@ -153,10 +153,19 @@ class Trainer:
         if not self.team.first:
             torch.manual_seed(hash((self.training.recipe.seed, self.team.rank, self.step)))
 
-    def resume(self, path: Path) -> None:
-        """Go on from a checkpoint. Raises UserError if it is damaged."""
-        self.progress = checkpoint.restore(path, self.net, self.optimiser)
+    def resume(self, checkpoints: Checkpoints) -> bool:
+        """Go on from a checkpoint, if there is one. Raises UserError if none is whole, or if processes of
+        this training find different ones."""
+        found = checkpoints.restore(self.net, self.optimiser, mend=self.team.first)
+        self.progress = found or self.progress
+        steps = self.team.added(torch.tensor([self.step, self.step**2], device=self.device))
+        if steps[0] ** 2 != steps[1] * self.team.count:
+            raise UserError(
+                f"the processes of this training found different checkpoints, this one of step {self.step}: "
+                f"run.outputs must be one folder that all machines share"
+            )
         self._draw_apart()
+        return found is not None
 
     @property
     def step(self) -> int:
@@ -253,10 +262,6 @@ class Trainer:
             {"step": self.step, "images": images, "loss": self.loss, "test_accuracy": accuracy}
         )
         return {"loss": f"{self.loss:.3f}", "test": f"{accuracy:.1%}"}
-
-    def packed(self) -> bytes:
-        """The checkpoint's content."""
-        return checkpoint.pack(self.net, self.optimiser, self.progress)
 
 
 def _check_classes(splits: Splits, trainer: Trainer) -> None:
