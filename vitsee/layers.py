@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from functools import partial
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from vitsee.analysis import Layer
 from vitsee.errors import UserError
+from vitsee.layout import Attach, Output, Record, measure
 
-Record = Callable[[str, object], None]
-"""Told the name of what has just been computed, and the output."""
+Step = tuple[float, float]
+"""Pixels of the input from one place to the next, (rows, columns)."""
+
+_PATCHES = "."
+"""What the output of the patch embedding is called among those of modules; no module can be called so."""
+
+
+@dataclass(frozen=True)
+class Patches:
+    """The patches that a model makes tokens of.
+
+    grid: rows and columns. step: the stride of what embeds them, be they apart or overlapping. more: by
+    how many patches there are more in the taller and in the wider input of `layout.measure`.
+    """
+
+    grid: tuple[int, int]
+    step: Step
+    more: tuple[int, int]
+
 
 PRESETS = {
     "paper": "all layers the paper's heatmaps show: ViT: embedding, and of each block norm1, attention, "
@@ -47,36 +63,26 @@ _UNITS = (
 def survey(net: nn.Module, input_size: tuple[int, int, int]) -> list[Layer]:
     """Every module with a tensor output that runs exactly once a forward pass, in the order they end.
 
-    net may be on any device, also torch's meta device, where nothing is computed. input_size: (3, H, W).
+    net may be on any device, also torch's meta device. input_size: (3, H, W). Raises UserError if the
+    model cannot take such images.
     """
-    ran = dry_run(net, input_size, partial(record_modules, net))
-    return [describe(net, name, shape, input_size) for name, shape in ran.items() if shape]
+    return found(net, input_size, record_modules)
 
 
-def dry_run(
-    net: nn.Module,
-    input_size: tuple[int, int, int],
-    attach: Callable[[Record], list[RemovableHandle]],
-) -> dict[str, tuple[int, ...] | None]:
-    """Shapes, for one image, of what the hooks of `attach` report, in the order they report it.
+def found(net: nn.Module, input_size: tuple[int, int, int], attach: Attach) -> list[Layer]:
+    """Every output that the hooks of `attach` report, in the order they do, with what its axes are."""
 
-    None for what is reported more than once, or is no tensor with features.
-    """
-    ran: dict[str, tuple[int, ...] | None] = {}
+    def both(net: nn.Module, seen: Record) -> list[RemovableHandle]:
+        return attach(net, seen) + _record_embedding(net, seen)
 
-    def seen(name: str, output: object) -> None:
-        once = name not in ran and isinstance(output, Tensor) and output.ndim >= 2
-        ran[name] = tuple(output.shape[1:]) if once else None  # type: ignore[attr-defined]
+    outputs = measure(net, input_size, both)
+    patches = _patches(net, outputs.pop(_PATCHES, None))
+    return [describe(net, name, output, input_size, patches) for name, output in outputs.items()]
 
-    handles = attach(seen)
-    device = next(net.parameters()).device
-    try:
-        with torch.no_grad():
-            net(torch.zeros(1, *input_size, device=device))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return ran
+
+def patches(net: nn.Module, input_size: tuple[int, int, int]) -> Patches | None:
+    """The model's patches; None if it has none on a grid, or if their step is not known."""
+    return _patches(net, measure(net, input_size, _record_embedding).get(_PATCHES))
 
 
 def record_modules(net: nn.Module, seen: Record) -> list[RemovableHandle]:
@@ -89,13 +95,25 @@ def record_modules(net: nn.Module, seen: Record) -> list[RemovableHandle]:
 
 
 def describe(
-    net: nn.Module, name: str, shape: tuple[int, ...], input_size: tuple[int, int, int]
+    net: nn.Module,
+    name: str,
+    output: Output,
+    input_size: tuple[int, int, int],
+    patches: Patches | None,
 ) -> Layer:
-    """The layer with what its shape means: tokens or positions on a grid, and the pixels of a step."""
-    prefix = _prefix(net, shape)
-    grid = _token_grid(net) if prefix is not None else _map_grid(net, shape)
-    pitch = (input_size[1] / grid[0], input_size[2] / grid[1]) if grid else None
-    return Layer(name, shape, prefix, _has_class_token(net), grid, pitch)
+    """The layer with what its axes are, in a model with these patches."""
+    layer = Layer(name, output.shape, None, _has_class_token(net), images=output.images)
+    if not output.images:
+        return layer
+    prefix = _prefix(net, output, patches)
+    if prefix is not None:
+        layer = replace(layer, prefix=prefix)
+        return replace(layer, grid=patches.grid, pitch=patches.step) if patches else layer
+    places = _places(output, input_size)
+    if places is None:
+        return layer
+    grid, pitch, channels_last = places
+    return replace(layer, grid=grid, pitch=pitch, channels_last=channels_last)
 
 
 def _has_class_token(net: nn.Module) -> bool:
@@ -108,27 +126,65 @@ def _embedding_module(net: nn.Module) -> nn.Module | None:
     return getattr(net, "patch_embed", None) or getattr(net, "stem", None)
 
 
-def _prefix(net: nn.Module, shape: tuple[int, ...]) -> int | None:
-    """Number of prefix tokens if the output is a sequence of tokens, (tokens, features), else None."""
-    patches = getattr(_embedding_module(net), "num_patches", None)
-    if patches is None or len(shape) != 2:
-        return None
-    prefix = getattr(net, "num_prefix_tokens", 0)
-    return {patches: 0, patches + prefix: prefix}.get(shape[0])
-
-
-def _token_grid(net: nn.Module) -> tuple[int, int] | None:
-    """Rows and columns of the patch tokens."""
+def _record_embedding(net: nn.Module, seen: Record) -> list[RemovableHandle]:
+    """A hook that reports the patch tokens as they are made, if the model makes any."""
     embedding = _embedding_module(net)
-    grid = getattr(embedding, "grid_size", None)
-    return (int(grid[0]), int(grid[1])) if grid else None
+    if embedding is None or not getattr(embedding, "num_patches", None):
+        return []
+    return [embedding.register_forward_hook(lambda m, args, output: seen(_PATCHES, output))]
 
 
-def _map_grid(net: nn.Module, shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """Rows and columns of a (channels, rows, columns) map; timm says where channels come last."""
-    if len(shape) != 3 or getattr(net, "output_fmt", "NCHW") != "NCHW":
+def _patches(net: nn.Module, embedded: Output | None) -> Patches | None:
+    """The patches, of which this is the output of the embedding: tokens, or a map."""
+    grid = getattr(_embedding_module(net), "grid_size", None)
+    if embedded is None or embedded.taller is None or embedded.wider is None or not grid:
         return None
-    return shape[1], shape[2]
+    rows, columns = int(grid[0]), int(grid[1])
+    down, right = (sum(growth.axes) for growth in (embedded.taller, embedded.wider))
+    if len(embedded.shape) == 2:  # a row more is `columns` tokens more
+        (down, odd), (right, strange) = divmod(down, columns), divmod(right, rows)
+        if odd or strange:
+            return None
+    step = embedded.taller.step(down), embedded.wider.step(right)
+    return Patches((rows, columns), step, (down * columns, right * rows)) if all(step) else None
+
+
+def _prefix(net: nn.Module, output: Output, patches: Patches | None) -> int | None:
+    """Number of prefix tokens if the output is a sequence of tokens, (tokens, features), else None."""
+    there = getattr(_embedding_module(net), "num_patches", None)
+    if there is None or len(output.shape) != 2:
+        return None
+    if patches and output.taller and output.wider:
+        grown = (*output.taller.axes, *output.wider.axes)
+        if grown != (patches.more[0], 0, patches.more[1], 0):
+            return None
+    prefix = getattr(net, "num_prefix_tokens", 0)
+    return {there: 0, there + prefix: prefix}.get(output.shape[0])
+
+
+def _places(
+    output: Output, input_size: tuple[int, int, int]
+) -> tuple[tuple[int, int], Step, bool] | None:
+    """Grid and step of a map, and whether its channels are the last axis; None if it is not known to be one.
+
+    Rows are the axis that grows with the height of the input, columns the one that grows with its width.
+    """
+    shape = output.shape
+    if len(shape) != 3:
+        return None
+    if shape[1:] == (1, 1):  # one place, that of the whole input, whatever its size
+        grown = [axis for growth in (output.taller, output.wider) if growth for axis in growth.axes]
+        if not any(grown):
+            return (1, 1), (input_size[1], input_size[2]), False
+    if output.taller is None or output.wider is None:
+        return None
+    steps = [[growth.step(a) for a in growth.axes] for growth in (output.taller, output.wider)]
+    for rows, columns, channels in ((1, 2, 0), (0, 1, 2)):
+        down, right = steps[0][rows], steps[1][columns]
+        others = steps[0][columns], steps[1][rows], steps[0][channels], steps[1][channels]
+        if down and right and not any(others):
+            return (shape[rows], shape[columns]), (down, right), channels == 2
+    return None
 
 
 def choose(net: nn.Module, layers: list[Layer], patterns: list[str]) -> list[Layer]:
