@@ -64,6 +64,11 @@ class Layer:
         """Is the output a map, so channels at each place of the grid?"""
         return self.prefix is None and self.grid is not None
 
+    @property
+    def channels(self) -> int:
+        """How many channels a map has."""
+        return self.shape[-1] if self.channels_last else self.shape[0]
+
     def channels_first(self, output: Tensor) -> Tensor:
         """The layer's maps as (N, channels, rows, columns), not copied."""
         return output.permute(0, 3, 1, 2) if self.channels_last else output

@@ -191,17 +191,45 @@ def choose(net: nn.Module, layers: list[Layer], patterns: list[str]) -> list[Lay
     """The layers that any preset or pattern selects, in the order they run.
 
     A pattern is a glob over module names at its own depth: `blocks.*` selects `blocks.3`, not
-    `blocks.3.attn`. Raises UserError for one that selects nothing.
+    `blocks.3.attn`. Raises UserError for one that selects nothing, or layers that are not of images.
     """
     names = [layer.name for layer in layers]
     chosen: set[str] = set()
     for pattern in patterns:
-        found = preset(net, layers, pattern) if pattern in PRESETS else _matching(names, pattern)
+        if pattern in PRESETS:
+            found = preset(net, layers, pattern)
+        else:
+            found = _matching(names, pattern)
+            _require_images([layer for layer in layers if layer.name in found], pattern)
         if not found:
-            raise UserError(_nothing_matches(net, names, pattern))
+            raise UserError(_nothing_matches(net, layers, pattern))
         chosen.update(found)
     depths = _depths(net, names)
     return [replace(layer, depth=depths[layer.name]) for layer in layers if layer.name in chosen]
+
+
+def left_out(net: nn.Module, layers: list[Layer], patterns: list[str]) -> list[str]:
+    """Names of the layers that presets among the patterns would select if their first axis was the images."""
+    strange = {layer.name for layer in layers if not layer.images}
+    asked = [pattern for pattern in patterns if pattern in PRESETS]
+    wanted = {name for pattern in asked for name in _preset(net, layers, pattern)}
+    return [layer.name for layer in layers if layer.name in strange & wanted]
+
+
+def alike(names: list[str]) -> str:
+    """The names with `*` for numbers, each once."""
+    return ", ".join(dict.fromkeys(re.sub(r"\b\d+\b", "*", name) for name in names))
+
+
+def _require_images(layers: list[Layer], pattern: str) -> None:
+    """Raise UserError if the first axis of one of these layers, which the pattern selects, is not the images."""
+    strange = [layer.name for layer in layers if not layer.images]
+    if strange:
+        raise UserError(
+            f"analysis.layers: the output of {strange[0]} ({len(strange)} of the {len(layers)} layers that "
+            f"{pattern!r} matches) does not have the images as its first axis but, say, windows of them, so "
+            f"nothing can be measured of each image; choose what such layers are part of, such as blocks"
+        )
 
 
 def _depths(net: nn.Module, names: list[str]) -> dict[str, float | None]:
@@ -221,17 +249,23 @@ def _matching(names: list[str], pattern: str) -> list[str]:
     return [name for name in names if name.count(".") == depth and fnmatchcase(name, pattern)]
 
 
-def _nothing_matches(net: nn.Module, names: list[str], pattern: str) -> str:
+def _nothing_matches(net: nn.Module, layers: list[Layer], pattern: str) -> str:
     if pattern == "logits":
         return (
             f"analysis.layers: the classifier of {type(net).__name__} is not one module; a model with one "
             f"(model.args.num_classes above 0) is needed"
+        )
+    if pattern in PRESETS and left_out(net, layers, [pattern]):
+        return (
+            f"analysis.layers: no layer of preset {pattern!r} of {type(net).__name__} has the images as the "
+            f"first axis of its output; name other layers by patterns ('vitsee list layers model=…' shows them)"
         )
     if pattern in PRESETS:
         return (
             f"analysis.layers: preset {pattern!r} does not know the blocks of {type(net).__name__}; "
             f"name layers by patterns instead ('vitsee list layers model=…' shows them)"
         )
+    names = [layer.name for layer in layers]
     known = {name: None for name in PRESETS} | {
         re.sub(r"\b\d+\b", "*", name): None
         for name in names
@@ -246,6 +280,12 @@ def _nothing_matches(net: nn.Module, names: list[str], pattern: str) -> str:
 
 
 def preset(net: nn.Module, layers: list[Layer], name: str) -> list[str]:
+    """Names of the layers of a preset whose first axis is the images, none if it does not know the model."""
+    of_images = {layer.name for layer in layers if layer.images}
+    return [found for found in _preset(net, layers, name) if found in of_images]
+
+
+def _preset(net: nn.Module, layers: list[Layer], name: str) -> list[str]:
     """Names of the layers of a preset (spec of the paper's figures: section 0), empty if unknown."""
     names = [layer.name for layer in layers]
     if name == "every":
@@ -263,12 +303,12 @@ def preset(net: nn.Module, layers: list[Layer], name: str) -> list[str]:
         return [unit for unit in units if _stage(unit) == _stage(units[-1])]
     if name == "low":
         return units[:5]
-    if _has(net, units, "attn"):
-        per_block = ["norm1", "attn", "norm2", _hidden(names, units), "mlp", ""]
-        ends = ([_embedding(names)], [_final_norm(net, names)])
+    if _has(net, units, "attn") and _has(net, units, "mlp"):  # attention of CNNs gates channels
         if name == "four":
             return _of_each(names, units, ["norm1", "attn", "mlp", ""])
-        return [*ends[0], *_of_each(names, units, per_block), *ends[1]]
+        per_block = ["norm1", "attn", "norm2", _hidden(names, units), "mlp", ""]
+        within = _of_each(names, units, per_block)
+        return [*_embedding(names), *within, *_final_norm(net, names)]
     if _has(net, units, "mlp_tokens"):
         mixer = ["norm1", "mlp_tokens", "norm2", "mlp_channels", ""]
         return _of_each(
@@ -310,23 +350,25 @@ def _hidden(names: list[str], units: list[str]) -> str:
     return "mlp.norm" if gated else "mlp.act"
 
 
-def _embedding(names: list[str]) -> str:
-    """The module that outputs the tokens as the first block sees them."""
-    return next(name for name in ("norm_pre", "pos_drop", "patch_embed") if name in names)
+def _embedding(names: list[str]) -> list[str]:
+    """The module that outputs the tokens as the first block sees them, if it is known."""
+    there = [name for name in ["norm_pre", "pos_drop", "patch_embed"] if name in names]
+    return there[:1]
 
 
-def _final_norm(net: nn.Module, names: list[str]) -> str:
-    norms = [name for name in ("norm", "fc_norm") if name in names]
+def _final_norm(net: nn.Module, names: list[str]) -> list[str]:
+    """The norm after the last block, if there is one."""
+    norms = [name for name in ["norm", "fc_norm"] if name in names]
     real = [name for name in norms if not isinstance(net.get_submodule(name), nn.Identity)]
-    return (real or norms)[0]
+    return (real or norms)[:1]
 
 
 def _convolutional(net: nn.Module, names: list[str], units: list[str], name: str) -> list[str]:
     if not units:
         return []
-    convolutions = [
-        n for n in names if isinstance(net.get_submodule(n), nn.Conv2d) and not _head(n)
-    ]
+    modules = dict(net.named_modules())  # sublayers of the residual stream are none
+    body = {n: modules[n] for n in names if n in modules and not _head(n)}
+    convolutions = [n for n, module in body.items() if isinstance(module, nn.Conv2d)]
     if name == "four":
         branch = [
             [n for n in convolutions if n.startswith(f"{u}.") and "downsample" not in n]
@@ -334,8 +376,8 @@ def _convolutional(net: nn.Module, names: list[str], units: list[str], name: str
         ]
         last = {within[-1] for within in branch if within}
         return [n for n in names if n in last or n in units]
-    wanted = {*units, *convolutions}
-    return [n for n in names if n in wanted or (_is_norm(net.get_submodule(n)) and not _head(n))]
+    wanted = {*units, *convolutions, *(n for n, module in body.items() if _is_norm(module))}
+    return [n for n in names if n in wanted]
 
 
 def _head(name: str) -> bool:

@@ -130,7 +130,7 @@ def _create(model: Model) -> nn.Module:
     _check_name(model)
     _check_overlay(model)
     try:
-        return _timm_model(model)
+        net = _timm_model(model)
     except UserError:
         raise
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
@@ -138,6 +138,8 @@ def _create(model: Model) -> nn.Module:
         raise UserError(
             f"{model.timm} cannot be made with model.args={model.args}{pool}: {_line(error)}"
         ) from error
+    _require_size(model, net)
+    return net
 
 
 def _timm_model(model: Model, file: Path | None = None) -> nn.Module:
@@ -166,6 +168,33 @@ def _check_overlay(model: Model) -> None:
     for key in model.overlay:
         if key not in valid:
             raise unknown(f"there is no option model.overlay.{key}", key, valid, "timm has")
+    size = model.overlay.get("input_size", (3, 1, 1))
+    whole = isinstance(size, (list, tuple)) and all(type(n) is int and n > 0 for n in size)
+    if not whole or len(size) != 3:
+        raise UserError(
+            f"model.overlay.input_size must be [3, height, width] in pixels, such as [3,224,224], got {size}"
+        )
+    for option, channels in {
+        "model.args.in_chans": model.args.get("in_chans", 3),
+        "model.overlay.input_size[0]": size[0],
+    }.items():
+        if channels != 3:
+            raise UserError(
+                f"{option}={channels}: vitsee gives a model RGB images, so it must take 3 channels; leave the "
+                f"option out, or set it to 3"
+            )
+
+
+def _require_size(model: Model, net: nn.Module) -> None:
+    """Raise UserError if a size of images is asked for that is not the one that the model is built for."""
+    asked = model.overlay.get("input_size")
+    (_, *size) = data_config(net)["input_size"]
+    if asked is not None and list(asked[1:]) != size:
+        wanted, built = (n[0] if n[0] == n[1] else n for n in (list(asked[1:]), size))
+        raise UserError(
+            f"model.overlay.input_size={list(asked)}, but this {type(net).__name__} is built for images of "
+            f"{size[0]} x {size[1]} pixels: build it with model.args.img_size={wanted} instead of {built}"
+        )
 
 
 def _check_name(model: Model) -> None:
@@ -214,7 +243,8 @@ def data_config(net: nn.Module) -> dict[str, Any]:
     from timm.data import resolve_model_data_config
 
     data = resolve_model_data_config(net)
-    built_for = getattr(getattr(net, "patch_embed", None), "img_size", None)
+    embedding = getattr(net, "patch_embed", None) or getattr(net, "stem", None)
+    built_for = getattr(embedding, "img_size", None)
     if built_for:
         data["input_size"] = (data["input_size"][0], *built_for)
     return data

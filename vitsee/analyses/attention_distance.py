@@ -31,6 +31,7 @@ class AttentionDistance(Analysis):
 
     default_images: ClassVar[int] = 5000
     default_batch_size: ClassVar[int] = 64
+    version: ClassVar[int] = 2
 
     name: str = "attention_distance"
     layers: Any = field(default_factory=lambda: ["blocks.*.attn"])

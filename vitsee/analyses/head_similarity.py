@@ -30,6 +30,7 @@ class HeadSimilarity(Analysis):
     """
 
     equal_minibatches: ClassVar[bool] = True
+    version: ClassVar[int] = 2
     default_batch_size: ClassVar[int] = 128
 
     name: str = "head_similarity"
