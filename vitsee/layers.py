@@ -172,18 +172,16 @@ def _places(
     shape = output.shape
     if len(shape) != 3:
         return None
-    if shape[1:] == (1, 1):  # one place, that of the whole input, whatever its size
-        grown = [axis for growth in (output.taller, output.wider) if growth for axis in growth.axes]
-        if not any(grown):
-            return (1, 1), (input_size[1], input_size[2]), False
-    if output.taller is None or output.wider is None:
-        return None
-    steps = [[growth.step(a) for a in growth.axes] for growth in (output.taller, output.wider)]
-    for rows, columns, channels in ((1, 2, 0), (0, 1, 2)):
-        down, right = steps[0][rows], steps[1][columns]
-        others = steps[0][columns], steps[1][rows], steps[0][channels], steps[1][channels]
-        if down and right and not any(others):
-            return (shape[rows], shape[columns]), (down, right), channels == 2
+    if output.taller is not None and output.wider is not None:
+        steps = [[growth.step(a) for a in growth.axes] for growth in (output.taller, output.wider)]
+        grown = output.taller.axes, output.wider.axes
+        for rows, columns, channels in ((1, 2, 0), (0, 1, 2)):
+            down, right = steps[0][rows], steps[1][columns]
+            others = grown[0][columns], grown[1][rows], grown[0][channels], grown[1][channels]
+            if down and right and not any(others):
+                return (shape[rows], shape[columns]), (down, right), channels == 2
+    if shape[1:] == (1, 1):  # one place, that of the whole input
+        return (1, 1), (input_size[1], input_size[2]), False
     return None
 
 

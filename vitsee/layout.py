@@ -39,17 +39,18 @@ class Growth:
     axes: tuple[int, ...]
 
     def step(self, growth: int) -> float:
-        """Pixels of the input of one step along an axis that grows by so much, 0 if it does not.
+        """Pixels of the input of one step along an axis that grows by so much, 0 if it has none.
 
-        Exact for steps that divide `more`. For others the growth is rounded, up or down, so that the step
-        lies between more / (growth + 1) and more / (growth - 1): a whole number that is alone there is it.
+        Steps that divide `more` show as they are. For others the growth is rounded, up or down, so that
+        the step lies between more / (growth + 1) and more / (growth - 1): it is the whole number there, if
+        there is one alone. An axis that grows in any other way does not have equal steps.
         """
         if growth <= 0:
             return 0
-        if self.more % growth == 0:
-            return self.more // growth
+        if self.more % growth == 0 or growth % self.more == 0:
+            return self.more / growth
         whole = range(self.more // (growth + 1) + 1, math.ceil(self.more / (growth - 1)))
-        return whole[0] if len(whole) == 1 else self.more / growth
+        return whole[0] if len(whole) == 1 else 0
 
 
 @dataclass(frozen=True)
