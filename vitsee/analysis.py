@@ -42,10 +42,12 @@ class Layer:
     prefix: how many leading tokens are class, distillation or register tokens; None if the output is
         not a sequence of the model's tokens.
     grid: rows and columns of its spatial positions (the tokens after the prefix in row-major order, or
-        the last two axes of a CNN's map); None if it has none.
-    pitch: (rows, columns), how many pixels of the model's input one step on the grid is.
+        two axes of a map); None if it has none, or if it is not known which axes they are.
+    pitch: (rows, columns), how many pixels of the model's input one step on the grid is; None without one.
     depth: share of the model's blocks that have run, its own included, when it has; None if the model's
         blocks are not known.
+    channels_last: whether a map is rows x columns x channels; else it is channels x rows x columns.
+    images: whether the first axis of the whole output is the images; else it is windows of images, say.
     """
 
     name: str
@@ -55,6 +57,22 @@ class Layer:
     grid: tuple[int, int] | None = None
     pitch: tuple[float, float] | None = None
     depth: float | None = None
+    channels_last: bool = False
+    images: bool = True
+
+    @property
+    def is_map(self) -> bool:
+        """Is the output a map, so channels at each place of the grid?"""
+        return self.prefix is None and self.grid is not None
+
+    @property
+    def channels(self) -> int:
+        """How many channels a map has."""
+        return self.shape[-1] if self.channels_last else self.shape[0]
+
+    def channels_first(self, output: Tensor) -> Tensor:
+        """The layer's maps as (N, channels, rows, columns), not copied."""
+        return output.permute(0, 3, 1, 2) if self.channels_last else output
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,10 +13,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from vitsee import layers
 from vitsee.analysis import Layer
 from vitsee.errors import UserError
 from vitsee.kernels import float64_device
-from vitsee.layers import describe
+from vitsee.layout import IMAGES, Output, Record, dry_run
 
 _CHUNK_BYTES = {"cpu": 2**20, "cuda": 2**28}
 """Size of the attention weights that are made at a time: the cache of a CPU, little of a GPU's memory."""
@@ -190,22 +190,26 @@ def survey(net: nn.Module, input_size: tuple[int, int, int]) -> list[Layer]:
     says why if there is none: no attention, windows, channels instead of tokens, or another formula.
     """
     calls: dict[str, list[Attention]] = {}
-    with _running(net) as stack:
-        keep = _Intercept(lambda found: calls.setdefault(stack[-1], []).append(found))
-        with torch.no_grad(), keep:
-            net(torch.zeros(1, *input_size, device=next(net.parameters()).device))
-    layers, refused = [], []
-    for name, found in calls.items():
-        heads, tokens, features = _sizes(found[0])
-        layer = describe(net, name, (tokens, heads * features), input_size)
-        reason = _refusal(layer, found)
+
+    def record(net: nn.Module, seen: Record) -> list[RemovableHandle]:
+        calls.clear()  # of a dry run that failed, if there was one
+        return _record(net, lambda name, found: calls.setdefault(name, []).append(found))
+
+    dry_run(net, (IMAGES, *input_size), record)
+    patches = layers.patches(net, input_size)
+    found, refused = [], []
+    for name, computed in calls.items():
+        heads, tokens, features = _sizes(computed[0])
+        output = Output((tokens, heads * features))
+        layer = layers.describe(net, name, output, input_size, patches)
+        reason = _refusal(layer, computed)
         if reason:
             refused.append(f"{name} ({type(net.get_submodule(name)).__name__}) {reason}")
         else:
-            layers.append(replace(layer, shape=(heads, tokens, features)))
-    if not layers:
+            found.append(replace(layer, shape=(heads, tokens, features)))
+    if not found:
         raise UserError(_no_attention(net, refused))
-    return layers
+    return found
 
 
 def _sizes(found: Attention) -> tuple[int, int, int]:
@@ -219,7 +223,7 @@ def _refusal(layer: Layer, found: list[Attention]) -> str:
     query, key = found[0].query.shape, found[0].key.shape
     if len(found) > 1:
         return f"computes {len(found)} attentions, whose weights are combined in its own way"
-    if len(query) != 4 or query[0] != 1:
+    if len(query) != 4 or query[0] != IMAGES:
         return f"attends within windows of {query[-2]} tokens"
     if query[-2] != key[-2]:
         return f"attends from {query[-2]} to {key[-2]} tokens"
@@ -249,19 +253,26 @@ def _no_attention(net: nn.Module, refused: list[str]) -> str:
     )
 
 
-@contextmanager
-def _running(net: nn.Module) -> Iterator[list[str]]:
-    """Names of the modules that are running, innermost last."""
-    stack: list[str] = []
+def _record(net: nn.Module, seen: Callable[[str, Attention], None]) -> list[RemovableHandle]:
+    """Hooks that hand over every attention that is computed, by the name of the innermost module."""
+    running: list[str] = []
+    intercept = _Intercept(lambda found: seen(running[-1], found))
+
+    def enter(name: str) -> Callable[[nn.Module, object], None]:
+        def hook(module: nn.Module, args: object) -> None:
+            running.append(name)
+            if not name:  # the model itself
+                intercept.__enter__()
+
+        return hook
+
+    def leave(module: nn.Module, args: object, output: object) -> None:
+        if not running.pop():
+            intercept.__exit__(None, None, None)
+
     handles = []
     for name, module in net.named_modules():
         fuse(module, True)
-        handles.append(module.register_forward_pre_hook(lambda m, a, name=name: stack.append(name)))
-        handles.append(
-            module.register_forward_hook(lambda m, a, o: stack.pop() and None, always_call=True)
-        )
-    try:
-        yield stack
-    finally:
-        for handle in handles:
-            handle.remove()
+        handles.append(module.register_forward_pre_hook(enter(name)))
+        handles.append(module.register_forward_hook(leave, always_call=True))
+    return handles

@@ -174,8 +174,9 @@ def absolute_gradients(values: Tensor, pixels: Tensor, at_once: int) -> Tensor:
     """Sum over channels, images and RGB of |d values / d pixels|: (N, C), (N, 3, H, W) -> (H, W) float64.
 
     The absolute value is that of each channel's gradient (Luo et al. 2016). Images do not depend on
-    each other, so that the gradient of a channel's sum over images is every image's own. `at_once`
-    channels share one vectorised backward pass. Values that do not depend on the pixels have gradient 0.
+    each other, so that the gradient of a channel's sum over images is every image's own. On a GPU
+    `at_once` channels share one backward pass, where torch can vectorise it; on a CPU that gains
+    nothing. Values that do not depend on the pixels have gradient 0.
     """
     count = values.shape[1]
     total = torch.zeros(pixels.shape[-2:], dtype=torch.float64, device=float64_device(pixels))
@@ -185,8 +186,21 @@ def absolute_gradients(values: Tensor, pixels: Tensor, at_once: int) -> Tensor:
         channels = torch.arange(start, min(start + at_once, count), device=values.device)
         seeds = values.new_zeros(len(channels), *values.shape)
         seeds.scatter_(2, channels.view(-1, 1, 1).expand(-1, len(values), 1), 1)
-        (gradients,) = torch.autograd.grad(
-            values, pixels, seeds, retain_graph=True, is_grads_batched=True
-        )
-        total += gradients.abs_().sum((0, 1, 2), dtype=torch.float32).to(total)
+        for gradients in _gradients(values, pixels, seeds):
+            total += gradients.abs_().sum((0, 1, 2), dtype=torch.float32).to(total)
     return total
+
+
+def _gradients(values: Tensor, pixels: Tensor, seeds: Tensor) -> Iterator[Tensor]:
+    """Gradients with respect to the pixels for each of the seeds, (some, N, 3, H, W) at a time."""
+    if pixels.device.type != "cpu":
+        try:
+            yield torch.autograd.grad(
+                values, pixels, seeds, retain_graph=True, is_grads_batched=True
+            )[0]
+            return
+        except RuntimeError as error:
+            if "vmap" not in str(error):  # which not every operation of every torch can do
+                raise
+    for seed in seeds:
+        yield torch.autograd.grad(values, pixels, seed, retain_graph=True)[0][None]

@@ -95,7 +95,8 @@ def layers(overrides: list[str]) -> str:
     rows = [("layer", "output", *chosen)]
     for layer in every:
         marks = ("x" if layer.name in found else "" for found in chosen.values())
-        rows.append((layer.name, " x ".join(map(str, layer.shape)), *marks))
+        shape = " x ".join(map(str, layer.shape))
+        rows.append((layer.name, shape if layer.images else f"{shape}, not by image", *marks))
     return f"{experiment.model.timm}: {len(every)} layers; selected by preset: {counts}\n\n{table(rows)}"
 
 

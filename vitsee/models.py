@@ -169,6 +169,7 @@ def _create(model: Model) -> nn.Module:
         raise UserError(
             f"{model.timm} cannot be made with {_asked(model)}: {_reason(error)}"
         ) from error
+    _require_size(model, net)
     return net
 
 
@@ -257,6 +258,27 @@ def _check_options(model: Model) -> None:
         if key not in valid:
             raise unknown(f"there is no option model.overlay.{key}", key, valid, "timm has")
     _check_data(model.overlay, "model.overlay.")
+    for option, channels in {
+        "model.args.in_chans": model.args.get("in_chans", 3),
+        "model.overlay.input_size[0]": model.overlay.get("input_size", [3])[0],
+    }.items():
+        if channels != 3:
+            raise UserError(
+                f"{option}={channels}: vitsee gives a model RGB images, so it must take 3 channels; leave the "
+                f"option out, or set it to 3"
+            )
+
+
+def _require_size(model: Model, net: nn.Module) -> None:
+    """Raise UserError if a size of images is asked for that is not the one that the model is built for."""
+    asked = model.overlay.get("input_size")
+    (_, *size) = data_config(net)["input_size"]
+    if asked is not None and list(asked[1:]) != size:
+        wanted, built = (n[0] if n[0] == n[1] else n for n in (list(asked[1:]), size))
+        raise UserError(
+            f"model.overlay.input_size={list(asked)}, but this {type(net).__name__} is built for images of "
+            f"{size[0]} x {size[1]} pixels: build it with model.args.img_size={wanted} instead of {built}"
+        )
 
 
 def _check_data(data: Mapping[str, Any], lead: str) -> None:
@@ -391,7 +413,8 @@ def data_config(net: nn.Module) -> dict[str, Any]:
     from timm.data import resolve_model_data_config
 
     data = resolve_model_data_config(net)
-    built_for = getattr(getattr(net, "patch_embed", None), "img_size", None)
+    embedding = getattr(net, "patch_embed", None) or getattr(net, "stem", None)
+    built_for = getattr(embedding, "img_size", None)
     if built_for:
         data["input_size"] = (data["input_size"][0], *built_for)
     return data

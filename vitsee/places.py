@@ -6,10 +6,14 @@ M = N (N - 1) / 2 pairs of examples.
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from vitsee.analysis import Layer
 from vitsee.kernels import float64_device
 
 _FEATURES = 4096
@@ -20,36 +24,40 @@ _PAIRS = 16384
 """Pairs of examples that are multiplied in float64 at a time."""
 
 
-def tokens(output: Tensor, prefix: int | None) -> Tensor:
-    """Representation of each place: (N, prefix + T, F) tokens or an (N, F, rows, columns) map -> (T, N, F).
-
-    prefix: how many leading tokens have no place; None for a map.
-    """
-    if prefix is None:
-        return output.flatten(2).permute(2, 0, 1)
-    return output[:, prefix:].transpose(0, 1)
+def tokens(layer: Layer, output: Tensor) -> Tensor:
+    """Representation of each place, (T, N, F): of the tokens after the prefix, or of a map."""
+    if layer.is_map:
+        return layer.channels_first(output).flatten(2).permute(2, 0, 1)
+    return output[:, layer.prefix :].transpose(0, 1)
 
 
-def patches(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+def patches(
+    pixels: Tensor, grid: tuple[int, int], step: tuple[float, float] | None = None
+) -> Tensor:
     """The input cut into rows x columns patches, (N, C, H, W) -> (rows * columns, N, C * height * width).
 
-    Patch (r, c) has the pixels (y, x) with floor(y * rows / H) = r and floor(x * columns / W) = c: every
-    pixel is in one patch. Where the grid does not divide the input, smaller patches are filled up with
-    zeros, which do not vary and so do not count. The grid must not be finer than the pixels.
+    step: height and width of the patches that tokens are made of, from the upper left; pixels beyond the
+    last are in none. Without it patch (r, c) has the pixels (y, x) with floor(y * rows / H) = r and
+    floor(x * columns / W) = c: every pixel is in one patch. Smaller patches than others are filled up
+    with zeros, which do not vary and so do not count. The grid must not be finer than the pixels.
     """
     (height, width), (rows, columns) = pixels.shape[2:], grid
-    y, x = (_pieces(*ends, pixels.device) for ends in ((height, rows), (width, columns)))
+    down, right = step or (None, None)
+    y = _pieces(height, rows, down, pixels.device)
+    x = _pieces(width, columns, right, pixels.device)
     cut = pad(pixels, (0, 1, 0, 1)).index_select(2, y.flatten()).index_select(3, x.flatten())
     cut = cut.view(*pixels.shape[:2], *y.shape, *x.shape)
     return cut.permute(2, 4, 0, 1, 3, 5).reshape(rows * columns, len(pixels), -1)
 
 
-def _pieces(length: int, count: int, device: torch.device) -> Tensor:
+def _pieces(length: int, count: int, step: float | None, device: torch.device) -> Tensor:
     """Indices of `count` consecutive pieces of range(length), (count, longest); `length` fills up."""
-    index = torch.arange(length, device=device)
-    piece = index * count // length
-    start = torch.searchsorted(piece, torch.arange(count + 1, device=device))
-    longest = -(-length // count)
+    if step is None:
+        ends = [-(-i * length // count) for i in range(count + 1)]
+    else:
+        ends = [min(length, math.ceil(i * step)) for i in range(count + 1)]
+    longest = max(b - a for a, b in pairwise(ends))
+    start = torch.tensor(ends, device=device)
     every = start[:-1, None] + torch.arange(longest, device=device)
     return torch.where(every < start[1:, None], every, length)
 

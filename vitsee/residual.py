@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -17,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from vitsee import layers
 from vitsee.analysis import Layer
 from vitsee.errors import unknown
+from vitsee.layout import Record
 
 
 @dataclass(frozen=True)
@@ -217,19 +217,17 @@ def survey(
     elif all(layer.prefix is None for layer in modules):
         convolutions = (m.name for m in modules if isinstance(net.get_submodule(m.name), nn.Conv2d))
         names = [*convolutions][:1] + names
-    ran = layers.dry_run(net, input_size, partial(_record, net, names))
-    return [layers.describe(net, name, shape, input_size) for name, shape in ran.items() if shape]
+    return layers.found(net, input_size, lambda net, seen: _record(net, names, seen))
 
 
 def survey_outputs(net: nn.Module, input_size: tuple[int, int, int]) -> list[Layer]:
     """All modules with an output and, in blocks of several sublayers, the stream after each of them."""
     within = [name for name in sublayers(net) if split(name)[1] != "unit"]
 
-    def record(seen: layers.Record) -> list[RemovableHandle]:
+    def record(net: nn.Module, seen: Record) -> list[RemovableHandle]:
         return layers.record_modules(net, seen) + _record(net, within, seen)
 
-    ran = layers.dry_run(net, input_size, record)
-    return [layers.describe(net, name, shape, input_size) for name, shape in ran.items() if shape]
+    return layers.found(net, input_size, record)
 
 
 def attach_outputs(
@@ -241,7 +239,7 @@ def attach_outputs(
     return [net.get_submodule(layer.name).register_forward_hook(lambda m, args, out: deliver(out))]
 
 
-def _record(net: nn.Module, names: list[str], seen: layers.Record) -> list[RemovableHandle]:
+def _record(net: nn.Module, names: list[str], seen: Record) -> list[RemovableHandle]:
     """Hooks that report the shape of the residual stream at each of these names."""
 
     def report(name: str) -> Callable[[Residual], None]:

@@ -236,7 +236,7 @@ def document(study: Study, results: Results, totals: list[Sums]) -> None:
     record = provenance.made_with(study, totals)
     record["tolerance"] = stopped(study, totals[-1])
     record["skipped_images"] = skipped_ids(study, totals)
-    record["warnings"] = study.experiment.analysis.warnings(totals[-1])
+    record["warnings"] = study.warnings() + study.experiment.analysis.warnings(totals[-1])
     if record["skipped_images"]:
         count, first = len(record["skipped_images"]), record["skipped_images"][0]
         record["warnings"].append(

@@ -97,15 +97,37 @@ class Study:
         if analysis.weights_only:
             return {role: [] for role in self.models}
         found = {
-            role: layers.choose(
-                model.net,
-                SURVEY[analysis.reads(role)](model.net, tuple(model.data["input_size"])),
-                analysis.patterns(role),
-            )
+            role: layers.choose(model.net, self._surveyed[role], analysis.patterns(role))
             for role, model in self.models.items()
         }
         analysis.check(found)
         return found
+
+    @cached_property
+    def _surveyed(self) -> dict[str, list[Layer]]:
+        """Every layer that there is to read, by role, in the order they run."""
+        return {
+            role: SURVEY[self.experiment.analysis.reads(role)](
+                model.net, tuple(model.data["input_size"])
+            )
+            for role, model in self.models.items()
+        }
+
+    def warnings(self) -> list[str]:
+        """What the user must know about the choice of layers."""
+        analysis = self.experiment.analysis
+        if analysis.weights_only:
+            return []
+        out = {
+            role: layers.left_out(model.net, self._surveyed[role], analysis.patterns(role))
+            for role, model in self.models.items()
+        }
+        return [
+            f"{len(names)} layers of the {role} are left out, as the first axis of their output is not the "
+            f"images but, say, windows of them: {layers.alike(names)}"
+            for role, names in out.items()
+            if names
+        ]
 
     @cached_property
     def axes(self) -> dict[str, list[str]]:

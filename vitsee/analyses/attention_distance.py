@@ -32,6 +32,7 @@ class AttentionDistance(Analysis):
 
     default_images: ClassVar[int] = 5000
     default_batch_size: ClassVar[int] = 64
+    version: ClassVar[int] = 2
 
     columns: ClassVar[dict[str, Table]] = {
         "attention_distance": Table(

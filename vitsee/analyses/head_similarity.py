@@ -31,6 +31,7 @@ class HeadSimilarity(Analysis):
     """
 
     equal_minibatches: ClassVar[bool] = True
+    version: ClassVar[int] = 2
     default_batch_size: ClassVar[int] = 128
 
     columns: ClassVar[dict[str, Table]] = {

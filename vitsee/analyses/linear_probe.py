@@ -62,6 +62,7 @@ class LinearProbe(Analysis):
     default_images = 50_000
     default_batch_size = 128
     splits: ClassVar[tuple[str | None, ...]] = ("train", "train", None)
+    version: ClassVar[int] = 2
 
     columns: ClassVar[dict[str, Table]] = {
         "linear_probe": Table(
@@ -128,14 +129,14 @@ class LinearProbe(Analysis):
                 "with `vitsee plot FOLDER FOLDER`"
             )
         self._layers = {layer.name: layer for layer in layers["model"]}
-        maps = [layer for layer in layers["model"] if _is_map(layer)]
+        maps = [layer for layer in layers["model"] if layer.is_map]
         self._last_map = maps[-1] if maps else None
         for layer in layers["model"]:
             self._check_layer(layer)
 
     def _check_layer(self, layer: Layer) -> None:
         shape = " x ".join(map(str, layer.shape))
-        if layer.prefix is None and not _is_map(layer) and len(layer.shape) > 1:
+        if layer.prefix is None and not layer.is_map and len(layer.shape) > 1:
             raise UserError(
                 f"{layer.name} is neither a sequence of tokens, nor a map of channels x rows x columns, nor "
                 f"a vector (its output is {shape}); choose other layers with analysis.layers"
@@ -160,7 +161,7 @@ class LinearProbe(Analysis):
         return found
 
     def _grid(self, layer: Layer) -> tuple[int, int]:
-        if _is_map(layer):
+        if layer.is_map:
             assert self._last_map is not None
             assert self._last_map.grid is not None
             return self._last_map.grid
@@ -169,13 +170,15 @@ class LinearProbe(Analysis):
 
     def _width(self, layer: Layer) -> int:
         """Features that a probe of this layer sees."""
-        if not _is_map(layer):
+        if not layer.is_map:
             return layer.shape[-1]
         from vitsee.ridge import patch_side
 
         assert self._last_map is not None
-        side = patch_side(layer.shape, self._last_map.shape[0], self._grid(layer))
-        return layer.shape[0] * side * side
+        assert layer.grid is not None
+        shape = (layer.channels, *layer.grid)
+        side = patch_side(shape, self._last_map.channels, self._grid(layer))
+        return layer.channels * side * side
 
     def reduce(self, layer: Layer, output: Tensor) -> Tensor:
         """What every probe of the layer sees: (N, probes, features)."""
@@ -200,9 +203,10 @@ class LinearProbe(Analysis):
         """(N, tokens, features) float32: the tokens, the locations of a map, or the one vector."""
         from vitsee.ridge import locations
 
-        if _is_map(layer):
+        if layer.is_map:
             assert self._last_map is not None
-            return locations(output.float(), self._last_map.shape[0], self._grid(layer))
+            maps = layer.channels_first(output.float())
+            return locations(maps, self._last_map.channels, self._grid(layer))
         return output.float() if layer.prefix is not None else output.float()[:, None]
 
     # Which images
@@ -531,11 +535,6 @@ def _features(asked: Any) -> list[str]:
             problem = f"there is no analysis.features={name}"
             raise unknown(problem, str(name), there, "they can be")
     return list(dict.fromkeys(names))
-
-
-def _is_map(layer: Layer) -> bool:
-    """Is the output a map of channels x rows x columns?"""
-    return layer.prefix is None and layer.grid is not None and len(layer.shape) == 3
 
 
 def _few(names: list[str]) -> str:

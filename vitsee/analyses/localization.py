@@ -46,6 +46,7 @@ class Localization(Analysis):
     """
 
     equal_minibatches: ClassVar[bool] = True
+    version: ClassVar[int] = 2
 
     columns: ClassVar[dict[str, Table]] = {
         "localization": Table(
@@ -70,6 +71,7 @@ class Localization(Analysis):
         if self.tokens is not None:
             self.tokens = _places(self.tokens)
         self._grids: dict[str, Grid] = {}
+        self._steps: dict[str, tuple[float, float] | None] = {}
 
     def check(self, layers: dict[str, list[Layer]]) -> None:
         if "other" in layers:
@@ -78,6 +80,7 @@ class Localization(Analysis):
                 "run each model alone: vitsee run -m analysis=localization model=NAME,NAME"
             )
         self._grids = {layer.name: _grid(layer) for layer in layers["model"]}
+        self._steps = {x.name: None if x.is_map else x.pitch for x in layers["model"]}
         for name, (rows, columns) in self._grids.items():
             for row, column in self.tokens or []:
                 if row >= rows or column >= columns:
@@ -103,7 +106,7 @@ class Localization(Analysis):
         """U-centred Gram matrix of each token: -> (rows, columns, N (N - 1) / 2) float32."""
         from vitsee.places import pair_grams, tokens
 
-        return pair_grams(tokens(output, layer.prefix)).unflatten(0, _grid(layer))
+        return pair_grams(tokens(layer, output)).unflatten(0, _grid(layer))
 
     def observe(self, view: View) -> dict[str, Tensor]:
         """HSIC_1 of every token with every patch, and the products that its standard error needs.
@@ -112,13 +115,14 @@ class Localization(Analysis):
         """
         from vitsee.places import pair_grams, pair_hsic, patches, self_hsic
 
-        pixels: dict[Grid, Tensor] = {}
+        pixels: dict[tuple[Grid, tuple[float, float] | None], Tensor] = {}
         terms: dict[str, Tensor] = {}
         for layer, u in view.model.items():
             grid = (u.shape[0], u.shape[1])
-            if grid not in pixels:
-                pixels[grid] = pair_grams(patches(view.pixels["model"], grid))
-            a, b = u.flatten(0, 1), pixels[grid]
+            cut = grid, self._steps[layer]
+            if cut not in pixels:
+                pixels[cut] = pair_grams(patches(view.pixels["model"], *cut))
+            a, b = u.flatten(0, 1), pixels[cut]
             aa, bb = self_hsic(a, view.images), self_hsic(b, view.images)
             found = cka_terms(pair_hsic(a, b, view.images), aa, bb, view.fresh)
             found |= {"broken_aa": ~aa.isfinite(), "broken_bb": ~bb.isfinite()}

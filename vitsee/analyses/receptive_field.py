@@ -46,6 +46,7 @@ class ReceptiveField(Analysis):
     default_images: ClassVar[int] = 32
     default_batch_size: ClassVar[int] = 8
     gradients: ClassVar[bool] = True
+    version: ClassVar[int] = 2
 
     columns: ClassVar[dict[str, Table]] = {
         "receptive_field": Table(
@@ -65,7 +66,7 @@ class ReceptiveField(Analysis):
     seed: int = 0
     """Which channels are drawn."""
     channels_at_once: int = 8
-    """Channels in one vectorised backward pass: more need more memory."""
+    """Channels in one vectorised backward pass of a GPU, whose memory they need; a CPU takes them one by one."""
     resolution: int | None = 56
     """Maps in the table are averaged to at most so many rows and columns; null: one value a pixel."""
 
@@ -197,7 +198,7 @@ def _centre(layer: Layer, x: Tensor) -> Tensor:
     rows, columns = layer.grid  # type: ignore[misc]
     row, column = rows // 2, columns // 2
     if layer.prefix is None:
-        return x[:, :, row, column]
+        return layer.channels_first(x)[:, :, row, column]
     return x[:, layer.prefix + row * columns + column]
 
 

@@ -83,7 +83,8 @@ class SkipRatio(Analysis):
         skip, branch = output.skip, output.branch
         assert skip is not None  # a residual has one
         if skip.ndim == 4:  # features last, as they are in memory
-            skip, branch = (x.permute(0, 2, 3, 1).flatten(1, 2) for x in (skip, branch))
+            maps = (layer.channels_first(x) for x in (skip, branch))
+            skip, branch = (x.permute(0, 2, 3, 1).flatten(1, 2) for x in maps)
         values = ratio_and_cosine(skip, branch)
         spatial = values[:, layer.prefix or 0 :].mean(1, keepdim=True)
         return spatial if layer.prefix is None else torch.cat([spatial, values], 1)
