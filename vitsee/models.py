@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -398,6 +399,7 @@ def _load_npz(net: nn.Module, path: Path) -> None:
     except UserError:
         raise
     except Exception as error:
+        traceback.clear_frames(error.__traceback__)  # timm's would keep the file open
         raise UserError(
             f"{path} is not a checkpoint of {type(net).__name__}: {_line(error)}"
         ) from error
