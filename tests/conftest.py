@@ -79,7 +79,7 @@ def command(images, tmp_path, capsys, monkeypatch):
 
 @pytest.fixture(scope="session")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    """Runs in processes of their own, one at a time."""
+    """Commands in processes of their own."""
     made = Forks(tmp_path_factory.mktemp("forks") / "errors.txt")
     with made.server:
         yield made

@@ -1,62 +1,144 @@
-"""Runs in processes of their own that need not import torch each: forked from one that has."""
+"""`vitsee …` in processes of their own that need not import torch each: forked from one that has."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 SERVER = """
-import json, os, resource, signal, sys, traceback
+import fcntl, json, os, resource, signal, sys, traceback
+from fnmatch import fnmatch
 import matplotlib.pyplot
 import timm
-from conftest import composed
-from vitsee.errors import Incomplete, UserError
-from vitsee.interrupt import Interrupted
-from vitsee.runner import run
+from vitsee import cli, publish, recipes, report, training, workers
 
-def measure(words, limit):
+
+def strike(pattern, nth, number):
+    real, left = os.replace, [nth]
+
+    def replace(partial, path):
+        left[0] -= fnmatch(os.path.basename(path), pattern)
+        if left[0] == 0:
+            left[0] = -1
+            os.kill(os.getpid(), number)
+        real(partial, path)
+
+    os.replace = replace
+
+
+def command(words, limit, moment):
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    if moment:
+        strike(*moment)
+    sys.argv = ["vitsee", *words]
     try:
-        run(composed(*words))
-    except (Interrupted, KeyboardInterrupt):  # as the command does, before and after it measures too
-        return 130
-    except Incomplete:
-        return 3
-    except UserError as mistake:
-        print(mistake, file=sys.stderr)
-        return 2
-    except Exception:
+        cli.main()
+        sys.stdout.flush()
+    except SystemExit as stop:
+        return stop.code or 0
+    except BaseException:
         traceback.print_exc()
         return 1
     return 0
 
+
+def child(out, err, *words):
+    os.setsid()
+    code = 130
+    try:
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        code = command(*words)
+    finally:
+        os._exit(code)
+
+
+def pipe():
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 2**20)  # it is read when the process has ended
+    return read, write
+
+
+def heard(read):
+    try:
+        return os.read(read, 2**20).decode()
+    except BlockingIOError:
+        return ""
+    finally:
+        os.close(read)
+
+
 signal.signal(signal.SIGINT, signal.SIG_IGN)
+living = {}
 for line in iter(sys.stdin.readline, ""):
-    child = os.fork()
-    if child == 0:
-        code = 130
-        try:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            code = measure(*json.loads(line))
-        finally:
-            os._exit(code)
-    print(child, flush=True)
-    sys.stdin.readline()  # until it is asked for, its number is no other process's
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    asked, *words = json.loads(line)
+    if asked == "start":
+        (out, their_out), (err, their_err) = pipe(), pipe()
+        answer = os.fork()
+        if answer == 0:
+            child(their_out, their_err, *words)
+        os.close(their_out)
+        os.close(their_err)
+        living[answer] = out, err
+    elif asked == "stopped":
+        answer = os.WIFSTOPPED(os.waitpid(*words, os.WUNTRACED)[1])
+    else:  # until it is asked for, its number is no other process's
+        status = os.waitpid(*words, 0)[1]
+        answer = [os.waitstatus_to_exitcode(status), *map(heard, living.pop(*words))]
+    print(json.dumps(answer), flush=True)
+for pid in living:
+    os.killpg(pid, signal.SIGKILL)
+os._exit(0)
 """
-"""Forks a run for each line: its overrides, and how large its files may become."""
+"""Forks a command for each line that asks for one, and answers what became of it."""
+
+
+class Moment(NamedTuple):
+    """When a process sends itself a signal: just before the nth file like `pattern` gets its name."""
+
+    pattern: str
+    nth: int = 1
+    signal: int = signal.SIGKILL
+
+
+@dataclass
+class Fork:
+    """A command in a process and a session of its own. out, err: what it said, once it has ended."""
+
+    forks: Forks
+    pid: int
+    out: str = ""
+    err: str = ""
+
+    def send(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait_until_stopped(self) -> None:
+        """Until it has sent itself SIGSTOP."""
+        assert self.forks.ask("stopped", self.pid), "it ended before"
+
+    def end(self) -> int:
+        """How it ended: its exit code, or minus the signal that killed it."""
+        code, self.out, self.err = self.forks.ask("end", self.pid)
+        assert "Traceback" not in self.err, self.err
+        return code
 
 
 class Forks:
-    """Runs of experiments, one after the other, each in a process of its own."""
+    """Commands in processes of their own; what still runs at the end is killed."""
 
     def __init__(self, errors: Path) -> None:
         self.errors = errors
-        paths = [str(Path(__file__).parent), *filter(None, sys.path)]
+        paths = [str(Path(__file__).parents[1]), *filter(None, sys.path)]
         with errors.open("w") as complaints:
             self.server = subprocess.Popen(
                 [sys.executable, "-c", SERVER],
@@ -67,20 +149,21 @@ class Forks:
                 text=True,
             )
 
-    def start(self, words: list[str], limit: int | None = None) -> int:
-        """Process number of a new run. limit: bytes that a file may have."""
-        return self._ask(json.dumps([words, limit]))
+    def start(
+        self, words: list[str], *, limit: int | None = None, moment: Moment | None = None
+    ) -> Fork:
+        """A new `vitsee …`. limit: bytes that a file may have. moment: when it sends itself a signal."""
+        return Fork(self, self.ask("start", words, limit, moment))
 
-    def end(self) -> int:
-        """How the run ended: its exit code, or minus the signal that killed it."""
-        return self._ask("end")
+    def run(self, words: list[str]) -> Fork:
+        """A new `vitsee …` that ends well."""
+        fork = self.start(words)
+        assert fork.end() == 0, fork.err
+        return fork
 
-    def run(self, words: list[str]) -> None:
-        """A run that ends well."""
-        self.start(words)
-        assert self.end() == 0, self.errors.read_text()
-
-    def _ask(self, line: str) -> int:
-        self.server.stdin.write(f"{line}\n")
+    def ask(self, *words: object) -> Any:
+        self.server.stdin.write(f"{json.dumps(words)}\n")
         self.server.stdin.flush()
-        return int(self.server.stdout.readline())
+        answer = self.server.stdout.readline()
+        assert answer, self.errors.read_text()
+        return json.loads(answer)

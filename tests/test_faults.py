@@ -1,109 +1,163 @@
-"""A run that is killed at random moments, again and again, loses nothing and ends with the right bytes.
+"""Commands that are killed at random moments, again and again, lose nothing and end with the right bytes.
 
-The moments are drawn over the whole time of a run: while it loads weights, claims, measures, writes sums,
-writes tables, draws. `make soak` does the same for longer.
+The moments are drawn over the whole time of a command: while it composes, loads weights, claims, measures,
+writes sums, writes tables, draws. `make soak` does the same for longer.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import tiny_overrides
-from forks import Forks
+from forks import Fork, Forks, Moment
+from test_laws import NEEDED
 
+from vitsee.analysis import REGISTERED
 from vitsee.sums import Damaged, Sums
 
-KILLS = int(os.environ.get("VITSEE_KILLS", "50"))
+KILLS = int(os.environ.get("VITSEE_KILLS", "20"))
 SEED = int(os.environ.get("VITSEE_KILLS_SEED", "0"))
 
+QUIET = ["run.device=cpu", "run.workers=0", "run.progress=false"]
+COMMANDS = (*sorted(REGISTERED), "figure", "report", "train")
 
-class Runs:
-    """One experiment, run as often as wanted, each time in a process of its own."""
 
-    def __init__(self, forks: Forks, images: Path, outputs: Path) -> None:
-        self.forks, self.outputs = forks, outputs
-        few = ["repeats=2", "run.save_every=1", "analysis.layers=blocks"]
-        self.words = [*tiny_overrides(images, outputs), *few]
+class Command:
+    """One command, given as often as wanted, each time in a process of its own."""
 
-    def start(self, limit: int | None = None) -> int:
-        """Process number of a new run. limit: bytes that a file may have."""
-        return self.forks.start(self.words, limit)
+    def __init__(self, forks: Forks, words: list[str], outputs: Path) -> None:
+        self.forks, self.words, self.outputs = forks, words, outputs
+        self.former: dict[str, bytes] = {}
+        """What lies there before the command is first given."""
 
-    def end(self) -> int:
-        """How the run ended: its exit code, or minus the signal that killed it."""
-        return self.forks.end()
+    def start(self, limit: int | None = None, moment: Moment | None = None) -> Fork:
+        return self.forks.start(self.words, limit=limit, moment=moment)
 
-    def whole(self) -> tuple[bytes, float]:
-        """The table of a run that nothing disturbs, and how many seconds it takes."""
-        self.start()  # the first one waits until all is imported
-        assert self.end() == 0
-        self.take()
+    def whole(self) -> tuple[dict[str, bytes], float]:
+        """The products of a command that nothing disturbs, and how many seconds it takes."""
+        fork = self.start()
         began = time.monotonic()
-        self.start()
-        assert self.end() == 0
+        assert fork.end() == 0, fork.err
         return self.take(), time.monotonic() - began
 
-    def take(self) -> bytes:
-        """The table; all that was written is removed, so that the next run begins anew."""
-        (csv,) = self.outputs.rglob("cka.csv")
-        content = csv.read_bytes()
-        assert csv.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-        for path in self.outputs.rglob("*"):
-            if path.is_file():
-                path.unlink()
-        return content
+    def products(self) -> dict[str, bytes]:
+        """What has been written for the user, by path."""
+        return {
+            str(path.relative_to(self.outputs)): path.read_bytes()
+            for path in self.outputs.rglob("*")
+            if path.suffix in (".csv", ".png", ".html", ".md", ".safetensors")
+            and path.parent.name != "state"
+        }
+
+    def take(self) -> dict[str, bytes]:
+        """The products; all is then as it was before the command was first given."""
+        found = self.products()
+        shutil.rmtree(self.outputs)
+        for name, content in self.former.items():
+            self.outputs.mkdir()
+            (self.outputs / name).write_bytes(content)
+        return found
 
     def measured(self) -> int:
-        """Minibatches in the state file. Raises Damaged if it is not whole."""
-        states = list(self.outputs.rglob("000-of-001.pt"))
-        return int(Sums.load(states[0]).seen.sum()) if states else 0
+        """Minibatches in the state files. Raises Damaged if one is not whole."""
+        return sum(int(Sums.load(path).seen.sum()) for path in self.states())
+
+    def states(self) -> list[Path]:
+        return list(self.outputs.rglob("*000-of-001.pt"))
 
 
 @pytest.fixture
-def runs(forks: Forks, images: Path, tmp_path: Path) -> Iterator[Runs]:
-    yield Runs(forks, images, tmp_path / "outputs")
-    complaints = forks.errors.read_text()
-    assert "Traceback" not in complaints, complaints
+def command_of(forks: Forks, images: Path, tmp_path: Path):
+    """Each of COMMANDS by its name."""
+    outputs = tmp_path / "outputs"
+
+    def of_analysis(name: str) -> Command:
+        words = [*tiny_overrides(images, outputs), "run.save_every=1", f"analysis={name}"]
+        few = ["repeats=2", "analysis.layers=blocks"] if name == "cka" else NEEDED.get(name, [])
+        return Command(forks, ["run", *words, *few], outputs)
+
+    def figure() -> Command:
+        few = ["images=32", "batch_size=8", "run.save_every=1"]
+        words = ["run", "figure=vit_fig07", f"run.outputs={outputs}", *few, *QUIET]
+        return Command(forks, words, outputs)
+
+    def report() -> Command:
+        results, page = tmp_path / "results", outputs / "report.html"
+        command = Command(forks, ["report", str(results), "-o", str(page)], outputs)
+        for seed in (0, 1):
+            words = [*tiny_overrides(images, results), "analysis=position_similarity"]
+            forks.run(["run", *words, f"model.seed={seed}"])
+            if seed == 0:
+                forks.run(command.words)
+                command.former = {page.name: page.read_bytes()}
+        return command
+
+    def train() -> Command:
+        few = ["dataset.size=64", "recipe.images_seen=96", "recipe.batch_size=16"]
+        few += ["recipe.test_images=16", "recipe.save_every=1", "recipe.eval_every=2"]
+        few += ["recipe.precision=fp32", "model.args.depth=1"]
+        words = ["train", "recipe=vit_mini", f"run.outputs={outputs}", *few, *QUIET]
+        return Command(forks, words, outputs)
+
+    named = {"figure": figure, "report": report, "train": train}
+    return lambda name: named[name]() if name in named else of_analysis(name)
 
 
-def test_killed_at_random_moments_it_ends_with_the_right_bytes(runs):
-    draw = random.Random(SEED)
-    expected, took = runs.whole()
-    kills, ends, midway = 0, 0, 0
-    while kills < KILLS:
-        before = runs.measured()
-        process = runs.start()
+def midway(name: str) -> Moment:
+    """When the command has saved something, and is about to give its next file its name."""
+    if name == "report":
+        return Moment("report.html")
+    if name == "train":
+        return Moment("training.safetensors", 3)
+    if name in REGISTERED and REGISTERED[name].weights_only:
+        return Moment("*.csv")
+    return Moment("*000-of-001.pt", 3)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_killed_at_random_moments_a_command_ends_with_the_right_bytes(name, command_of):
+    draw = random.Random(f"{SEED} {name}")
+    command = command_of(name)
+    expected, took = command.whole()
+    assert command.start(moment=midway(name)).end() == -signal.SIGKILL
+    saved = command.measured()
+    assert saved == (2 if command.states() else 0)
+    kills, ends = 1, 0
+    while kills <= (KILLS if name == "cka" else max(1, KILLS // 20)):
+        fork = command.start()
         time.sleep(draw.uniform(0, took))
-        os.kill(process, signal.SIGKILL)
-        if runs.end() == -signal.SIGKILL:
+        fork.send(signal.SIGKILL)
+        if fork.end() == -signal.SIGKILL:
             kills += 1
-            assert runs.measured() >= before, "what was saved is lost"
-            midway += 0 < runs.measured() < 10
+            assert command.measured() >= saved, "what was saved is lost"
+            for path, content in command.products().items():
+                assert content in (expected[path], command.former.get(path))
         else:
             ends += 1
-            assert runs.take() == expected
-    while runs.start() and runs.end() != 0:
-        pass
-    assert runs.take() == expected
-    assert midway > 0, "no kill met it while it measured"
-    print(f"{kills} kills, {midway} midway, {ends + 1} results, nothing lost")
+            assert command.take() == expected
+        saved = command.measured()
+    fork = command.start()
+    assert fork.end() == 0, fork.err
+    assert command.take() == expected
+    print(f"{kills} kills, {ends + 1} results, nothing lost")
 
 
-def test_faults_of_every_kind_in_any_order_end_with_the_right_bytes(runs):
+def test_faults_of_every_kind_in_any_order_end_with_the_right_bytes(command_of):
     """Signals, a disk that takes only part of a file, state files cut off or changed."""
     draw = random.Random(SEED + 1)
-    expected, took = runs.whole()
+    command = command_of("cka")
+    expected, took = command.whole()
     done: Counter[str] = Counter()
-    for _ in range(max(12, KILLS // 3)):
+    for _ in range(max(16, KILLS // 3)):
         fault = draw.choice(["SIGTERM", "SIGINT", "SIGKILL", "disk", "cut", "flip"])
-        states = list(runs.outputs.rglob("000-of-001.pt"))
+        states = command.states()
         if fault in ("cut", "flip") and states:
             content = bytearray(states[0].read_bytes())
             place = draw.randrange(len(content))
@@ -113,21 +167,17 @@ def test_faults_of_every_kind_in_any_order_end_with_the_right_bytes(runs):
                 content[place] ^= 1 << draw.randrange(8)
             states[0].write_bytes(content)
             with pytest.raises(Damaged):
-                runs.measured()
+                command.measured()
             done[fault] += 1
-        process = runs.start(draw.randrange(1, 20_000) if fault == "disk" else None)
+        fork = command.start(limit=draw.randrange(1, 20_000) if fault == "disk" else None)
         if fault.startswith("SIG"):
             time.sleep(draw.uniform(0, took))
-            os.kill(process, getattr(signal, fault))
-        code = runs.end()
-        assert code != 1, runs.forks.errors.read_text()
-        if code == 0:
-            assert runs.take() == expected
+            fork.send(getattr(signal, fault))
+        if fork.end() == 0:
+            assert command.take() == expected
         else:
             done[fault] += 1
-    for _ in range(2):
-        runs.start()
-        if runs.end() == 0:
-            break
-    assert runs.take() == expected
+    fork = command.start()
+    assert fork.end() == 0, fork.err
+    assert command.take() == expected
     print(", ".join(f"{count} {fault}" for fault, count in done.items()), "nothing wrong")

@@ -9,6 +9,8 @@ import pytest
 from conftest import tiny_overrides
 
 from vitsee import plotting
+from vitsee.cli import answer_for
+from vitsee.errors import UserError
 from vitsee.interrupt import OF_TERMINALS, Interrupted, Interruptible
 from vitsee.sums import Sums
 
@@ -97,6 +99,32 @@ def test_a_process_of_several_that_dies_of_a_stop_was_interrupted():
     assert isinstance(_died(Member()), Interrupted)
     Member.exitcode = -signal.SIGKILL
     assert "killed by SIGKILL" in str(_died(Member()))
+
+
+def test_ctrl_c_that_a_library_hides_behind_an_error_of_its_own_is_one(capsys):
+    def tidies_up_and_fails() -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            {}["what was not yet made"]
+
+    with pytest.raises(SystemExit) as stop:
+        answer_for("run", tidies_up_and_fails)
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "vitsee run: interrupted\n"
+
+
+def test_what_cannot_be_saved_after_ctrl_c_is_told(capsys):
+    def saves_and_fails() -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise UserError("No space left")
+
+    with pytest.raises(SystemExit) as stop:
+        answer_for("run", saves_and_fails)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "vitsee run: No space left\n"
 
 
 def test_ctrl_c_in_a_callback_that_swallows_exceptions_while_a_figure_is_drawn_is_not_lost(

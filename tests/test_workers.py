@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import composed, tiny_overrides, wait_until, write_images
+from forks import Fork, Forks
 from test_laws import NEEDED, assert_same_tables
 
 from vitsee import workers
@@ -34,31 +34,19 @@ SHARED = [
 
 
 @pytest.fixture
-def start(images: Path) -> Iterator[Callable[..., subprocess.Popen]]:
-    """Starts `vitsee run` with two processes; whatever a failed test leaves of it is killed."""
-    started = []
+def start(forks: Forks, images: Path) -> Callable[..., Fork]:
+    """Starts `vitsee run` with two processes."""
 
-    def start(outputs: Path, *overrides: str) -> subprocess.Popen:
+    def start(outputs: Path, *overrides: str) -> Fork:
         words = [*tiny_overrides(images, outputs), "run.gpus=2", "run.save_every=1", *overrides]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "vitsee", "run", *words],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(process)
-        return process
+        return forks.start(["run", *words])
 
-    yield start
-    for process in started:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+    return start
 
 
-def members_of(process: subprocess.Popen) -> list[int]:
-    """Processes that it started to measure, in that order."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+def members_of(pid: int) -> list[int]:
+    """Processes that this one started to measure, in that order."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     words = {int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
     return [pid for pid, command in words.items() if "spawn_main" in command]
 
@@ -67,12 +55,13 @@ def members_of(process: subprocess.Popen) -> list[int]:
 def test_two_processes_give_the_tables_of_one_with_one_display(name, start, tiny, tmp_path):
     asked = [f"analysis={name}", *NEEDED.get(name, [])]
     whole = run(tiny(*asked, f"run.outputs={tmp_path / 'whole'}"))[0].parent
-    out, err = start(tmp_path / "two", *asked, "run.progress=true").communicate()
-    shared = Path(out.split()[0]).parent
+    process = start(tmp_path / "two", *asked, "run.progress=true")
+    assert process.end() == 0
+    shared = Path(process.out.split()[0]).parent
     assert_same_tables(Results(whole).tables(), Results(shared).tables())
     assert len(list(shared.glob("state/*-of-002.pt"))) == 2 * len(REGISTERED[name].splits)
-    assert set(re.findall(r"(\S+ on \d devices):", err)) == {f"{name} on 2 devices"}
-    assert re.search(r"100%.* 5/5 ", err) or len(REGISTERED[name].splits) > 1
+    assert set(re.findall(r"(\S+ on \d devices):", process.err)) == {f"{name} on 2 devices"}
+    assert re.search(r"100%.* 5/5 ", process.err) or len(REGISTERED[name].splits) > 1
 
 
 def test_the_error_of_one_is_told_once_and_the_work_of_the_other_kept(start, images, tmp_path):
@@ -84,42 +73,53 @@ def test_the_error_of_one_is_told_once_and_the_work_of_the_other_kept(start, ima
     content = bad.read_bytes()
     bad.write_bytes(b"\0" * len(content))
     process = start(tmp_path, *overrides)
-    out, err = process.communicate()
-    assert (process.returncode, out) == (2, "")
-    (line,) = [line for line in err.splitlines() if "cannot decode image" in line]
+    assert (process.end(), process.out) == (2, "")
+    (line,) = [line for line in process.err.splitlines() if "cannot decode image" in line]
     assert bad.name in line
     assert (
         "(process 1 of 2, on cpu; the work of the others is kept, and the same command goes on)"
         in line
     )
-    assert "Traceback" not in err
     (kept,) = [p for p in tmp_path.rglob("000-of-002.pt") if Sums.load(p).seen.sum() == 3]
     before = kept.read_bytes()
     bad.write_bytes(content)
     process = start(tmp_path, *overrides)
-    assert process.communicate()[0].split()[0].endswith("cka.csv")
+    assert process.end() == 0
+    assert process.out.split()[0].endswith("cka.csv")
     assert kept.read_bytes() == before
 
 
 def test_a_mistake_of_all_is_told_once(start, tmp_path):
     process = start(tmp_path, "analysis.layers=[block.*]")
-    out, err = process.communicate()
-    assert (process.returncode, out) == (2, "")
-    assert err.count("nothing in VisionTransformer matches") == 1
-    assert err.splitlines()[-1].startswith("vitsee run: analysis.layers: nothing in")
-    assert "process" not in err
+    assert (process.end(), process.out) == (2, "")
+    assert process.err.count("nothing in VisionTransformer matches") == 1
+    assert process.err.splitlines()[-1].startswith("vitsee run: analysis.layers: nothing in")
+    assert "process" not in process.err
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes by /proc")
-def test_a_killed_process_is_told_and_the_same_command_goes_on(start, tiny, tmp_path):
-    whole = run(tiny(f"run.outputs={tmp_path / 'whole'}", "repeats=10"))[0].parent
-    process = start(tmp_path / "o", "repeats=10")
-    wait_until(lambda: list(tmp_path.rglob("o/**/001-of-002.pt")), process)
-    os.kill(members_of(process)[1], signal.SIGKILL)
-    _, err = process.communicate()
-    assert process.returncode == 2
-    assert err.count("a process ended without a word (killed by SIGKILL)") == 1
-    shared = Path(start(tmp_path / "o", "repeats=10").communicate()[0].split()[0]).parent
+def test_a_killed_process_is_told_and_the_same_command_goes_on(tiny, tmp_path, monkeypatch):
+    whole = run(tiny(f"run.outputs={tmp_path / 'whole'}"))[0].parent
+    killed, go_on = threading.Event(), workers._go_on
+
+    def kill() -> None:
+        wait_until(lambda: list(tmp_path.rglob("o/**/001-of-002.pt")))
+        os.kill(members_of(os.getpid())[1], signal.SIGKILL)
+        killed.set()
+
+    def once_killed(meeting: list[Connection]) -> None:
+        if killed.is_set():  # it waits for the others until then
+            go_on(meeting)
+
+    asked = [f"run.outputs={tmp_path / 'o'}", "run.gpus=2", "run.save_every=1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(workers, "_go_on", once_killed)
+        threading.Thread(target=kill, daemon=True).start()
+        with pytest.raises(
+            UserError, match=r"a process ended without a word \(killed by SIGKILL\)"
+        ):
+            workers.run(tiny(*asked))
+    shared = workers.run(tiny(*asked))[0].parent
     assert_same_tables(Results(whole).tables(), Results(shared).tables())
 
 
@@ -127,14 +127,15 @@ def test_a_killed_process_is_told_and_the_same_command_goes_on(start, tiny, tmp_
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])
 def test_when_the_command_is_stopped_its_processes_save_and_end(stop, start, tmp_path):
     process = start(tmp_path, "repeats=4000")
-    wait_until(lambda: list(tmp_path.rglob("001-of-002.pt")), process)
-    members = members_of(process)
+    wait_until(lambda: list(tmp_path.rglob("001-of-002.pt")))
+    members = members_of(process.pid)
     assert len(members) == 2
-    process.send_signal(stop)
-    _, err = process.communicate()
-    if stop is signal.SIGTERM:
-        assert process.returncode == 130
-        assert err.count("interrupted, state saved; the same command goes on") == 1
+    process.send(stop)
+    if stop is signal.SIGKILL:
+        assert process.end() == -signal.SIGKILL
+    else:
+        assert process.end() == 130
+        assert process.err.count("interrupted, state saved; the same command goes on") == 1
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in members))
     assert not list(tmp_path.rglob("*.claim"))
 

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from vitsee import config, listing
+from vitsee import config, interrupt, listing
 from vitsee.errors import Incomplete, UserError, nearest, printable, speak_plainly
 from vitsee.help import RUN_HELP, usage
 from vitsee.interrupt import Interrupted
@@ -72,6 +72,8 @@ def answer_for(verb: str, do: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         fail(f"vitsee {verb}: interrupted", INTERRUPTED)
     except Exception as error:
+        if interrupt.led_to(error) and not isinstance(error, UserError):
+            fail(f"vitsee {verb}: interrupted", INTERRUPTED)
         if mistake := config.mistake(error):
             fail(f"vitsee {verb}: {mistake}")
         if type(error).__module__.split(".")[0] != "submitit":

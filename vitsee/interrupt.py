@@ -16,6 +16,12 @@ class Interrupted(Exception):
     """The user or the scheduler asked to stop; everything measured so far is saved. Exit code 130."""
 
 
+def led_to(error: BaseException) -> bool:
+    """Whether Ctrl-C led to this error: what it interrupts may fail while it tidies up, and hide it."""
+    before = error.__context__
+    return before is not None and (isinstance(before, KeyboardInterrupt) or led_to(before))
+
+
 class Interruptible:
     """Within the block the first signal only sets a flag, which `check` or the block's end turns into Interrupted.
 
