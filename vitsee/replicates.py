@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,7 +36,7 @@ def pack(
     left out. again: how often an image was drawn on average, by which an error is larger than the groups
     show (1 unless `repeats`).
     """
-    arrays = {"groups": np.array(len(without)), "again": np.array(again)}
+    arrays: dict[str, Any] = {"groups": np.array(len(without)), "again": np.array(again)}
     for name, table in tables.items():
         if not without or any(len(one[name]) != len(table) for one in without):
             continue
