@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import asdict
 
 import pytest
@@ -83,9 +82,7 @@ def test_all_claimed_by_others_is_told(tmp_path):
         pass
 
 
-def test_the_claim_of_a_dead_process_of_this_machine_is_removed_at_once(
-    tmp_path, monkeypatch
-):
+def test_the_claim_of_a_dead_process_of_this_machine_is_removed_at_once(tmp_path, monkeypatch):
     path = tmp_path / "000-of-001.claim"
     write(path, [0], **of_dead_process())
     monkeypatch.setattr(locks, "_touched", None)  # would fail if its file were watched
@@ -176,7 +173,9 @@ def test_two_commands_at_once_lose_and_repeat_nothing(stop, forks, images, tmp_p
         return ["run", *tiny_overrides(images, tmp_path / outputs), "run.save_every=1"]
 
     forks.run(words("whole"))
-    state = Moment("000-of-001.pt", 3, signal.SIGSTOP)  # it is not done before the second has started
+    state = Moment(
+        "000-of-001.pt", 3, signal.SIGSTOP
+    )  # it is not done before the second has started
     first = forks.start(words("two"), moment=state)
     first.wait_until_stopped()
     second = forks.start(words("two"))

@@ -115,7 +115,9 @@ def test_a_killed_process_is_told_and_the_same_command_goes_on(tiny, tmp_path, m
     with monkeypatch.context() as patch:
         patch.setattr(workers, "_go_on", once_killed)
         threading.Thread(target=kill, daemon=True).start()
-        with pytest.raises(UserError, match=r"a process ended without a word \(killed by SIGKILL\)"):
+        with pytest.raises(
+            UserError, match=r"a process ended without a word \(killed by SIGKILL\)"
+        ):
             workers.run(tiny(*asked))
     shared = workers.run(tiny(*asked))[0].parent
     assert_same_tables(Results(whole).tables(), Results(shared).tables())
@@ -125,7 +127,7 @@ def test_a_killed_process_is_told_and_the_same_command_goes_on(tiny, tmp_path, m
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])
 def test_when_the_command_is_stopped_its_processes_save_and_end(stop, start, tmp_path):
     process = start(tmp_path, "repeats=4000")
-    wait_until(lambda: list(tmp_path.rglob("001-of-002.pt")))
+    wait_until(lambda: list(tmp_path.rglob("001-of-002.pt")), process)
     members = members_of(process.pid)
     assert len(members) == 2
     process.send(stop)

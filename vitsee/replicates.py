@@ -31,7 +31,7 @@ def pack(
             if not np.array_equal(values, np.broadcast_to(table[column], values.shape), True):
                 arrays[f"{name}/{column}"] = values
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
 
 
