@@ -6,6 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,7 @@ def pack(
     left out. again: how often an image was drawn on average, by which an error is larger than the groups
     show (1 unless `repeats`).
     """
-    arrays = {"groups": np.array(len(without)), "again": np.array(again)}
+    arrays: dict[str, Any] = {"groups": np.array(len(without)), "again": np.array(again)}
     for name, table in tables.items():
         if not without or any(len(one[name]) != len(table) for one in without):
             continue
@@ -31,7 +32,7 @@ def pack(
             if not np.array_equal(values, np.broadcast_to(table[column], values.shape), True):
                 arrays[f"{name}/{column}"] = values
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    np.savez_compressed(buffer, **arrays)  # numpy 2.0 would store `allow_pickle` as an array
     return buffer.getvalue()
 
 
