@@ -3,20 +3,27 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run figures report zoo docs test lint bench soak slurm-figures clean
+.PHONY: help setup run figures report zoo docs test test-lowest lint bench soak slurm-figures clean
+.NOTPARALLEL: # two targets would install into one .venv
 
 help: ## Show this help
 	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: .venv/.installed ## Set up .venv (about two minutes, once)
 
+INSTALL = $(PYTHON) -m venv .venv && $(BIN)/pip install --quiet --constraint constraints.txt --editable
+
 .venv/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	$(INSTALL) .
 	touch $@
 
-.venv/.installed-dev: .venv/.installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,hf,slurm]'
+.venv/.installed-dev: pyproject.toml constraints.txt
+	$(INSTALL) '.[dev,hf,slurm]'
+	touch .venv/.installed $@
+
+.venv-lowest/.installed: constraints-lowest.txt
+	$(PYTHON) -m venv --clear .venv-lowest
+	.venv-lowest/bin/pip install --quiet --no-deps --requirement constraints-lowest.txt
 	touch $@
 
 run: setup ## The main job: CKA of a small trained ViT, on a CPU too
@@ -49,6 +56,11 @@ docs: .venv/.installed-dev ## The documentation as a site, into site/
 test: .venv/.installed-dev lint ## Format, lint, types, tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q --numprocesses=auto
 
+# torch finds CUDA's libraries, gigabytes, in .venv.
+test-lowest: .venv-lowest/.installed .venv/.installed-dev ## Fast tests with the lowest versions that are promised
+	LD_LIBRARY_PATH=$$(printf '%s:' $(CURDIR)/.venv/lib/python3*/site-packages/nvidia/*/lib) PYTHONPATH=$(CURDIR) \
+		OMP_NUM_THREADS=1 .venv-lowest/bin/pytest -q --numprocesses=auto -p no:cacheprovider $(LOWEST)
+
 lint: .venv/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -61,5 +73,5 @@ bench: setup ## Time, memory and error of the analyses beside bare forward passe
 soak: .venv/.installed-dev ## Kill runs at 1,000 random moments, with other faults between (half an hour)
 	VITSEE_KILLS=1000 VITSEE_KILLS_SEED=$$(date +%s) $(BIN)/pytest -q -rP tests/test_faults.py
 
-clean: ## Remove .venv, site and caches; outputs stay
-	rm -rf .venv site .hypothesis .pytest_cache .mypy_cache .ruff_cache
+clean: ## Remove .venv, .venv-lowest, site and caches; outputs stay
+	rm -rf .venv .venv-lowest site .hypothesis .pytest_cache .mypy_cache .ruff_cache

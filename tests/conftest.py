@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from forks import Forks
+from forks import Fork, Forks
 from PIL import Image
 
 import vitsee.cli
 from vitsee import config
 from vitsee.config import Experiment
 from vitsee.loading import cores
+from vitsee.locks import start_of
 
 TINY = ("model=timm", "model.timm=test_vit", "model.pretrained=false")
 """A ViT of a few thousand parameters with random weights."""
@@ -105,10 +105,10 @@ def tiny_overrides(images: Path, outputs: Path) -> list[str]:
     ]
 
 
-def wait_until(condition: Callable[[], object], process: subprocess.Popen | None = None) -> None:
-    """Wait for as long as the test may take, or until the process has ended without it."""
+def wait_until(condition: Callable[[], object], fork: Fork | None = None) -> None:
+    """Wait for as long as the test may take, or until the command has ended without it."""
     while not condition():
-        assert process is None or process.poll() is None or condition(), "it ended before"
+        assert fork is None or start_of(fork.pid) or condition(), "it ended before"
         time.sleep(0.005)
 
 

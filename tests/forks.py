@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +33,8 @@ def strike(pattern, nth, number):
     os.replace = replace
 
 
-def command(words, limit, moment):
+def command(words, limit, moment, environment):
+    os.environ.update(environment)
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     if moment:
@@ -150,10 +152,15 @@ class Forks:
             )
 
     def start(
-        self, words: list[str], *, limit: int | None = None, moment: Moment | None = None
+        self,
+        words: list[str],
+        *,
+        limit: int | None = None,
+        moment: Moment | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> Fork:
         """A new `vitsee …`. limit: bytes that a file may have. moment: when it sends itself a signal."""
-        return Fork(self, self.ask("start", words, limit, moment))
+        return Fork(self, self.ask("start", words, limit, moment, dict(environment or {})))
 
     def run(self, words: list[str]) -> Fork:
         """A new `vitsee …` that ends well."""

@@ -6,6 +6,7 @@ import ast
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -78,6 +79,21 @@ def test_every_analysis_has_a_configuration_and_every_configuration_an_analysis(
     from vitsee.analysis import REGISTERED
 
     assert {path.stem for path in (ROOT / "conf/analysis").glob("*.yaml")} == set(REGISTERED)
+
+
+def test_the_lowest_versions_that_are_promised_are_those_that_are_run():
+    promised = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    lines = (ROOT / "constraints-lowest.txt").read_text().splitlines()
+    run = dict(line.replace("_", "-").lower().split("==") for line in lines if "==" in line)
+    for name, lowest in (one.split(">=") for one in promised):
+        numbers = lowest.split(".")
+        found = run[name].split(".")
+        assert (found[: len(numbers)], {*found[len(numbers) :]} - {"0"}) == (numbers, set()), name
+
+
+@pytest.mark.xdist_group("some")
+def test_tests_of_a_group_are_kept_together(request):
+    assert "PYTEST_XDIST_WORKER" not in os.environ or request.node.nodeid.endswith("@some")
 
 
 def test_no_file_is_called_utils():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -250,17 +251,13 @@ def test_an_interrupt_saves_the_state_and_exits_with_130(run_tiny, monkeypatch, 
     assert run_tiny()[0] == 0
 
 
-def test_sigterm_is_an_interrupt(images, tmp_path):
-    words = [*tiny_overrides(images, tmp_path), "repeats=2000"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vitsee", "run", *words, "run.save_every=1"],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def test_sigterm_is_an_interrupt(forks, images, tmp_path):
+    words = ["run", *tiny_overrides(images, tmp_path), "repeats=2000", "run.save_every=1"]
+    process = forks.start(words)
     wait_until(lambda: list(tmp_path.rglob("000-of-001.pt")), process)
-    process.terminate()
-    assert "state saved" in process.communicate()[1]
-    assert process.returncode == 130
+    process.send(signal.SIGTERM)
+    assert process.end() == 130
+    assert "state saved" in process.err
 
 
 def test_a_sweep_runs_every_experiment(command, images, tmp_path):

@@ -104,6 +104,7 @@ def command_of(forks: Forks, images: Path, tmp_path: Path):
         few += ["recipe.test_images=16", "recipe.save_every=1", "recipe.eval_every=2"]
         few += ["recipe.precision=fp32", "model.args.depth=1"]
         words = ["train", "recipe=vit_mini", f"run.outputs={outputs}", *few, *QUIET]
+        words += ["run.workers=1"]  # which may outlive it
         return Command(forks, words, outputs)
 
     named = {"figure": figure, "report": report, "train": train}

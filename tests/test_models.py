@@ -11,7 +11,6 @@ import re
 import subprocess
 import sys
 import tarfile
-import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -195,17 +194,8 @@ def test_an_npz_that_does_not_fit_is_refused_and_nothing_stays_random(
 ):
     usual = {"depth": 1, "num_classes": 10}
     path = npz(tmp_path / "vit.npz", **(usual | stored))
-    refused(message, timm="vit_tiny_patch16_224", args=usual | asked, checkpoint=path)
-
-
-def test_an_npz_that_was_refused_is_closed_at_once(tmp_path):
-    opened = Path("/proc/self/fd")
-    if not opened.is_dir():
-        pytest.skip("this system does not say which files are open")
-    path = npz(tmp_path / "vit.npz", depth=1, num_classes=10)
-    with pytest.raises(UserError):
-        models.load(tiny(timm="vit_tiny_patch16_224", args={"depth": 2}, checkpoint=path), "cpu")
-    assert path not in [os.path.realpath(link) for link in opened.iterdir()]
+    refusal = refused(message, timm="vit_tiny_patch16_224", args=usual | asked, checkpoint=path)
+    assert path not in open_files(), f"it is kept open by {refusal!r}"
 
 
 def test_an_npz_of_something_else_is_refused(tmp_path):
@@ -281,10 +271,18 @@ def test_a_pickle_that_wants_to_run_code_is_refused(how, tmp_path):
     assert not trace.exists()
 
 
-def refused(message: str, **changes: object) -> None:
+def refused(message: str, **changes: object) -> UserError:
     with pytest.raises(UserError, match=message) as caught:
         models.load(tiny(**changes), "cpu")
     assert len(str(caught.value).splitlines()) == 1
+    return caught.value
+
+
+def open_files() -> set[str]:
+    """Paths of the files that this process has open, where a system says so."""
+    descriptors = Path("/proc/self/fd")
+    listed = list(descriptors.iterdir()) if descriptors.exists() else []
+    return {os.path.realpath(one) for one in listed}
 
 
 def test_a_checkpoint_that_is_not_there_is_refused_with_the_nearest(saved):
@@ -1026,14 +1024,13 @@ def test_weights_not_in_the_cache_are_refused_offline_with_what_to_do(tmp_path):
 
 
 def test_no_network_is_an_error_within_seconds_that_says_what_to_do(tmp_path):
-    began = time.monotonic()
     answer = load_in_a_new_process(
         "test_vit.r160_in1k", HF_HUB_CACHE=str(tmp_path), HF_ENDPOINT="http://127.0.0.1:9"
     )
     assert "must be downloaded, but 127.0.0.1 cannot be reached" in answer.stdout
     assert "HF_HUB_CACHE" in answer.stdout
     assert "model.pretrained=false" in answer.stdout
-    assert time.monotonic() - began < 30  # torch and timm are imported too
+    assert "Retrying" not in answer.stderr
 
 
 @pytest.fixture

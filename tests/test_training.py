@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import wait_until, write_images
+from conftest import write_images
 from hydra import compose, initialize_config_dir
 from PIL import Image
 from safetensors import safe_open
@@ -116,38 +116,6 @@ def test_an_interrupted_training_goes_on_and_gives_the_same_weights(
     parts = train(asked("parts"))
     for name in ("wee.safetensors", "metrics.csv", "wee.md"):
         assert (whole / name).read_bytes() == (parts / name).read_bytes()
-
-
-def test_a_killed_training_goes_on_and_gives_the_same_weights(tmp_path):
-    words = [
-        "recipe=vit_mini",
-        "dataset.size=128",
-        "recipe.images_seen=640",
-        "recipe.batch_size=64",
-    ]
-    words += [
-        "recipe.test_images=16",
-        "recipe.save_every=1",
-        "run.device=cpu",
-        "run.progress=false",
-    ]
-    words += ["recipe.precision=fp32", "model.args.depth=2"]
-
-    def command(name: str) -> subprocess.Popen:
-        asked = ["-m", "vitsee", "train", *words, f"run.outputs={tmp_path / name}"]
-        return subprocess.Popen([sys.executable, *asked], stdout=subprocess.PIPE, text=True)
-
-    whole = command("whole")
-    killed = command("killed")
-    out, _ = whole.communicate()
-    wait_until(lambda: list(tmp_path.glob("killed/**/training.safetensors")), killed)
-    killed.kill()
-    killed.wait()
-    killed.stdout.close()  # not read to its end, which a decoding process may outlive
-    again, _ = command("killed").communicate()
-    one, two = Path(out.strip()), Path(again.strip())
-    for name in ("vit_mini.safetensors", "metrics.csv", "vit_mini.md", "metrics.png"):
-        assert (one / name).read_bytes() == (two / name).read_bytes()
 
 
 def test_a_second_process_on_the_same_training_is_told(tmp_path, monkeypatch):
@@ -644,7 +612,7 @@ class TestCard:
         assert training.pixel_probe(splits, 32) > 2 / 16
 
 
-def test_two_ranks_take_the_steps_of_one(tmp_path):
+def test_two_ranks_take_the_steps_of_one(forks, tmp_path):
     words = [
         "recipe=vit_mini",
         "dataset.size=128",
@@ -655,13 +623,9 @@ def test_two_ranks_take_the_steps_of_one(tmp_path):
     words += ["recipe.precision=fp32", "model.args.depth=2", "recipe.half=false"]
 
     def weights(name: str, count: int) -> dict[str, torch.Tensor]:
-        asked = ["-m", "vitsee", "train", *words, f"run.outputs={tmp_path / name}"]
-        started = [
-            subprocess.Popen([sys.executable, *asked], stderr=subprocess.PIPE, text=True, env=env)
-            for env in rank_environments(count)
-        ]
-        complaints = [process.communicate()[1] for process in started]
-        assert [process.returncode for process in started] == [0] * count, complaints
+        asked = ["train", *words, f"run.outputs={tmp_path / name}"]
+        ranks = [forks.start(asked, environment=env) for env in rank_environments(count)]
+        assert [rank.end() for rank in ranks] == [0] * count, [rank.err for rank in ranks]
         (path,) = (tmp_path / name).rglob("vit_mini.safetensors")
         return load_file(path)
 
@@ -677,13 +641,7 @@ def rank_environments(count: int) -> list[dict[str, str]]:
     loopback = "lo" if sys.platform == "linux" else "lo0"
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "GLOO_SOCKET_IFNAME": loopback}
     return [
-        {
-            **os.environ,
-            **shared,
-            "WORLD_SIZE": f"{count}",
-            "RANK": f"{rank}",
-            "LOCAL_RANK": f"{rank}",
-        }
+        {**shared, "WORLD_SIZE": f"{count}", "RANK": f"{rank}", "LOCAL_RANK": f"{rank}"}
         for rank in range(count)
     ]
 
@@ -709,7 +667,8 @@ def said_under_torchrun(script: str, folder: Path) -> str:
     (folder / "script.py").write_text(script)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
     words = [sys.executable, *torchrun, "--nproc-per-node=2", "script.py"]
-    env = rank_environments(1)[0] | {"PYTHONPATH": str(Path(training.__file__).parents[1])}
+    home = {"PYTHONPATH": str(Path(training.__file__).parents[1])}
+    env = os.environ | rank_environments(1)[0] | home
     with (folder / "said").open("w") as said:
         started = subprocess.Popen(
             words, stdout=said, stderr=said, cwd=folder, env=env, start_new_session=True

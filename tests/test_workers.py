@@ -127,7 +127,7 @@ def test_a_killed_process_is_told_and_the_same_command_goes_on(tiny, tmp_path, m
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])
 def test_when_the_command_is_stopped_its_processes_save_and_end(stop, start, tmp_path):
     process = start(tmp_path, "repeats=4000")
-    wait_until(lambda: list(tmp_path.rglob("001-of-002.pt")))
+    wait_until(lambda: list(tmp_path.rglob("001-of-002.pt")), process)
     members = members_of(process.pid)
     assert len(members) == 2
     process.send(stop)

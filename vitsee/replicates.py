@@ -45,7 +45,7 @@ def pack(
             if not np.array_equal(values, np.broadcast_to(table[column], values.shape), True):
                 arrays[f"{name}/{column}"] = values
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    np.savez_compressed(buffer, **arrays)  # numpy 2.0 would store `allow_pickle` as an array
     return buffer.getvalue()
 
 
