@@ -10,21 +10,25 @@ import os
 import string
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 import vitsee
-from vitsee import pages, replicates
+from vitsee import cards, pages, replicates
 from vitsee.analysis import REGISTERED
+from vitsee.cards import Card
 from vitsee.errors import UserError, printable
 from vitsee.plotting import plot, read
 from vitsee.record import COMPOSED, FIGURE, MADE_WITH, misfit
 from vitsee.report import collect, report
-from vitsee.tidy import Table
+from vitsee.scaling import plot_cards
+from vitsee.tidy import Error, Table
 
 LABELS = {"model": "a", "other": "b", "dataset": "photos", "images": 8, "repeats": 1}
 MADE = {
@@ -43,6 +47,7 @@ MADE = {
     "peak_memory_mb": 3.0,
 }
 """A made_with.json with all that is read of one."""
+REAL = (float, Error)
 
 
 def values_of(kind: Any) -> list[Any]:
@@ -53,7 +58,7 @@ def values_of(kind: Any) -> list[Any]:
 
 def rows_of(table: Table) -> pd.DataFrame:
     """A small table that has what is declared, its grids three channels wide, as images are."""
-    keys = {name: values_of(kind) for name, kind in table.columns.items() if kind is not float}
+    keys = {name: values_of(kind) for name, kind in table.columns.items() if kind not in REAL}
     if table.keys:
         keys |= {name: found[:1] for name, found in keys.items() if name not in table.keys}
     if "channel" in keys:
@@ -62,7 +67,7 @@ def rows_of(table: Table) -> pd.DataFrame:
     rows = pd.DataFrame(list(itertools.product(*(keys[name] for name in nested))), columns=nested)
     draw = np.random.default_rng(0)
     for name, kind in table.columns.items():
-        if kind is float:
+        if kind in REAL:
             rows[name] = draw.random(len(rows)).round(6)
     return rows[list(table.columns)]
 
@@ -117,7 +122,7 @@ def test_more_columns_and_rows_in_another_order_draw_the_same(analysis, tmp_path
         path = folder / f"{name}.csv"
         rows = pd.read_csv(path, dtype=str).assign(note="mine")
         if table.grid and not any(table.columns[key] is str for key in table.grid):
-            apart = [n for n, k in table.columns.items() if k is not float and n not in table.grid]
+            apart = [n for n, k in table.columns.items() if k not in REAL and n not in table.grid]
             group = rows.groupby(apart, sort=False).ngroup() if apart else 0 * rows.index
             rows = rows[::-1].assign(group=group).sort_values("group", kind="stable")
         rows.to_csv(path, index=False)
@@ -181,7 +186,7 @@ def test_undefined_values_are_drawn(rows, analysis, tmp_path):
     folder = result(tmp_path, analysis)
     for name, table in tables(analysis):
         changed = pd.read_csv(folder / f"{name}.csv")
-        changed.loc[rows, [n for n, kind in table.columns.items() if kind is float]] = np.nan
+        changed.loc[rows, [n for n, kind in table.columns.items() if kind in REAL]] = np.nan
         changed.to_csv(folder / f"{name}.csv", index=False)
     assert plot(folder)
 
@@ -202,6 +207,11 @@ EDITS = {
     "no head": (b"a,a,1,0\na,b,1,0\n", "it has no column model_layer; it has: a"),
     "a merge": (b"<<<<<<< HEAD\n" + HEAD.encode(), "more cells than its first one"),
     "a web page": (b"<!DOCTYPE html>\n<html><p>a, b, c</p></html>", "cka.csv is damaged: "),
+    "a standard error below 0": ((HEAD + "a,a,1,-1\n").encode(), "'-1' is not a standard error"),
+    "an endless name": (
+        (HEAD + "a" * 10**6 + ",a,1,0\n").encode(),
+        "a name of at most 4096 letters",
+    ),
     "truth values": ((HEAD + "a,a,True,0\n").encode(), "column cka: 'True' is not a number"),
     "a head of other case": (HEAD.upper().encode() + b"a,a,1,0\n", "no column model_layer"),
 }
@@ -371,6 +381,7 @@ EXPERIMENTS = {
     "an option there is not": "analysis: {name: cka, colour: red}",
     "a value that cannot be": "analysis: {name: cka, tokens: 7}",
     "layers that are a number": "analysis: {name: cka, layers: 7}",
+    "depth": "analysis: {name: cka, layers: " + "[" * 300 + "]" * 300 + "}",
     "tabs": "analysis:\n\t{name: cka}",
     "a merge": "<<<<<<< HEAD\nanalysis: {name: cka}",
 }
@@ -527,3 +538,66 @@ def test_any_name_can_be_drawn(cka):
     for name in (*NAMES, string.printable, "größe ﷽ 日本", "\ud800", "\x1b[31m", "a\nb", ""):
         (cka / "made_with.json").write_text(json.dumps({"labels": LABELS | {"model": name}}))
         assert plot(cka)
+
+
+# --- model cards ---------------------------------------------------------------------------------
+
+CARD = Card(
+    **dict.fromkeys(("name", "architecture", "dataset", "stored_as"), "a"),
+    **dict.fromkeys(("parameters", "classes", "test_images", "train_images", "images_seen"), 9),
+    **dict.fromkeys(("flops_per_image", "training_flops", "epochs"), 1.5),
+    **{"accuracy": 0.5, "pixel_probe": None, "started_from": None, "seed": 0},
+    **{"recipe": {}, "model": {}},
+)
+
+
+def test_a_card_comes_back_as_it_was_written(tmp_path):
+    (tmp_path / "a.md").write_text(CARD.markdown)
+    assert cards.read(tmp_path / "a.md") == CARD
+
+
+@pytest.mark.parametrize("wrong", [None, True, 10**400, [], "text"], ids=lambda x: str(x)[:9])
+def test_a_card_that_was_changed_is_drawn_or_refused_in_one_line(wrong, tmp_path):
+    """Whatever fact of it, and whatever it was changed to."""
+    path = tmp_path / "a.md"
+    for facts in changed(asdict(CARD), wrong):
+        path.write_text(f"---\n{yaml.safe_dump(facts)}---\n")
+        if reason := misfit(facts, cards.SHAPE):
+            with pytest.raises(UserError, match=r"a\.md is not a model card") as caught:
+                plot_cards([path])
+            assert str(caught.value).endswith(reason)
+        else:
+            assert plot_cards([path])
+
+
+def test_a_card_whose_accuracy_is_no_share_is_refused(tmp_path):
+    for change in ({"accuracy": 1.5}, {"accuracy": -1.0}, {"test_images": 0}):
+        (tmp_path / "a.md").write_text(replace(CARD, **change).markdown)
+        with pytest.raises(UserError, match="its accuracy is no share of its test_images"):
+            cards.read(tmp_path / "a.md")
+
+
+def test_a_card_that_is_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "a.md")
+    with pytest.raises(UserError, match=r"a\.md is a pipe or a device"):
+        plot_cards([tmp_path / "a.md"])
+
+
+# --- pages ---------------------------------------------------------------------------------------
+
+
+def test_a_page_takes_the_place_of_no_device(cka, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(
+        UserError, match="pipe is a pipe or a device; name a file, such as -o report"
+    ):
+        report([cka], tmp_path / "pipe")
+    assert not (tmp_path / "pipe").is_file()
+    assert report([cka], tmp_path / "report.html").is_file()
+
+
+def test_filters_that_are_no_colours_are_refused(tmp_path):
+    folder = result(tmp_path, "embedding_filters")
+    table = pd.read_csv(folder / "embedding_filters.csv")
+    table[table["channel"] < 2].to_csv(folder / "embedding_filters.csv", index=False)
+    assert "filters of 2 channels cannot be drawn" in refusal(folder)

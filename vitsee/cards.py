@@ -5,13 +5,15 @@ A card is Markdown that opens with a YAML block, as on model hubs.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from vitsee.errors import UserError
+from vitsee.files import content
+from vitsee.record import Shape, misfit
 
 FENCE = "---\n"
 
@@ -101,6 +103,19 @@ class Card:
         return rows
 
 
+SHAPE: Shape = {
+    **dict.fromkeys(("name", "architecture", "dataset", "stored_as"), str),
+    **dict.fromkeys(("parameters", "classes", "test_images", "train_images"), int),
+    **dict.fromkeys(("images_seen", "seed"), int),
+    **dict.fromkeys(("accuracy", "epochs", "flops_per_image", "training_flops"), float),
+    "pixel_probe": (float, None),
+    "started_from": (str, None),
+    "recipe": {},
+    "model": {},
+}
+"""Of the facts in a card."""
+
+
 def beside(weights: Path) -> Card | None:
     """The card of a file of weights, if there is one."""
     path = weights.with_suffix(".md")
@@ -112,10 +127,18 @@ def beside(weights: Path) -> Card | None:
 
 def read(path: Path) -> Card:
     """The card in a file. Raises UserError if it is none."""
+    none = f"{path} is not a model card of `vitsee train`"
     try:
-        _, front, _ = path.read_text().split(FENCE, 2)
-        return Card(**yaml.safe_load(front))
+        _, front, _ = content(path).decode().split(FENCE, 2)
+        facts = yaml.safe_load(front)
     except OSError as error:
         raise UserError(f"cannot read the model card {path}: {error.strerror}") from error
-    except (ValueError, TypeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is not a model card of `vitsee train`: {error}") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{none}: {' '.join(str(error).split())}") from error
+    if reason := misfit(facts, SHAPE):
+        raise UserError(f"{none}: {reason}")
+    if not 0 <= facts["accuracy"] <= 1 or facts["test_images"] < 1:
+        raise UserError(f"{none}: its accuracy is no share of its test_images")
+    return Card(**{field.name: facts[field.name] for field in fields(Card)})

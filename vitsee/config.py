@@ -310,8 +310,11 @@ def load_experiment(path: Path, overrides: list[str]) -> Experiment:
         raise unknown(f"there is no analysis {chosen}", chosen, REGISTERED, "there are")
     schema = OmegaConf.structured(Experiment)
     schema.analysis = OmegaConf.structured(REGISTERED[chosen])
-    changes = OmegaConf.from_dotlist(overrides)
-    merged = OmegaConf.merge(schema, OmegaConf.create(stored), changes)
+    try:
+        whole = OmegaConf.merge(schema, OmegaConf.create(stored))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: {explain(error).removeprefix(': ')}") from error
+    merged = OmegaConf.merge(whole, OmegaConf.from_dotlist(overrides))
     assert isinstance(merged, DictConfig)
     return build(merged)
 

@@ -12,6 +12,8 @@ from vitsee.files import opened
 
 LARGEST = 2**20
 """Bytes of the largest experiment.yaml that is read."""
+DEEPEST = 30
+"""Mappings and lists in each other of the deepest one."""
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not an experiment: {reason}") from error
     if not isinstance(found, dict):
         raise UserError(f"{path} is not an experiment: it is no mapping of names to values")
-    _refuse_interpolations(path, found)
+    _refuse_interpolations(path, found, DEEPEST)
     return found
 
 
@@ -56,11 +58,13 @@ def analysis_of(stored: dict[str, Any], path: Path) -> str:
 _ONLY = "an experiment.yaml has plain values only"
 
 
-def _refuse_interpolations(path: Path, value: Any) -> None:
+def _refuse_interpolations(path: Path, value: Any, depth: int) -> None:
+    if depth == 0:
+        raise UserError(f"{path} is not an experiment: it is nested more than {DEEPEST} deep")
     if isinstance(value, str) and "${" in value:
         raise UserError(f"{path} has an interpolation (${{…}}); {_ONLY}")
     if isinstance(value, dict):
         value = [*value, *value.values()]
     if isinstance(value, (list, tuple, set)):
         for one in value:
-            _refuse_interpolations(path, one)
+            _refuse_interpolations(path, one, depth - 1)

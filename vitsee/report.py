@@ -114,6 +114,8 @@ def report(paths: list[Path], output: Path | None = None) -> Path:
     file = output or paths[0] / "report.html"
     if file.is_dir():
         raise UserError(f"-o {file} is a folder; name a file, such as {file / 'report.html'}")
+    if file.exists() and not file.is_file():
+        raise UserError(f"-o {file} is a pipe or a device; name a file, such as -o report.html")
     content = page(found, file.parent).encode("utf-8", "replace")
     for what in found.damaged:
         log.warning("warning: left out: %s", what)

@@ -174,7 +174,7 @@ class Results:
         if not columns:
             return {path.stem: tidy.read(path) for path in visible(self.path, ".csv")}
         paths = {name: self.path / f"{name}.csv" for name in columns}
-        there = {name for name, path in paths.items() if os.path.lexists(path)}
+        there = {name for name, path in paths.items() if path.exists() or path.is_symlink()}
         if not there:
             return {}
         return {

@@ -22,10 +22,14 @@ class Whole:
     least: int = 0
 
 
+class Error(float):
+    """Standard errors, which are not below 0."""
+
+
 Kind = type[str] | type[float] | Whole | tuple[str, ...]
 """What a column holds: text, numbers (NaN where not defined), whole numbers, or one of these words."""
-LONGEST = 2**16
-"""Bytes of the longest first line."""
+LONGEST = 2**12
+"""Letters of the longest name; bytes of the first line that are looked at."""
 MODELS = ("model", "other")
 """The words of a column that says which of two models a row is of."""
 
@@ -58,7 +62,9 @@ class Table:
             raise wrong(path, "it has no rows")
         for name, kind in self.columns.items():
             table[name] = _checked(path, table[name], kind)
-        keys = list(self.keys) or [n for n, kind in self.columns.items() if kind is not float]
+        keys = list(self.keys) or [
+            n for n, kind in self.columns.items() if kind not in (float, Error)
+        ]
         twice = table.duplicated(keys)
         if twice.any():
             place = int(twice.argmax())
@@ -144,23 +150,30 @@ def wrong(path: Path, reason: str) -> UserError:
 def _checked(path: Path, column: pd.Series, kind: Kind) -> pd.Series:
     """The column as what it holds. Raises UserError that names the first line that holds something else."""
     if kind is str:
-        return column.fillna("")
-    if kind is float and column.dtype.kind in "iuf":
-        return column
-    if isinstance(kind, tuple):
+        found = column.fillna("")
+        bad, needed = found.str.len() > LONGEST, f"a name of at most {LONGEST} letters"
+    elif isinstance(kind, tuple):
         found, bad, needed = column, ~column.isin(kind), f"one of: {', '.join(kind)}"
-    elif kind is float:
-        words = column.astype(str).str.strip()
-        found = pd.to_numeric(words, errors="coerce")
-        bad, needed = found.isna() & ~words.str.lower().isin(["", "nan"]), "a number"
     else:
-        assert isinstance(kind, Whole)
-        numbers = column.dtype.kind in "iuf"
-        found = column if numbers else pd.to_numeric(column.astype(str), errors="coerce")
-        bad = ~(found.between(kind.least, 2**53) & (found % 1 == 0))
-        needed = f"a whole number from {kind.least} on"
+        found, bad = _numbers(column)
+        needed = "a number"
+        if isinstance(kind, Whole):
+            bad = ~(found.between(kind.least, 2**53) & (found % 1 == 0))
+            needed = f"a whole number from {kind.least} on"
+        elif kind is Error and not bad.any():
+            bad, needed = found < 0, "a standard error, which is never below 0"
     if bad.any():
         place = int(bad.argmax())
         there = "" if pd.isna(column[place]) else str(column[place])
+        there = f"{there[:40]}…" if len(there) > 80 else there
         raise wrong(path, f"line {place + 2}, column {column.name}: {there!r} is not {needed}")
     return found.astype("int64") if isinstance(kind, Whole) else found
+
+
+def _numbers(column: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """The column as numbers, NaN where it has nothing; and where it has something else."""
+    if column.dtype.kind in "iuf":
+        return column, column.isna() & False
+    words = column.fillna("").astype(str).str.strip()
+    found = pd.to_numeric(words, errors="coerce")
+    return found, found.isna() & ~words.str.lower().isin(["", "nan"])

@@ -11,7 +11,7 @@ import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
-from vitsee.tidy import Table, Whole
+from vitsee.tidy import Error, Table, Whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +40,7 @@ class AttentionDistance(Analysis):
                 "block": Whole(),
                 "head": Whole(),
                 "distance_px": float,
-                "se": float,
+                "se": Error,
                 "uniform_px": float,
                 "layer": str,
             },

@@ -12,7 +12,7 @@ import pandas as pd
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
 from vitsee.estimates import cka_and_error, cka_terms
-from vitsee.tidy import Table, Whole
+from vitsee.tidy import Error, Table, Whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,7 +39,7 @@ class BlockSimilarity(Analysis):
                 "model": str,
                 "other": str,
                 "cka": float,
-                "se": float,
+                "se": Error,
             },
             keys=("block",),
         )

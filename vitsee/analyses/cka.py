@@ -12,7 +12,7 @@ import pandas as pd
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
 from vitsee.estimates import cka_and_error, cka_terms
-from vitsee.tidy import Table
+from vitsee.tidy import Error, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,7 +52,7 @@ class CKA(Analysis):
 
     columns: ClassVar[dict[str, Table]] = {
         "cka": Table(
-            {"model_layer": str, "other_layer": str, "cka": float, "se": float},
+            {"model_layer": str, "other_layer": str, "cka": float, "se": Error},
             grid=("model_layer", "other_layer"),
         )
     }

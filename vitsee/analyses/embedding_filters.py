@@ -91,6 +91,11 @@ class EmbeddingFilters(Analysis):
 
         table = tables["embedding_filters"]
         shape = [int(table[name].max()) + 1 for name in _PLACES]
+        if shape[1] not in (1, 3):
+            raise UserError(
+                f"filters of {shape[1]} channels cannot be drawn, only of 1 (grey) and 3 (RGB); all are in "
+                f"the table embedding_filters.csv"
+            )
         values = table["value"].to_numpy().reshape(shape).transpose(0, 2, 3, 1)
         low, high = (pick(values, axis=(1, 2, 3), keepdims=True) for pick in (np.min, np.max))
         share = tables["embedding_variance"]["share"].sum()

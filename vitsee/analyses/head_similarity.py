@@ -11,7 +11,7 @@ import pandas as pd
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
 from vitsee.estimates import cka_and_error
-from vitsee.tidy import Table
+from vitsee.tidy import Error, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,7 +41,7 @@ class HeadSimilarity(Analysis):
                 "mean_distance_px": float,
                 "other_layer": str,
                 "cka": float,
-                "se": float,
+                "se": Error,
             },
             grid=("heads", "other_layer"),
         )

@@ -11,7 +11,7 @@ import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
-from vitsee.tidy import Table
+from vitsee.tidy import Error, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,9 +36,8 @@ class Scaling(Analysis):
     columns: ClassVar[dict[str, Table]] = {
         "scaling": Table(
             {"model": str, "family": str}
-            | dict.fromkeys(
-                ("train_images", "images_seen", "training_flops", "accuracy", "se"), float
-            )
+            | dict.fromkeys(("train_images", "images_seen", "training_flops", "accuracy"), float)
+            | {"se": Error}
         )
     }
 
