@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run figures report zoo docs test test-lowest lint bench soak slurm-figures clean
+.PHONY: help setup run figures report zoo docs test test-lowest lint bench soak sweep slurm-figures clean
 .NOTPARALLEL: # two targets would install into one .venv
 
 help: ## Show this help
@@ -72,6 +72,9 @@ bench: setup ## Time, memory and error of the analyses beside bare forward passe
 
 soak: .venv/.installed-dev ## Kill runs at 1,000 random moments, with other faults between (half an hour)
 	VITSEE_KILLS=1000 VITSEE_KILLS_SEED=$$(date +%s) $(BIN)/pytest -q -rP tests/test_faults.py
+
+sweep: .venv/.installed-dev ## Survey a model of every architecture of timm, all presets (some minutes)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q --numprocesses=auto -m sweep tests/test_layers.py
 
 clean: ## Remove .venv, .venv-lowest, site and caches; outputs stay
 	rm -rf .venv .venv-lowest site .hypothesis .pytest_cache .mypy_cache .ruff_cache

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from reference import hsic1
+from torch import nn
 
+from vitsee import kernels
 from vitsee.errors import UserError
-from vitsee.kernels import gram, hsic, u_centre
+from vitsee.kernels import absolute_gradients, gram, hsic, u_centre
 
 
 def features(n: int, *shape: int, seed: int = 0) -> torch.Tensor:
@@ -118,3 +120,49 @@ def test_gram_does_not_change_its_input():
 def test_three_examples_are_too_few():
     with pytest.raises(ValueError, match="at least 4 examples in a minibatch, got 3"):
         u_centre(torch.eye(3))
+
+
+def of_a_group_norm() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Values of a network in channels-last memory, its pixels, and their gradients by the chain rule of autograd."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(4, 8), nn.ReLU())
+    net = net.requires_grad_(False).to(memory_format=torch.channels_last)
+    pixels = features(2, 3, 8, 8).requires_grad_()
+    values = net(pixels)[:, :, 4, 4]
+    each = [torch.autograd.grad(v, pixels, retain_graph=True)[0].abs() for v in values.flatten()]
+    return values, pixels, torch.stack(each).double().sum((0, 1, 2))
+
+
+def test_absolute_gradients_are_those_of_every_channel_of_every_image():
+    values, pixels, expected = of_a_group_norm()
+    for at_once in (1, 3, 8):
+        found = absolute_gradients(values, pixels, at_once)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_gradients_come_one_by_one_where_torch_cannot_vectorise_an_operation(monkeypatch):
+    values, pixels, expected = of_a_group_norm()
+    seeds = torch.eye(8)[:, None].expand(8, *values.shape)
+    plain = torch.autograd.grad
+
+    def grad(*args, is_grads_batched: bool = False, **options):
+        if is_grads_batched:
+            raise RuntimeError("NYI: querying is_contiguous inside of vmap for memory_format other")
+        return plain(*args, **options)
+
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    found = torch.cat(list(kernels._gradients(values, pixels, seeds, vectorised=True)))
+    torch.testing.assert_close(found.abs().double().sum((0, 1, 2)), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_another_error_of_a_backward_pass_is_not_passed_over(monkeypatch):
+    values, pixels, _ = of_a_group_norm()
+
+    def grad(*args, **options):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        absolute_gradients(values, pixels, 8)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(kernels._gradients(values, pixels, values.new_zeros(8, 2, 8), vectorised=True))

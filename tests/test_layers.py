@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
+
 import pytest
 import timm
 import torch
 
-from vitsee import layers
+from vitsee import layers, models
 from vitsee.errors import UserError
+from vitsee.taps import SURVEY
 
 
 def surveyed(name: str, **args: object):
@@ -121,3 +125,106 @@ def test_prefix_tokens_are_known(name, prefix, class_token):
 def test_convolutional_maps_have_no_token_axis():
     _, every = surveyed("resnet50_gn")
     assert all(layer.prefix is None for layer in every)
+
+
+USUAL = [
+    "beit_base_patch16_224",
+    "eca_botnext26ts_256",
+    "test_byobnet",
+    "test_convnext",
+    "csatv2",
+    "cs3darknet_focus_s",
+    "davit_tiny",
+    "densenet121",
+    "vit_tiny_patch16_dinov3_qkvb",
+    "test_efficientnet",
+    "gcvit_xxtiny",
+    "hiera_tiny_224",
+    "sam2_hiera_tiny",
+    "levit_128s",
+    "test_coatnet",
+    "resmlp_12_224",
+    "mobilevit_xxs",
+    "naflexvit_base_patch16_parfac_gap",
+    "test_nfnet",
+    "pvt_v2_b0",
+    "regnetx_002",
+    "test_resnet",
+    "resnetv2_18",
+    "swin_tiny_patch4_window7_224",
+    "swinv2_cr_tiny_224",
+    "tiny_vit_5m_224",
+    "twins_svt_small",
+    "vgg11",
+    "test_vit",
+    "samvit_base_patch16_224",
+    "ese_vovnet19b_slim_dw",
+    "repvgg_a0",
+    "mobileone_s1",
+    "resnet50_clip",
+]
+"""One small model of each of many families, whose blocks are as different as timm has them."""
+
+
+def refused_or_listed(name: str, kinds: list[str]) -> None:
+    """Choose every preset of every survey, and the layers that a run of it would watch."""
+    with torch.device("meta"):
+        net = timm.create_model(name).eval()
+    size = tuple(models.data_config(net)["input_size"])
+    for kind in kinds:
+        try:
+            every = SURVEY[kind](net, size)
+        except UserError:
+            assert kind != "outputs"
+            continue
+        names = {layer.name for layer in every}
+        for preset in layers.PRESETS:
+            assert set(layers.preset(net, every, preset)) <= names
+            with suppress(UserError):
+                assert all(layer.images for layer in layers.choose(net, every, [preset]))
+
+
+@pytest.mark.parametrize("name", USUAL)
+def test_presets_select_what_is_there_or_are_refused(name):
+    refused_or_listed(name, ["outputs"])
+
+
+@pytest.mark.sweep
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("module", timm.list_modules())
+def test_presets_select_what_is_there_or_are_refused_in_every_module_of_timm(module):
+    names = timm.list_models(module=module)
+    small = re.compile(r"^test_|nano|atto|femto|pico|tiny|_xxs|_xs|_s0|_b0|_t0|_m0|18|26|050")
+    refused_or_listed(next((name for name in names if small.search(name)), names[0]), [*SURVEY])
+
+
+@pytest.mark.parametrize("name", ["test_byobnet", "ese_vovnet19b_slim_dw", "test_nfnet"])
+def test_blocks_that_attend_to_channels_are_those_of_a_cnn(name):
+    net, every = surveyed(name)
+    chosen = layers.preset(net, every, "paper")
+    convolutions = {n for n, m in net.named_modules() if isinstance(m, torch.nn.Conv2d)}
+    assert {*layers.preset(net, every, "blocks"), *(convolutions & {x.name for x in every})} <= {
+        *chosen
+    } | {n for n in convolutions if n.split(".")[0] == "head"}
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "last"),
+    [
+        ("hiera_tiny_224", "patch_embed", "blocks.11"),
+        ("levit_128s", "stages.0.blocks.0.attn", "stages.2.blocks.3"),
+        ("gcvit_xxtiny", "stages.0.blocks.0.norm1", "stages.3.blocks.1"),
+    ],
+)
+def test_the_paper_preset_of_a_transformer_without_a_known_embedding_or_final_norm_has_its_blocks(
+    name, first, last
+):
+    chosen = layers.choose(*surveyed(name), ["paper"])
+    assert (chosen[0].name, chosen[-1].name) == (first, last)
+
+
+def test_layers_of_a_model_whose_presets_are_unknown_are_listed(command):
+    words = ["model=timm", "model.timm=crossvit_tiny_240", "model.pretrained=false"]
+    code, out, _ = command("list", "layers", *words)
+    assert code == 0
+    assert "paper 0, four 0, blocks 0" in out

@@ -323,6 +323,29 @@ def test_maps_of_a_cnn_are_cut_into_patches_and_pooled_to_the_grid_of_the_last()
     torch.testing.assert_close(seen[:, 0], seen[:, 1:].mean(1))
 
 
+def test_maps_with_their_channels_last_have_the_features_of_maps_with_their_channels_first():
+    x = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    last = Layer("layer4", (20, 2, 2), None, grid=(2, 2))
+    turned = Layer("head.norm", (2, 2, 20), None, grid=(2, 2), channels_last=True)
+    seen, widths = [], []
+    for deepest, layer, output in (
+        (last, Layer("a", (4, 8, 8), None, grid=(8, 8)), x),
+        (
+            turned,
+            Layer("a", (8, 8, 4), None, grid=(8, 8), channels_last=True),
+            x.permute(0, 2, 3, 1),
+        ),
+    ):
+        probe = LinearProbe(features=["gap", "each_token"])
+        probe.check({"model": [layer, deepest]})
+        seen.append(probe.reduce(layer, output))
+        widths.append(probe._width(layer))
+    assert seen[0].equal(seen[1])
+    assert widths == [16, 16]
+    with pytest.raises(UserError, match=r"q_norm is neither a sequence of tokens, nor a map"):
+        LinearProbe().check({"model": [Layer("q_norm", (3, 197, 64), None)]})
+
+
 @pytest.mark.parametrize(
     ("shape", "side"),
     [

@@ -23,8 +23,13 @@ from vitsee.sums import Sums
 ROWS, COLUMNS, SIDE = 3, 5, 4
 """A grid that is not square, of patches of 4 x 4 pixels."""
 PLACES = ROWS * COLUMNS
-TOKENS = Layer("blocks.1", (2 + PLACES, 3 * SIDE**2), prefix=2, grid=(ROWS, COLUMNS))
-MAP = Layer("layer4.1", (3 * SIDE**2, ROWS, COLUMNS), prefix=None, grid=(ROWS, COLUMNS))
+GRID: dict = {"grid": (ROWS, COLUMNS), "pitch": (SIDE, SIDE)}
+TOKENS = Layer("blocks.1", (2 + PLACES, 3 * SIDE**2), prefix=2, **GRID)
+MAP = Layer("layer4.1", (3 * SIDE**2, ROWS, COLUMNS), prefix=None, **GRID)
+LAST = Layer("norm", (ROWS, COLUMNS, 3 * SIDE**2), prefix=None, **GRID, channels_last=True)
+EVERY = pytest.mark.parametrize(
+    "layer", [TOKENS, MAP, LAST], ids=["tokens", "map", "channels last"]
+)
 
 
 def random_pixels(count: int, n: int = 16) -> list[Tensor]:
@@ -46,6 +51,8 @@ def plain_patches(pixels: Tensor, side: int = SIDE) -> Tensor:
 
 def as_output(layer: Layer, features: Tensor) -> Tensor:
     """What the layer would output with these features, (places, N, F), at its places."""
+    if layer.channels_last:
+        return features.transpose(0, 1).unflatten(1, layer.grid)
     if layer.prefix is None:
         return features.permute(1, 2, 0).unflatten(2, layer.grid)
     first = torch.randn(layer.prefix, *features.shape[1:])
@@ -55,6 +62,7 @@ def as_output(layer: Layer, features: Tensor) -> Tensor:
 def summed(layer: Layer, *minibatches: tuple[Tensor, Tensor]) -> Sums:
     """Sums of (pixels, output of the layer), given minibatch by minibatch."""
     analysis = Localization()
+    analysis.check({"model": [layer]})
     total = Sums.zero(len(minibatches))
     for i, (pixels, output) in enumerate(minibatches):
         reduced = {layer.name: analysis.reduce(layer, output)}
@@ -73,7 +81,7 @@ def scores_of(sums: Sums) -> pd.DataFrame:
     return Localization().tables(sums)["localization_score"]
 
 
-@pytest.mark.parametrize("layer", [TOKENS, MAP], ids=["tokens", "map"])
+@EVERY
 def test_tokens_that_copy_their_patch_have_cka_one_with_it_and_rank_one(layer):
     batches = [(x, as_output(layer, plain_patches(x))) for x in random_pixels(3)]
     scores = scores_of(summed(layer, *batches))
@@ -82,7 +90,7 @@ def test_tokens_that_copy_their_patch_have_cka_one_with_it_and_rank_one(layer):
     assert (scores["mean_cka"] < 0.2).all()
 
 
-@pytest.mark.parametrize("layer", [TOKENS, MAP], ids=["tokens", "map"])
+@EVERY
 def test_shuffled_copies_have_cka_one_with_the_patch_they_come_from(layer):
     source = torch.randperm(PLACES, generator=torch.Generator().manual_seed(1))
     batches = [(x, as_output(layer, 3 * plain_patches(x)[source] + 5)) for x in random_pixels(3)]
@@ -135,12 +143,13 @@ def plain_features(study: Study, layer: Layer) -> tuple[list[np.ndarray], list[n
         with torch.no_grad():
             net(pixels)
         output = kept.pop().double()
-        features = (
-            output[:, layer.prefix :].transpose(0, 1)
-            if layer.prefix is not None
-            else torch.stack([output[:, :, r, c] for r, c in np.ndindex(*layer.grid)])
-        )
-        cut = plain_patches(pixels.double(), side=pixels.shape[2] // layer.grid[0])
+        if layer.prefix is not None:
+            features = output[:, layer.prefix :].transpose(0, 1)
+        elif layer.channels_last:
+            features = torch.stack([output[:, r, c] for r, c in np.ndindex(*layer.grid)])
+        else:
+            features = torch.stack([output[:, :, r, c] for r, c in np.ndindex(*layer.grid)])
+        cut = plain_patches(pixels.double(), side=int(layer.pitch[0]))
         for found, values in ((x, features), (y, cut)):
             found.append((values - values.mean(1, keepdim=True)).numpy())
     handle.remove()
@@ -163,9 +172,36 @@ WIDE = [
 ]
 
 
-@pytest.mark.parametrize(
-    "model", [VIT, RESNET, WIDE], ids=["ViT-Ti", "ResNet-18", "ViT of 6 x 10 tokens"]
-)
+UNFILLED = [
+    "model=timm",
+    "model.timm=test_vit",
+    "model.pretrained=false",
+    "model.args={img_size: 30, patch_size: 8}",
+]
+NORM = [
+    "model=timm",
+    "model.timm=convnext_tiny",
+    "model.pretrained=false",
+    "model.args={dims: [16, 32, 64, 96], depths: [1, 1, 1, 1]}",
+    "analysis.layers=[stages.3.blocks.0.norm]",
+]
+SWIN = [
+    "model=timm",
+    "model.timm=swin_tiny_patch4_window7_224",
+    "model.pretrained=false",
+    "model.args={embed_dim: 24, depths: [1, 1, 1, 1], num_heads: [1, 1, 1, 1]}",
+]
+MODELS = {
+    "ViT-Ti": VIT,
+    "ResNet-18": RESNET,
+    "ViT of 6 x 10 tokens": WIDE,
+    "ViT of 24 of 30 pixels": UNFILLED,
+    "ConvNeXt's norm": NORM,
+    "Swin": SWIN,
+}
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_every_pair_equals_the_equation_in_a_plain_float64_loop(model, images, tmp_path):
     study, tables = on_images(*model, images=images, outputs=tmp_path)
     (layer,) = study.layers["model"]
@@ -308,6 +344,18 @@ def test_every_pixel_is_in_one_patch_where_the_grid_does_not_divide_the_input(si
     assert found == expected
 
 
+def test_patches_of_tokens_are_those_that_the_model_sees_where_they_do_not_fill_the_input():
+    x = torch.arange(1.0, 1 + 30 * 30).view(1, 1, 30, 30)
+    cut = patches(x, (3, 3), (8, 8))
+    assert cut.shape == (9, 1, 64)
+    assert cut[4].flatten().equal(x[0, 0, 8:16, 8:16].flatten())
+    assert cut.equal(patches(x[:, :, :24, :24], (3, 3)))
+    padded = patches(x, (4, 4), (8, 8))[15, 0].view(8, 8)  # of a model that pads its input
+    assert padded[:6, :6].equal(x[0, 0, 24:, 24:])
+    assert not padded[6:].any()
+    assert not padded[:, 6:].any()
+
+
 @pytest.mark.parametrize("mean", [0, 1000])
 @pytest.mark.parametrize("shape", [(15, 16, 20), (700, 80, 3), (2, 16, 10000)])
 def test_hsic_of_places_is_that_of_their_whole_gram_matrices(mean, shape):
@@ -334,7 +382,8 @@ def test_fewer_than_four_images_in_a_minibatch_are_refused():
 
 def test_a_map_stored_with_channels_last_has_the_same_places():
     x = torch.randn(4, 6, ROWS, COLUMNS)
-    assert tokens(x.contiguous(memory_format=torch.channels_last), None).equal(tokens(x, None))
+    assert tokens(MAP, x.contiguous(memory_format=torch.channels_last)).equal(tokens(MAP, x))
+    assert tokens(LAST, x.permute(0, 2, 3, 1)).equal(tokens(MAP, x))
 
 
 def test_a_layer_without_rows_and_columns_is_refused_with_what_to_do(tiny):
@@ -347,7 +396,7 @@ def test_a_layer_without_rows_and_columns_is_refused_with_what_to_do(tiny):
 
 
 def test_a_layer_of_too_many_places_is_refused():
-    layer = Layer("conv1", (64, 112, 112), prefix=None, grid=(112, 112))
+    layer = Layer("conv1", (64, 112, 112), prefix=None, grid=(112, 112), pitch=(2, 2))
     with pytest.raises(
         UserError, match=r"conv1 has 112 x 112 places, so 157,351,936 pairs.*choose deeper layers"
     ):

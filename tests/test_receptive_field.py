@@ -88,6 +88,22 @@ def test_the_field_of_one_linear_layer_over_all_tokens_is_uniform():
     assert tables["receptive_field_size"]["own_share"].tolist() == pytest.approx([1 / 16])
 
 
+def test_the_field_of_a_map_with_its_channels_last_is_that_of_the_map():
+    class Turned(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).permute(0, 2, 3, 1)
+
+    torch.manual_seed(0)
+    net = nn.Conv2d(3, 8, 8, 4, padding=2)
+    turned = Turned(3, 8, 8, 4, padding=2)
+    turned.load_state_dict(net.state_dict())
+    place = {"grid": (8, 8), "pitch": (4, 4)}
+    first = measured(net, Layer("stem", (8, 8, 8), None, **place), ReceptiveField())
+    last = Layer("stem", (8, 8, 8), None, **place, channels_last=True)
+    for name, table in measured(turned, last, ReceptiveField()).items():
+        pd.testing.assert_frame_equal(table, first[name])
+
+
 def in_a_loop(study: Study) -> dict[tuple[str, str], np.ndarray]:
     """Every map of both points: one image, one channel, one backward pass at a time, in float64."""
     net = copy.deepcopy(study.models["model"].net).double()

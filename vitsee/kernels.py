@@ -186,14 +186,14 @@ def absolute_gradients(values: Tensor, pixels: Tensor, at_once: int) -> Tensor:
         channels = torch.arange(start, min(start + at_once, count), device=values.device)
         seeds = values.new_zeros(len(channels), *values.shape)
         seeds.scatter_(2, channels.view(-1, 1, 1).expand(-1, len(values), 1), 1)
-        for gradients in _gradients(values, pixels, seeds):
+        for gradients in _gradients(values, pixels, seeds, pixels.device.type != "cpu"):
             total += gradients.abs_().sum((0, 1, 2), dtype=torch.float32).to(total)
     return total
 
 
-def _gradients(values: Tensor, pixels: Tensor, seeds: Tensor) -> Iterator[Tensor]:
+def _gradients(values: Tensor, pixels: Tensor, seeds: Tensor, vectorised: bool) -> Iterator[Tensor]:
     """Gradients with respect to the pixels for each of the seeds, (some, N, 3, H, W) at a time."""
-    if pixels.device.type != "cpu":
+    if vectorised:
         try:
             yield torch.autograd.grad(
                 values, pixels, seeds, retain_graph=True, is_grads_batched=True
