@@ -56,6 +56,8 @@ docs: .venv/.installed-dev ## The documentation as a site, into site/
 test: .venv/.installed-dev lint ## Format, lint, types, tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q --numprocesses=auto
 
+LOWEST := $(patsubst %,tests/test_%.py,\
+	attention block_similarity datasets kernels laws layers models receptive_field report state verdicts)
 # torch finds CUDA's libraries, gigabytes, in .venv.
 test-lowest: .venv-lowest/.installed .venv/.installed-dev ## Fast tests with the lowest versions that are promised
 	LD_LIBRARY_PATH=$$(printf '%s:' $(CURDIR)/.venv/lib/python3*/site-packages/nvidia/*/lib) PYTHONPATH=$(CURDIR) \

@@ -20,7 +20,6 @@ from vitsee.publish import Request, overrides, publish
 from vitsee.verdicts import COLUMNS
 
 QUICK = ["run.device=cpu", "run.workers=0", "run.progress=false"]
-pytestmark = pytest.mark.xdist_group("publish")  # what one test measures others look at
 PAPER = [f"fig{n:02}" for n in range(1, 14)]
 APPENDIX = ["figB1", *(f"figC{n}" for n in range(1, 7)), *(f"figD{n}" for n in range(1, 5))]
 APPENDIX += ["figE1", "figE2", "figF1", "figF2", "figF3", "figG1", "figG2", "figH1", "figH2"]
@@ -62,12 +61,15 @@ def test_panels_name_analyses_that_exist():
     assert wanted <= set(REGISTERED)
 
 
-@pytest.fixture(scope="module")
-def published(tmp_path_factory) -> Path:
+# One worker, so that it is measured once.
+@pytest.fixture(
+    scope="module", params=[pytest.param("vit_fig07", marks=pytest.mark.xdist_group("published"))]
+)
+def published(request, tmp_path_factory) -> Path:
     """The folder of a figure whose panels read weights alone, or few images."""
     outputs = tmp_path_factory.mktemp("published")
     written = publish(
-        ["figure=vit_fig07", f"run.outputs={outputs}", "batch_size=8", "images=32", *QUICK]
+        [f"figure={request.param}", f"run.outputs={outputs}", "batch_size=8", "images=32", *QUICK]
     )
     assert {path.name for path in written} == {
         *("panels.csv", "claims.csv", "vit_fig07.png", "claims.png")
@@ -193,11 +195,12 @@ def test_the_claims_are_scored_on_any_two_models_and_what_one_cannot_give_is_lef
 ):
     tiny = ["model=timm", "model.timm=test_resnet", "model.pretrained=false"]
     tiny += ["model@other=timm", "other.timm=test_vit", "other.pretrained=false"]
+    tiny += ["model.overlay={input_size: [3, 64, 64]}", "other.args={img_size: 64}"]
     data = [
         "dataset=folder",
         f"dataset.root={images}",
-        "batch_size=8",
-        "images=16",
+        "batch_size=4",
+        "images=8",
         f"run.outputs={tmp_path}",
     ]
     written = publish(["figure=claims", *tiny, *data, *QUICK])
