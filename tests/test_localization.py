@@ -174,9 +174,9 @@ WIDE = [
 
 UNFILLED = [
     "model=timm",
-    "model.timm=test_vit",
+    "model.timm=vit_tiny_patch16_224",
     "model.pretrained=false",
-    "model.args={img_size: 30, patch_size: 8}",
+    "model.args={img_size: 30, patch_size: 8, embed_dim: 32, depth: 1, num_heads: 2}",
 ]
 NORM = [
     "model=timm",
