@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from vitsee.errors import UserError
+from vitsee.errors import UserError, remedy
 from vitsee.files import content
 from vitsee.record import Shape, misfit
 
@@ -132,7 +132,9 @@ def read(path: Path) -> Card:
         _, front, _ = content(path).decode().split(FENCE, 2)
         facts = yaml.safe_load(front)
     except OSError as error:
-        raise UserError(f"cannot read the model card {path}: {error.strerror}") from error
+        raise UserError(
+            f"cannot read the model card {path}: {error.strerror}; {remedy(error)}"
+        ) from error
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         if isinstance(error, UserError):
             raise

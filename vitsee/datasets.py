@@ -23,7 +23,7 @@ from PIL import Image
 
 from vitsee import writing
 from vitsee.config import Dataset
-from vitsee.errors import UserError, expanded, nearest, unknown
+from vitsee.errors import UserError, expanded, nearest, remedy, unknown
 from vitsee.network import require
 from vitsee.rgb import rgb
 
@@ -255,7 +255,9 @@ def _listed(root: Path) -> Files:
     try:
         entries = list(_found(root))
     except OSError as error:
-        raise UserError(f"cannot list {error.filename} ({error.strerror})") from error
+        raise UserError(
+            f"cannot list {error.filename} ({error.strerror}); {remedy(error)}"
+        ) from error
     if not entries:
         raise UserError(
             f"there are no images in {root}; looked for {', '.join(ENDINGS)} in it and its folders"

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitsee.errors import UserError, nearest, unknown
+from vitsee.errors import UserError, nearest, remedy, unknown
 
 if TYPE_CHECKING:
     from numpy.lib.npyio import NpzFile
@@ -230,7 +230,9 @@ def _require_file(path: Path) -> None:
         with path.open("rb") as file:
             head = file.read(32)
     except OSError as error:
-        raise UserError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot read checkpoint {path}: {error.strerror or error}; {remedy(error)}"
+        ) from error
     if not head.strip(b"\0"):
         raise UserError(
             f"checkpoint {path} is {'of zeros' if head else 'empty'}: was it copied whole?"
