@@ -423,5 +423,5 @@ def test_a_model_of_other_than_three_channels_is_refused(option, name, model):
 
 @pytest.mark.parametrize("size", ["64", "[3,64]", "[3,64,0]", "[3,64.5,64]", "[a,b,c]", "null"])
 def test_a_size_of_images_that_is_none_is_refused(size):
-    with pytest.raises(UserError, match=r"input_size must be \[3, height, width\] in pixels"):
+    with pytest.raises(UserError, match=r"input_size must be three whole numbers, e\.g\. \[3,"):
         models.skeleton(asked(*TINY_VIT, f"model.overlay.input_size={size}"))

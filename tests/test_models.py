@@ -315,7 +315,7 @@ def test_a_folder_or_a_pipe_as_checkpoint_is_refused(saved, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     refused("is a pipe or a device, not a file", checkpoint=str(tmp_path / "pipe"))
     refused("cannot read checkpoint .*: File name too long", checkpoint="x" * 300)
-    refused("checkpoint=~nosuchuser/x: Could not determine home", checkpoint="~nosuchuser/x")
+    refused("~nosuchuser/x: there is no user nosuchuser; write", checkpoint="~nosuchuser/x")
 
 
 # --- checkpoints that people have ----------------------------------------------------------------

@@ -211,7 +211,7 @@ def test_what_is_newer_than_a_result_is_counted_and_called_by_its_name(tmp_path,
     }.items():
         results = Results(tmp_path / which)
         results.prepare()
-        results.save_json(changes.RECORD, {})
+        results.save_json(changes.RECORD, {"seed": 0})
         images = SimpleNamespace(changed_since=lambda moment, which=which: names[which])
         changes.tell(SimpleNamespace(passes=[SimpleNamespace(images=images)]), results)
         assert said in caplog.text

@@ -48,7 +48,8 @@ def wee(
     tmp_path: Path, *, model: dict | None = None, data: dict | None = None, **changes
 ) -> Training:
     """Six steps of a ViT of two blocks on 64 scenes."""
-    args = WEE | {"num_classes": len(CLASSES)} | (model or {}).pop("args", {})
+    own = dict(model or {})
+    args = WEE | {"num_classes": len(CLASSES)} | own.pop("args", {})
     overlay = {"input_size": [3, 28, 28], "mean": [0.5] * 3, "std": [0.5] * 3}
     recipe = {"name": "wee", "images_seen": 96, "test_images": 32, "batch_size": 16}
     dataset = {"name": "scenes", "kind": "scenes", "size": 64}
@@ -56,7 +57,7 @@ def wee(
         recipe=Recipe(**recipe | {"eval_every": 2, "save_every": 2} | changes),
         model=Model(
             **{"name": "wee", "timm": "vit_tiny_patch16_224", "args": args, "overlay": overlay}
-            | (model or {})
+            | own
         ),
         dataset=Dataset(**dataset | (data or {})),
         run=Run(outputs=str(tmp_path), device="cpu", workers=0, progress=False),
@@ -542,7 +543,7 @@ class TestFineTuning:
             size=(6, 6), mode="bicubic", antialias=True, align_corners=False,
         )  # fmt: skip
         torch.testing.assert_close(found[0, 1:], expected.permute(0, 2, 3, 1).reshape(36, 16))
-        folder = train(wee(tmp_path, start=str(start), model=dict(larger)))
+        folder = train(wee(tmp_path, start=str(start), model=larger))
         assert "fine-tuned on the data set" in (folder / "wee.md").read_text()
         assert cards.read(folder / "wee.md").started_from.startswith("wee.safetensors (SHA-256 ")
 

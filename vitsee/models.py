@@ -284,7 +284,7 @@ def _require_size(model: Model, net: nn.Module) -> None:
 def _check_data(data: Mapping[str, Any], lead: str) -> None:
     """Raise UserError for a data configuration that images cannot be prepared by."""
     for key, (fits, wanted) in DATA.items():
-        if data.get(key) is not None and not fits(data[key]):
+        if key in data and not fits(data[key]):
             raise UserError(f"{lead}{key} must be {wanted}, got {data[key]!r}")
 
 
