@@ -16,20 +16,25 @@ if [ "$SLURM_ARRAY_TASK_MIN" -ne 0 ] || [ "$SLURM_ARRAY_TASK_MAX" -ne $((SLURM_A
   exit 2
 fi
 
-out_of_time=no
-trap 'out_of_time=yes; kill -TERM "$measuring"' USR1
-trap 'kill -TERM "$measuring"' TERM
+out_of_time=no stopping=no measuring=
+stop() {
+  stopping=yes
+  [ -z "$measuring" ] || kill -TERM "$measuring"
+}
+trap 'out_of_time=yes; stop' USR1
+trap stop TERM
 "${VITSEE:-vitsee}" run "$@" run.progress=false \
   run.shard="$SLURM_ARRAY_TASK_ID" run.shards="$SLURM_ARRAY_TASK_COUNT" &
 measuring=$!
-wait "$measuring"
-code=$?
+[ "$stopping" = no ] || kill -TERM "$measuring" # the signal came while it was started
 while kill -0 "$measuring" 2>/dev/null; do # a signal ends `wait` before the process has saved
   wait "$measuring"
-  code=$?
 done
+wait "$measuring"
+code=$?
 
-if [ "$out_of_time" = yes ] && [ "$code" -eq 130 ]; then
+# 130: it has saved; 143: it had not yet begun, on a slow file server or a busy machine.
+if [ "$out_of_time" = yes ] && { [ "$code" -eq 130 ] || [ "$code" -eq 143 ]; }; then
   exec scontrol requeue "$SLURM_JOB_ID"
 fi
 # 3 says that other jobs of the array are not done yet: this one is.

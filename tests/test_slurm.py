@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import tiny_overrides
+from conftest import tiny_overrides, wait_until
 from test_laws import assert_same_tables
 
 from vitsee.results import Results
@@ -142,6 +143,26 @@ def test_the_array_script_refuses_an_array_whose_jobs_would_not_know_their_share
     )
     assert done.returncode == 2
     assert "the array must be 0-N" in done.stderr
+
+
+def test_a_job_that_is_out_of_time_before_it_has_begun_is_requeued(tmp_path):
+    programs = {"vitsee": "echo > began; exec sleep 600", "scontrol": 'echo "$@" > asked'}
+    for name, does in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {f"SLURM_ARRAY_TASK_{k}": v for k, v in RANGE.items()} | {
+        "SLURM_ARRAY_TASK_MIN": "0",
+        "SLURM_ARRAY_TASK_MAX": "1",
+        "SLURM_JOB_ID": "7",
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+    }
+    job = subprocess.Popen(
+        [str(ROOT / "scripts/slurm_array.sh")], env=os.environ | environment, cwd=tmp_path
+    )
+    wait_until((tmp_path / "began").exists)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait() == 0
+    assert (tmp_path / "asked").read_text() == "requeue 7\n"
 
 
 RANGE = {"COUNT": "2", "MIN": "1", "MAX": "3", "ID": "1"}
