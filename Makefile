@@ -72,7 +72,7 @@ bench: setup ## Time, memory and error of the analyses beside bare forward passe
 	$(BIN)/python scripts/bench.py
 	$(BIN)/python scripts/bench_analyses.py
 
-soak: .venv/.installed-dev ## Kill runs at 1,000 random moments, with other faults between (half an hour)
+soak: .venv/.installed-dev ## Kill runs at 1,000 random moments, with other faults between (an hour)
 	VITSEE_KILLS=1000 VITSEE_KILLS_SEED=$$(date +%s) $(BIN)/pytest -q -rP tests/test_faults.py
 
 sweep: .venv/.installed-dev ## Survey a model of every architecture of timm, all presets (some minutes)
