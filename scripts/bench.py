@@ -23,14 +23,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitsee import layers, models
 from vitsee.analyses.cka import CKA
 from vitsee.analysis import Layer, View
-from vitsee.arithmetic import forward
-from vitsee.config import Model, Precision
-from vitsee.kernels import u_centre
+from vitsee.estimators.arithmetic import forward
+from vitsee.estimators.kernels import u_centre
+from vitsee.models import layers, loader, presets
+from vitsee.models.taps import watch
+from vitsee.options import Model, Precision
 from vitsee.sums import Sums
-from vitsee.taps import watch
 
 SIXTY = ["blocks.*.norm1", "blocks.*.attn", "blocks.*.norm2", "blocks.*.mlp", "blocks"]
 SETS = {"12 layers": ["blocks"], "60 layers": SIXTY, "paper layers": ["paper"]}
@@ -42,7 +42,7 @@ ARGS = {"resnet50": {"zero_init_last": False}}
 class Case:
     """One line of the table: models (one, or two that are compared), layers, batch size, who measures."""
 
-    models: list[str]
+    loader: list[str]
     layers: str
     batch_size: int
     tool: str = "vitsee"
@@ -71,12 +71,12 @@ class Bench:
         wanted = [
             Model(name=n, timm=n, pretrained=False, args=ARGS.get(n, {})) for n in case.models
         ]
-        loaded = [models.load(model, self.device) for model in wanted]
+        loaded = [loader.load(model, self.device) for model in wanted]
         self.nets = [each.net for each in loaded]
         self.usual = [self._usual(net) for net in self.nets]
         size = max(each.data["input_size"][-1] for each in loaded)
         self.watched = [
-            layers.choose(net, layers.survey(net, (3, size, size)), SETS[case.layers])
+            presets.choose(net, layers.survey(net, (3, size, size)), SETS[case.layers])
             for net in self.nets
         ]
         generator = torch.Generator().manual_seed(0)

@@ -14,12 +14,12 @@ from bench import Bench, Case
 from PIL import Image
 from torch import Tensor
 
-from vitsee import layers
 from vitsee.analysis import REGISTERED, Analysis, Layer, View
-from vitsee.config import Precision
-from vitsee.datasets import Images
+from vitsee.data.images import Images
+from vitsee.models import presets
+from vitsee.models.taps import SURVEY, watch
+from vitsee.options import Precision
 from vitsee.sums import Sums
-from vitsee.taps import SURVEY, watch
 
 MODEL = "vit_tiny_patch16_224"
 ANALYSES = ["attention_distance", "skip_ratio", "localization", "linear_probe"]
@@ -113,7 +113,7 @@ def measure(name: str, model: str, minibatches: int, batch_size: int, rounds: in
     net, analysis = bench.nets[0], REGISTERED[name]()
     size = tuple(bench.batches[0].shape[1:])
     found = SURVEY[analysis.reads("model")](net, size)
-    watched = layers.choose(net, found, analysis.patterns("model"))
+    watched = presets.choose(net, found, analysis.patterns("model"))
     analysis.check({"model": watched})
     passes = Passes.of(analysis, minibatches, batch_size)
     pixels = bench.batches[0]

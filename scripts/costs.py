@@ -14,13 +14,15 @@ from functools import cache
 
 from omegaconf import OmegaConf
 
-from vitsee import atlas, models
-from vitsee.atlas import ASKED, Cost
-from vitsee.config import CONF, Experiment, Model
-from vitsee.layers import choose
-from vitsee.publish import Request, overrides
-from vitsee.taps import SURVEY
-from vitsee.training import PEAK, REACHED, flops_of
+from vitsee.config import CONF
+from vitsee.models import timm_architecture
+from vitsee.models.presets import choose
+from vitsee.models.taps import SURVEY
+from vitsee.options import Experiment, Model
+from vitsee.papers import atlas
+from vitsee.papers.atlas import ASKED, Cost
+from vitsee.papers.publish import Request, overrides
+from vitsee.training.trainer import PEAK, REACHED, flops_of
 
 
 def main(names: list[str]) -> None:
@@ -71,8 +73,8 @@ def flops(model: Model, asked: Experiment) -> float:
     if not asked.analysis.gradients:
         return forward
     # A backward pass costs two forward ones, and layers lie half-way up on average.
-    net = models.skeleton(model).eval()
-    data = models.data_config(net)
+    net = timm_architecture.skeleton(model).eval()
+    data = timm_architecture.data_config(net)
     survey = SURVEY[asked.analysis.reads("model")](net, tuple(data["input_size"]))
     layers = choose(net, survey, asked.analysis.patterns("model"))
     channels = sum(min(asked.analysis.channels or math.inf, layer.shape[-1]) for layer in layers)

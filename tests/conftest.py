@@ -15,9 +15,9 @@ from PIL import Image
 
 import vitsee.cli
 from vitsee import config
-from vitsee.config import Experiment
-from vitsee.loading import cores
-from vitsee.locks import start_of
+from vitsee.data.minibatches import cores
+from vitsee.options import Experiment
+from vitsee.parallel.leases import start_of
 
 TINY = ("model=timm", "model.timm=test_vit", "model.pretrained=false")
 """A ViT of a few thousand parameters with random weights."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vitsee.models import EMBEDDED
+from vitsee.models.loader import EMBEDDED
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "vitsee").rglob("*.py"))

@@ -8,9 +8,10 @@ import torch
 from timm.utils import AttentionExtract
 from torch import nn
 
-from vitsee import attention, layers
 from vitsee.analysis import Layer
 from vitsee.errors import UserError
+from vitsee.estimators import attention
+from vitsee.models import attention_hooks, presets
 
 SMALL = {"img_size": 64, "depth": 2}
 FAMILIES = {
@@ -49,8 +50,8 @@ def ours(net: nn.Module, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
 
         return deliver
 
-    watched = attention.survey(net, tuple(pixels.shape[1:]))
-    handles = [h for layer in watched for h in attention.attach(net, layer, keep(layer.name))]
+    watched = attention_hooks.survey(net, tuple(pixels.shape[1:]))
+    handles = [h for layer in watched for h in attention_hooks.attach(net, layer, keep(layer.name))]
     net(pixels)
     for handle in handles:
         handle.remove()
@@ -93,10 +94,10 @@ def test_weights_come_in_chunks_of_images_that_add_up_to_all(monkeypatch):
     def keep(seen: attention.Attention) -> None:
         sizes.extend(len(weights) for _, weights in seen.weights())
 
-    monkeypatch.setattr("vitsee.attention._CHUNK_BYTES", {"cpu": 2 * 4 * 3 * 17 * 17})
+    monkeypatch.setattr("vitsee.estimators.attention._CHUNK_BYTES", {"cpu": 2 * 4 * 3 * 17 * 17})
     assert all(w.equal(whole[name]) for name, w in ours(net, pixels).items())
-    layer = attention.survey(net, size)[0]
-    handles = attention.attach(net, layer, keep)
+    layer = attention_hooks.survey(net, size)[0]
+    handles = attention_hooks.attach(net, layer, keep)
     net(pixels)
     for handle in handles:
         handle.remove()
@@ -124,7 +125,7 @@ def test_attention_that_is_not_from_every_token_to_every_token_is_refused_with_t
     with torch.device("meta"):
         net = timm.create_model(name).eval()
     with pytest.raises(UserError, match=message):
-        attention.survey(net, (3, 224, 224))
+        attention_hooks.survey(net, (3, 224, 224))
 
 
 # ---- distances ----
@@ -216,7 +217,7 @@ def test_rollout_is_the_product_of_the_blocks_written_out():
 
 def test_layers_are_surveyed_in_the_order_they_run():
     net, size = made(*FAMILIES["ViT"])
-    watched = layers.choose(net, attention.survey(net, size), ["blocks.*.attn"])
+    watched = presets.choose(net, attention_hooks.survey(net, size), ["blocks.*.attn"])
     assert [layer.name for layer in watched] == ["blocks.0.attn", "blocks.1.attn"]
     assert {layer.grid for layer in watched} == {(4, 4)}
     assert {layer.shape for layer in watched} == {(3, 17, 64)}

@@ -120,7 +120,7 @@ def test_similarity_of_single_heads_is_that_of_the_equations(tiny):
 
 def test_a_set_of_heads_is_as_similar_as_its_outputs_side_by_side():
     from vitsee.analyses.head_similarity import of_sets
-    from vitsee.estimates import cka_and_error, cka_terms
+    from vitsee.estimators.minibatch_cka import cka_and_error, cka_terms
 
     rng = np.random.default_rng(0)
     chosen = np.array([[1, 1, 0], [0, 1, 1], [1, 1, 1.0]])

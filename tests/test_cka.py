@@ -18,10 +18,10 @@ from reference import hsic1
 
 from vitsee.analyses.cka import CKA, Tokens
 from vitsee.analysis import Layer, View
-from vitsee.batches import Plan
+from vitsee.data.plan import Plan
 from vitsee.errors import UserError
-from vitsee.estimates import cka_and_error
-from vitsee.results import Results
+from vitsee.estimators.minibatch_cka import cka_and_error
+from vitsee.results.folder import Results
 from vitsee.runner import run
 from vitsee.study import Study
 from vitsee.sums import Sums
@@ -266,7 +266,7 @@ def test_minibatches_of_several_sizes_keep_cka_within_one():
 
 @pytest.mark.parametrize(("tokens", "kept"), [("all", 5), ("cls", 1), ("patches", 3)])
 def test_tokens_choose_what_is_compared(tokens, kept):
-    from vitsee.kernels import gram, u_centre
+    from vitsee.estimators.kernels import gram, u_centre
 
     x = torch.randn(8, 5, 6, generator=torch.Generator().manual_seed(0))
     layer = Layer("blocks.0", (5, 6), prefix=2, class_token=True)

@@ -16,9 +16,9 @@ import torch
 from conftest import tiny_overrides, wait_until, write_images
 from hydra.errors import MissingConfigException
 
-from vitsee.config import explain
 from vitsee.errors import UserError
-from vitsee.results import Results
+from vitsee.mistakes import explain
+from vitsee.results.folder import Results
 from vitsee.runner import run
 from vitsee.study import choose_device
 from vitsee.sums import Sums
@@ -235,7 +235,7 @@ def test_an_incomplete_result_exits_with_3_and_says_what_is_missing(run_tiny):
 
 
 def test_an_interrupt_saves_the_state_and_exits_with_130(run_tiny, monkeypatch, tmp_path):
-    from vitsee.interrupt import Interruptible
+    from vitsee.parallel.interrupt import Interruptible
 
     real = Interruptible.check
 
@@ -471,7 +471,7 @@ def test_tab_completion_can_be_installed_for_bash_and_zsh():
 
 def test_completing_never_imports_torch():
     code = (
-        "import os, sys; import vitsee.cli, vitsee.listing, vitsee.recipes;"
+        "import os, sys; import vitsee.cli, vitsee.listing, vitsee.training.recipes;"
         "sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -489,7 +489,7 @@ def test_a_bug_keeps_its_traceback_and_exits_with_1(images, tmp_path):
     words = " ".join(repr(word) for word in tiny_overrides(images, tmp_path))
     code = (
         f"import sys; sys.argv = ['vitsee', 'run', {words.replace(' ', ', ')}];"
-        "import vitsee.kernels; vitsee.kernels.gram = lambda *x: 1 / 0; import vitsee.cli; vitsee.cli.main()"
+        "import vitsee.estimators.kernels; vitsee.estimators.kernels.gram = lambda *x: 1 / 0; import vitsee.cli; vitsee.cli.main()"
     )
     crashed = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False

@@ -22,12 +22,12 @@ import torch
 from conftest import composed, write_images
 from PIL import Image, ImageCms
 
-from vitsee import datasets
-from vitsee.batches import Plan
-from vitsee.config import Dataset, OnBadImage
+from vitsee.data import datasets, downloads, hugging_face, image_files, images
+from vitsee.data.minibatches import Minibatches, _Decoded
+from vitsee.data.plan import Plan
+from vitsee.data.rgb import rgb
 from vitsee.errors import UserError, unknown
-from vitsee.loading import Minibatches, _Decoded
-from vitsee.rgb import rgb
+from vitsee.options import Dataset, OnBadImage
 
 DATA = {
     "input_size": (3, 32, 32),
@@ -39,7 +39,7 @@ DATA = {
 }
 
 
-def folder(root: Path, **changes: object) -> datasets.Images:
+def folder(root: Path, **changes: object) -> images.Images:
     return datasets.load(Dataset(name="folder", kind="folder", root=str(root), **changes), 32)
 
 
@@ -55,7 +55,7 @@ def tar_of(root: Path, path: Path) -> Path:
     return path
 
 
-def load_all(images: datasets.Images, **changes: object) -> list:
+def load_all(images: images.Images, **changes: object) -> list:
     plan = Plan(len(images), len(images) // 4 * 4, 4, seed=0)
     options = {"device": torch.device("cpu"), "workers": 0, "on_bad_image": OnBadImage.error}
     roles = changes.pop("data", {"model": DATA})
@@ -264,7 +264,7 @@ def test_transparency_of_any_kind_is_dropped_without_a_warning(tmp_path):
 # --- what is a bad image and what is not -----------------------------------------------------------
 
 
-def left_out(images: datasets.Images, workers: int = 0) -> list[str]:
+def left_out(images: images.Images, workers: int = 0) -> list[str]:
     """Ids of the images that are passed over in one minibatch of all, with on_bad_image=skip."""
     plan = Plan(len(images), len(images), len(images), seed=0)
     how = {"device": torch.device("cpu"), "workers": workers, "on_bad_image": OnBadImage.skip}
@@ -274,14 +274,14 @@ def left_out(images: datasets.Images, workers: int = 0) -> list[str]:
 
 def failing(error: BaseException, monkeypatch) -> None:
     """Of the images, 002.png's decoder raises this."""
-    real = datasets.Files.open
+    real = image_files.Files.open
 
     def opened(self, index: int) -> Image.Image:
         if self.id(index).endswith("002.png"):
             raise error
         return real(self, index)
 
-    monkeypatch.setattr(datasets.Files, "open", opened)
+    monkeypatch.setattr(image_files.Files, "open", opened)
 
 
 DECODERS_RAISE = [
@@ -489,7 +489,7 @@ def test_an_unknown_kind_or_split_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["imagenette", "cifar10", "cifar100"])
 def test_no_network_for_a_download_says_what_to_do(name, tmp_path, monkeypatch):
-    monkeypatch.setattr("vitsee.network._ask", lambda url, seconds: "no route to host")
+    monkeypatch.setattr("vitsee.io.reachable._ask", lambda url, seconds: "no route to host")
     refused(
         rf"dataset={name} must be downloaded, but \S+ cannot be reached \(no route to host\); fetch .* or use "
         r"dataset=scenes, or dataset=folder dataset\.root=PATH",
@@ -500,7 +500,7 @@ def test_no_network_for_a_download_says_what_to_do(name, tmp_path, monkeypatch):
 
 
 def test_a_download_that_fails_says_why(tmp_path, monkeypatch):
-    monkeypatch.setattr("vitsee.network._ask", lambda url, seconds: "")
+    monkeypatch.setattr("vitsee.io.reachable._ask", lambda url, seconds: "")
     monkeypatch.setattr(
         "torchvision.datasets.utils.urllib.request.urlopen",
         lambda *_, **__: (_ for _ in ()).throw(OSError("connection reset")),
@@ -715,12 +715,12 @@ def test_what_opening_would_wait_for_is_refused_as_a_data_set(kind, tmp_path):
 
 
 def test_the_order_does_not_depend_on_how_the_folder_is_listed():
-    entries = [datasets.Entry(n, 1) for n in ("A/1.png", "a/1.png", "a/01.png", "a/IMG1.png")]
-    one, two = (datasets.Files(Path(), e, tar=False) for e in (entries, entries[::-1]))
+    entries = [image_files.Entry(n, 1) for n in ("A/1.png", "a/1.png", "a/01.png", "a/IMG1.png")]
+    one, two = (image_files.Files(Path(), e, tar=False) for e in (entries, entries[::-1]))
     assert (one.fingerprint, one.classes) == (two.fingerprint, ["A", "a"])
 
 
-class Dies(datasets.Images):
+class Dies(images.Images):
     """Images of which one ends the process that opens it."""
 
     classes: ClassVar = ["all"]
@@ -776,7 +776,7 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     url = Imagenette._ARCHIVES["320px"][0]
     md5 = hashlib.md5(path.read_bytes()).hexdigest()
     monkeypatch.setitem(Imagenette._ARCHIVES, "320px", (url, md5))
-    monkeypatch.setattr("vitsee.network._ask", lambda url, seconds: "no route to host")
+    monkeypatch.setattr("vitsee.io.reachable._ask", lambda url, seconds: "no route to host")
     return path
 
 
@@ -790,7 +790,7 @@ def test_an_archive_that_was_copied_into_the_cache_needs_no_network(archive):
 def test_unpacking_that_was_interrupted_is_done_again(archive, monkeypatch):
     asked = Dataset(name="imagenette", kind="imagenette", root=str(archive.parent))
     with monkeypatch.context() as patched:
-        patched.setattr("vitsee.datasets.os.replace", lambda *_: 1 / 0)
+        patched.setattr("vitsee.data.datasets.os.replace", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             datasets.load(asked, 32)
     assert [path.name for path in archive.parent.iterdir()] == ["imagenette2-320.tgz"]
@@ -799,7 +799,7 @@ def test_unpacking_that_was_interrupted_is_done_again(archive, monkeypatch):
 
 def test_two_processes_that_unpack_at_once_both_have_the_images(archive, monkeypatch):
     asked = Dataset(name="imagenette", kind="imagenette", root=str(archive.parent))
-    real = datasets._unpack
+    real = downloads._unpack
 
     def second(archive: Path, folder: Path) -> None:
         real(archive, folder)  # the other process is a little faster
@@ -831,7 +831,7 @@ def test_an_archive_is_fetched_under_another_name_and_takes_its_own_when_it_is_w
         (Path(root) / filename).write_bytes(content)
         assert not archive.exists()
 
-    monkeypatch.setattr("vitsee.network._ask", lambda url, seconds: "")
+    monkeypatch.setattr("vitsee.io.reachable._ask", lambda url, seconds: "")
     monkeypatch.setattr("torchvision.datasets.utils.download_url", fetched)
     asked = Dataset(name="imagenette", kind="imagenette", root=str(archive.parent))
     assert len(datasets.load(asked, 32)) == 6
@@ -851,7 +851,7 @@ def test_cifar_is_unpacked_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
     asked = Dataset(name="cifar10", kind="cifar10", root=str(archive.parent))
     with monkeypatch.context() as patched:
-        patched.setattr("vitsee.datasets.os.replace", lambda *_: 1 / 0)
+        patched.setattr("vitsee.data.datasets.os.replace", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             datasets.load(asked, 32)
     assert [path.name for path in archive.parent.iterdir()] == [CIFAR10.filename]
@@ -910,7 +910,7 @@ def test_hugging_face_data_sets_do_not_share_a_cache_by_their_names(tmp_path):
         refused("the columns are: image, label", **vars(asked) | {"column": "img"})
     asked_split = Dataset(kind="hf", name="hf", path="a/b", split="val")
     asked_config = Dataset(kind="hf", name="hf", path="a/b", config="val")
-    assert datasets._asked(asked_split) != datasets._asked(asked_config)
+    assert hugging_face._asked(asked_split) != hugging_face._asked(asked_config)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -921,8 +921,8 @@ def test_a_hugging_face_data_set_sorted_by_class_is_mixed(tmp_path):
 
 
 def test_a_folder_at_home_is_named_with_a_tilde(tmp_path):
-    assert datasets.at_home(Path.home() / ".cache" / "vitsee") == "~/.cache/vitsee"
-    assert datasets.at_home(tmp_path) == str(tmp_path)
+    assert downloads.at_home(Path.home() / ".cache" / "vitsee") == "~/.cache/vitsee"
+    assert downloads.at_home(tmp_path) == str(tmp_path)
 
 
 def test_a_split_that_is_not_there_names_a_few_of_very_many_folders(tmp_path):

@@ -19,12 +19,15 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from test_laws import NEEDED
 
-from vitsee import atlas, cards, claims, cli, config, layers, listing, models, recipes, verdicts
+from vitsee import cli, config, listing
 from vitsee.analysis import REGISTERED, Analysis
 from vitsee.config import CONF, quoted
-from vitsee.plotting import read
-from vitsee.publish import Request
+from vitsee.models import cards, loader, presets
+from vitsee.papers import atlas, claims, verdicts
+from vitsee.papers.publish import Request
+from vitsee.results.reading import read
 from vitsee.runner import run
+from vitsee.training import recipes
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -127,7 +130,7 @@ def test_the_page_of_an_analysis_says_what_it_costs_how_it_is_read_and_where_it_
 
 def test_every_preset_of_layers_is_described():
     named = {word for row in rows(page("analyses/cka.md"), "Options") for word in row[:1]}
-    assert set(layers.PRESETS) <= set(re.findall(r"`(\w+)`", " ".join(named)))
+    assert set(presets.PRESETS) <= set(re.findall(r"`(\w+)`", " ".join(named)))
 
 
 def test_the_gallery_has_a_line_for_each_figure():
@@ -324,7 +327,7 @@ def test_the_example_of_a_recipe_is_composed(extended):
     assert composed["model"]["name"] == "vit_nano"
 
 
-@pytest.mark.parametrize("path", sorted(models.EMBEDDED.glob("*.md")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(loader.EMBEDDED.glob("*.md")), ids=lambda path: path.stem)
 def test_the_table_of_small_models_says_what_their_cards_say(path):
     card = cards.read(path)
     lines = page("zoo.md").splitlines()
@@ -337,5 +340,5 @@ def test_the_table_of_small_models_says_what_their_cards_say(path):
 
 def test_every_model_of_the_small_zoo_has_its_line_in_the_script():
     script = (ROOT / "scripts" / "zoo.sh").read_text()
-    for path in models.EMBEDDED.glob("*.safetensors"):
+    for path in loader.EMBEDDED.glob("*.safetensors"):
         assert f"\ntrain {path.stem} " in script

@@ -20,15 +20,19 @@ import pytest
 import yaml
 
 import vitsee
-from vitsee import cards, pages, replicates
 from vitsee.analysis import REGISTERED
-from vitsee.cards import Card
 from vitsee.errors import UserError, printable
-from vitsee.plotting import plot, read
-from vitsee.record import COMPOSED, FIGURE, MADE_WITH, misfit
-from vitsee.report import collect, report
-from vitsee.scaling import plot_cards
-from vitsee.tidy import Error, Table
+from vitsee.io.record import COMPOSED, FIGURE, MADE_WITH, misfit
+from vitsee.io.tidy import Error, Table
+from vitsee.models import cards
+from vitsee.models.cards import Card
+from vitsee.report import assets, page, show_results
+from vitsee.report.collect import collect
+from vitsee.report.write import report
+from vitsee.results import replicates
+from vitsee.results.drawing import plot
+from vitsee.results.reading import read
+from vitsee.training.scaling import plot_cards
 
 LABELS = {"model": "a", "other": "b", "dataset": "photos", "images": 8, "repeats": 1}
 MADE = {
@@ -355,8 +359,8 @@ def test_a_record_that_was_changed_is_shown_or_left_out_of_a_report(wrong, cka):
         assert bool(damaged) == bool(misfit(record, MADE_WITH)) == (len(found.results) == 1)
         assert good in [each.path for each in found.results]
         for each in found.results:
-            pages.show_result(each, pages.Files(cka, []), "here")
-        pages.overview(found)
+            show_results.show_result(each, assets.Files(cka, []), "here")
+        page.overview(found)
 
 
 def test_a_report_says_what_it_leaves_out_on_the_page_and_to_the_user(cka, caplog):
@@ -462,8 +466,8 @@ def test_a_composed_figure_is_drawn(composed_figure):
 @pytest.mark.parametrize("wrong", [7, "text", [[]], {}], ids=str)
 def test_a_figure_json_that_was_changed_is_drawn_or_refused(wrong, composed_figure, monkeypatch):
     """By `plot`, and by `report`, whatever part of it was changed to whatever."""
-    monkeypatch.setattr("vitsee.composing.draw_panel", lambda *_: None)
-    monkeypatch.setattr("vitsee.results.Results.save_figures", lambda *_, **__: [])
+    monkeypatch.setattr("vitsee.papers.composing.draw_panel", lambda *_: None)
+    monkeypatch.setattr("vitsee.results.folder.Results.save_figures", lambda *_, **__: [])
     path = composed_figure / "figure.json"
     for other in changed(json.loads(path.read_text()), wrong):
         path.write_text(json.dumps(other))
@@ -517,7 +521,7 @@ NAMES = [
 
 
 def test_names_are_drawn_as_they_are_whatever_dollars_they_have(analysis, tmp_path):
-    from vitsee.figures import STYLE
+    from vitsee.plotting.style import STYLE
 
     assert STYLE["text.parse_math"] is False
     folder = result(tmp_path, analysis)

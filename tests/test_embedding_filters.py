@@ -14,8 +14,8 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from vitsee.analyses.embedding_filters import EmbeddingFilters
-from vitsee.embedding import principal_components
 from vitsee.errors import UserError
+from vitsee.models.embedding import principal_components
 from vitsee.runner import run
 from vitsee.sums import Sums
 

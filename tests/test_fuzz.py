@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf.errors import OmegaConfBaseException
 
-from vitsee import config
+from vitsee import config, mistakes
 from vitsee.cli import VERBS
 from vitsee.errors import Incomplete, UserError, printable
-from vitsee.results import Results
+from vitsee.results.folder import Results
 from vitsee.sums import Damaged, Sums
 
 bounded = settings(
@@ -59,9 +59,9 @@ def test_no_override_gives_a_traceback(words):
         composed(*words)
         mistake = None
     except (HydraException, OmegaConfBaseException, UserError) as error:
-        mistake = config.explain(error)
+        mistake = mistakes.explain(error)
     except Exception as error:
-        if not config.of_composition(error):
+        if not mistakes.of_composition(error):
             raise
         mistake = " ".join(str(error).split())
     assert mistake is None or (mistake.strip() and len(printable(mistake).splitlines()) == 1)
@@ -100,7 +100,7 @@ def test_no_wrong_value_in_an_experiment_file_gives_a_traceback(tmp_path, found,
     try:
         config.load_experiment(path, [])
     except (HydraException, OmegaConfBaseException, UserError) as error:
-        mistake = config.explain(error)
+        mistake = mistakes.explain(error)
     assert mistake is None or len(printable(mistake).splitlines()) == 1
 
 

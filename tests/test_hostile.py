@@ -20,10 +20,13 @@ import torch
 from conftest import write_images
 from PIL import Image
 
-from vitsee import config, datasets, models, plain
-from vitsee.config import Dataset, Model
+from vitsee import config
+from vitsee.data import datasets, images
 from vitsee.errors import UserError, printable
-from vitsee.plotting import plot
+from vitsee.io import plain
+from vitsee.models import loader
+from vitsee.options import Dataset, Model
+from vitsee.results.drawing import plot
 from vitsee.runner import run
 from vitsee.study import folder_name
 
@@ -42,7 +45,7 @@ def test_an_archive_that_would_fill_the_memory_is_refused_unread(ending, tmp_pat
     assert path.stat().st_size < 2**21
     asked = Model(name="m", timm="test_vit", checkpoint=str(path))
     with pytest.raises(UserError, match=rf"bomb\{ending} was refused: .* would unpack to 1,153,"):
-        models.load(asked, "cpu")
+        loader.load(asked, "cpu")
 
 
 def test_an_npz_whose_header_claims_more_than_there_is_is_refused(tmp_path):
@@ -55,21 +58,21 @@ def test_an_npz_whose_header_claims_more_than_there_is_is_refused(tmp_path):
         archive.writestr("embedding/kernel.npy", header.getvalue() + bytes(64))
     asked = Model(name="m", timm="vit_tiny_patch16_224", args={"depth": 1}, checkpoint=str(path))
     with pytest.raises(UserError, match=r"liar\.npz"):
-        models.load(asked, "cpu")
+        loader.load(asked, "cpu")
 
 
 def test_arguments_of_a_model_from_a_stranger_are_data(tmp_path):
     trace = tmp_path / "it-ran"
     args = {"_target_": "os.system", "_args_": [f"touch {trace}"]}
     with pytest.raises(UserError, match=r"cannot be made with model\.args="):
-        models.load(Model(name="m", timm="test_vit", pretrained=False, args=args), "cpu")
+        loader.load(Model(name="m", timm="test_vit", pretrained=False, args=args), "cpu")
     assert not trace.exists()
 
 
 # --- data sets -----------------------------------------------------------------------------------
 
 
-def folder(root: Path) -> datasets.Images:
+def folder(root: Path) -> images.Images:
     return datasets.load(Dataset(name="folder", kind="folder", root=str(root)), 32)
 
 

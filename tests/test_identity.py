@@ -18,11 +18,12 @@ from test_laws import NEEDED, STREAMING, assert_same_tables
 from torch import nn
 
 from vitsee.analysis import REGISTERED
-from vitsee.config import Dataset, Experiment, Model, override
+from vitsee.config import override
 from vitsee.errors import UserError
-from vitsee.results import Results
+from vitsee.models.structure import structure
+from vitsee.options import Dataset, Experiment, Model
+from vitsee.results.folder import Results
 from vitsee.runner import run
-from vitsee.structure import structure
 from vitsee.study import UNREAD, Study
 from vitsee.sums import Sums
 

@@ -8,10 +8,10 @@ import weakref
 import pytest
 from conftest import tiny_overrides
 
-from vitsee import plotting
 from vitsee.cli import answer_for
 from vitsee.errors import UserError
-from vitsee.interrupt import OF_TERMINALS, Interrupted, Interruptible
+from vitsee.parallel.interrupt import OF_TERMINALS, Interrupted, Interruptible
+from vitsee.results import drawing, reading
 from vitsee.sums import Sums
 
 
@@ -59,7 +59,7 @@ def test_what_was_ignored_before_stays_ignored_as_under_nohup(stop):
 
 
 def test_processes_that_decode_images_leave_what_a_terminal_sends_to_the_main_process(monkeypatch):
-    from vitsee.loading import prepare_worker
+    from vitsee.data.minibatches import prepare_worker
 
     ignored = {}
     monkeypatch.setattr(signal, "signal", lambda number, how: ignored.update({number: how}))
@@ -91,7 +91,7 @@ def test_a_measurement_that_loses_its_terminal_is_saved_and_goes_on(
 
 
 def test_a_process_of_several_that_dies_of_a_stop_was_interrupted():
-    from vitsee.workers import _died
+    from vitsee.gpus import _died
 
     class Member:
         exitcode = -signal.SIGHUP
@@ -130,7 +130,7 @@ def test_what_cannot_be_saved_after_ctrl_c_is_told(capsys):
 def test_ctrl_c_in_a_callback_that_swallows_exceptions_while_a_figure_is_drawn_is_not_lost(
     command, images, tmp_path, monkeypatch
 ):
-    real = plotting.read
+    real = reading.read
 
     class Garbage:
         pass
@@ -142,7 +142,7 @@ def test_ctrl_c_in_a_callback_that_swallows_exceptions_while_a_figure_is_drawn_i
         return real(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(plotting, "read", read)
+        patch.setattr(drawing, "read", read)
         code, out, err = command("run", *tiny_overrides(images, tmp_path))
     assert (code, out) == (130, "")
     assert err.endswith("interrupted, state saved; the same command goes on\n")

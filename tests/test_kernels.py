@@ -8,9 +8,9 @@ import torch
 from reference import hsic1
 from torch import nn
 
-from vitsee import kernels
 from vitsee.errors import UserError
-from vitsee.kernels import absolute_gradients, gram, hsic, u_centre
+from vitsee.estimators import kernels
+from vitsee.estimators.kernels import absolute_gradients, gram, hsic, u_centre
 
 
 def features(n: int, *shape: int, seed: int = 0) -> torch.Tensor:
@@ -50,9 +50,9 @@ def test_the_gram_matrix_is_exact_where_means_are_much_larger_than_deviations(ra
 def test_pieces_of_the_features_add_up_to_the_whole(count, monkeypatch):
     x = features(8, count)
     whole = gram(x)
-    monkeypatch.setattr("vitsee.kernels._AT_ONCE", {"cpu": 560})
-    monkeypatch.setattr("vitsee.kernels._PIECE", {"cpu": 16})
-    monkeypatch.setattr("vitsee.kernels._ROWS", {"cpu": 3})
+    monkeypatch.setattr("vitsee.estimators.kernels._AT_ONCE", {"cpu": 560})
+    monkeypatch.setattr("vitsee.estimators.kernels._PIECE", {"cpu": 16})
+    monkeypatch.setattr("vitsee.estimators.kernels._ROWS", {"cpu": 3})
     torch.testing.assert_close(gram(x), whole, rtol=1e-6, atol=1e-4)
 
 

@@ -9,9 +9,9 @@ import pytest
 import timm
 import torch
 
-from vitsee import layers, models
 from vitsee.errors import UserError
-from vitsee.taps import SURVEY
+from vitsee.models import layers, presets, timm_architecture
+from vitsee.models.taps import SURVEY
 
 
 def surveyed(name: str, **args: object):
@@ -41,7 +41,7 @@ def surveyed(name: str, **args: object):
 )
 def test_presets_select_the_layers_of_the_paper(name, paper, four, blocks):
     net, every = surveyed(name)
-    counts = {preset: len(layers.preset(net, every, preset)) for preset in layers.PRESETS}
+    counts = {preset: len(presets.preset(net, every, preset)) for preset in presets.PRESETS}
     assert counts == {
         "paper": paper,
         "four": four,
@@ -57,7 +57,7 @@ def test_presets_select_the_layers_of_the_paper(name, paper, four, blocks):
 
 def test_the_paper_preset_of_a_vit_begins_at_the_embedding_and_ends_at_the_final_norm():
     net, every = surveyed("vit_base_patch16_224")
-    assert [layer.name for layer in layers.choose(net, every, ["paper"])][:8] == [
+    assert [layer.name for layer in presets.choose(net, every, ["paper"])][:8] == [
         "norm_pre",
         "blocks.0.norm1",
         "blocks.0.attn",
@@ -67,12 +67,12 @@ def test_the_paper_preset_of_a_vit_begins_at_the_embedding_and_ends_at_the_final
         "blocks.0",
         "blocks.1.norm1",
     ]
-    assert layers.preset(net, every, "paper")[-1] == "norm"
+    assert presets.preset(net, every, "paper")[-1] == "norm"
 
 
 def test_layers_come_in_the_order_they_run_not_in_the_order_they_are_declared():
     net, every = surveyed("resnetv2_50x1_bit")
-    names = [layer.name for layer in layers.choose(net, every, ["paper"])]
+    names = [layer.name for layer in presets.choose(net, every, ["paper"])]
     first = [
         n.removeprefix("stages.0.blocks.0.") for n in names if n.startswith("stages.0.blocks.0.")
     ]
@@ -81,13 +81,13 @@ def test_layers_come_in_the_order_they_run_not_in_the_order_they_are_declared():
 
 def test_a_pattern_matches_at_its_own_depth():
     net, every = surveyed("vit_tiny_patch16_224")
-    chosen = layers.choose(net, every, ["blocks.*"])
+    chosen = presets.choose(net, every, ["blocks.*"])
     assert [layer.name for layer in chosen] == [f"blocks.{i}" for i in range(12)]
 
 
 def test_presets_and_patterns_can_be_mixed():
     net, every = surveyed("vit_tiny_patch16_224")
-    assert len(layers.choose(net, every, ["blocks", "norm", "blocks.1?"])) == 13
+    assert len(presets.choose(net, every, ["blocks", "norm", "blocks.1?"])) == 13
 
 
 def test_a_pattern_that_selects_nothing_is_answered_with_what_exists_and_the_nearest():
@@ -95,15 +95,15 @@ def test_a_pattern_that_selects_nothing_is_answered_with_what_exists_and_the_nea
     with pytest.raises(
         UserError, match=r"matches 'block\.\*'; it has: .*Did you mean blocks\.\*\?"
     ):
-        layers.choose(net, every, ["block.*"])
+        presets.choose(net, every, ["block.*"])
     with pytest.raises(UserError, match=r"matches 'papr'.*Did you mean paper\?"):
-        layers.choose(net, every, ["papr"])
+        presets.choose(net, every, ["papr"])
 
 
 def test_a_preset_that_does_not_know_the_architecture_says_so():
     net, every = surveyed("densenet121")
     with pytest.raises(UserError, match="preset 'paper' does not know the blocks of DenseNet"):
-        layers.choose(net, every, ["paper"])
+        presets.choose(net, every, ["paper"])
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def refused_or_listed(name: str, kinds: list[str]) -> None:
     """Choose every preset of every survey, and the layers that a run of it would watch."""
     with torch.device("meta"):
         net = timm.create_model(name).eval()
-    size = tuple(models.data_config(net)["input_size"])
+    size = tuple(timm_architecture.data_config(net)["input_size"])
     for kind in kinds:
         try:
             every = SURVEY[kind](net, size)
@@ -178,10 +178,10 @@ def refused_or_listed(name: str, kinds: list[str]) -> None:
             assert kind != "outputs"
             continue
         names = {layer.name for layer in every}
-        for preset in layers.PRESETS:
-            assert set(layers.preset(net, every, preset)) <= names
+        for preset in presets.PRESETS:
+            assert set(presets.preset(net, every, preset)) <= names
             with suppress(UserError):
-                assert all(layer.images for layer in layers.choose(net, every, [preset]))
+                assert all(layer.images for layer in presets.choose(net, every, [preset]))
 
 
 @pytest.mark.parametrize("name", USUAL)
@@ -201,9 +201,9 @@ def test_presets_select_what_is_there_or_are_refused_in_every_module_of_timm(mod
 @pytest.mark.parametrize("name", ["test_byobnet", "ese_vovnet19b_slim_dw", "test_nfnet"])
 def test_blocks_that_attend_to_channels_are_those_of_a_cnn(name):
     net, every = surveyed(name)
-    chosen = layers.preset(net, every, "paper")
+    chosen = presets.preset(net, every, "paper")
     convolutions = {n for n, m in net.named_modules() if isinstance(m, torch.nn.Conv2d)}
-    assert {*layers.preset(net, every, "blocks"), *(convolutions & {x.name for x in every})} <= {
+    assert {*presets.preset(net, every, "blocks"), *(convolutions & {x.name for x in every})} <= {
         *chosen
     } | {n for n in convolutions if n.split(".")[0] == "head"}
 
@@ -219,7 +219,7 @@ def test_blocks_that_attend_to_channels_are_those_of_a_cnn(name):
 def test_the_paper_preset_of_a_transformer_without_a_known_embedding_or_final_norm_has_its_blocks(
     name, first, last
 ):
-    chosen = layers.choose(*surveyed(name), ["paper"])
+    chosen = presets.choose(*surveyed(name), ["paper"])
     assert (chosen[0].name, chosen[-1].name) == (first, last)
 
 

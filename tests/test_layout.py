@@ -13,11 +13,12 @@ from conftest import composed
 from reference import minibatch_cka
 from torch import Tensor, nn
 
-from vitsee import attention, layers, models, residual
 from vitsee.analysis import Layer
 from vitsee.errors import UserError
-from vitsee.layout import Growth, measure
-from vitsee.results import Results
+from vitsee.estimators import attention
+from vitsee.models import attention_hooks, layers, loader, presets, residual, timm_architecture
+from vitsee.models.layout import Growth, measure
+from vitsee.results.folder import Results
 from vitsee.runner import minibatches, run
 from vitsee.study import Study
 
@@ -32,7 +33,7 @@ def of(name: str, size: tuple[int, int] | None = None, **args: object) -> dict[s
     """The layers of an architecture on the meta device."""
     with torch.device("meta"):
         net = timm.create_model(name, **args).eval()
-    asked = (3, *size) if size else tuple(models.data_config(net)["input_size"])
+    asked = (3, *size) if size else tuple(timm_architecture.data_config(net)["input_size"])
     return {layer.name: layer for layer in layers.survey(net, asked)}
 
 
@@ -93,7 +94,7 @@ def test_attention_that_is_uniform_is_as_far_in_an_input_that_patches_do_not_fil
     for side in (24, 30):
         with torch.device("meta"):
             net = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=side, patch_size=8)
-        (layer,) = attention.survey(net.eval(), (3, side, side))
+        (layer,) = attention_hooks.survey(net.eval(), (3, side, side))
         assert (layer.grid, layer.pitch) == ((3, 3), (8, 8))
         assert attention.uniform_distance(layer) == pytest.approx(10.464, abs=5e-4)
 
@@ -223,13 +224,13 @@ def test_presets_leave_out_layers_that_are_not_of_images_and_say_so():
     with torch.device("meta"):
         net = timm.create_model("swin_tiny_patch4_window7_224").eval()
     every = layers.survey(net, (3, 224, 224))
-    chosen = layers.choose(net, every, ["paper"])
+    chosen = presets.choose(net, every, ["paper"])
     assert "layers.0.blocks.0" in [layer.name for layer in chosen]
     assert all(layer.images for layer in chosen)
-    out = layers.left_out(net, every, ["paper"])
-    assert layers.alike(out) == "layers.*.blocks.*.attn"
+    out = presets.left_out(net, every, ["paper"])
+    assert presets.alike(out) == "layers.*.blocks.*.attn"
     assert not set(out) & {layer.name for layer in chosen}
-    assert layers.left_out(net, every, ["blocks"]) == []
+    assert presets.left_out(net, every, ["blocks"]) == []
 
 
 @pytest.mark.parametrize("pattern", ["layers.0.blocks.*.attn", "layers.*.blocks.*.*"])
@@ -242,8 +243,8 @@ def test_a_pattern_for_layers_that_are_not_of_images_is_refused_with_the_reason(
         r"the images as its first axis but, say, windows of them.*; choose .* such as blocks"
     )
     with pytest.raises(UserError, match=message):
-        layers.choose(net, every, [pattern])
-    assert layers.choose(net, every, ["blocks"])
+        presets.choose(net, every, [pattern])
+    assert presets.choose(net, every, ["blocks"])
 
 
 class Windows(nn.Module):
@@ -264,7 +265,7 @@ def test_a_preset_of_layers_that_are_all_not_of_images_says_that():
         "no layer of preset 'blocks' of Windows has the images as the first axis of its output"
     )
     with pytest.raises(UserError, match=message):
-        layers.choose(net, every, ["blocks"])
+        presets.choose(net, every, ["blocks"])
 
 
 def test_a_run_with_windows_measures_what_is_right_and_names_what_it_leaves_out(
@@ -368,7 +369,7 @@ TINY_VIT = (
 )  # fmt: skip
 
 
-def asked(*overrides: str) -> models.Model:
+def asked(*overrides: str) -> loader.Model:
     return composed(*overrides).model
 
 
@@ -378,16 +379,19 @@ def test_a_size_that_a_vit_is_not_built_for_is_refused_and_the_advice_works():
     with pytest.raises(
         UserError, match=message + r"build it with model\.args\.img_size=64 instead"
     ):
-        models.skeleton(asked(*words, "model.args.img_size=32"))
-    net = models.skeleton(asked(*words, "model.args.img_size=64"))
+        timm_architecture.skeleton(asked(*words, "model.args.img_size=32"))
+    net = timm_architecture.skeleton(asked(*words, "model.args.img_size=64"))
     assert net.patch_embed.img_size == (64, 64)
 
 
 def test_a_size_that_is_not_square_is_advised_as_it_is():
     words = [*TINY_VIT, "model.overlay.input_size=[3,64,96]"]
     with pytest.raises(UserError, match=r"model\.args\.img_size=\[64, 96\] instead of 32"):
-        models.skeleton(asked(*words, "model.args.img_size=32"))
-    assert models.skeleton(asked(*words, "model.args.img_size=[64,96]")).pos_embed.shape[1] == 97
+        timm_architecture.skeleton(asked(*words, "model.args.img_size=32"))
+    assert (
+        timm_architecture.skeleton(asked(*words, "model.args.img_size=[64,96]")).pos_embed.shape[1]
+        == 97
+    )
 
 
 @pytest.mark.parametrize(
@@ -398,15 +402,19 @@ def test_a_size_that_is_not_square_is_advised_as_it_is():
 def test_the_size_that_is_asked_for_is_obeyed_or_refused(name):
     words = ["model=timm", f"model.timm={name}", "model.overlay.input_size=[3,448,448]"]
     try:
-        net = models.skeleton(asked(*words))
+        net = timm_architecture.skeleton(asked(*words))
     except UserError:
-        net = models.skeleton(asked(*words, "model.args.img_size=448"))
-    assert tuple(models.data_config(net)["input_size"]) == (3, 448, 448)
+        net = timm_architecture.skeleton(asked(*words, "model.args.img_size=448"))
+    assert tuple(timm_architecture.data_config(net)["input_size"]) == (3, 448, 448)
 
 
 def test_a_mixer_is_given_images_of_the_size_it_is_built_for():
     model = asked("model=timm", "model.timm=mixer_s32_224", "model.args.img_size=64")
-    assert models.data_config(models.skeleton(model))["input_size"] == (3, 64, 64)
+    assert timm_architecture.data_config(timm_architecture.skeleton(model))["input_size"] == (
+        3,
+        64,
+        64,
+    )
 
 
 @pytest.mark.parametrize(
@@ -417,11 +425,11 @@ def test_a_mixer_is_given_images_of_the_size_it_is_built_for():
 @pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "resnet18"])
 def test_a_model_of_other_than_three_channels_is_refused(option, name, model):
     with pytest.raises(UserError, match=rf"{name}=\d+: .* RGB images, so it must take 3 channels"):
-        models.skeleton(asked("model=timm", f"model.timm={model}", option))
-    models.skeleton(asked("model=timm", f"model.timm={model}", "model.args.in_chans=3"))
+        timm_architecture.skeleton(asked("model=timm", f"model.timm={model}", option))
+    timm_architecture.skeleton(asked("model=timm", f"model.timm={model}", "model.args.in_chans=3"))
 
 
 @pytest.mark.parametrize("size", ["64", "[3,64]", "[3,64,0]", "[3,64.5,64]", "[a,b,c]", "null"])
 def test_a_size_of_images_that_is_none_is_refused(size):
     with pytest.raises(UserError, match=r"input_size must be three whole numbers, e\.g\. \[3,"):
-        models.skeleton(asked(*TINY_VIT, f"model.overlay.input_size={size}"))
+        timm_architecture.skeleton(asked(*TINY_VIT, f"model.overlay.input_size={size}"))

@@ -70,7 +70,7 @@ def test_what_is_not_one_experiment_is_refused(words):
 
 
 def test_a_bug_is_not_made_a_mistake(measure, monkeypatch):
-    monkeypatch.setattr("vitsee.kernels.gram", lambda *_: 1 / 0)
+    monkeypatch.setattr("vitsee.estimators.kernels.gram", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         measure()
 
@@ -161,7 +161,8 @@ def test_an_experiment_can_run_in_another_thread_than_the_main_one(measure):
 def test_an_interrupted_experiment_goes_on_with_the_same_call(measure, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(
-            "vitsee.kernels.u_centre", lambda gram: signal.raise_signal(signal.SIGINT) or gram
+            "vitsee.estimators.kernels.u_centre",
+            lambda gram: signal.raise_signal(signal.SIGINT) or gram,
         )
         with pytest.raises(vitsee.Interrupted):
             measure("analysis.layers=[norm]")

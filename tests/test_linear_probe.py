@@ -17,14 +17,15 @@ from conftest import TINY, composed, write_images
 from PIL import Image
 from sklearn.linear_model import Ridge as Reference
 
-from vitsee import layers, ridge
 from vitsee.analyses.linear_probe import LinearProbe
 from vitsee.analysis import Labels, Layer, View
-from vitsee.datasets import Images
-from vitsee.draws import draw
+from vitsee.data.draws import draw
+from vitsee.data.images import Images
 from vitsee.errors import Incomplete, UserError
-from vitsee.plotting import plot_joined
-from vitsee.results import Results
+from vitsee.estimators import ridge
+from vitsee.models import layers, presets
+from vitsee.results.drawing import plot_joined
+from vitsee.results.folder import Results
 from vitsee.runner import run
 from vitsee.sums import Sums
 
@@ -601,7 +602,7 @@ def test_the_size_that_is_foretold_is_that_of_the_sums(shots):
 def test_the_depth_of_a_layer_is_the_share_of_blocks_that_have_run():
     net = timm.create_model("test_vit")
     survey = layers.survey(net, (3, 160, 160))
-    found = {l.name: l.depth for l in layers.choose(net, survey, ["paper"])}
+    found = {l.name: l.depth for l in presets.choose(net, survey, ["paper"])}
     blocks = [found[f"blocks.{i}"] for i in range(len(net.blocks))]
     assert blocks == [(i + 1) / len(net.blocks) for i in range(len(net.blocks))]
     assert found["blocks.0.norm1"] == blocks[0]

@@ -13,9 +13,9 @@ from torch import Tensor
 from vitsee.analyses.localization import Localization
 from vitsee.analysis import Labels, Layer, View
 from vitsee.errors import UserError
-from vitsee.kernels import gram, hsic, u_centre
-from vitsee.places import pair_grams, pair_hsic, patches, self_hsic, tokens
-from vitsee.results import Results
+from vitsee.estimators.kernels import gram, hsic, u_centre
+from vitsee.estimators.places import pair_grams, pair_hsic, patches, self_hsic, tokens
+from vitsee.results.folder import Results
 from vitsee.runner import minibatches, observer, run
 from vitsee.study import Study
 from vitsee.sums import Sums

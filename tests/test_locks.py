@@ -14,9 +14,9 @@ import pytest
 from conftest import tiny_overrides
 from forks import Moment
 
-from vitsee import locks
 from vitsee.errors import Incomplete, UserError
-from vitsee.locks import Claim, claim
+from vitsee.parallel import leases
+from vitsee.parallel.leases import Claim, claim
 
 PATTERN = "[0-9]*-of-*.claim"
 
@@ -32,8 +32,8 @@ def write(path, minibatches, **who) -> Claim:
 @pytest.fixture
 def quick(monkeypatch):
     """Patience of a moment."""
-    monkeypatch.setattr(locks, "BEAT", 0.05)
-    monkeypatch.setattr(locks, "PATIENCE", 0.3)
+    monkeypatch.setattr(leases, "BEAT", 0.05)
+    monkeypatch.setattr(leases, "PATIENCE", 0.3)
 
 
 def of_dead_process() -> dict:
@@ -85,7 +85,7 @@ def test_all_claimed_by_others_is_told(tmp_path):
 def test_the_claim_of_a_dead_process_of_this_machine_is_removed_at_once(tmp_path, monkeypatch):
     path = tmp_path / "000-of-001.claim"
     write(path, [0], **of_dead_process())
-    monkeypatch.setattr(locks, "_touched", None)  # would fail if its file were watched
+    monkeypatch.setattr(leases, "_touched", None)  # would fail if its file were watched
     with claim(path, PATTERN, lambda: [0]) as mine:
         assert mine.minibatches == [0]
 
@@ -99,10 +99,10 @@ def test_a_number_that_the_system_gave_to_another_process_is_no_sign_of_life(tmp
 
 def test_a_zombie_is_dead(tmp_path):
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    assert locks.start_of(child.pid)
+    assert leases.start_of(child.pid)
     child.kill()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    assert locks.start_of(child.pid) is None
+    assert leases.start_of(child.pid) is None
     child.communicate()
 
 
@@ -111,9 +111,9 @@ def test_a_process_of_another_machine_is_alive_while_it_touches_its_claim(
 ):
     path = tmp_path / "000-of-001.claim"
     write(path, [0], machine="elsewhere")
-    monkeypatch.setattr(locks, "PATIENCE", 600.0)  # until it is touched, however busy the machine
+    monkeypatch.setattr(leases, "PATIENCE", 600.0)  # until it is touched, however busy the machine
     ended = threading.Event()
-    beating = threading.Thread(target=locks._beat, args=(path, ended))
+    beating = threading.Thread(target=leases._beat, args=(path, ended))
     beating.start()
     try:
         with (
@@ -124,9 +124,9 @@ def test_a_process_of_another_machine_is_alive_while_it_touches_its_claim(
     finally:
         ended.set()
         beating.join()
-    monkeypatch.setattr(locks, "PATIENCE", 0.3)
+    monkeypatch.setattr(leases, "PATIENCE", 0.3)
     with claim(path, PATTERN, lambda: [0]) as mine:  # silent for longer than our patience
-        assert mine.machine == locks.this_machine()
+        assert mine.machine == leases.this_machine()
 
 
 def test_a_claim_that_was_cut_off_holds_nothing(tmp_path, quick):
@@ -150,14 +150,14 @@ def test_claims_on_a_file_system_without_locks(tmp_path, monkeypatch):
     def unsupported(*_):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(locks.fcntl, "flock", unsupported)
+    monkeypatch.setattr(leases.fcntl, "flock", unsupported)
     with claim(tmp_path / "000-of-001.claim", PATTERN, lambda: [0]) as mine:
         assert mine.minibatches == [0]
 
 
 def test_a_claim_that_cannot_be_written_is_the_user_s_to_mend(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        locks.json, "dumps", lambda record: (_ for _ in ()).throw(OSError(28, "No space left"))
+        leases.json, "dumps", lambda record: (_ for _ in ()).throw(OSError(28, "No space left"))
     )
     with (
         pytest.raises(UserError, match="No space left; free some space"),

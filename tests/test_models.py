@@ -21,10 +21,12 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from vitsee import models, names, weight_files
-from vitsee.config import CONF, Model
+from vitsee import names
+from vitsee.config import CONF
 from vitsee.errors import UserError
 from vitsee.listing import model_options
+from vitsee.models import fitting, loader, timm_architecture, weight_files
+from vitsee.options import Model
 
 CONFIGURED = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "timm")
 
@@ -41,7 +43,7 @@ def tiny(**changes: object) -> Model:
 def saved(tmp_path: Path) -> Path:
     """Weights of a tiny ViT, drawn with seed 5."""
     path = tmp_path / "tiny.safetensors"
-    save_file(models.build(tiny(), seed=5).state_dict(), path)
+    save_file(timm_architecture.build(tiny(), seed=5).state_dict(), path)
     return path
 
 
@@ -51,9 +53,9 @@ def test_every_configured_model_exists_under_its_name_and_tag(name):
     assert model.name == name
     trained_here = name in ("mixer_b32", "mixer_h14")  # nobody publishes them
     assert model.embedded or trained_here or model.timm in timm.list_pretrained()
-    net = models.skeleton(model)
+    net = timm_architecture.skeleton(model)
     assert sum(p.numel() for p in net.parameters()) > 1e5
-    size = models.data_config(net)["input_size"]
+    size = timm_architecture.data_config(net)["input_size"]
     assert net.eval()(torch.zeros(1, *size, device="meta")).ndim == 2
 
 
@@ -68,7 +70,7 @@ def test_a_small_model_that_does_not_ship_yet_says_how_to_train_it():
         r"do not ship with vitsee yet \(there are: .*vit_mini.*\); train them: scripts/zoo.sh vit_h"
     )
     with pytest.raises(UserError, match=message):
-        models.load(missing, "cpu")
+        loader.load(missing, "cpu")
 
 
 @pytest.mark.parametrize("name", ["mixer_b32", "mixer_h14"])
@@ -76,7 +78,7 @@ def test_a_model_that_nobody_publishes_is_not_replaced_by_another(name):
     with pytest.raises(
         UserError, match=r"there are no published weights of mixer_.*checkpoint=PATH"
     ):
-        models.load(configured(name), "cpu")
+        loader.load(configured(name), "cpu")
 
 
 def test_any_timm_model_can_be_named():
@@ -89,7 +91,7 @@ def test_any_timm_model_can_be_named():
 
 
 def test_random_weights_depend_on_the_seed_and_are_labelled():
-    one, same, other = (models.load(tiny(seed=s), "cpu") for s in (0, 0, 1))
+    one, same, other = (loader.load(tiny(seed=s), "cpu") for s in (0, 0, 1))
     assert one.digest == same.digest != other.digest
     assert one.label == "tiny (random weights)"
     assert one.weights == "random, seed 0"
@@ -98,40 +100,40 @@ def test_random_weights_depend_on_the_seed_and_are_labelled():
 
 
 def test_the_digest_sees_a_single_changed_value():
-    net = models.build(tiny())
-    before = models.digest(net.state_dict())
+    net = timm_architecture.build(tiny())
+    before = loader.digest(net.state_dict())
     with torch.no_grad():
         net.head.bias[3] += 1e-6
-    assert models.digest(net.state_dict()) != before
+    assert loader.digest(net.state_dict()) != before
 
 
 @pytest.mark.parametrize("wrapped", ["plain", "state_dict", "model", "module."])
 @pytest.mark.parametrize("ending", [".pt", ".pth"])
 def test_checkpoints_of_pytorch_load_whatever_they_are_wrapped_in(wrapped, ending, tmp_path):
-    weights = models.build(tiny(), seed=5).state_dict()
+    weights = timm_architecture.build(tiny(), seed=5).state_dict()
     path = tmp_path / f"tiny{ending}"
     prefixed = {f"module.{name}": value for name, value in weights.items()}
     torch.save(
         {"plain": weights, "module.": prefixed}.get(wrapped, {wrapped: weights, "epoch": 3}), path
     )
-    loaded = models.load(tiny(checkpoint=str(path)), "cpu")
-    assert loaded.digest == models.digest(weights)
+    loaded = loader.load(tiny(checkpoint=str(path)), "cpu")
+    assert loaded.digest == loader.digest(weights)
     assert loaded.label == "tiny"
     assert loaded.weights == f"checkpoint {path}"
 
 
 def test_safetensors_load(saved):
-    loaded = models.load(tiny(checkpoint=str(saved)), "cpu")
-    assert loaded.digest == models.digest(models.build(tiny(), seed=5).state_dict())
+    loaded = loader.load(tiny(checkpoint=str(saved)), "cpu")
+    assert loaded.digest == loader.digest(timm_architecture.build(tiny(), seed=5).state_dict())
 
 
 def test_npz_of_the_vit_authors_loads(tmp_path):
-    net = models.build(
+    net = timm_architecture.build(
         tiny(timm="vit_tiny_patch16_224", args={"depth": 2, "num_classes": 10}), seed=5
     )
     path = tmp_path / "vit.npz"
     np.savez(path, **jax_layout(net))
-    loaded = models.load(
+    loaded = loader.load(
         tiny(
             timm=net.default_cfg["architecture"],
             args={"depth": 2, "num_classes": 10},
@@ -164,16 +166,16 @@ def big_vision_layout(net: torch.nn.Module) -> dict[str, np.ndarray]:
 
 def test_an_npz_of_big_vision_loads_without_a_warning_where_nothing_is_resampled(tmp_path, caplog):
     args = {"depth": 2, "num_classes": 10, "img_size": 64}
-    net = models.build(tiny(timm="vit_tiny_patch16_224", args=args), seed=5)
+    net = timm_architecture.build(tiny(timm="vit_tiny_patch16_224", args=args), seed=5)
     np.savez(tmp_path / "x.npz", **big_vision_layout(net))
     found = loaded(tmp_path / "x.npz", timm="vit_tiny_patch16_224", args=args)
-    assert found.digest == models.digest(net.state_dict())
+    assert found.digest == loader.digest(net.state_dict())
     assert not caplog.text
 
 
 def npz(path: Path, *, without: str = " ", **args: object) -> str:
     """An .npz of a tiny ViT, less the entries whose name has `without` in it."""
-    net = models.build(tiny(timm="vit_tiny_patch16_224", args=args), seed=5)
+    net = timm_architecture.build(tiny(timm="vit_tiny_patch16_224", args=args), seed=5)
     np.savez(path, **{k: v for k, v in jax_layout(net).items() if without not in k})
     return str(path)
 
@@ -209,7 +211,7 @@ def test_an_npz_of_something_else_is_refused(tmp_path):
 def test_an_npz_of_another_resolution_is_resampled_and_the_log_says_so(tmp_path, caplog):
     args = {"depth": 1, "num_classes": 10}
     path = npz(tmp_path / "small.npz", **args, img_size=96)
-    models.load(tiny(timm="vit_tiny_patch16_224", args=args, checkpoint=path), "cpu")
+    loader.load(tiny(timm="vit_tiny_patch16_224", args=args, checkpoint=path), "cpu")
     assert re.search(r"small\.npz was resampled to another shape: .*pos_embedding", caplog.text)
 
 
@@ -267,13 +269,13 @@ def test_a_pickle_that_wants_to_run_code_is_refused(how, tmp_path):
     with pytest.raises(
         UserError, match=r"bad\.pt was refused: it holds objects that could run code"
     ):
-        models.load(tiny(checkpoint=str(path)), "cpu")
+        loader.load(tiny(checkpoint=str(path)), "cpu")
     assert not trace.exists()
 
 
 def refused(message: str, **changes: object) -> UserError:
     with pytest.raises(UserError, match=message) as caught:
-        models.load(tiny(**changes), "cpu")
+        loader.load(tiny(**changes), "cpu")
     assert len(str(caught.value).splitlines()) == 1
     return caught.value
 
@@ -320,7 +322,7 @@ def test_a_folder_or_a_pipe_as_checkpoint_is_refused(saved, tmp_path):
 
 # --- checkpoints that people have ----------------------------------------------------------------
 
-WEIGHTS = models.build(tiny(), seed=5).state_dict()
+WEIGHTS = timm_architecture.build(tiny(), seed=5).state_dict()
 BACKBONE = {name: value for name, value in WEIGHTS.items() if not name.startswith("head.")}
 HEADLESS = {"num_classes": 0}
 ODD_ONE = WEIGHTS | {"pos_embed": WEIGHTS["pos_embed"].to(torch.int8)}
@@ -330,15 +332,15 @@ def under(prefix: str, weights: dict[str, torch.Tensor] = WEIGHTS) -> dict[str, 
     return {prefix + name: value for name, value in weights.items()}
 
 
-def loaded(path: Path, content: object = None, **changes: object) -> models.Loaded:
+def loaded(path: Path, content: object = None, **changes: object) -> loader.Loaded:
     if content is not None:
         torch.save(content, path)
-    return models.load(tiny(checkpoint=str(path), **changes), "cpu")
+    return loader.load(tiny(checkpoint=str(path), **changes), "cpu")
 
 
 @pytest.mark.parametrize("name", ["model_best.pth.tar", "last.ckpt", "checkpoint", "BEST.PTH"])
 def test_a_checkpoint_is_read_whatever_it_is_called(name, tmp_path):
-    assert loaded(tmp_path / name, {"state_dict": WEIGHTS}).digest == models.digest(WEIGHTS)
+    assert loaded(tmp_path / name, {"state_dict": WEIGHTS}).digest == loader.digest(WEIGHTS)
 
 
 def test_the_kind_of_a_checkpoint_is_known_by_its_content_not_by_its_name(tmp_path):
@@ -346,7 +348,7 @@ def test_the_kind_of_a_checkpoint_is_known_by_its_content_not_by_its_name(tmp_pa
     torch.save(WEIGHTS, tmp_path / "model.safetensors")
     torch.save(WEIGHTS, tmp_path / "old.npz", _use_new_zipfile_serialization=False)
     for name in ("pytorch_model.bin", "model.safetensors", "old.npz"):
-        assert loaded(tmp_path / name).digest == models.digest(WEIGHTS)
+        assert loaded(tmp_path / name).digest == loader.digest(WEIGHTS)
     path = npz(tmp_path / "vit.npz", depth=1, num_classes=10)
     os.rename(path, tmp_path / "vit.pth")
     args = {"depth": 1, "num_classes": 10}
@@ -367,12 +369,12 @@ BESIDE = {
 @pytest.mark.parametrize("beside", BESIDE.values(), ids=BESIDE.keys())
 def test_harmless_objects_beside_the_weights_are_passed_over(beside, tmp_path):
     content = {"state_dict": WEIGHTS, "beside": beside}
-    assert loaded(tmp_path / "x.ckpt", content).digest == models.digest(WEIGHTS)
+    assert loaded(tmp_path / "x.ckpt", content).digest == loader.digest(WEIGHTS)
 
 
 def test_a_harmless_object_is_not_made_but_replaced(tmp_path):
     torch.save({"state_dict": WEIGHTS, "args": argparse.Namespace(lr=0.1)}, tmp_path / "x.pt")
-    read = weight_files._read(tmp_path / "x.pt")
+    read = weight_files.read_checked(tmp_path / "x.pt")
     assert type(read["args"]) is weight_files._Inert
     assert vars(read["args"]) == {}
 
@@ -394,7 +396,7 @@ def test_another_object_is_refused_by_the_name_of_its_class_without_torch_s_advi
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_a_whole_model_and_a_torchscript_program_are_refused_with_what_to_save(tmp_path):
-    net = models.build(tiny())
+    net = timm_architecture.build(tiny())
     torch.save(net, tmp_path / "whole.pt")
     refused(
         r"vision_transformer\.VisionTransformer\); save its state dict alone \(torch\.save",
@@ -414,18 +416,18 @@ def test_a_whole_model_and_a_torchscript_program_are_refused_with_what_to_save(t
 def test_what_a_wrapper_puts_before_all_names_is_cut_off_and_this_is_said(prefix, tmp_path, caplog):
     caplog.set_level("INFO")
     found = loaded(tmp_path / "x.pth", under(prefix))
-    assert found.digest == models.digest(WEIGHTS)
+    assert found.digest == loader.digest(WEIGHTS)
     assert found.taken.record() == {"file": "x.pth", "prefix": prefix}
     assert f"x.pth: its names were read without {prefix}" in caplog.text
 
 
 def test_names_inside_a_compiled_model_are_read_without_its_wrapper(tmp_path):
     compiled = {name.replace("attn.", "attn._orig_mod."): value for name, value in WEIGHTS.items()}
-    assert loaded(tmp_path / "x.pth", compiled).digest == models.digest(WEIGHTS)
+    assert loaded(tmp_path / "x.pth", compiled).digest == loader.digest(WEIGHTS)
 
 
 def test_other_classes_behind_a_prefix_are_told_as_such(tmp_path):
-    ten = models.build(tiny(args={"num_classes": 10}), seed=5).state_dict()
+    ten = timm_architecture.build(tiny(args={"num_classes": 10}), seed=5).state_dict()
     torch.save(under("module.backbone.", ten), tmp_path / "x.pth")
     refused(
         r"2 of another shape \(head\.weight .* If it is of other classes: model\.args=\{num_classes: 10\}",
@@ -445,7 +447,7 @@ def test_a_prefix_that_no_wrapper_is_known_for_is_advised_and_the_advice_works(t
     )
     refused(r"model\.checkpoint_key=state_dict\.tower$", checkpoint=str(tmp_path / "x.pth"))
     found = loaded(tmp_path / "x.pth", checkpoint_key="state_dict.tower")
-    assert found.digest == models.digest(WEIGHTS)
+    assert found.digest == loader.digest(WEIGHTS)
 
 
 def test_an_unknown_prefix_before_another_layout_is_advised_too(tmp_path):
@@ -474,7 +476,7 @@ def test_of_averaged_and_raw_weights_the_averaged_are_taken_and_both_can_be_chos
     averaged = {name: value + 0.5 for name, value in WEIGHTS.items()}
     content = {"state_dict": WEIGHTS, "state_dict_ema": averaged, "epoch": 3}
     found = loaded(tmp_path / "x.pth", content)
-    assert found.digest == models.digest(averaged)
+    assert found.digest == loader.digest(averaged)
     assert found.taken.record() == {
         "file": "x.pth",
         "key": "state_dict_ema",
@@ -485,15 +487,15 @@ def test_of_averaged_and_raw_weights_the_averaged_are_taken_and_both_can_be_chos
         "(model.checkpoint_key=state_dict)" in caplog.text
     )
     raw = loaded(tmp_path / "x.pth", checkpoint_key="state_dict")
-    assert raw.digest == models.digest(WEIGHTS)
+    assert raw.digest == loader.digest(WEIGHTS)
     assert raw.taken.record() == {"file": "x.pth", "key": "state_dict"}
 
 
-@pytest.mark.parametrize("key", weight_files.KEYS)
+@pytest.mark.parametrize("key", fitting.KEYS)
 def test_the_usual_places_of_weights_are_known(key, tmp_path):
     content = {key: WEIGHTS, "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}, "acc": 0.7}
     found = loaded(tmp_path / "x.pth", content)
-    assert (found.digest, found.taken.key) == (models.digest(WEIGHTS), key)
+    assert (found.digest, found.taken.key) == (loader.digest(WEIGHTS), key)
 
 
 def test_the_only_state_dict_that_fits_is_taken_wherever_it_is(tmp_path):
@@ -510,7 +512,7 @@ def test_among_several_state_dicts_the_user_chooses(tmp_path):
     torch.save({"online": under("module."), "target": under("module.")}, path)
     message = r"several state dicts, all of which fit: online, target; choose one: .*_key=online$"
     refused(message, checkpoint=str(path))
-    assert loaded(path, checkpoint_key="online").digest == models.digest(WEIGHTS)
+    assert loaded(path, checkpoint_key="online").digest == loader.digest(WEIGHTS)
     refused(
         r"_key=onlin: checkpoint .* no such state dict; it holds: online, target\. Did you mean online\?",
         checkpoint=str(path),
@@ -540,7 +542,7 @@ def test_dino_s_checkpoint_gives_the_teacher_s_backbone_or_the_student_s(tmp_pat
         "args": argparse.Namespace(arch="vit"),
     }
     found = loaded(tmp_path / "dino.pth", content, args=HEADLESS)
-    assert found.digest == models.digest(BACKBONE)
+    assert found.digest == loader.digest(BACKBONE)
     assert found.taken.record() == {
         "file": "dino.pth",
         "key": "teacher",
@@ -549,7 +551,7 @@ def test_dino_s_checkpoint_gives_the_teacher_s_backbone_or_the_student_s(tmp_pat
         "left_out": list(heads),
     }
     other = loaded(tmp_path / "dino.pth", args=HEADLESS, checkpoint_key="student")
-    assert other.digest == models.digest(student)
+    assert other.digest == loader.digest(student)
     refused(r"model\.args=\{num_classes: 0\}", checkpoint=str(tmp_path / "dino.pth"))
 
 
@@ -558,7 +560,7 @@ def test_mae_s_decoder_and_mask_token_are_left_out_and_this_is_said(tmp_path, ca
     extra = dict.fromkeys(["mask_token", "decoder_embed.bias", "decoder_blocks.0.norm1.weight"])
     content = {"model": BACKBONE | {name: torch.ones(2) for name in extra}}
     found = loaded(tmp_path / "mae.pth", content, args=HEADLESS)
-    assert found.digest == models.digest(BACKBONE)
+    assert found.digest == loader.digest(BACKBONE)
     assert found.taken.left_out == list(extra)
     assert "mae.pth: left out what the model does not have: mask_token, decoder_e" in caplog.text
 
@@ -569,7 +571,7 @@ def test_lightning_s_checkpoint_loads(tmp_path):
         "callbacks": {"ModelCheckpoint": {"best_model_score": torch.tensor(0.5)}},
         "hyper_parameters": {"path": Path("x"), "config": OmegaConf.create({"a": 1})},
     }
-    assert loaded(tmp_path / "last.ckpt", content).digest == models.digest(WEIGHTS)
+    assert loaded(tmp_path / "last.ckpt", content).digest == loader.digest(WEIGHTS)
 
 
 def test_a_classifier_is_left_out_only_if_none_is_asked_for(tmp_path):
@@ -585,21 +587,21 @@ def test_a_classifier_is_left_out_only_if_none_is_asked_for(tmp_path):
 def test_a_training_may_begin_with_any_such_checkpoint_whatever_its_classes(tmp_path):
     torch.save({"student": under("module."), "teacher": under("backbone.")}, tmp_path / "x.ckpt")
     asked = tiny(args={"num_classes": 10}, checkpoint_key="student")
-    begun = models.without_classifier(asked, tmp_path / "x.ckpt").state_dict()
-    assert models.digest(BACKBONE) == models.digest({name: begun[name] for name in BACKBONE})
+    begun = loader.without_classifier(asked, tmp_path / "x.ckpt").state_dict()
+    assert loader.digest(BACKBONE) == loader.digest({name: begun[name] for name in BACKBONE})
     assert begun["head.weight"].shape == (10, 64)
 
 
 def test_counters_of_batchnorm_may_be_missing(tmp_path):
-    weights = models.build(tiny(timm="test_resnet"), seed=5).state_dict()
+    weights = timm_architecture.build(tiny(timm="test_resnet"), seed=5).state_dict()
     less = {name: value for name, value in weights.items() if "num_batches" not in name}
-    assert loaded(tmp_path / "x.pth", less, timm="test_resnet").digest == models.digest(weights)
+    assert loaded(tmp_path / "x.pth", less, timm="test_resnet").digest == loader.digest(weights)
 
 
 def dinov2(side: int) -> dict[str, torch.Tensor]:
     """Weights in DINOv2's own layout, whose position embeddings have a slot for the class token."""
     args = {"depth": 1, "embed_dim": 32, "num_heads": 2, "img_size": side, "num_classes": 0}
-    net = models.build(tiny(timm="vit_small_patch14_reg4_dinov2", args=args), seed=5)
+    net = timm_architecture.build(tiny(timm="vit_small_patch14_reg4_dinov2", args=args), seed=5)
     weights = {n.replace("reg_token", "register_tokens"): v for n, v in net.state_dict().items()}
     weights["pos_embed"] = torch.cat([torch.zeros(1, 1, 32), weights["pos_embed"]], 1)
     return weights | {"mask_token": torch.zeros(1, 32)}
@@ -665,7 +667,7 @@ def test_tensors_that_are_no_floating_point_numbers_are_refused_by_name(kind, na
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
 def test_half_and_double_precision_load(kind, tmp_path):
     weights = {name: value.to(kind) for name, value in WEIGHTS.items()}
-    expected = models.digest({name: value.float() for name, value in weights.items()})
+    expected = loader.digest({name: value.float() for name, value in weights.items()})
     assert loaded(tmp_path / "x.pth", weights).digest == expected
 
 
@@ -678,10 +680,13 @@ def test_a_tensor_that_would_fill_the_memory_is_refused(tmp_path):
 def test_a_truncated_checkpoint_is_refused(ending, saved, tmp_path):
     path = tmp_path / f"cut{ending}"
     if ending == ".pt":
-        torch.save(models.build(tiny()).state_dict(), path)
+        torch.save(timm_architecture.build(tiny()).state_dict(), path)
     elif ending == ".npz":
         np.savez(
-            path, **jax_layout(models.build(tiny(timm="vit_tiny_patch16_224", args={"depth": 1})))
+            path,
+            **jax_layout(
+                timm_architecture.build(tiny(timm="vit_tiny_patch16_224", args={"depth": 1}))
+            ),
         )
     else:
         path.write_bytes(saved.read_bytes())
@@ -707,20 +712,21 @@ def test_a_checkpoint_that_does_not_fit_names_the_keys(saved, tmp_path):
 
 def test_a_checkpoint_of_other_classes_says_what_to_set(tmp_path):
     save_file(
-        models.build(tiny(args={"num_classes": 10})).state_dict(), tmp_path / "ten.safetensors"
+        timm_architecture.build(tiny(args={"num_classes": 10})).state_dict(),
+        tmp_path / "ten.safetensors",
     )
     path = str(tmp_path / "ten.safetensors")
     refused(r"If it is of other classes: model\.args=\{num_classes: 10\}", checkpoint=path)
-    assert models.load(tiny(checkpoint=path, args={"num_classes": 10}), "cpu").net.num_classes == 10
+    assert loader.load(tiny(checkpoint=path, args={"num_classes": 10}), "cpu").net.num_classes == 10
 
 
 def test_position_embeddings_of_another_resolution_are_resampled_and_the_log_says_so(
     tmp_path, caplog
 ):
     small = tiny(timm="vit_tiny_patch16_224", args={"depth": 1, "img_size": 96})
-    save_file(models.build(small).state_dict(), tmp_path / "small.safetensors")
+    save_file(timm_architecture.build(small).state_dict(), tmp_path / "small.safetensors")
     path = str(tmp_path / "small.safetensors")
-    models.load(tiny(timm="vit_tiny_patch16_224", args={"depth": 1}, checkpoint=path), "cpu")
+    loader.load(tiny(timm="vit_tiny_patch16_224", args={"depth": 1}, checkpoint=path), "cpu")
     assert "small.safetensors was resampled to another shape: pos_embed" in caplog.text
 
 
@@ -818,7 +824,7 @@ def test_a_model_that_cannot_be_run_is_refused_with_the_reason(timm_name, args, 
 
 
 def test_a_vit_without_pooling_runs():
-    assert models.load(tiny(args={"global_pool": ""}), "cpu")
+    assert loader.load(tiny(args={"global_pool": ""}), "cpu")
 
 
 @pytest.mark.parametrize(
@@ -877,17 +883,17 @@ def test_a_folder_with_weights_loads(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(DESCRIBED))
     asked = {"timm": f"local-dir:{tmp_path}", "pretrained": True}
     refused(r"has a config\.json, but no weights \(model\.safetensors, ", **asked)
-    assert models.load(tiny(**asked | {"pretrained": False}), "cpu")  # as advised
+    assert loader.load(tiny(**asked | {"pretrained": False}), "cpu")  # as advised
     save_file(WEIGHTS, tmp_path / "a.safetensors")
-    found = models.load(tiny(**asked), "cpu")
-    assert found.digest == models.digest(WEIGHTS)
+    found = loader.load(tiny(**asked), "cpu")
+    assert found.digest == loader.digest(WEIGHTS)
     assert found.weights == f"local-dir {tmp_path}/a.safetensors"
     save_file(WEIGHTS, tmp_path / "b.safetensors")
     refused(
         r"several files of weights \(a\.safetensors, b\.safetensors\); choose one: model\.checkpoint=.*a\.",
         **asked,
     )
-    assert models.load(tiny(**asked, checkpoint=f"{tmp_path}/a.safetensors"), "cpu")
+    assert loader.load(tiny(**asked, checkpoint=f"{tmp_path}/a.safetensors"), "cpu")
 
 
 @pytest.mark.parametrize("name", ["../../etc", "a/b/c", "", "a b"])
@@ -961,7 +967,9 @@ def test_models_that_ship_keep_their_weights_when_told_apart(tmp_path):
 
 
 def test_a_checkpoint_of_another_architecture_says_so(tmp_path):
-    save_file(models.build(tiny(timm="test_resnet")).state_dict(), tmp_path / "r.safetensors")
+    save_file(
+        timm_architecture.build(tiny(timm="test_resnet")).state_dict(), tmp_path / "r.safetensors"
+    )
     refused(
         r"\d+ missing \(.*\d+ unexpected \(.* Choose the architecture that it was made with",
         checkpoint=str(tmp_path / "r.safetensors"),
@@ -977,8 +985,10 @@ def test_a_model_without_published_weights_is_refused():
 
 
 def test_the_size_a_model_was_built_for_is_the_size_it_is_given():
-    net = models.build(tiny(timm="vit_tiny_patch16_224", args={"img_size": 96, "depth": 1}))
-    assert models.data_config(net)["input_size"] == (3, 96, 96)
+    net = timm_architecture.build(
+        tiny(timm="vit_tiny_patch16_224", args={"img_size": 96, "depth": 1})
+    )
+    assert timm_architecture.data_config(net)["input_size"] == (3, 96, 96)
 
 
 def hub_cache(folder: Path, name: str) -> None:
@@ -988,7 +998,7 @@ def hub_cache(folder: Path, name: str) -> None:
     snapshot.mkdir(parents=True)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(snapshot.name)
-    save_file(models.build(tiny(), seed=9).state_dict(), snapshot / "model.safetensors")
+    save_file(timm_architecture.build(tiny(), seed=9).state_dict(), snapshot / "model.safetensors")
 
 
 def load_in_a_new_process(name: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -1008,7 +1018,7 @@ def test_weights_in_the_hub_s_cache_load_offline(tmp_path):
     answer = load_in_a_new_process(
         "test_vit.r160_in1k", HF_HUB_CACHE=str(tmp_path), HF_HUB_OFFLINE="1"
     )
-    assert models.digest(models.build(tiny(), seed=9).state_dict()) in answer.stdout
+    assert loader.digest(timm_architecture.build(tiny(), seed=9).state_dict()) in answer.stdout
     assert "weights='hf-hub timm/test_vit.r160_in1k'" in answer.stdout
 
 
@@ -1038,7 +1048,7 @@ def reachable_hub(monkeypatch, tmp_path):
     """Sets what a reachable hub answers to a download: raises the error given to it."""
     import huggingface_hub
 
-    monkeypatch.setattr(models, "require", lambda *args: None)
+    monkeypatch.setattr(loader, "require", lambda *args: None)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **more: None)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
 
@@ -1073,7 +1083,7 @@ def test_a_model_described_on_the_hub_is_refused_within_seconds_without_a_networ
 
 def test_damaged_weights_in_the_hub_s_cache_are_refused(monkeypatch, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"cut")
-    monkeypatch.setattr(models, "_fetch", lambda *place: tmp_path / "model.safetensors")
+    monkeypatch.setattr(loader, "_fetch", lambda *place: tmp_path / "model.safetensors")
     refused(
         r"loading the weights of test_vit\.r160_in1k failed",
         timm="test_vit.r160_in1k",
@@ -1084,13 +1094,13 @@ def test_damaged_weights_in_the_hub_s_cache_are_refused(monkeypatch, tmp_path):
 def test_a_host_that_never_answers_is_given_up(monkeypatch):
     import threading
 
-    from vitsee import network
+    from vitsee.io import reachable
 
-    monkeypatch.setattr(network, "_ask", lambda url, seconds: threading.Event().wait(60))
+    monkeypatch.setattr(reachable, "_ask", lambda url, seconds: threading.Event().wait(60))
     with pytest.raises(
         UserError, match=r"x must be downloaded, but a\.b cannot be reached \(no answer"
     ):
-        network.require("https://a.b/c", "x", "do y", seconds=0.1)
+        reachable.require("https://a.b/c", "x", "do y", seconds=0.1)
 
 
 REAL = {
@@ -1105,11 +1115,11 @@ def test_real_weights_recognise_photographs(name, test_data):
     from PIL import Image
     from timm.data import ImageNetInfo
 
-    from vitsee.loading import transform_of
+    from vitsee.data.minibatches import transform_of
 
     args, crop, interpolation, least = REAL[name]
     half = [0.5, 0.5, 0.5]
-    loaded = models.load(
+    loaded = loader.load(
         Model(
             name=name,
             timm=name,

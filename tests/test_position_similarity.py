@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from vitsee.analyses.position_similarity import PositionSimilarity
-from vitsee.embedding import positions
 from vitsee.errors import UserError
+from vitsee.models.embedding import positions
 from vitsee.sums import Sums
 
 
@@ -129,7 +129,7 @@ def test_a_second_model_is_refused():
 
 @pytest.mark.parametrize(("grid", "tiles"), [((7, 7), 49), ((14, 14), 49), ((24, 16), 64)])
 def test_a_large_grid_is_drawn_as_at_most_eight_by_eight_whole_maps(grid, tiles):
-    from vitsee.figures import grid_of_grids
+    from vitsee.plotting.map_plots import grid_of_grids
 
     figure = grid_of_grids(
         np.zeros(grid * 2), limits=(-1, 1), xlabel="x", ylabel="y", title="t", colour_label="c"

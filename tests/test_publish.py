@@ -10,14 +10,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from vitsee import atlas
 from vitsee.analysis import REGISTERED
 from vitsee.config import CONF
 from vitsee.errors import UserError
-from vitsee.figures import scorecard
-from vitsee.plotting import plot
-from vitsee.publish import Request, overrides, publish
-from vitsee.verdicts import COLUMNS
+from vitsee.papers import atlas
+from vitsee.papers.publish import Request, overrides, publish
+from vitsee.papers.verdicts import COLUMNS
+from vitsee.plotting.scorecard import scorecard
+from vitsee.results.drawing import plot
 
 QUICK = ["run.device=cpu", "run.workers=0", "run.progress=false"]
 PAPER = [f"fig{n:02}" for n in range(1, 14)]
@@ -152,7 +152,7 @@ def test_a_role_that_nobody_plays_is_said_in_the_figure_and_in_the_log(
             for name in atlas.zoo("mini").roles
         },
     )
-    monkeypatch.setattr("vitsee.atlas.zoo", lambda name: nobody)
+    monkeypatch.setattr("vitsee.papers.atlas.zoo", lambda name: nobody)
     publish(["figure=fig02", f"run.outputs={tmp_path}", *QUICK])
     assert "vit_large of zoo mini is left out: train it: vitsee train recipe=x" in caplog.text
     verdicts = pd.read_csv(tmp_path / "figures" / "fig02-mini" / "claims.csv")
@@ -167,7 +167,7 @@ def test_fewer_images_than_some_other_analysis_needs_are_no_mistake(tmp_path):
 def test_of_two_models_the_one_that_is_missing_is_named(tmp_path, caplog, monkeypatch):
     zoo = atlas.zoo("mini")
     zoo.roles["resnet50"] = atlas.Role(missing="train it: vitsee train recipe=x")
-    monkeypatch.setattr("vitsee.atlas.zoo", lambda name: zoo)
+    monkeypatch.setattr("vitsee.papers.atlas.zoo", lambda name: zoo)
     publish(["figure=fig02", f"run.outputs={tmp_path}", *QUICK])
     assert "resnet50 of zoo mini is left out: train it: vitsee train recipe=x" in caplog.text
     record = json.loads((tmp_path / "figures" / "fig02-mini" / "figure.json").read_text())
@@ -176,7 +176,7 @@ def test_of_two_models_the_one_that_is_missing_is_named(tmp_path, caplog, monkey
 
 def test_a_panel_that_another_process_measures_is_waited_for(monkeypatch):
     from vitsee.errors import Busy
-    from vitsee.publish import patiently
+    from vitsee.papers.publish import patiently
 
     answers = iter([Busy("held"), Busy("held"), [Path("x.csv")]])
 
@@ -186,7 +186,7 @@ def test_a_panel_that_another_process_measures_is_waited_for(monkeypatch):
             raise answer
         return answer
 
-    monkeypatch.setattr("vitsee.publish.POLL", 0.0)
+    monkeypatch.setattr("vitsee.papers.publish.POLL", 0.0)
     assert patiently(run) == [Path("x.csv")]
 
 
@@ -238,7 +238,7 @@ def test_what_makes_no_sense_for_a_figure_is_refused(words, message):
 def test_a_figure_file_with_an_unknown_key_is_refused(tmp_path, monkeypatch):
     (tmp_path / "figure").mkdir()
     (tmp_path / "figure" / "mine.yaml").write_text("name: mine\npanel: {}\n")
-    monkeypatch.setattr("vitsee.atlas.CONF", tmp_path)
+    monkeypatch.setattr("vitsee.papers.atlas.CONF", tmp_path)
     with pytest.raises(UserError, match=r"mine\.yaml: Key 'panel' not in 'Published'"):
         atlas.published("mine")
 

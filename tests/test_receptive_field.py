@@ -13,12 +13,12 @@ import torch
 from conftest import composed
 from torch import Tensor, nn
 
-from vitsee import residual
 from vitsee.analyses.receptive_field import ReceptiveField, bin_means, size
 from vitsee.analysis import Labels, Layer, View
 from vitsee.errors import UserError
-from vitsee.residual import Residual
-from vitsee.results import Results
+from vitsee.models import residual
+from vitsee.models.residual import Residual
+from vitsee.results.folder import Results
 from vitsee.runner import minibatches, run
 from vitsee.study import Study
 from vitsee.sums import Sums

@@ -19,9 +19,10 @@ import pandas as pd
 import pytest
 from conftest import composed, tiny_overrides
 
-from vitsee import pages
 from vitsee.errors import UserError
-from vitsee.report import asked, collect, report
+from vitsee.report import page, show_results
+from vitsee.report.collect import collect
+from vitsee.report.write import asked, report
 from vitsee.runner import run
 
 HOSTILE = '</script><img src=x onerror="window.hacked=1">\'\n{{ 7*7 }} & <b>bold</b>'
@@ -188,7 +189,7 @@ def test_equal_claims_are_counted_once_and_different_ones_are_both_shown(outputs
 
 
 def test_a_large_table_is_linked_beside_the_page_and_says_so(outputs, monkeypatch):
-    monkeypatch.setattr(pages, "EMBED", 100)
+    monkeypatch.setattr(page, "EMBED", 100)
     page = report([outputs], outputs.parent / "elsewhere" / "r.html")
     link = read(page).links["cka.csv"]
     assert (page.parent / link).resolve() == (result_of(outputs) / "cka.csv").resolve()
@@ -201,8 +202,8 @@ def test_the_map_has_the_table_s_values_bottom_row_first(tmp_path):
     table["cka"] = [0.1, 0.2, 0.3, np.nan, 0.5, 0.6]
     table["se"] = table["cka"] / 10
     table.to_csv(tmp_path / "cka.csv", index=False)
-    labels = pages.Labels(model="m", other="o", dataset="d", images=4)
-    cells = pages.heat_map(tmp_path / "cka.csv", pages.MAPS["cka"], labels)
+    labels = page.Labels(model="m", other="o", dataset="d", images=4)
+    cells = show_results.heat_map(tmp_path / "cka.csv", show_results.MAPS["cka"], labels)
     assert cells["rows"] == ["first", "NA", "last"]
     assert cells["columns"] == ["x", "y"]
     values = np.frombuffer(base64.b64decode(cells["values"]), "<f4")
@@ -214,8 +215,8 @@ def test_a_table_that_is_not_one_value_a_pair_is_no_map(tmp_path):
         {"model_layer": list("aabb"), "other_layer": list("xyxx"), "cka": 1, "se": 0}
     )
     table.to_csv(tmp_path / "cka.csv", index=False)
-    labels = pages.Labels(model="m", other=None, dataset="d", images=4)
-    assert pages.heat_map(tmp_path / "cka.csv", pages.MAPS["cka"], labels) is None
+    labels = page.Labels(model="m", other=None, dataset="d", images=4)
+    assert show_results.heat_map(tmp_path / "cka.csv", show_results.MAPS["cka"], labels) is None
 
 
 def test_a_map_of_146_layers_adds_less_than_300_kb(tmp_path):
@@ -225,8 +226,8 @@ def test_a_map_of_146_layers_adds_less_than_300_kb(tmp_path):
     pd.DataFrame(pairs, columns=["model_layer", "other_layer", "cka", "se"]).to_csv(
         tmp_path / "cka.csv", index=False
     )
-    labels = pages.Labels(model="m", other=None, dataset="d", images=4)
-    cells = pages.heat_map(tmp_path / "cka.csv", pages.MAPS["cka"], labels)
+    labels = page.Labels(model="m", other=None, dataset="d", images=4)
+    cells = show_results.heat_map(tmp_path / "cka.csv", show_results.MAPS["cka"], labels)
     assert len(json.dumps(cells)) < 300_000
 
 

@@ -9,10 +9,10 @@ import timm
 import torch
 from torch import nn
 
-from vitsee import layers, residual
 from vitsee.analysis import Layer
 from vitsee.errors import UserError
-from vitsee.skipless import OF
+from vitsee.models import presets, residual
+from vitsee.models.skipless import OF
 
 MODELS = {
     "ViT": ("vit_tiny_patch16_224", {"depth": 2}),
@@ -178,7 +178,7 @@ def test_units_without_a_skip_and_the_stem_are_listed_only_with_everything():
 def test_the_stream_after_a_sublayer_is_among_the_outputs_of_layers():
     net = build("ViT")
     names = [layer.name for layer in residual.survey_outputs(net, (3, 224, 224))]
-    chosen = layers.choose(net, residual.survey_outputs(net, (3, 224, 224)), ["blocks.*.+attn"])
+    chosen = presets.choose(net, residual.survey_outputs(net, (3, 224, 224)), ["blocks.*.+attn"])
     assert [layer.name for layer in chosen] == ["blocks.0.+attn", "blocks.1.+attn"]
     assert chosen[0].shape == (197, 192)
     assert chosen[0].prefix == 1

@@ -14,16 +14,17 @@ import torch
 from conftest import composed
 from test_models import configured
 
-from vitsee import models
 from vitsee.analyses.scaling import Scaling
 from vitsee.analysis import Layer, View
-from vitsee.cards import Card
+from vitsee.data.scenes import Scenes
 from vitsee.errors import UserError
-from vitsee.plotting import plot_joined, read
+from vitsee.models import loader
+from vitsee.models.cards import Card
+from vitsee.results.drawing import plot_joined
+from vitsee.results.reading import read
 from vitsee.runner import run
-from vitsee.scaling import plot_cards
-from vitsee.scenes import Scenes
 from vitsee.sums import Sums
+from vitsee.training.scaling import plot_cards
 
 CARD = Card(
     name="a", architecture="vit", parameters=1_000_000, dataset="scenes (x)", classes=16, accuracy=0.5,
@@ -65,7 +66,7 @@ def measured(folder, *overrides: str):
 
 def test_accuracy_is_the_share_of_images_that_are_classified_right(tmp_path):
     (row,) = pd.read_csv(measured(tmp_path) / "scaling.csv").to_dict("records")
-    scenes, net = Scenes("test", resolution=56), models.load(configured("vit_mini"), "cpu").net
+    scenes, net = Scenes("test", resolution=56), loader.load(configured("vit_mini"), "cpu").net
     images = np.stack([scenes.image(i) for i in range(48)])
     with torch.inference_mode():
         logits = net(torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1)
@@ -76,7 +77,7 @@ def test_accuracy_is_the_share_of_images_that_are_classified_right(tmp_path):
 
 def test_what_the_training_took_is_read_from_the_card_beside_the_weights(tmp_path):
     weights = tmp_path / "mine.safetensors"
-    shutil.copy(models.shipped("vit_mini"), weights)
+    shutil.copy(loader.shipped("vit_mini"), weights)
     card = replace(CARD, name="mine", train_images=7, images_seen=70, training_flops=7e9)
     weights.with_suffix(".md").write_text(card.markdown)
     folder = measured(tmp_path, f"model.checkpoint={weights}")
@@ -93,7 +94,7 @@ def test_what_the_training_took_is_read_from_the_card_beside_the_weights(tmp_pat
 @pytest.mark.parametrize("beside", [None, "# Notes of mine"])
 def test_without_a_card_the_accuracy_stands_alone_and_a_warning_says_so(beside, tmp_path, caplog):
     weights = tmp_path / "mine.safetensors"
-    shutil.copy(models.shipped("vit_mini"), weights)
+    shutil.copy(loader.shipped("vit_mini"), weights)
     if beside:
         weights.with_suffix(".md").write_text(beside)
     folder = measured(tmp_path, f"model.checkpoint={weights}")
@@ -139,7 +140,7 @@ def test_models_of_one_family_are_one_line_against_images_and_against_compute(tm
     folders = []
     for name, images in (("few", 100), ("many", 1000)):
         weights = tmp_path / f"{name}.safetensors"
-        shutil.copy(models.shipped("vit_mini"), weights)
+        shutil.copy(loader.shipped("vit_mini"), weights)
         card = replace(CARD, name=name, train_images=images, training_flops=1e9 * images)
         weights.with_suffix(".md").write_text(card.markdown)
         words = [f"model.checkpoint={weights}", f"model.name={name}"]

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vitsee import examples
-from vitsee.config import Run
-from vitsee.datasets import Made
+from vitsee.data.images import Made
+from vitsee.data.scenes import CLASSES, Scenes
 from vitsee.errors import UserError
-from vitsee.examples import Kept, kept
-from vitsee.scenes import CLASSES, Scenes
+from vitsee.options import Run
+from vitsee.training import examples
+from vitsee.training.examples import Kept, kept
 
 
 def test_an_image_depends_on_seed_split_and_index_alone():

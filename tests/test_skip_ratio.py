@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from vitsee.analyses.skip_ratio import SkipRatio, median
 from vitsee.analysis import Labels, Layer, View
-from vitsee.residual import Residual
-from vitsee.results import Results
+from vitsee.models.residual import Residual
+from vitsee.results.folder import Results
 from vitsee.runner import minibatches, run
 from vitsee.study import Study
 from vitsee.sums import Sums

@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import composed
 
-from vitsee import models, residual
-from vitsee.config import Model
 from vitsee.errors import UserError
+from vitsee.models import residual, timm_architecture
+from vitsee.options import Model
 
 MODELS = {
     "ViT": ("vit_tiny_patch16_224", {"depth": 3, "init_values": 0.3}),
@@ -20,7 +20,7 @@ MODELS = {
 
 def build(name: str, *without: int) -> torch.nn.Module:
     timm_name, args = MODELS[name]
-    return models.build(
+    return timm_architecture.build(
         Model(name="m", timm=timm_name, args=args, remove_skip=list(without))
     ).eval()
 
@@ -89,7 +89,7 @@ def test_only_sublayers_with_a_skip_have_a_ratio():
 )
 def test_what_has_no_such_skip_is_refused(timm_name, without, message):
     with pytest.raises(UserError, match=message):
-        models.build(Model(name="m", timm=timm_name, remove_skip=without))
+        timm_architecture.build(Model(name="m", timm=timm_name, remove_skip=without))
 
 
 def test_it_is_part_of_what_a_result_depends_on():
@@ -100,7 +100,7 @@ def test_it_is_part_of_what_a_result_depends_on():
 def test_a_training_begins_with_larger_weights_where_nothing_is_added_to_a_skip(tmp_path):
     from test_training import wee
 
-    from vitsee.training import Trainer
+    from vitsee.training.trainer import Trainer
 
     asked = wee(tmp_path)
     cut = Trainer(replace(asked, model=replace(asked.model, remove_skip=[1]))).net

@@ -16,7 +16,7 @@ import pytest
 from conftest import tiny_overrides, wait_until
 from test_laws import assert_same_tables
 
-from vitsee.results import Results
+from vitsee.results.folder import Results
 from vitsee.runner import run
 from vitsee.sums import Sums
 

@@ -16,12 +16,14 @@ from conftest import write_images
 from PIL import Image
 from test_laws import assert_same_tables
 
-from vitsee import changes, datasets, writing
-from vitsee.config import Dataset
+from vitsee.data import datasets
 from vitsee.errors import Incomplete, UserError
-from vitsee.plotting import plot
+from vitsee.io import writing
+from vitsee.options import Dataset
 from vitsee.proof import Doubts, Impossible
-from vitsee.results import Results
+from vitsee.results import changes
+from vitsee.results.drawing import plot
+from vitsee.results.folder import Results
 from vitsee.runner import run
 from vitsee.study import Study
 from vitsee.sums import Damaged, Sums
@@ -161,9 +163,9 @@ def test_damaged_provenance_says_how_to_mend_it(tiny):
 def test_changed_weights_are_not_continued_silently(tiny, tmp_path, caplog):
     from safetensors.torch import save_file
 
-    from vitsee import models
+    from vitsee.models import timm_architecture
 
-    state = models.build(tiny().model).state_dict()
+    state = timm_architecture.build(tiny().model).state_dict()
     path = tmp_path / "weights.safetensors"
     save_file(state, path)
     first = run(tiny(f"model.checkpoint={path}"))[0].parent

@@ -18,12 +18,14 @@ from conftest import TINY, tiny_overrides
 from test_edited import result
 
 import vitsee
-import vitsee.datasets
-import vitsee.models
-from vitsee import config, locks, provenance
-from vitsee.config import Dataset, Model, Run
+import vitsee.data.datasets
+import vitsee.models.loader
+from vitsee import mistakes
 from vitsee.errors import UserError, expanded, printable, refused, unwritable
-from vitsee.results import Results
+from vitsee.options import Dataset, Model, Run
+from vitsee.parallel import leases
+from vitsee.results import provenance
+from vitsee.results.folder import Results
 from vitsee.streams import CLOSED_PIPE, UNPRINTED, Steady, steady
 
 # --- errors of the system ------------------------------------------------------------------------
@@ -131,12 +133,12 @@ def test_a_refusal_that_other_errors_were_made_of_is_told():
 
     told = HydraException("it did not work")
     told.__cause__ = OSError(errno.ENOENT, "No such file", "/nowhere/at/all")
-    assert config.explain(told).startswith("cannot use /nowhere/at/all: No such file; ")
+    assert mistakes.explain(told).startswith("cannot use /nowhere/at/all: No such file; ")
 
 
 def test_what_is_no_refusal_of_the_system_keeps_its_traceback():
     for bug in (KeyError("x"), TypeError("x"), AttributeError("x"), RuntimeError("x")):
-        assert config.mistake(bug) is None
+        assert mistakes.mistake(bug) is None
 
 
 def test_names_of_more_than_255_bytes_are_told_to_be_shortened(run_tiny):
@@ -158,8 +160,8 @@ def test_a_home_that_there_is_not_is_told(home, monkeypatch):
         expanded(home)
     for ask in (
         lambda: Run(outputs=home),
-        lambda: vitsee.datasets.load(Dataset(name="f", kind="folder", root=home), 32),
-        lambda: vitsee.models.load(Model(name="m", timm="test_vit", checkpoint=home), "cpu"),
+        lambda: vitsee.data.datasets.load(Dataset(name="f", kind="folder", root=home), 32),
+        lambda: vitsee.models.loader.load(Model(name="m", timm="test_vit", checkpoint=home), "cpu"),
     ):
         with pytest.raises(UserError, match="write the path in full"):
             ask()
@@ -199,12 +201,12 @@ def test_a_state_that_is_no_file_is_set_aside(run_tiny, caplog):
 
 def claimed(folder: Path) -> list[int]:
     """What a process claims there of one minibatch."""
-    with locks.claim(folder / "000-of-001.claim", "*.claim", lambda: [0]) as mine:
+    with leases.claim(folder / "000-of-001.claim", "*.claim", lambda: [0]) as mine:
         return mine.minibatches
 
 
 def test_a_claim_that_is_a_pipe_is_nobody_s(tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "PATIENCE", 0.1)
+    monkeypatch.setattr(leases, "PATIENCE", 0.1)
     os.mkfifo(tmp_path / "000-of-001.claim")
     assert claimed(tmp_path) == [0]
 
@@ -294,7 +296,7 @@ def test_a_model_whose_name_is_no_unicode_is_measured_and_drawn(run_tiny):
 def test_what_cannot_draw_fails_before_anything_is_measured(tiny, monkeypatch):
     from vitsee import runner
 
-    monkeypatch.setitem(sys.modules, "vitsee.figures", None)
+    monkeypatch.setitem(sys.modules, "vitsee.plotting.heatmaps", None)
     monkeypatch.setattr(runner, "measure", lambda *_: pytest.fail("it measured"))
     with pytest.raises(ImportError):
         runner.run(tiny())

@@ -7,7 +7,7 @@ import logging
 import pandas as pd
 import pytest
 
-from vitsee.results import Results
+from vitsee.results.folder import Results
 from vitsee.runner import run
 from vitsee.study import LEAST, Study
 from vitsee.sums import Sums

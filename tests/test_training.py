@@ -27,20 +27,22 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load, load_file
 
-from vitsee import cards, checkpoint, examples, models, recipes, training
-from vitsee.checkpoint import Checkpoints, Damaged
-from vitsee.config import CONF, Dataset, Model, Pool, Precision, Run
+from vitsee.config import CONF
+from vitsee.data.scenes import CLASSES, Scenes
 from vitsee.errors import Incomplete, UserError
-from vitsee.examples import Mixer, Schedule, Shown, Splits
-from vitsee.interrupt import Interrupted
-from vitsee.ranks import Ranks
-from vitsee.recipes import Decay, Optimiser, Recipe, Training
-from vitsee.results import Results
-from vitsee.scenes import CLASSES, Scenes
-from vitsee.training import Trainer, train
+from vitsee.models import cards, loader, timm_architecture
+from vitsee.options import Dataset, Model, Pool, Precision, Run
+from vitsee.parallel.interrupt import Interrupted
+from vitsee.results.folder import Results
+from vitsee.training import checkpoint, examples, recipes, trainer
+from vitsee.training.checkpoint import Checkpoints, Damaged
+from vitsee.training.examples import Mixer, Schedule, Shown, Splits
+from vitsee.training.ranks import Ranks
+from vitsee.training.recipes import Decay, Optimiser, Recipe, Training
+from vitsee.training.trainer import Trainer, train
 
 ROOT = Path(__file__).parents[1]
-SHIPPED = sorted(path.stem for path in models.EMBEDDED.glob("*.safetensors"))
+SHIPPED = sorted(path.stem for path in loader.EMBEDDED.glob("*.safetensors"))
 WEE = {"img_size": 28, "patch_size": 7, "embed_dim": 16, "depth": 2, "num_heads": 2}
 
 
@@ -569,7 +571,7 @@ class TestPool:
 
     def test_a_model_that_has_no_such_choice_says_so(self):
         with pytest.raises(UserError, match=r"resnet18 cannot be made with .*model.pool=gap: "):
-            models.build(Model(name="r", timm="resnet18", pool=Pool.gap))
+            timm_architecture.build(Model(name="r", timm="resnet18", pool=Pool.gap))
 
 
 def test_half_rounds_the_weights_before_they_are_judged(tmp_path):
@@ -581,7 +583,7 @@ def test_half_rounds_the_weights_before_they_are_judged(tmp_path):
 
 class TestCard:
     def test_flops_are_those_counted_by_hand(self, tmp_path):
-        counted = training.flops_of(wee(tmp_path).model)
+        counted = trainer.flops_of(wee(tmp_path).model)
         tokens, width, patch = 17, 16, 3 * 7 * 7
         block = tokens * width * (3 * width + width + 8 * width) + 2 * tokens * tokens * width
         expected = 2 * (16 * patch * width + 2 * block + width * 16)
@@ -610,7 +612,7 @@ class TestCard:
             return Image.new("RGB", (28, 28), colour)
 
         monkeypatch.setattr(examples.Kept, "open", flat)
-        assert training.pixel_probe(splits, 32) > 2 / 16
+        assert trainer.pixel_probe(splits, 32) > 2 / 16
 
 
 def test_two_ranks_take_the_steps_of_one(forks, tmp_path):
@@ -668,7 +670,7 @@ def said_under_torchrun(script: str, folder: Path) -> str:
     (folder / "script.py").write_text(script)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
     words = [sys.executable, *torchrun, "--nproc-per-node=2", "script.py"]
-    home = {"PYTHONPATH": str(Path(training.__file__).parents[1])}
+    home = {"PYTHONPATH": str(Path(trainer.__file__).parents[1])}
     env = os.environ | rank_environments(1)[0] | home
     with (folder / "said").open("w") as said:
         started = subprocess.Popen(
@@ -709,9 +711,9 @@ def test_a_batch_that_ranks_cannot_share_evenly_is_refused(tmp_path, monkeypatch
 def test_shipped_weights_are_as_accurate_as_their_card_says(name):
     from test_models import configured
 
-    card = cards.read(models.EMBEDDED / f"{name}.md")
+    card = cards.read(loader.EMBEDDED / f"{name}.md")
     stated, (seed, side) = card.accuracy, re.findall(r"seed(\d+)/(\d+)px", card.dataset)[0]
-    loaded = models.load(configured(name), "cpu")
+    loaded = loader.load(configured(name), "cpu")
     scenes = Scenes("test", int(seed), int(side))
     images = np.stack([scenes.image(i) for i in range(480)])
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
@@ -722,11 +724,11 @@ def test_shipped_weights_are_as_accurate_as_their_card_says(name):
 
 
 def test_all_shipped_weights_together_are_small():
-    assert sum((models.EMBEDDED / f"{name}.safetensors").stat().st_size for name in SHIPPED) <= 40e6
+    assert sum((loader.EMBEDDED / f"{name}.safetensors").stat().st_size for name in SHIPPED) <= 40e6
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_weights_are_small_and_far_above_a_linear_probe(name):
-    assert (models.EMBEDDED / f"{name}.safetensors").stat().st_size <= 4 * 2**20
-    card = cards.read(models.EMBEDDED / f"{name}.md")
+    assert (loader.EMBEDDED / f"{name}.safetensors").stat().st_size <= 4 * 2**20
+    card = cards.read(loader.EMBEDDED / f"{name}.md")
     assert card.accuracy > 2 * card.pixel_probe

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vitsee import atlas, claims, replicates
-from vitsee.verdicts import (
+from vitsee.papers import atlas, claims
+from vitsee.papers.verdicts import (
     ABSENT,
     CLAIMS,
     FAILS,
@@ -25,6 +25,7 @@ from vitsee.verdicts import (
     judge,
     verdict,
 )
+from vitsee.results import replicates
 
 FIGURES = {name: atlas.published(name) for name in atlas.figures()}
 

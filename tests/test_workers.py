@@ -16,11 +16,11 @@ from conftest import composed, tiny_overrides, wait_until, write_images
 from forks import Fork, Forks
 from test_laws import NEEDED, assert_same_tables
 
-from vitsee import workers
+from vitsee import gpus
 from vitsee.analysis import REGISTERED
-from vitsee.config import Run
 from vitsee.errors import UserError
-from vitsee.results import Results
+from vitsee.options import Run
+from vitsee.results.folder import Results
 from vitsee.runner import run
 from vitsee.study import Study
 from vitsee.sums import Sums
@@ -100,7 +100,7 @@ def test_a_mistake_of_all_is_told_once(start, tmp_path):
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes by /proc")
 def test_a_killed_process_is_told_and_the_same_command_goes_on(tiny, tmp_path, monkeypatch):
     whole = run(tiny(f"run.outputs={tmp_path / 'whole'}"))[0].parent
-    killed, go_on = threading.Event(), workers._go_on
+    killed, go_on = threading.Event(), gpus._go_on
 
     def kill() -> None:
         wait_until(lambda: list(tmp_path.rglob("o/**/001-of-002.pt")))
@@ -113,13 +113,13 @@ def test_a_killed_process_is_told_and_the_same_command_goes_on(tiny, tmp_path, m
 
     asked = [f"run.outputs={tmp_path / 'o'}", "run.gpus=2", "run.save_every=1"]
     with monkeypatch.context() as patch:
-        patch.setattr(workers, "_go_on", once_killed)
+        patch.setattr(gpus, "_go_on", once_killed)
         threading.Thread(target=kill, daemon=True).start()
         with pytest.raises(
             UserError, match=r"a process ended without a word \(killed by SIGKILL\)"
         ):
-            workers.run(tiny(*asked))
-    shared = workers.run(tiny(*asked))[0].parent
+            gpus.run(tiny(*asked))
+    shared = gpus.run(tiny(*asked))[0].parent
     assert_same_tables(Results(whole).tables(), Results(shared).tables())
 
 
@@ -151,31 +151,31 @@ class TestDevices:
 
     def test_all_is_a_process_on_every_gpu(self, gpus):
         gpus(4)
-        assert workers.choose(Run(device="all")) == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
-        assert workers.choose(Run(gpus=2)) == ["cuda:0", "cuda:1"]
+        assert gpus.choose(Run(device="all")) == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
+        assert gpus.choose(Run(gpus=2)) == ["cuda:0", "cuda:1"]
 
     def test_without_a_gpu_one_process_does_it_all_and_says_so(self, gpus, caplog):
         gpus(0)
-        assert workers.choose(Run(device="all")) == ["auto"]
+        assert gpus.choose(Run(device="all")) == ["auto"]
         assert "run.device=all, but there is no GPU here that torch can use" in caplog.text
-        assert workers.choose(Run(gpus=3)) == ["auto"]
+        assert gpus.choose(Run(gpus=3)) == ["auto"]
         assert "run.gpus=3, but there is no GPU here" in caplog.text
 
     def test_more_than_there_are_is_as_many_as_there_are(self, gpus, caplog):
         gpus(2)
-        assert workers.choose(Run(gpus=3)) == ["cuda:0", "cuda:1"]
+        assert gpus.choose(Run(gpus=3)) == ["cuda:0", "cuda:1"]
         assert "run.gpus=3, but there are only 2 here: these are used" in caplog.text
 
     def test_one_named_gpu_is_one(self, gpus):
         gpus(2)
-        assert workers.choose(Run(device="cuda:1")) == ["cuda:1"]
+        assert gpus.choose(Run(device="cuda:1")) == ["cuda:1"]
         with pytest.raises(UserError, match=r"run.device=cuda:1, which is one device"):
-            workers.choose(Run(device="cuda:1", gpus=2))
+            gpus.choose(Run(device="cuda:1", gpus=2))
         with pytest.raises(UserError, match=r"run.gpus must be at least 1, got 0"):
             Run(gpus=0)
 
     def test_jobs_of_several_gpus_share_one_experiment(self, tiny):
         jobs = [tiny("run.shards=3", f"run.shard={shard}") for shard in range(3)]
-        parts = [workers.Team(job, ["cpu", "cpu"]).part(k).run for job in jobs for k in (0, 1)]
+        parts = [gpus.Team(job, ["cpu", "cpu"]).part(k).run for job in jobs for k in (0, 1)]
         assert sorted(part.shard for part in parts) == list(range(6))
         assert {part.shards for part in parts} == {6}

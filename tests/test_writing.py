@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from vitsee import writing
+from vitsee.io import writing
 
 
 def test_a_file_appears_whole_at_the_end_of_the_block(tmp_path):

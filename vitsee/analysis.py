@@ -20,15 +20,15 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from vitsee.errors import UserError, printable
-from vitsee.tidy import Table
+from vitsee.io.tidy import Table
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
-    from vitsee.cards import Card
-    from vitsee.datasets import Images
+    from vitsee.data.images import Images
+    from vitsee.models.cards import Card
     from vitsee.proof import Impossibility
     from vitsee.sums import Sums
 

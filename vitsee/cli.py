@@ -13,10 +13,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from vitsee import config, interrupt, listing
+from vitsee import config, listing, mistakes, options
 from vitsee.errors import Incomplete, UserError, nearest, printable, speak_plainly
 from vitsee.help import RUN_HELP, usage
-from vitsee.interrupt import Interrupted
+from vitsee.parallel import interrupt
+from vitsee.parallel.interrupt import Interrupted
 from vitsee.streams import steady
 
 CONF = str(config.CONF)
@@ -74,7 +75,7 @@ def answer_for(verb: str, do: Callable[[], None]) -> None:
     except Exception as error:
         if interrupt.led_to(error) and not isinstance(error, UserError):
             fail(f"vitsee {verb}: interrupted", INTERRUPTED)
-        if mistake := config.mistake(error):
+        if mistake := mistakes.mistake(error):
             fail(f"vitsee {verb}: {mistake}")
         if type(error).__module__.split(".")[0] != "submitit":
             raise
@@ -92,7 +93,7 @@ def run() -> None:
     if wants_help():
         return print(RUN_HELP.replace("{choices}", listing.choices()))
     if any(word.startswith("figure=") for word in sys.argv):
-        from vitsee.publish import publish
+        from vitsee.papers.publish import publish
 
         return print(*publish(sys.argv[1:]), sep="\n")
     if "--from" in sys.argv:
@@ -138,16 +139,16 @@ def one_of_many(cfg: DictConfig) -> None:
         logging.getLogger("vitsee").info("%s", what)
 
 
-def perform(experiment: config.Experiment) -> None:
+def perform(experiment: options.Experiment) -> None:
     """Run one experiment and print where its tables and figures are."""
-    from vitsee.workers import run
+    from vitsee.gpus import run
 
     print(*run(experiment), sep="\n")
 
 
 def plot() -> None:
     """draw result folders again from their CSVs; several of one analysis also in one figure"""
-    from vitsee.plotting import plot, plot_joined
+    from vitsee.results.drawing import plot, plot_joined
 
     if wants_help() or len(sys.argv) == 1:
         return print(
@@ -155,7 +156,7 @@ def plot() -> None:
         )
     paths = [Path(path) for path in sys.argv[1:]]
     if all(path.suffix == ".md" for path in paths):
-        from vitsee.scaling import plot_cards
+        from vitsee.training.scaling import plot_cards
 
         return print(*plot_cards(paths), sep="\n")
     for path in paths:
@@ -166,11 +167,11 @@ def plot() -> None:
 
 def report() -> None:
     """write one HTML page of results, figures and claims"""
-    from vitsee import report
+    from vitsee.report import write
 
     if wants_help():
-        return print(report.USAGE)
-    print(report.report(*report.asked(sys.argv[1:])))
+        return print(write.USAGE)
+    print(write.report(*write.asked(sys.argv[1:])))
 
 
 def list_() -> None:
@@ -191,7 +192,7 @@ def train() -> None:
     if wants_help():
         names = "|".join(listing.names("recipe"))
         return print(f"usage: vitsee train recipe={names} [key=value …]")
-    from vitsee import recipes  # noqa: F401  (declares the schema of recipes)
+    from vitsee.training import recipes  # noqa: F401  (declares the schema of recipes)
 
     sys.argv[1:] = map(config.quoted, sys.argv[1:])
     compose_and_train()
@@ -199,12 +200,12 @@ def train() -> None:
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")
 def compose_and_train(cfg: DictConfig) -> None:
-    from vitsee import recipes
+    from vitsee.training import recipes
 
     def train() -> None:
-        from vitsee import training
+        from vitsee.training import trainer
 
-        print(training.train(recipes.build(cfg)))
+        print(trainer.train(recipes.build(cfg)))
 
     answer_for("train", train)
 
@@ -212,7 +213,7 @@ def compose_and_train(cfg: DictConfig) -> None:
 VERBS: dict[str, Callable[[], None]] = {
     "run": run,
     "plot": plot,
-    "report": report,
+    "report": collect,
     "list": list_,
     "train": train,
 }
@@ -237,7 +238,7 @@ def complete() -> None:
         return print(*(kind for kind in listing.KINDS if kind.startswith(typed)))
     os.environ["COMP_LINE"] = line.replace(f" {words[1]}", "", 1)
     if done[1] == "train":
-        from vitsee import recipes  # noqa: F401  (declares the schema of recipes)
+        from vitsee.training import recipes  # noqa: F401  (declares the schema of recipes)
 
         return compose_and_train()
     compose_and_run()

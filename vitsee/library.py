@@ -37,7 +37,7 @@ def run_experiment(*overrides: str, **options: Any) -> Result:
     """
     if "torch" not in sys.modules:  # as the command does; torch looks once, when it is imported
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    from vitsee import config
+    from vitsee import config, mistakes
 
     words = [*overrides, *(config.override(key, value) for key, value in options.items())]
     for word in words:
@@ -48,13 +48,13 @@ def run_experiment(*overrides: str, **options: Any) -> Result:
             )
     try:
         experiment = config.composed(words)
-        from vitsee.workers import run  # torch is worth waiting for only now
+        from vitsee.gpus import run  # torch is worth waiting for only now
 
         written = run(experiment)
     except UserError:
         raise
     except Exception as error:
-        mistake = config.mistake(error)
+        mistake = mistakes.mistake(error)
         if mistake is None:
             raise
         raise UserError(mistake) from None
@@ -66,8 +66,8 @@ def load(path: str | os.PathLike[str]) -> Result:
 
     Raises UserError if it is none, or has no tables yet.
     """
-    from vitsee.plotting import read
-    from vitsee.results import Results
+    from vitsee.results.folder import Results
+    from vitsee.results.reading import read
 
     folder = Path(path)
     try:

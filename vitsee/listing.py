@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable
 
 from omegaconf import OmegaConf
 
-from vitsee import atlas
 from vitsee.analysis import REGISTERED
-from vitsee.config import CONF, Model, composed
-from vitsee.models import shipped
+from vitsee.config import CONF, composed
+from vitsee.models.loader import shipped
+from vitsee.options import Model
+from vitsee.papers import atlas
 
 
 def names(group: str) -> list[str]:
@@ -78,19 +79,19 @@ def figures(overrides: list[str]) -> str:
 
 def layers(overrides: list[str]) -> str:
     """Every layer of the model that runs, with the presets and the patterns that select it."""
-    from vitsee import layers, models
-    from vitsee.taps import SURVEY
+    from vitsee.models import presets, timm_architecture
+    from vitsee.models.taps import SURVEY
 
     experiment = composed(overrides)
-    net = models.skeleton(experiment.model).eval()
+    net = timm_architecture.skeleton(experiment.model).eval()
     reads = experiment.analysis.reads("model")
-    size = models.data_config(net)["input_size"]
-    models.refuse_unrunnable(experiment.model, net, size)
+    size = timm_architecture.data_config(net)["input_size"]
+    timm_architecture.refuse_unrunnable(experiment.model, net, size)
     every = SURVEY[reads](net, size)
-    chosen = {name: set(layers.preset(net, every, name)) for name in layers.PRESETS}
+    chosen = {name: set(presets.preset(net, every, name)) for name in presets.PRESETS}
     asked = experiment.analysis.layers
-    if any(pattern not in layers.PRESETS for pattern in asked):
-        chosen["asked"] = {layer.name for layer in layers.choose(net, every, asked)}
+    if any(pattern not in presets.PRESETS for pattern in asked):
+        chosen["asked"] = {layer.name for layer in presets.choose(net, every, asked)}
     counts = ", ".join(f"{name} {len(found)}" for name, found in chosen.items())
     rows = [("layer", "output", *chosen)]
     for layer in every:
@@ -113,7 +114,7 @@ def model_options(name: str) -> dict[str, object]:
 
 KINDS: dict[str, Callable[[list[str]], str]] = {
     "analyses": analyses,
-    "models": models,
+    "models": loader,
     "datasets": lambda overrides: commented("dataset"),
     "protocols": lambda overrides: commented("protocol"),
     "recipes": lambda overrides: commented("recipe"),

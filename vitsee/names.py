@@ -10,7 +10,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vitsee.config import Model
+    from vitsee.options import Model
 
 _ENDINGS = re.compile(r"(\.(safetensors|ckpt|pth|pt|bin|npz|tar))+\Z", re.IGNORECASE)
 _LONGEST = 60

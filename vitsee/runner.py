@@ -14,21 +14,21 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from vitsee import changes, provenance, replicates
 from vitsee.analysis import View
-from vitsee.batches import Plan
-from vitsee.config import Experiment
+from vitsee.data.minibatches import Minibatch, Minibatches
+from vitsee.data.plan import Plan
 from vitsee.errors import Incomplete, UserError
-from vitsee.interrupt import Interruptible
-from vitsee.loading import Minibatch, Minibatches
-from vitsee.locks import Claim, claim
-from vitsee.plotting import plot
+from vitsee.models.taps import watch
+from vitsee.options import Experiment
+from vitsee.parallel.interrupt import Interruptible
+from vitsee.parallel.leases import Claim, claim
+from vitsee.parallel.team import Alone
 from vitsee.proof import Doubts
-from vitsee.results import Results
+from vitsee.results import changes, provenance, replicates
+from vitsee.results.drawing import plot
+from vitsee.results.folder import Results
 from vitsee.study import Study
 from vitsee.sums import SKIPPED, Sums
-from vitsee.taps import watch
-from vitsee.team import Alone
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def run(experiment: Experiment, team: Alone | None = None) -> list[Path]:
     """
     study, team = Study(experiment), team or Alone()
     if team.writes:
-        import vitsee.figures  # noqa: F401  (what cannot draw fails now, rather than after hours)
+        import vitsee.plotting.heatmaps  # noqa: F401  (what cannot draw fails now, rather than after hours)
     results = Results(Path(experiment.run.outputs) / study.folder, study.fingerprint)
     experiment.analysis.fit(study.memory)
     results.prepare()

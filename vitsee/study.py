@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitsee import datasets, layers, models
 from vitsee.analysis import Labels, Layer
-from vitsee.batches import Plan
-from vitsee.config import Experiment, Precision
+from vitsee.data import datasets, images
+from vitsee.data.plan import Plan
 from vitsee.errors import UserError
-from vitsee.structure import structure
+from vitsee.models import loader, presets
+from vitsee.models.structure import structure
+from vitsee.models.taps import SURVEY
+from vitsee.options import Experiment, Precision
 from vitsee.sums import Sums
-from vitsee.taps import SURVEY
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ ones too; images count by the fingerprint of the data set, and their draw by the
 class Pass:
     """One pass over data: the images there are, and which of them make up which minibatch."""
 
-    images: datasets.Images
+    images: images.Images
     plan: Plan
 
 
@@ -79,11 +80,11 @@ class Study:
         return asked * 2**30 if asked else memory_of(self.device)
 
     @cached_property
-    def models(self) -> dict[str, models.Loaded]:
+    def models(self) -> dict[str, loader.Loaded]:
         """The models by role, with weights, on the device."""
         e = self.experiment
         found = {
-            role: models.load(model, self.device, e.names[role]) for role, model in e.models.items()
+            role: loader.load(model, self.device, e.names[role]) for role, model in e.models.items()
         }
         self.experiment.analysis.cards = {
             role: model.card for role, model in found.items() if model.card
@@ -97,7 +98,7 @@ class Study:
         if analysis.weights_only:
             return {role: [] for role in self.models}
         found = {
-            role: layers.choose(model.net, self._surveyed[role], analysis.patterns(role))
+            role: presets.choose(model.net, self._surveyed[role], analysis.patterns(role))
             for role, model in self.models.items()
         }
         analysis.check(found)
@@ -119,12 +120,12 @@ class Study:
         if analysis.weights_only:
             return []
         out = {
-            role: layers.left_out(model.net, self._surveyed[role], analysis.patterns(role))
+            role: presets.left_out(model.net, self._surveyed[role], analysis.patterns(role))
             for role, model in self.models.items()
         }
         return [
             f"{len(names)} layers of the {role} are left out, as the first axis of their output is not the "
-            f"images but, say, windows of them: {layers.alike(names)}"
+            f"images but, say, windows of them: {presets.alike(names)}"
             for role, names in out.items()
             if names
         ]
@@ -149,7 +150,7 @@ class Study:
         return Pass(images, self._plan(stage, images))
 
     @property
-    def images(self) -> datasets.Images:
+    def images(self) -> images.Images:
         """The images of the last pass."""
         return self.passes[-1].images
 
@@ -158,7 +159,7 @@ class Study:
         """The plan of the last pass."""
         return self.passes[-1].plan
 
-    def _plan(self, stage: int, images: datasets.Images) -> Plan:
+    def _plan(self, stage: int, images: images.Images) -> Plan:
         """Which images make up which minibatch. Raises UserError if there are not enough."""
         e = self.experiment
         equal = e.analysis.equal_minibatches

@@ -11,13 +11,13 @@ import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
-from vitsee.tidy import Error, Table, Whole
+from vitsee.io.tidy import Error, Table, Whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from vitsee.attention import Attention
+    from vitsee.estimators.attention import Attention
     from vitsee.sums import Sums
 
 
@@ -73,7 +73,7 @@ class AttentionDistance(Analysis):
         """Mean distance of each image of every head and, last, of uniform attention: (N, heads + 1)."""
         import torch
 
-        from vitsee.attention import attention_distance, uniform_distance
+        from vitsee.estimators.attention import attention_distance, uniform_distance
 
         distance = attention_distance(output, layer, renormalize=self.renormalize)
         uniform = uniform_distance(layer, renormalize=self.renormalize)
@@ -133,11 +133,11 @@ class AttentionDistance(Analysis):
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         """The heads of the two lowest and highest blocks, sorted; every head over depth."""
-        from vitsee import figures
+        from vitsee.plotting import line_plots
 
         table = tables["attention_distance"]
         return {
-            "attention_distance": figures.sorted_lines(
+            "attention_distance": line_plots.sorted_lines(
                 _lowest_and_highest(table),
                 line="block",
                 y="distance_px",
@@ -147,7 +147,7 @@ class AttentionDistance(Analysis):
                 title=f"{labels.model}, {labels.data}",
                 names="block {}",
             ),
-            "attention_distance_by_depth": figures.dots(
+            "attention_distance_by_depth": line_plots.dots(
                 table,
                 x="block",
                 y="distance_px",

@@ -11,14 +11,14 @@ import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError, nearest
-from vitsee.tidy import Table, Whole
+from vitsee.io.tidy import Table, Whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from vitsee.attention import Attention
-    from vitsee.datasets import Images
+    from vitsee.data.images import Images
+    from vitsee.estimators.attention import Attention
     from vitsee.sums import Sums
 
 SIDE = 112
@@ -92,7 +92,7 @@ class AttentionRollout(Analysis):
         """Rollout of each image and its colours, as rows of all that are planned."""
         import torch
 
-        from vitsee.attention import rollout
+        from vitsee.estimators.attention import rollout
 
         layer = next(iter(self._layers.values()))
         assert layer.grid is not None
@@ -140,11 +140,11 @@ class AttentionRollout(Analysis):
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         """Pairs of an image and the same image lit where the output attends to."""
-        from vitsee import figures
+        from vitsee.plotting import map_plots
 
         weights = _arrays(tables["attention_rollout"], ["weight"])[..., 0]
         colours = _arrays(tables["attention_rollout_images"], list("rgb"))
-        pairs = figures.image_pairs(
+        pairs = map_plots.image_pairs(
             [(image / 255, weight) for image, weight in zip(colours, weights, strict=False)],
             title=f"{labels.model}, {labels.data}",
             names=("Input", "Attention"),

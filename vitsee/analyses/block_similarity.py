@@ -11,8 +11,8 @@ import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
-from vitsee.estimates import cka_and_error, cka_terms
-from vitsee.tidy import Error, Table, Whole
+from vitsee.estimators.minibatch_cka import cka_and_error, cka_terms
+from vitsee.io.tidy import Error, Table, Whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,7 +57,7 @@ class BlockSimilarity(Analysis):
 
     def reduce(self, layer: Layer, output: Tensor) -> Tensor:
         """U-centred Gram matrix of one block: (N, ...) -> (N, N) float64."""
-        from vitsee.kernels import gram, u_centre
+        from vitsee.estimators.kernels import gram, u_centre
 
         return u_centre(gram(output))
 
@@ -113,7 +113,7 @@ class BlockSimilarity(Analysis):
         self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
     ) -> dict[str, Figure]:
         """CKA over depth, a line a pair of models."""
-        from vitsee import figures
+        from vitsee.plotting import line_plots
 
         others = {labels.other for _, labels in results}
         lines = {}
@@ -122,7 +122,7 @@ class BlockSimilarity(Analysis):
             lines[f"{labels.model}{against}"] = tables["block_similarity"]
         last = results[-1][1]
         to = f" to {last.other}" if len(others) == 1 else ""
-        drawn = figures.lines_with_errors(
+        drawn = line_plots.lines_with_errors(
             lines,
             x="block",
             y="cka",

@@ -11,8 +11,8 @@ import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
-from vitsee.estimates import cka_and_error, cka_terms
-from vitsee.tidy import Error, Table
+from vitsee.estimators.minibatch_cka import cka_and_error, cka_terms
+from vitsee.io.tidy import Error, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,7 +84,7 @@ class CKA(Analysis):
 
     def reduce(self, layer: Layer, output: Tensor) -> Tensor:
         """U-centred Gram matrix of one layer: (N, ...) -> (N, N) float64."""
-        from vitsee.kernels import gram, u_centre
+        from vitsee.estimators.kernels import gram, u_centre
 
         if self.tokens is Tokens.cls:
             output = output[:, :1]
@@ -99,7 +99,7 @@ class CKA(Analysis):
         """
         import torch
 
-        from vitsee.kernels import hsic
+        from vitsee.estimators.kernels import hsic
 
         u = torch.stack(list(view.model.values()))
         if view.other is None:
@@ -165,9 +165,9 @@ class CKA(Analysis):
         return found
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
-        from vitsee import figures
+        from vitsee.plotting import heatmaps
 
-        heatmap = figures.heatmap(
+        heatmap = heatmaps.heatmap(
             tables["cka"],
             x="other_layer",
             y="model_layer",

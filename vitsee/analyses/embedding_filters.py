@@ -10,7 +10,7 @@ import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, register
 from vitsee.errors import UserError
-from vitsee.tidy import Table, Whole
+from vitsee.io.tidy import Table, Whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,7 +51,7 @@ class EmbeddingFilters(Analysis):
 
     def read(self, nets: dict[str, nn.Module]) -> dict[str, Tensor]:
         """components: (components, 3, rows, columns); variance: (components,) shares of the whole."""
-        from vitsee.embedding import filters, only_model, principal_components
+        from vitsee.models.embedding import filters, only_model, principal_components
 
         weights = filters(only_model(nets, self.name))
         most = min(len(weights) - 1, weights[0].numel())
@@ -87,7 +87,7 @@ class EmbeddingFilters(Analysis):
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         """The components as RGB images, each scaled from its least to its largest weight."""
-        from vitsee import figures
+        from vitsee.plotting import map_plots
 
         table = tables["embedding_filters"]
         shape = [int(table[name].max()) + 1 for name in _PLACES]
@@ -99,7 +99,7 @@ class EmbeddingFilters(Analysis):
         values = table["value"].to_numpy().reshape(shape).transpose(0, 2, 3, 1)
         low, high = (pick(values, axis=(1, 2, 3), keepdims=True) for pick in (np.min, np.max))
         share = tables["embedding_variance"]["share"].sum()
-        figure = figures.tiles(
+        figure = map_plots.tiles(
             (values - low) / (high - low),
             columns=7,
             title=f"{labels.model}: first {shape[0]} principal components of the embedding filters, "

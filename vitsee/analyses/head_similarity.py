@@ -10,8 +10,8 @@ import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
-from vitsee.estimates import cka_and_error
-from vitsee.tidy import Error, Table
+from vitsee.estimators.minibatch_cka import cka_and_error
+from vitsee.io.tidy import Error, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,8 +86,8 @@ class HeadSimilarity(Analysis):
         """
         import torch
 
-        from vitsee.attention import Attention, attention_distance
-        from vitsee.kernels import gram, u_centre
+        from vitsee.estimators.attention import Attention, attention_distance
+        from vitsee.estimators.kernels import gram, u_centre
 
         if not isinstance(output, Attention):
             return u_centre(gram(output)).flatten()[None]
@@ -104,7 +104,7 @@ class HeadSimilarity(Analysis):
         """
         import torch
 
-        from vitsee.kernels import hsic
+        from vitsee.estimators.kernels import hsic
 
         assert view.other is not None
         n = view.images
@@ -169,14 +169,14 @@ class HeadSimilarity(Analysis):
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         """CKA against mean distance, a line a layer, with its rank correlation."""
-        from vitsee import figures
+        from vitsee.plotting import line_plots
 
         table = tables["head_similarity"]
         lines = {}
         for layer, line in table.groupby("other_layer", sort=False):
             rho = line["mean_distance_px"].rank().corr(line["cka"].rank())
             lines[f"{layer} (Spearman {rho:+.2f})"] = line
-        drawn = figures.lines_with_errors(
+        drawn = line_plots.lines_with_errors(
             lines,
             x="mean_distance_px",
             y="cka",

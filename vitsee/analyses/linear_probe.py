@@ -11,17 +11,17 @@ import numpy as np
 import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
-from vitsee.draws import Draw, draw
+from vitsee.data.draws import Draw, draw
 from vitsee.errors import UserError, unknown
-from vitsee.tidy import Kind, Table, Whole
+from vitsee.io.tidy import Kind, Table, Whole
 
 if TYPE_CHECKING:
     import torch
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from vitsee.datasets import Images
-    from vitsee.ridge import Ridge
+    from vitsee.data.images import Images
+    from vitsee.estimators.ridge import Ridge
     from vitsee.sums import Sums
 
 TRAIN, CHOOSE, TEST = range(3)
@@ -172,7 +172,7 @@ class LinearProbe(Analysis):
         """Features that a probe of this layer sees."""
         if not layer.is_map:
             return layer.shape[-1]
-        from vitsee.ridge import patch_side
+        from vitsee.estimators.ridge import patch_side
 
         assert self._last_map is not None
         assert layer.grid is not None
@@ -201,7 +201,7 @@ class LinearProbe(Analysis):
 
     def _tokens(self, layer: Layer, output: Tensor) -> Tensor:
         """(N, tokens, features) float32: the tokens, the locations of a map, or the one vector."""
-        from vitsee.ridge import locations
+        from vitsee.estimators.ridge import locations
 
         if layer.is_map:
             assert self._last_map is not None
@@ -312,7 +312,7 @@ class LinearProbe(Analysis):
 
     def observe(self, view: View) -> dict[str, Tensor]:
         """Training: moments or rows, and which images were there. Later: correct test images."""
-        from vitsee.kernels import float64_device
+        from vitsee.estimators.kernels import float64_device
 
         seen = {
             name: x.to(float64_device(x)).double().transpose(0, 1).contiguous()
@@ -350,7 +350,7 @@ class LinearProbe(Analysis):
         """How many images each probe gets right: for every penalty, or in the test for the chosen one."""
         import torch
 
-        from vitsee import ridge
+        from vitsee.estimators import ridge
 
         labels = view.labels.to(device)
         terms = {"images": torch.tensor(float(view.images))}
@@ -384,7 +384,7 @@ class LinearProbe(Analysis):
         """The solutions of one layer, (seeds, probes)."""
         import torch
 
-        from vitsee import ridge
+        from vitsee.estimators import ridge
 
         assert self._draw is not None
         terms, classes = self._before[TRAIN].terms, len(self._draw.classes)
@@ -403,7 +403,7 @@ class LinearProbe(Analysis):
 
     def _chosen(self, name: str) -> Tensor:
         """The penalty of each probe of a layer, (seeds, probes)."""
-        from vitsee import ridge
+        from vitsee.estimators import ridge
 
         return ridge.best(self._before[CHOOSE].terms[f"correct {name}"], self.l2)
 
@@ -491,14 +491,14 @@ class LinearProbe(Analysis):
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         """Accuracy against depth; and where tokens are probed, their maps."""
-        from vitsee import figures
+        from vitsee.plotting import map_plots
 
         drawn = {"linear_probe": _curves([(tables["linear_probe"], labels)])}
         if "linear_probe_tokens" in tables:
             tokens = tables["linear_probe_tokens"]
             percent = tokens.assign(accuracy=100 * tokens["accuracy"])
             places = percent.groupby(["layer", "row", "col"], sort=False)["accuracy"]
-            drawn["linear_probe_tokens"] = figures.grids(
+            drawn["linear_probe_tokens"] = map_plots.grids(
                 places.mean().reset_index(),
                 panel="layer",
                 row="row",
@@ -605,11 +605,11 @@ def _curves(results: list[tuple[pd.DataFrame, Labels]]) -> Figure:
 
 def _accuracies(parts: list[pd.DataFrame], title: str, **axis: Any) -> Figure:
     """Columns percent and line against another; the level of chance where it is one for all."""
-    from vitsee import figures
+    from vitsee.plotting import line_plots
 
     table = pd.concat(parts)
     classes = table["classes"].unique()
-    return figures.curves(
+    return line_plots.curves(
         table,
         y="percent",
         line="line",

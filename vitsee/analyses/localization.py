@@ -11,8 +11,8 @@ import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
-from vitsee.estimates import cka_and_error, cka_terms
-from vitsee.tidy import Table, Whole
+from vitsee.estimators.minibatch_cka import cka_and_error, cka_terms
+from vitsee.io.tidy import Table, Whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -104,7 +104,7 @@ class Localization(Analysis):
 
     def reduce(self, layer: Layer, output: Tensor) -> Tensor:
         """U-centred Gram matrix of each token: -> (rows, columns, N (N - 1) / 2) float32."""
-        from vitsee.places import pair_grams, tokens
+        from vitsee.estimators.places import pair_grams, tokens
 
         return pair_grams(tokens(layer, output)).unflatten(0, _grid(layer))
 
@@ -113,7 +113,7 @@ class Localization(Analysis):
 
         Of each layer: (rows, columns) for tokens or for patches, (rows, columns, rows, columns) for pairs.
         """
-        from vitsee.places import pair_grams, pair_hsic, patches, self_hsic
+        from vitsee.estimators.places import pair_grams, pair_hsic, patches, self_hsic
 
         pixels: dict[tuple[Grid, tuple[float, float] | None], Tensor] = {}
         terms: dict[str, Tensor] = {}
@@ -168,28 +168,28 @@ class Localization(Analysis):
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         """Heatmaps of the shown tokens, a row a layer; and how far own patches stand out, a map a layer."""
-        from vitsee import figures
+        from vitsee.plotting import map_plots
 
         heatmaps, excess = [], []
         for layer, table in _by_layer(tables["localization"]):
             cka = _array(table)
             shown = self._shown(cka.shape[:2])
-            found = [figures.Map(cka[place], f"token {place}", place) for place in shown]
-            heatmaps.append(figures.MapRow(found, layer))
+            found = [map_plots.Map(cka[place], f"token {place}", place) for place in shown]
+            heatmaps.append(map_plots.MapRow(found, layer))
         for layer, table in _by_layer(tables["localization_score"]):
             rank = table["own_rank"].median()
-            excess.append(figures.Map(_excess(table), f"{layer}, rank {rank:g}"))
+            excess.append(map_plots.Map(_excess(table), f"{layer}, rank {rank:g}"))
         title = f"{labels.model}, {labels.data}"
         return {
-            "localization": figures.maps(
+            "localization": map_plots.maps(
                 heatmaps,
                 title=title,
                 colour_label="CKA of token and patch, a scale each",
                 xlabel="patch column",
                 ylabel="patch row",
             ),
-            "localization_score": figures.maps(
-                [figures.MapRow(excess[i : i + 4]) for i in range(0, len(excess), 4)],
+            "localization_score": map_plots.maps(
+                [map_plots.MapRow(excess[i : i + 4]) for i in range(0, len(excess), 4)],
                 title=title,
                 colour_label="own - mean CKA; rank: own patch's median",
                 xlabel="token column",

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, register
-from vitsee.tidy import Table, Whole
+from vitsee.io.tidy import Table, Whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,7 +41,7 @@ class PositionSimilarity(Analysis):
 
     def read(self, nets: dict[str, nn.Module]) -> dict[str, Tensor]:
         """cosine: (rows, columns, rows, columns)."""
-        from vitsee.embedding import cosines, only_model, positions
+        from vitsee.models.embedding import cosines, only_model, positions
 
         return {"cosine": cosines(positions(only_model(nets, self.name)))}
 
@@ -64,11 +64,11 @@ class PositionSimilarity(Analysis):
         ]
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
-        from vitsee import figures
+        from vitsee.plotting import map_plots
 
         table = tables["position_similarity"]
         shape = [int(table[name].max()) + 1 for name in _PLACES]
-        figure = figures.grid_of_grids(
+        figure = map_plots.grid_of_grids(
             table["cosine"].to_numpy().reshape(shape),
             limits=(-1, 1),
             xlabel="patch column",

@@ -11,13 +11,13 @@ import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
-from vitsee.tidy import MODELS, Kind, Table, Whole
+from vitsee.io.tidy import MODELS, Kind, Table, Whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from vitsee.residual import Residual
+    from vitsee.models.residual import Residual
     from vitsee.sums import Sums
 
 _SHOWN = 5
@@ -123,7 +123,7 @@ class ReceptiveField(Analysis):
         """(N, points, channels) with their graph -> (points, H, W) float64, summed over the images."""
         import torch
 
-        from vitsee.kernels import absolute_gradients
+        from vitsee.estimators.kernels import absolute_gradients
 
         drawn = self._channels(values.shape[-1])
         of_points = [
@@ -174,16 +174,16 @@ class ReceptiveField(Analysis):
         return found
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
-        from vitsee import figures
+        from vitsee.plotting import line_plots, map_plots, style
 
-        names = figures.names_of_models(labels.model, labels.other)
+        names = style.names_of_models(labels.model, labels.other)
         rows = _rows(tables["receptive_field"], names)
         few = {name: _spread(maps, _SHOWN) for name, maps in rows.items()}
         lines = _radii(tables["receptive_field_size"], names)
         return {
-            "receptive_field": figures.fields(few, title=labels.data, columns=_SHOWN),
-            "receptive_field_all": figures.fields(rows, title=labels.data, columns=12),
-            "receptive_field_size": figures.depth_lines(
+            "receptive_field": map_plots.fields(few, title=labels.data, columns=_SHOWN),
+            "receptive_field_all": map_plots.fields(rows, title=labels.data, columns=12),
+            "receptive_field_size": line_plots.depth_lines(
                 [line for line, _ in lines],
                 x=[x for _, x in lines],
                 xlabel="depth (share of the layers)",
@@ -267,7 +267,7 @@ def _spread(maps: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
 
 def _radii(table: pd.DataFrame, names: dict[str, str]) -> list[Any]:
     """Lines of both radii of each model and point, with where on the depth axis their values are."""
-    from vitsee.figures import Line
+    from vitsee.plotting.line_plots import Line
 
     found = []
     several = table["point"].nunique() > 1

@@ -11,13 +11,13 @@ import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
-from vitsee.tidy import Error, Table
+from vitsee.io.tidy import Error, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from vitsee.datasets import Images
+    from vitsee.data.images import Images
     from vitsee.sums import Sums
 
 
@@ -127,11 +127,11 @@ class Scaling(Analysis):
         self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
     ) -> dict[str, Figure]:
         """Accuracy against training images, and against training FLOPs, a line a family of models."""
-        from vitsee import figures
+        from vitsee.plotting import line_plots
 
         table = pd.concat([tables["scaling"] for tables, _ in results])
         data = results[0][1].dataset
         return {
-            "scaling_images": figures.scaling(table, data, ["train_images"]),
-            "scaling_compute": figures.scaling(table, data, ["training_flops"]),
+            "scaling_images": line_plots.scaling(table, data, ["train_images"]),
+            "scaling_compute": line_plots.scaling(table, data, ["training_flops"]),
         }

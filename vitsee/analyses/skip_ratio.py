@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
-from vitsee.tidy import MODELS, Table, Whole
+from vitsee.io.tidy import MODELS, Table, Whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from vitsee.residual import Residual
+    from vitsee.models.residual import Residual
     from vitsee.sums import Sums
 
 LOWEST, OCTAVES, PER_OCTAVE = -16, 40, 16
@@ -115,7 +115,7 @@ class SkipRatio(Analysis):
 
         token: -1 is the mean over spatial tokens. kind: mean, class, prefix (registers) or spatial.
         """
-        from vitsee.residual import split
+        from vitsee.models.residual import split
 
         rows = []
         for role, names in sums.axes.items():
@@ -154,16 +154,16 @@ class SkipRatio(Analysis):
         return found
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
-        from vitsee import figures
+        from vitsee.plotting import heatmaps, line_plots, style
 
         table = tables["skip_ratio"]
-        names = figures.names_of_models(labels.model, labels.other)
+        names = style.names_of_models(labels.model, labels.other)
         drawn = {}
         for column, name, ylabel in (
             ("ratio", "skip_ratio", "mean ‖z‖ / ‖f(z)‖"),
             ("cosine", "skip_cosine", "mean cos(z, z + f(z))"),
         ):
-            drawn[name] = figures.depth_lines(
+            drawn[name] = line_plots.depth_lines(
                 _lines(table, column, names),
                 xlabel="block",
                 ylabel=ylabel,
@@ -172,7 +172,7 @@ class SkipRatio(Analysis):
             )
         panels = _panels(table[table["model"] == "model"])
         if panels:
-            drawn["skip_ratio_tokens"] = figures.panels(
+            drawn["skip_ratio_tokens"] = heatmaps.panels(
                 panels,
                 xlabel="token (0: class token)" if _has_class(table) else "token",
                 ylabel="block",
@@ -189,7 +189,7 @@ def ratio_and_cosine(z: Tensor, f: Tensor) -> Tensor:
     """
     import torch
 
-    from vitsee.kernels import float64_device
+    from vitsee.estimators.kernels import float64_device
 
     size = max(1, _CHUNK_BYTES.get(z.device.type, 2**28) // (z[0].numel() * 4))
     parts = []
@@ -259,7 +259,7 @@ def _has_class(table: pd.DataFrame) -> bool:
 
 def _lines(table: pd.DataFrame, column: str, names: dict[str, str]) -> list[Any]:
     """A line for each model, branch and kind of token that the paper draws apart."""
-    from vitsee.figures import Line
+    from vitsee.plotting.line_plots import Line
 
     found = []
     for keys, rows in table.groupby(["model", "kind", "branch"], sort=False):

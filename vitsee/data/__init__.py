@@ -1,0 +1,1 @@
+"""Data sets, and the minibatches that are read from them."""

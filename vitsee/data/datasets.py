@@ -1,0 +1,98 @@
+"""Data sets by their options; nothing is decoded until asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from vitsee.data.downloads import cifar, imagenette, split_of
+from vitsee.data.hugging_face import streamed
+from vitsee.data.image_files import Files, in_folder, tar_entries
+from vitsee.data.images import Images, Made
+from vitsee.errors import UserError, expanded, nearest, unknown
+from vitsee.options import Dataset
+
+SCENES = 10_240
+"""How many scenes there are when nobody says; they are made when asked for."""
+
+
+def load(dataset: Dataset, resolution: int) -> Images:
+    """The images of a configured data set. resolution: side in pixels of made images, if not configured.
+
+    Raises UserError if it cannot be had.
+    """
+    if dataset.kind not in KINDS:
+        raise unknown(
+            f"there is no dataset.kind={dataset.kind}", dataset.kind, KINDS, "dataset.kind can be"
+        )
+    return KINDS[dataset.kind](dataset, resolution)
+
+
+def _scenes(dataset: Dataset, resolution: int) -> Images:
+    from vitsee.data.scenes import CLASSES, Scenes
+
+    split = split_of(dataset, ("train", "test"), "test")
+    side = resolution if dataset.resolution is None else dataset.resolution
+    size = SCENES if dataset.size is None else dataset.size
+    for option, value, least in (
+        ("resolution", side, 1),
+        ("size", size, 1),
+        ("seed", dataset.seed, 0),
+    ):
+        if value < least:
+            raise UserError(f"dataset.{option} must be at least {least}, got {value}")
+    scenes = Scenes(split=split, seed=dataset.seed, resolution=side, size=size)
+    return Made(scenes, CLASSES, f"scenes/{split}")
+
+
+def _folder(dataset: Dataset, resolution: int) -> Images:
+    if not dataset.root:
+        raise UserError(
+            f"dataset={dataset.name} needs the folder or .tar of the images: dataset.root=PATH"
+            + (" (or the environment variable IMAGENET)" if "imagenet" in dataset.name else "")
+        )
+    root = expanded(dataset.root)
+    if not root.exists():
+        beside = [path.name for path in root.parent.iterdir()] if root.parent.is_dir() else []
+        raise UserError(f"dataset.root={root} does not exist.{nearest(root.name, beside)}")
+    if root.is_dir():
+        there = {path.name for path in root.iterdir() if path.is_dir()}
+        return in_folder(root / _part(dataset, root, there))
+    entries = tar_entries(root)
+    part = _part(dataset, root, {e.name.split("/")[0] for e in entries if "/" in e.name})
+    below = f"{part}/" if part else ""
+    chosen = [
+        replace(entry, name=entry.name.removeprefix(below))
+        for entry in entries
+        if entry.name.startswith(below)
+    ]
+    return Files(root, chosen, tar=True)
+
+
+def _part(dataset: Dataset, root: Path, there: set[str]) -> str:
+    """The folder of the split below the root; nothing if all of the root is meant.
+
+    That is so if the root has the name of the split already, and for imagenet_val, whose classes may be
+    in the root. there: names of the folders in the root.
+    """
+    split = dataset.split
+    if split is None or split in there:
+        return split or ""
+    if split in (root.name, root.stem):
+        return ""
+    if dataset.name == "imagenet_val" and not there & {"train", "val", "test"}:
+        return ""
+    if not there:
+        raise UserError(f"{root} has no folder {split!r} (dataset.split), and no folders at all")
+    raise unknown(f"{root} has no folder {split!r} (dataset.split)", split, there, "it has")
+
+
+KINDS: dict[str, Callable[[Dataset, int], Images]] = {
+    "scenes": _scenes,
+    "folder": _folder,
+    "imagenette": imagenette,
+    "cifar10": cifar,
+    "cifar100": cifar,
+    "hf": streamed,
+}

@@ -1,0 +1,112 @@
+"""Imagenette and CIFAR, downloaded once and checked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vitsee.data.image_files import in_folder
+from vitsee.data.images import Arrays, Images
+from vitsee.errors import UserError, expanded, unknown
+from vitsee.io import writing
+from vitsee.io.reachable import require
+from vitsee.options import Dataset
+
+
+def imagenette(dataset: Dataset, resolution: int) -> Images:
+    from torchvision.datasets import Imagenette
+
+    split = split_of(dataset, ("train", "val"), "val")
+    root = cache_of(dataset)
+    unpacked = root / "imagenette2-320"
+    if not (unpacked / split).is_dir():
+        if unpacked.exists():
+            raise UserError(
+                f"{unpacked} has no folder {split!r}: remove it, and it is unpacked anew"
+            )
+        url, md5 = Imagenette._ARCHIVES["320px"]
+        _download(dataset, url, md5, lambda: _unpack(root / Path(url).name, unpacked))
+    return in_folder(unpacked / split)
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Unpack the archive's one folder whole or not at all: torchvision would take a part for the whole."""
+    from torchvision.datasets.utils import extract_archive
+
+    partial = writing.unfinished(folder)
+    try:
+        extract_archive(archive, partial)
+        os.replace(partial / folder.name, folder)
+    except OSError:
+        if not folder.is_dir():  # by another process meanwhile, whole
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def cifar(dataset: Dataset, resolution: int) -> Images:
+    from torchvision import datasets
+
+    source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[dataset.kind]
+    split = split_of(dataset, ("train", "test"), "test")
+    root = cache_of(dataset)
+    try:
+        found = source(root, train=split == "train")
+    except RuntimeError:  # not there, or damaged
+
+        def unpacked() -> Any:
+            if not (root / source.base_folder).exists():
+                _unpack(root / source.filename, root / source.base_folder)
+            return source(root, train=split == "train", download=True)  # mends what is damaged
+
+        found = _download(dataset, source.url, source.tgz_md5, unpacked)
+    return Arrays(found, f"{dataset.kind}/{split}")
+
+
+def at_home(path: Path) -> str:
+    """The path as a person writes it, ~ for the home folder."""
+    return f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(path)
+
+
+def _download(dataset: Dataset, url: str, md5: str, unpack: Callable[[], Any]) -> Any:
+    """What `unpack` returns once the archive is in the cache folder; errors say what to do.
+
+    An archive that is whole already, fetched before or put there by hand, needs no network.
+    """
+    from torchvision.datasets.utils import check_integrity, download_url
+
+    root = cache_of(dataset)
+    archive = root / Path(url).name
+    remedy = (
+        f"fetch {url} on a machine that can and put it into {at_home(root)}, "
+        f"or use dataset=scenes, or dataset=folder dataset.root=PATH"
+    )
+    fetched = check_integrity(archive, md5)
+    if not fetched:
+        require(url, f"dataset={dataset.name}", remedy)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        writing.clear(root)
+        if not fetched:
+            with writing.whole(archive) as partial:
+                download_url(url, root, partial.name, md5)
+        return unpack()
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"download of dataset={dataset.name} failed ({error}); {remedy}") from error
+
+
+def cache_of(dataset: Dataset) -> Path:
+    """Where downloads are kept."""
+    return expanded(dataset.root or "~/.cache/vitsee")
+
+
+def split_of(dataset: Dataset, there: tuple[str, ...], default: str) -> str:
+    split = dataset.split or default
+    if split not in there:
+        raise unknown(
+            f"dataset={dataset.name} has no dataset.split={split}", split, there, "it has"
+        )
+    return split

@@ -1,0 +1,102 @@
+"""Which images train a few-shot probe and which are held out; a function of labels, shots and seeds alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vitsee.errors import UserError
+
+if TYPE_CHECKING:
+    from vitsee.data.images import Images
+
+HELD_OUT = 2**32 - 1
+"""Seed of the images held out: one draw for all seeds, apart from every training draw."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Data set indices of the images that train the probes, by seed, and that choose the penalty.
+
+    train: (seeds, n). union: those of any seed, ascending. labels: (len(union),).
+    """
+
+    classes: list[str]
+    train: np.ndarray
+    held_out: np.ndarray
+    labels: np.ndarray
+    fingerprint: str
+
+    @property
+    def union(self) -> np.ndarray:
+        return np.unique(self.train)
+
+    @property
+    def positions(self) -> np.ndarray:
+        """(seeds, n) where the training images of each seed stand in the union."""
+        return np.searchsorted(self.union, self.train)
+
+
+def draw(images: Images, shots: int, held_out: int | None, seeds: list[int]) -> Draw:
+    """The draw of every seed, and the images held out.
+
+    Few shots: of each class, `held_out` (default `shots`) images are set apart once, and every seed draws
+    `shots` of the others. shots=0: the last `held_out` of each class are set apart and all others train;
+    by default the last tenth of the images (of CIFAR the last 5,000, as Raghu et al. 2021 do), and of each
+    class where images are listed class by class. Raises UserError if a class has too few images, or there
+    are no two classes.
+    """
+    labels = np.array([images.label(i) for i in range(len(images))])
+    members = [np.flatnonzero(labels == k) for k in range(len(images.classes))]
+    if len(members) < 2:
+        raise UserError(
+            f"a probe needs labels of at least two classes, but all {len(images)} training images are of "
+            f"one ({images.classes[0]!r}); put the images of each class into a folder of its name"
+        )
+    apart = (
+        [held_out or shots] * len(members) if held_out or shots else _last_tenth(labels, members)
+    )
+    for name, member, beside in zip(images.classes, members, apart, strict=True):
+        _refuse_few(name, len(member), shots, beside, members)
+    if shots:
+        rng = np.random.default_rng(HELD_OUT)
+        members = [rng.permutation(m) for m in members]
+    held = np.concatenate([m[len(m) - a :] for m, a in zip(members, apart, strict=True)])
+    pools = [m[: len(m) - a] for m, a in zip(members, apart, strict=True)]
+    train = np.stack([_shots(pools, shots, seed) for seed in seeds])
+    return Draw(images.classes, train, np.sort(held), labels[np.unique(train)], images.fingerprint)
+
+
+def _last_tenth(labels: np.ndarray, members: list[np.ndarray]) -> list[int]:
+    """How many images of each class are in the last tenth; a tenth of each if classes are listed in turn."""
+    if (np.diff(labels) >= 0).all():
+        return [-(-len(m) // 10) for m in members]
+    return [int((m >= len(labels) * 9 // 10).sum()) for m in members]
+
+
+def _shots(pools: list[np.ndarray], shots: int, seed: int) -> np.ndarray:
+    """So many images of every pool, ascending; 0: all."""
+    rng = np.random.default_rng(seed)
+    drawn = [rng.permutation(pool)[:shots] if shots else pool for pool in pools]
+    return np.sort(np.concatenate(drawn))
+
+
+def _refuse_few(
+    name: str, there: int, shots: int, held_out: int, members: list[np.ndarray]
+) -> None:
+    needed = (shots or 1) + held_out
+    if there >= needed:
+        return
+    few = sum(len(m) < needed for m in members)
+    least = min(len(m) for m in members)
+    fits = (
+        f"analysis.shots={least // 2} or less, or a smaller analysis.held_out"
+        if shots and least >= 2
+        else "a training set with more images a class"
+    )
+    raise UserError(
+        f"class {name!r} has {there} training images, but {needed} are needed ({shots or 1} to train, "
+        f"{held_out} held out to choose the penalty), and so in {few} of {len(members)} classes; use {fits}"
+    )

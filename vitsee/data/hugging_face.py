@@ -1,0 +1,115 @@
+"""Images of the Hugging Face hub, streamed once into a tar."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import tarfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vitsee.data.downloads import cache_of
+from vitsee.data.image_files import Files, refuse_pipes, tar_entries
+from vitsee.data.images import Images
+from vitsee.errors import UserError
+from vitsee.io import writing
+from vitsee.io.reachable import require
+from vitsee.options import Dataset
+
+BUFFER = 1000
+"""Hugging Face: images held to be shuffled while streaming; a set sorted by class is mixed no wider."""
+
+
+def streamed(dataset: Dataset, resolution: int) -> Images:
+    if not dataset.path:
+        raise UserError("dataset=hf needs the name of a data set: dataset.path=OWNER/NAME")
+    if dataset.take < 1:
+        raise UserError(f"dataset.take must be at least 1, got {dataset.take}")
+    refuse_pipes("dataset.path", Path(dataset.path))
+    tar = cache_of(dataset) / f"hf-{_asked(dataset)}.tar"
+    if not tar.exists():
+        _stream_to(tar, dataset)
+    return Files(tar, tar_entries(tar), tar=True)
+
+
+def _asked(dataset: Dataset) -> str:
+    """A file name for what is asked of a Hugging Face data set; two differ if anything asked does."""
+    keys = ("path", "config", "split", "column", "take", "seed")
+    asked = {key: value for key, value in asdict(dataset).items() if key in keys}
+    if Path(str(dataset.path)).exists():
+        asked["path"] = str(Path(str(dataset.path)).resolve())
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
+    return f"{re.sub(r'[^A-Za-z0-9.]+', '_', Path(str(dataset.path)).name)}-{digest}"
+
+
+def _stream_to(path: Path, dataset: Dataset) -> None:
+    """Write `take` images of a shuffled Hugging Face stream to a tar, as they are, whole or not at all."""
+    try:
+        import datasets
+    except ImportError:
+        raise UserError("dataset=hf needs the datasets library: pip install 'vitsee[hf]'") from None
+    if not Path(str(dataset.path)).exists():
+        remedy = "use dataset=scenes, or dataset=folder dataset.root=PATH"
+        require("https://huggingface.co", f"dataset.path={dataset.path}", remedy)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writing.clear(path.parent)
+    try:
+        stream = datasets.load_dataset(
+            str(dataset.path), dataset.config, split=dataset.split or "train", streaming=True
+        )
+        features = stream.features or {}
+        column = _column(features, datasets.Image, dataset.column)
+        stream = stream.cast_column(column, datasets.Image(decode=False))
+        stream = stream.shuffle(seed=dataset.seed, buffer_size=BUFFER).take(dataset.take)
+        with writing.whole(path) as partial, tarfile.open(partial, "w") as tar:
+            for i, example in enumerate(stream):
+                _append(tar, _class_of(example, features), i, example[column])
+    except Exception as error:  # an interrupted stream has many names, by library
+        reason = next(iter(str(error).splitlines()), "")
+        raise UserError(
+            f"cannot stream dataset.path={dataset.path} (config={dataset.config}, "
+            f"split={dataset.split}, column={dataset.column}): {reason or type(error).__name__}"
+        ) from error
+
+
+def _column(features: Any, kind: type, asked: str | None) -> str:
+    """The column of images: the one asked for, else the first of that type."""
+    there = [name for name, feature in features.items() if isinstance(feature, kind)]
+    if not there or (asked and asked not in there):
+        found = f"those of images are: {', '.join(there)}" if there else "none holds images"
+        raise ValueError(f"the columns are: {', '.join(features)}; {found}")
+    return asked or there[0]
+
+
+def _class_of(example: dict[str, Any], features: Any) -> str:
+    """The example's class as a folder name; `all` if it has none or, as in hidden test sets, label -1."""
+    named = [name for name, feature in features.items() if hasattr(feature, "names")]
+    column = "label" if "label" in features else next(iter(named), "")
+    label, names = example.get(column), getattr(features.get(column), "names", None)
+    if label is None or label == -1:
+        return "all"
+    return re.sub(r"[^\w -]+", "_", names[label] if names else str(label))
+
+
+def _append(tar: tarfile.TarFile, folder: str, index: int, image: dict[str, Any] | None) -> None:
+    """Add an image under a name that tells its content, so that the fingerprint follows the content.
+
+    One that is missing or damaged is kept as it is, for `on_bad_image` to judge when it is used.
+    """
+    content = _content(image or {"bytes": b""})
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    member = tarfile.TarInfo(f"{folder}/{index:06d}-{digest}.jpg")  # Pillow goes by the content
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def _content(image: dict[str, Any]) -> bytes:
+    if image["bytes"] is not None:
+        return image["bytes"]
+    from datasets.utils.file_utils import xopen  # a path in a stream may be a URL
+
+    with xopen(image["path"], "rb") as file:
+        return file.read()

@@ -1,0 +1,221 @@
+"""Minibatches of images on the device: decoded and transformed in worker processes, in a fixed order."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from vitsee.data.images import Images
+from vitsee.data.plan import Plan
+from vitsee.errors import UserError
+from vitsee.options import OnBadImage
+from vitsee.parallel.interrupt import OF_TERMINALS
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+class Undecodable(Exception):
+    """An image file is not one that can be read; the message says why. It is that file's fault alone."""
+
+
+def opened(images: Images, index: int) -> Image.Image:
+    """The decoded image. Raises Undecodable if it cannot be decoded, whatever its decoder raised.
+
+    Raises UserError if not the image but the system is to blame, for which no image is to be left out: a
+    file system that went away, too many open files, no memory.
+    """
+    try:
+        return images.open(index)
+    except UserError:
+        raise
+    except MemoryError as error:
+        raise UserError(
+            f"not enough memory to decode image {images.id(index)}; try run.workers=0, or remove it"
+        ) from error
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise UserError(
+                f"cannot read image {images.id(index)} ({error.strerror or error}): not the image but the system "
+                f"failed, or the file was moved; when it can be read again the same command goes on"
+            ) from error
+        raise Undecodable(f"{type(error).__name__}: {error}") from error
+
+
+@dataclass
+class Minibatch:
+    """One minibatch of the plan.
+
+    index: its number in the plan. ids: data set indices of its images. skipped: those of images that
+    could not be decoded. pixels: by role of the model, (N, 3, H, W) float32 as its transform makes
+    them. labels: (N,) int64.
+    """
+
+    index: int
+    ids: list[int]
+    skipped: list[int]
+    pixels: dict[str, Tensor]
+    labels: Tensor
+
+
+Item = tuple[int, dict[str, Tensor] | None, int, Exception | None]
+"""Index of an image, its pixels, its label, and why there are none."""
+
+
+@dataclass
+class _Decoded(TorchDataset):
+    """Images as each model sees them: {preprocessing: (3, H, W)}, or None with the reason."""
+
+    images: Images
+    transforms: dict[str, Transform]
+
+    def __getitem__(self, index: int) -> Item:
+        try:
+            image = opened(self.images, index)
+        except (Undecodable, UserError) as reason:
+            return index, None, -1, reason
+        pixels = {name: transform(image) for name, transform in self.transforms.items()}
+        return index, pixels, self.images.label(index), None
+
+
+def transform_of(data: dict[str, Any]) -> Transform:
+    """A model's own evaluation transform, from timm's data configuration."""
+    from timm.data import create_transform
+
+    return create_transform(**data, is_training=False)
+
+
+class Minibatches:
+    """Iterates over the minibatches `todo` of a plan; each image is decoded once for all models.
+
+    data: by role, the model's data configuration (timm's `resolve_model_data_config`). Images that
+    cannot be decoded raise UserError, or are left out for all models with `on_bad_image=skip`.
+    waited: seconds spent waiting for minibatches after the first.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        data: dict[str, dict[str, Any]],
+        plan: Plan,
+        todo: list[int],
+        *,
+        device: torch.device,
+        workers: int | None,
+        on_bad_image: OnBadImage,
+    ) -> None:
+        self.images, self.plan, self.todo, self.device = images, plan, todo, device
+        self.on_bad_image = on_bad_image
+        # Models with the same preprocessing share the transformed images.
+        self.preprocessing = {role: repr(sorted(config.items())) for role, config in data.items()}
+        transforms = {self.preprocessing[role]: transform_of(data[role]) for role in data}
+        self.loader = DataLoader(
+            _Decoded(images, transforms),
+            batch_sampler=[plan.batch(b) for b in todo],
+            num_workers=workers_for(device) if workers is None else workers,
+            collate_fn=_collate,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=prepare_worker,
+        )
+        self.waited = 0.0
+
+    def __len__(self) -> int:
+        return len(self.todo)
+
+    def __iter__(self) -> Iterator[Minibatch]:
+        began = time.perf_counter()
+        loaded = iter(self.loader)
+        for index in self.todo:
+            with decoding():
+                ids, pixels, labels, bad = next(loaded)
+            waited, began = time.perf_counter() - began, 0.0
+            if index != self.todo[0]:  # the first wait is the start of the worker processes
+                self.waited += waited
+            self._judge(index, ids, bad)
+            yield Minibatch(
+                index,
+                ids,
+                list(bad),
+                {role: self._move(pixels[name]) for role, name in self.preprocessing.items()},
+                self._move(labels),
+            )
+            began = time.perf_counter()
+
+    def _judge(self, index: int, ids: list[int], bad: dict[int, Exception]) -> None:
+        """Raise UserError if images could not be decoded and that is not to be passed over."""
+        for reason in bad.values():
+            if isinstance(reason, UserError):
+                raise reason
+        if bad and self.on_bad_image is OnBadImage.error:
+            first, reason = next(iter(bad.items()))
+            raise UserError(
+                f"cannot decode image {self.images.id(first)} ({reason}); mend or remove it, or leave "
+                f"out such images with dataset.on_bad_image=skip"
+            )
+        needed = 4 if self.plan.equal else 1
+        if len(ids) < needed:
+            raise UserError(
+                f"minibatch {index} has {len(ids)} images that can be decoded, but at least {needed} "
+                f"are needed; the first of {len(bad)} that cannot: {self.images.id(next(iter(bad)))}"
+            )
+
+    def _move(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
+
+def _collate(
+    items: list[Item],
+) -> tuple[list[int], dict[str, Tensor], Tensor, dict[int, Exception]]:
+    """Stack the decoded images; indices and reasons of the others."""
+    good = [(index, pixels, label) for index, pixels, label, _ in items if pixels is not None]
+    bad = {index: reason for index, _, _, reason in items if reason is not None}
+    names = good[0][1] if good else {}
+    stacked = {name: torch.stack([pixels[name] for _, pixels, _ in good]) for name in names}
+    return [i for i, _, _ in good], stacked, torch.tensor([label for *_, label in good]), bad
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """A worker process that dies within the block is a UserError; one's UserError is told without its traceback."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).rpartition("vitsee.errors.UserError: ")[2].strip()) from None
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise UserError(
+            f"a process that decodes images died ({str(error).splitlines()[0]}), most often for want "
+            f"of memory or of space in /dev/shm; try run.workers=0 or a smaller batch_size"
+        ) from error
+
+
+def workers_for(device: torch.device, processes: int = 1) -> int:
+    """How many processes decode images for each of the processes that measure on this machine.
+
+    On a CPU the model needs the cores too; on a GPU decoding must keep up with it.
+    """
+    share = cores() // processes
+    return max(0, min(2, share - 1)) if device.type == "cpu" else max(1, min(16, share))
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def prepare_worker(worker: int) -> None:
+    """One thread a worker; what a terminal sends is the main process's to handle."""
+    torch.set_num_threads(1)
+    for number in OF_TERMINALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,1 @@
+"""Formulas: one function per equation, with no options and no files."""

@@ -1,0 +1,106 @@
+"""Attention weights, and what is computed from them: distances and rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vitsee.analysis import Layer
+from vitsee.estimators.kernels import float64_device
+
+_CHUNK_BYTES = {"cpu": 2**20, "cuda": 2**28}
+"""Size of the attention weights that are made at a time: the cache of a CPU, little of a GPU's memory."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What an attention module computed for a minibatch: output = softmax(scale query keyᵀ + bias) value.
+
+    query, key: (N, heads, tokens, features), after q/k norm and rotation. bias: broadcasts to
+    (N, heads, tokens, tokens), or None. output: (N, heads, tokens, features), before the projection.
+    """
+
+    query: Tensor
+    key: Tensor
+    bias: Tensor | None
+    scale: float
+    output: Tensor
+
+    def weights(self) -> Iterator[tuple[slice, Tensor]]:
+        """Slices of the images and their weights, (images, heads, tokens, tokens) float32.
+
+        Each is made when asked for and few images wide, so that all of them are never in memory.
+        """
+        n, heads, tokens, _ = self.query.shape
+        limit = _CHUNK_BYTES.get(self.query.device.type, 2**28)
+        size = max(1, limit // (4 * heads * tokens * tokens))
+        for start in range(0, n, size):
+            some = slice(start, min(start + size, n))
+            yield some, self._softmax(some)
+
+    def _softmax(self, some: slice) -> Tensor:
+        query = self.query[some].float() * self.scale
+        scores = query @ self.key[some].float().mT
+        if self.bias is not None:
+            shared = self.bias.ndim < 4 or len(self.bias) == 1
+            scores += (self.bias if shared else self.bias[some]).float()
+        return scores.softmax(-1)
+
+
+def token_distances(layer: Layer) -> Tensor:
+    """Distance in pixels between the patches of every two tokens, (tokens, tokens) float32.
+
+    From and to tokens before the first patch (class, registers) it is 0, so that they drop out of sums.
+    """
+    assert layer.grid is not None
+    assert layer.pitch is not None
+    assert layer.prefix is not None
+    rows, columns = (
+        torch.arange(steps) * float(pitch)
+        for steps, pitch in zip(layer.grid, layer.pitch, strict=True)
+    )
+    row, column = (place.flatten() for place in torch.meshgrid(rows, columns, indexing="ij"))
+    between = torch.hypot(row[:, None] - row, column[:, None] - column)
+    return nn.functional.pad(between, (layer.prefix, 0, layer.prefix, 0))
+
+
+def attention_distance(attention: Attention, layer: Layer, *, renormalize: bool = False) -> Tensor:
+    """Mean attention distance in pixels of every head, (N, heads) float64.
+
+    The mean over patches q of sum_k A[q, k] |position(q) - position(k)|, with k over patches only:
+    what a patch attends to class token and registers counts as distance 0, as in the authors' code;
+    renormalize: divided by what it attends to patches (Dosovitskiy et al. 2021, Fig. 7; Raghu et al.
+    2021, Fig. 3). Never more than one chunk of the weights is in memory.
+    """
+    prefix = layer.prefix or 0
+    between = token_distances(layer).to(attention.query.device)
+    found = []
+    for _, weights in attention.weights():
+        mass = weights[..., prefix:, prefix:].sum(-1) if renormalize else 1.0
+        of_query = weights.mul_(between).sum(-1)[..., prefix:] / mass
+        found.append(of_query.to(float64_device(of_query), torch.float64).mean(-1))
+    return torch.cat(found)
+
+
+def uniform_distance(layer: Layer, *, renormalize: bool = False) -> float:
+    """The `attention_distance` in pixels of a head that attends to all tokens alike."""
+    assert layer.grid is not None
+    patches = layer.grid[0] * layer.grid[1]
+    attended = patches if renormalize else patches + (layer.prefix or 0)
+    return float(token_distances(layer).double().sum() / (patches * attended))
+
+
+def rollout(weights: Sequence[Tensor], start: Tensor) -> Tensor:
+    """How the tokens of the output mix those of the input, by attention and residual connections.
+
+    weights: of every block in running order, (N, tokens, tokens), rows that sum to 1. start: (Q, tokens)
+    weights over the output's tokens. Returns start Â_L … Â_2 Â_1, (N, Q, tokens), where Â = (A + I) / 2
+    (Abnar and Zuidema 2020, eq. 1 and 2).
+    """
+    mixed = start
+    for a in reversed(weights):
+        mixed = (mixed @ a + mixed) / 2
+    return mixed

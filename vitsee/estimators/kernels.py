@@ -1,0 +1,206 @@
+"""Tensor formulas, one function per equation, nothing else: no state, no configuration, no files.
+
+Axes: A, B layers of the two models; N examples of a minibatch; F features of one example.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from vitsee.errors import UserError
+from vitsee.estimators.arithmetic import tf32
+
+_AT_ONCE = {"cpu": 2_560_000, "cuda": 2**24}
+"""Values (features times examples) that are centred and multiplied at once: 10 MB stay in a CPU's cache, 64 MB
+are enough work for a GPU."""
+_PIECE = {"cpu": 1000, "cuda": 16384}
+"""Features whose products are summed one after the other in float32; so few keep features with outliers
+exact to 1e-6. The sums of pieces that are multiplied at once are added up in float32, all others in float64."""
+_ROWS = {"cpu": 64, "cuda": 128}
+"""Least examples of a block of the Gram matrix; blocks below the diagonal are mirrored, not computed."""
+_CENTRE = 16
+"""Examples, evenly spaced in the minibatch, whose mean is the centre: few, because reading takes time."""
+
+
+def gram(x: Tensor, product: str = "fp32") -> Tensor:
+    """Linear-kernel Gram matrix of (N, ...) features, for unbiased HSIC: (N, N) float64.
+
+    Features with large means are centred at about their mean over the examples. That does not change
+    unbiased HSIC, because U-centring removes every term a_i + a_j (Szekely and Rizzo 2014), and makes
+    float32 products safe where means are much larger than standard deviations. Features that do not
+    vary between the examples beyond rounding count as constant: their Gram matrix is exactly 0. The
+    features are read in pieces and never copied whole.
+    product: how the centred features are rounded before they are multiplied: fp32 (not at all), tf32
+    (by CUDA) or bf16; the products are summed in float32 and float64 whatever it is. Raises UserError
+    for tf32 where there is no CUDA.
+    """
+    if product == "tf32" and x.device.type != "cuda":
+        raise UserError(
+            f"analysis.products=tf32 exists on CUDA devices only, not on {x.device.type}; "
+            f"use analysis.products=fp32 or bf16"
+        )
+    rows = _rows(x.detach())
+    k = gram_pieces(rows, product)
+    return torch.where(k.diagonal().sum() <= _rounding(rows), torch.zeros_like(k), k)
+
+
+def gram_pieces(rows: Tensor, product: str = "fp32") -> Tensor:
+    """Sum over pieces of the features of the centred piece's Gram matrix, (N, F) -> (N, N) float64."""
+    n, device = len(rows), rows.device.type
+    k = torch.zeros(n, n, dtype=torch.float64, device=float64_device(rows))
+    block = max(_ROWS.get(device, 128), n // 4)
+    with tf32(True) if product == "tf32" else nullcontext():
+        for pieces in _pieces(rows):
+            centred = _centred(pieces, product)
+            if product == "bf16":
+                centred = centred.bfloat16()
+            for start in range(0, n, block):
+                products = _products(centred[:, start : start + block], centred[:, start:])
+                k[start : start + block, start:] += products.to(k.device)
+    return k.triu() + k.triu(1).mT
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(N, ...) -> (N, F) without a copy, also where channels come last in memory; F in any order."""
+    if x.ndim == 4 and not x.is_contiguous():
+        x = x.permute(0, 2, 3, 1)
+    return x.flatten(1)
+
+
+def _pieces(rows: Tensor) -> Iterator[Tensor]:
+    """(N, F) -> views (pieces, N, features of a piece), which together hold each feature once."""
+    n, features = rows.shape
+    device = rows.device.type
+    width = _width(features, _PIECE.get(device, 16384))
+    whole = features // width * width
+    at_once = max(1, _AT_ONCE.get(device, 2**24) // (n * width))
+    for chunk in rows[:, :whole].split(at_once * width, dim=1):
+        yield chunk.unflatten(1, (-1, width)).transpose(0, 1)
+    if whole < features:
+        yield rows[None, :, whole:]
+
+
+@lru_cache
+def _width(features: int, longest: int) -> int:
+    """Of equal pieces, which leave no rest if there are such without needing twice as many."""
+    least = math.ceil(features / longest)
+    fitting = (pieces for pieces in range(least, 2 * least) if features % pieces == 0)
+    return features // next(fitting, least)
+
+
+def _centred(pieces: Tensor, product: str) -> Tensor:
+    """The pieces minus about their mean over the examples, (pieces, N, features) float32.
+
+    What is subtracted from all examples alike changes nothing. It only has to make means small beside
+    deviations: the mean of some of the examples does, and where means are small already, nothing is
+    subtracted, which saves a copy (on a GPU, to know that would cost a synchronisation).
+    """
+    some = pieces[:, :: max(1, pieces.shape[1] // _CENTRE)]
+    mean = some.mean(1, keepdim=True, dtype=torch.float32)
+    if pieces.device.type != "cpu":
+        return pieces - mean
+    if product == "fp32" and pieces.dtype == torch.float32 and _small(mean, some):
+        return pieces
+    room = max(_AT_ONCE["cpu"], len(pieces[0]) * _PIECE["cpu"])
+    return torch.sub(pieces, mean, out=_scratch(room)[: pieces.numel()].view(pieces.shape))
+
+
+def _small(mean: Tensor, x: Tensor) -> bool:
+    """Is the mean (pieces, 1, features) no larger than what x (pieces, n, features) deviates from it?"""
+    few = x[:, ::4]
+    return bool(2 * mean.square().sum() <= few.square().sum() / few.shape[1])
+
+
+@lru_cache(maxsize=2)
+def _scratch(size: int) -> Tensor:
+    """Memory that is used again and again: new memory costs a CPU more than the arithmetic on it."""
+    with torch.inference_mode(False):
+        return torch.empty(size)
+
+
+def _products(x: Tensor, y: Tensor) -> Tensor:
+    """Sum over pieces of x yᵀ, in float32 whatever the factors are."""
+    if x.dtype == torch.bfloat16 and x.device.type == "cuda":
+        products = torch.bmm(x, y.mT, out_dtype=torch.float32)
+    else:
+        products = torch.bmm(x.float(), y.float().mT)
+    return products.sum(0)
+
+
+def float64_device(x: Tensor) -> torch.device:
+    """Where float64 arithmetic on this tensor's data is done: its own device, or the CPU for MPS."""
+    return torch.device("cpu") if x.device.type == "mps" else x.device
+
+
+def _rounding(rows: Tensor) -> Tensor:
+    """Largest trace of a centred Gram matrix that rounding alone could make, () float64."""
+    relative = max(torch.finfo(rows.dtype).eps, 2e-6)
+    norm = torch.linalg.vector_norm(rows[0].float())
+    return len(rows) * (relative * norm.to(float64_device(rows), torch.float64)) ** 2
+
+
+def u_centre(k: Tensor) -> Tensor:
+    """U-centred Gram matrix, (N, N) -> (N, N) with zero diagonal (Szekely and Rizzo 2014, eq. 2.6).
+
+    <u_centre(K), u_centre(L)> / (N (N - 3)) is HSIC_1 of K and L (Song et al. 2012, eq. 5).
+    Raises ValueError if N < 4.
+    """
+    n = k.shape[-1]
+    if n < 4:
+        raise ValueError(f"unbiased HSIC needs at least 4 examples in a minibatch, got {n}")
+    k = k.clone().fill_diagonal_(0)
+    means = k.sum(-1) / (n - 2)
+    means -= means.sum() / (2 * (n - 1))
+    return (k - means[:, None] - means[None, :]).fill_diagonal_(0)
+
+
+def hsic(u: Tensor, v: Tensor) -> Tensor:
+    """HSIC_1 of every pair of U-centred Gram matrices, (A, N, N) and (B, N, N) -> (A, B).
+
+    Song et al. 2012, eq. 5; used per minibatch by Nguyen et al. 2021, eq. 3. May be negative for
+    two layers; of a layer with itself it is a squared norm, so >= 0.
+    """
+    n = u.shape[-1]
+    return u.flatten(1) @ v.flatten(1).mT / (n * (n - 3))
+
+
+def absolute_gradients(values: Tensor, pixels: Tensor, at_once: int) -> Tensor:
+    """Sum over channels, images and RGB of |d values / d pixels|: (N, C), (N, 3, H, W) -> (H, W) float64.
+
+    The absolute value is that of each channel's gradient (Luo et al. 2016). Images do not depend on
+    each other, so that the gradient of a channel's sum over images is every image's own. On a GPU
+    `at_once` channels share one backward pass, where torch can vectorise it; on a CPU that gains
+    nothing. Values that do not depend on the pixels have gradient 0.
+    """
+    count = values.shape[1]
+    total = torch.zeros(pixels.shape[-2:], dtype=torch.float64, device=float64_device(pixels))
+    if not values.requires_grad:
+        return total
+    for start in range(0, count, at_once):
+        channels = torch.arange(start, min(start + at_once, count), device=values.device)
+        seeds = values.new_zeros(len(channels), *values.shape)
+        seeds.scatter_(2, channels.view(-1, 1, 1).expand(-1, len(values), 1), 1)
+        for gradients in _gradients(values, pixels, seeds, pixels.device.type != "cpu"):
+            total += gradients.abs_().sum((0, 1, 2), dtype=torch.float32).to(total)
+    return total
+
+
+def _gradients(values: Tensor, pixels: Tensor, seeds: Tensor, vectorised: bool) -> Iterator[Tensor]:
+    """Gradients with respect to the pixels for each of the seeds, (some, N, 3, H, W) at a time."""
+    if vectorised:
+        try:
+            yield torch.autograd.grad(
+                values, pixels, seeds, retain_graph=True, is_grads_batched=True
+            )[0]
+            return
+        except RuntimeError as error:
+            if "vmap" not in str(error):  # which not every operation of every torch can do
+                raise
+    for seed in seeds:
+        yield torch.autograd.grad(values, pixels, seed, retain_graph=True)[0][None]

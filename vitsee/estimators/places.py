@@ -1,0 +1,117 @@
+"""Representations place by place: tokens of a layer, patches of the input, their Gram matrices and HSIC.
+
+Axes: T, P places (tokens, patches) in row-major order; N examples of a minibatch; F features of a place;
+M = N (N - 1) / 2 pairs of examples.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from vitsee.analysis import Layer
+from vitsee.estimators.kernels import float64_device
+
+_FEATURES = 4096
+"""Features that are summed in float32 before float64 takes over."""
+_WORKSPACE = 2**22
+"""Entries of Gram matrices (32 MiB) that exist in float64 at a time."""
+_PAIRS = 16384
+"""Pairs of examples that are multiplied in float64 at a time."""
+
+
+def tokens(layer: Layer, output: Tensor) -> Tensor:
+    """Representation of each place, (T, N, F): of the tokens after the prefix, or of a map."""
+    if layer.is_map:
+        return layer.channels_first(output).flatten(2).permute(2, 0, 1)
+    return output[:, layer.prefix :].transpose(0, 1)
+
+
+def patches(
+    pixels: Tensor, grid: tuple[int, int], step: tuple[float, float] | None = None
+) -> Tensor:
+    """The input cut into rows x columns patches, (N, C, H, W) -> (rows * columns, N, C * height * width).
+
+    step: height and width of the patches that tokens are made of, from the upper left; pixels beyond the
+    last are in none. Without it patch (r, c) has the pixels (y, x) with floor(y * rows / H) = r and
+    floor(x * columns / W) = c: every pixel is in one patch. Smaller patches than others are filled up
+    with zeros, which do not vary and so do not count. The grid must not be finer than the pixels.
+    """
+    (height, width), (rows, columns) = pixels.shape[2:], grid
+    down, right = step or (None, None)
+    y = _pieces(height, rows, down, pixels.device)
+    x = _pieces(width, columns, right, pixels.device)
+    cut = pad(pixels, (0, 1, 0, 1)).index_select(2, y.flatten()).index_select(3, x.flatten())
+    cut = cut.view(*pixels.shape[:2], *y.shape, *x.shape)
+    return cut.permute(2, 4, 0, 1, 3, 5).reshape(rows * columns, len(pixels), -1)
+
+
+def _pieces(length: int, count: int, step: float | None, device: torch.device) -> Tensor:
+    """Indices of `count` consecutive pieces of range(length), (count, longest); `length` fills up."""
+    if step is None:
+        ends = [-(-i * length // count) for i in range(count + 1)]
+    else:
+        ends = [min(length, math.ceil(i * step)) for i in range(count + 1)]
+    longest = max(b - a for a, b in pairwise(ends))
+    start = torch.tensor(ends, device=device)
+    every = start[:-1, None] + torch.arange(longest, device=device)
+    return torch.where(every < start[1:, None], every, length)
+
+
+def pair_grams(x: Tensor) -> Tensor:
+    """U-centred linear-kernel Gram matrix of each place, (T, N, F) -> (T, M) float32.
+
+    Only the pairs i < j: the matrices are symmetric and their diagonal is zero (`kernels.u_centre`).
+    Features are centred over the examples. As in `kernels.gram`, a place that does not vary beyond
+    rounding has exact zeros. Besides the result, memory for one copy of a few places is needed.
+    Raises ValueError if N < 4.
+    """
+    places, n = x.shape[:2]
+    if n < 4:
+        raise ValueError(f"unbiased HSIC needs at least 4 examples in a minibatch, got {n}")
+    where = float64_device(x)
+    first, second = torch.triu_indices(n, n, 1, device=where)
+    kept = torch.empty(places, len(first), device=where)
+    at_a_time = max(1, _WORKSPACE // n**2)
+    for some, out in zip(x.detach().split(at_a_time), kept.split(at_a_time), strict=True):
+        k = _centred_grams(some)
+        k.diagonal(dim1=1, dim2=2).zero_()
+        means = k.sum(2) / (n - 2)
+        means -= means.sum(1, keepdim=True) / (2 * (n - 1))
+        out.copy_(k[:, first, second] - means[:, first] - means[:, second])
+    return kept
+
+
+def _centred_grams(x: Tensor) -> Tensor:
+    """Gram matrix of each place's features, centred over the examples, (T, N, F) -> (T, N, N) float64."""
+    places, n = x.shape[:2]
+    k = torch.zeros(places, n, n, dtype=torch.float64, device=float64_device(x))
+    for part in x.split(_FEATURES, dim=2):
+        # The first example goes first: equal features then give exact zeros.
+        centred = part.float() - part[:, :1].float()
+        centred -= centred.mean(1, keepdim=True)
+        k += (centred @ centred.mT).to(k)
+    relative = max(torch.finfo(x.dtype).eps, 2e-6)
+    rounding = n * (relative * torch.linalg.vector_norm(x[:, 0].float(), dim=1).to(k)) ** 2
+    constant = k.diagonal(dim1=1, dim2=2).sum(1) <= rounding
+    return k.masked_fill_(constant[:, None, None], 0)
+
+
+def pair_hsic(u: Tensor, v: Tensor, n: int) -> Tensor:
+    """HSIC_1 of every two places over n examples, (T, M) and (P, M) of `pair_grams` -> (T, P) float64.
+
+    Song et al. 2012, eq. 5, as the inner product of U-centred Gram matrices: each pair counts twice.
+    """
+    products = torch.zeros(len(u), len(v), dtype=torch.float64, device=u.device)
+    for a, b in zip(u.split(_PAIRS, dim=1), v.split(_PAIRS, dim=1), strict=True):
+        products += a.double() @ b.double().mT
+    return products * (2 / (n * (n - 3)))
+
+
+def self_hsic(u: Tensor, n: int) -> Tensor:
+    """HSIC_1 of each place with itself over n examples, (T, M) -> (T,) float64; >= 0."""
+    return torch.linalg.vector_norm(u, dim=1, dtype=torch.float64).square() * (2 / (n * (n - 3)))

@@ -1,0 +1,179 @@
+"""What a table has: its columns and what they hold, checked when a CSV is read, because people edit them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from vitsee.errors import UserError, nearest
+from vitsee.io.files import opened
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Whole numbers from this one on."""
+
+    least: int = 0
+
+
+class Error(float):
+    """Standard errors, which are not below 0."""
+
+
+Kind = type[str] | type[float] | Whole | tuple[str, ...]
+"""What a column holds: text, numbers (NaN where not defined), whole numbers, or one of these words."""
+LONGEST = 2**12
+"""Letters of the longest name; bytes of the first line that are looked at."""
+MODELS = ("model", "other")
+"""The words of a column that says which of two models a row is of."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a table has; it may have more columns.
+
+    columns: what each holds, by name.
+    keys: the columns that together tell rows apart; by default all but the float ones.
+    grid: columns that make a whole grid for each value of the others that tell rows apart.
+    optional: whether a result may lack the table.
+    """
+
+    columns: Mapping[str, Kind]
+    keys: tuple[str, ...] = ()
+    grid: tuple[str, ...] = ()
+    optional: bool = False
+
+    def read(self, path: Path) -> pd.DataFrame:
+        """The table in a CSV, each grid in order. Raises UserError that says where it is wrong."""
+        texts = [n for n, kind in self.columns.items() if kind is str or isinstance(kind, tuple)]
+        table = read(path, texts)
+        for name in self.columns:
+            if name not in table:
+                there = list(map(str, table))
+                hint = nearest(name, there)
+                raise wrong(path, f"it has no column {name}; it has: {', '.join(there)}.{hint}")
+        if table.empty:
+            raise wrong(path, "it has no rows")
+        for name, kind in self.columns.items():
+            table[name] = _checked(path, table[name], kind)
+        keys = list(self.keys) or [
+            n for n, kind in self.columns.items() if kind not in (float, Error)
+        ]
+        twice = table.duplicated(keys)
+        if twice.any():
+            place = int(twice.argmax())
+            same = ", ".join(f"{name} {table[name][place]}" for name in keys)
+            raise wrong(path, f"line {place + 2} has again what an earlier line has: {same}")
+        return self._in_order(path, table, keys) if self.grid else table
+
+    def _in_order(self, path: Path, table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+        """The table with each grid in order, as figures take it. Raises UserError if one has a gap."""
+        apart = [name for name in keys if name not in self.grid]
+        group: np.ndarray = np.zeros(len(table), int)
+        if apart:
+            group = table.groupby(apart, sort=False).ngroup().to_numpy()
+        by_group = table.groupby(group)
+        size: np.ndarray = np.ones(by_group.ngroups, int)
+        places = []
+        for name in self.grid:
+            count = by_group[name].nunique().to_numpy()
+            if isinstance(self.columns[name], Whole):
+                places.append(table[name].to_numpy())
+                count = np.maximum(count, by_group[name].max().to_numpy() + 1)
+            else:
+                places.append(pd.factorize(table[name])[0])
+            size = size * count
+        rows = by_group.size().to_numpy()
+        if (rows != size).any():
+            bad = int((rows != size).argmax())
+            first = int((group == bad).argmax())
+            of = "".join(f", {name} {table[name][first]}" for name in apart)
+            raise wrong(
+                path,
+                f"{size[bad] - rows[bad]} of {size[bad]} rows are missing of the grid "
+                f"{' x '.join(self.grid)}{of}",
+            )
+        order = np.lexsort((*places[::-1], group))
+        if np.array_equal(order, np.argsort(group, kind="stable")):
+            return table
+        return table.iloc[order].reset_index(drop=True)
+
+
+def read(path: Path, texts: Iterable[str] | None = None) -> pd.DataFrame:
+    """The table in a CSV to the last digit. Raises UserError if the file holds none.
+
+    texts: columns of text; by default the names of layers and heads. A layer may be called 0 or NA.
+    """
+    if texts is None:
+        columns = map(str, _csv(path, nrows=0))
+        texts = [name for name in columns if name.endswith("layer") or name == "heads"]
+    return _csv(path, dtype=dict.fromkeys(texts, str), na_values=[""])
+
+
+def as_written(path: Path) -> pd.DataFrame:
+    """The table in a CSV, every cell as text. Raises UserError if the file holds none."""
+    return _csv(path, dtype=str)
+
+
+def _csv(path: Path, **how: Any) -> pd.DataFrame:
+    try:
+        with warnings.catch_warnings(), opened(path) as file:
+            first = file.readline(LONGEST)
+            if b"," not in first and (b";" in first or b"\t" in first):
+                raise wrong(path, "its columns are separated by semicolons or tabs, not by commas")
+            file.seek(0)
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # more cells than columns
+            return pd.read_csv(file, keep_default_na=False, index_col=False, **how)
+    except UserError:
+        raise
+    except UnicodeDecodeError as error:
+        raise wrong(path, "it is not UTF-8 text") from error
+    except pd.errors.ParserWarning as error:
+        raise wrong(path, "its lines have more cells than its first one") from error
+    except ValueError as error:
+        raise wrong(path, " ".join(str(error).split()) or type(error).__name__) from error
+
+
+def wrong(path: Path, reason: str) -> UserError:
+    """What is wrong with a file of a result, and what to do."""
+    return UserError(
+        f"{path} is damaged: {reason.rstrip('.')}; give the same `vitsee run` again: it is written anew"
+    )
+
+
+def _checked(path: Path, column: pd.Series, kind: Kind) -> pd.Series:
+    """The column as what it holds. Raises UserError that names the first line that holds something else."""
+    if kind is str:
+        found = column.fillna("")
+        bad, needed = found.str.len() > LONGEST, f"a name of at most {LONGEST} letters"
+    elif isinstance(kind, tuple):
+        found, bad, needed = column, ~column.isin(kind), f"one of: {', '.join(kind)}"
+    else:
+        found, bad = _numbers(column)
+        needed = "a number"
+        if isinstance(kind, Whole):
+            bad = ~(found.between(kind.least, 2**53) & (found % 1 == 0))
+            needed = f"a whole number from {kind.least} on"
+        elif kind is Error and not bad.any():
+            bad, needed = found < 0, "a standard error, which is never below 0"
+    if bad.any():
+        place = int(bad.argmax())
+        there = "" if pd.isna(column[place]) else str(column[place])
+        there = f"{there[:40]}…" if len(there) > 80 else there
+        raise wrong(path, f"line {place + 2}, column {column.name}: {there!r} is not {needed}")
+    return found.astype("int64") if isinstance(kind, Whole) else found
+
+
+def _numbers(column: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """The column as numbers, NaN where it has nothing; and where it has something else."""
+    if column.dtype.kind in "iuf":
+        return column, column.isna() & False
+    words = column.fillna("").astype(str).str.strip()
+    found = pd.to_numeric(words, errors="coerce")
+    return found, found.isna() & ~words.str.lower().isin(["", "nan"])

@@ -1,0 +1,184 @@
+"""The attention of timm's transformers, read where scaled_dot_product_attention is called."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+from vitsee.analysis import Layer
+from vitsee.errors import UserError
+from vitsee.estimators.attention import Attention
+from vitsee.models import layers
+from vitsee.models.layout import IMAGES, Output, Record, dry_run
+
+
+class _Intercept(TorchFunctionMode):
+    """Passes every call of scaled_dot_product_attention, with its result, to `seen`."""
+
+    def __init__(self, seen: Callable[[Attention], None]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func is scaled_dot_product_attention:
+            self.seen(_attention(result, *args, **kwargs))
+        return result
+
+
+def _attention(
+    output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Attention:
+    """The arguments of scaled_dot_product_attention by its own signature."""
+    bias = attn_mask
+    if bias is not None and bias.dtype == torch.bool:
+        bias = torch.zeros(bias.shape, device=bias.device).masked_fill_(~bias, -math.inf)
+    if is_causal:
+        tokens = query.shape[-2]
+        bias = torch.full((tokens, tokens), -math.inf, device=query.device).triu_(1)
+    return Attention(query, key, bias, query.shape[-1] ** -0.5 if scale is None else scale, output)
+
+
+def attach(
+    net: nn.Module, layer: Layer, deliver: Callable[[Attention], None]
+) -> list[RemovableHandle]:
+    """Hooks that hand over what the attention module of this name computes in each forward pass."""
+    module = net.get_submodule(layer.name)
+    intercept = _Intercept(deliver)
+
+    def enter(module: nn.Module, args: object) -> None:
+        fuse(module, True)
+        intercept.__enter__()
+
+    def leave(module: nn.Module, args: object, output: object) -> None:
+        intercept.__exit__(None, None, None)
+
+    return [
+        module.register_forward_pre_hook(enter),
+        module.register_forward_hook(leave, always_call=True),
+    ]
+
+
+def fuse(net: nn.Module, fused: bool) -> None:
+    """Let timm call scaled_dot_product_attention or not, whatever its setting TIMM_FUSED_ATTN says."""
+    for module in net.modules():
+        if hasattr(module, "fused_attn"):
+            setattr(module, "fused_attn", fused)  # noqa: B010
+
+
+def survey(net: nn.Module, input_size: tuple[int, int, int]) -> list[Layer]:
+    """Every module that attends from all tokens to all tokens, in the order they run.
+
+    net may be on any device, also torch's meta device. input_size: (3, H, W). Raises UserError that
+    says why if there is none: no attention, windows, channels instead of tokens, or another formula.
+    """
+    calls: dict[str, list[Attention]] = {}
+
+    def record(net: nn.Module, seen: Record) -> list[RemovableHandle]:
+        calls.clear()  # of a dry run that failed, if there was one
+        return _record(net, lambda name, found: calls.setdefault(name, []).append(found))
+
+    dry_run(net, (IMAGES, *input_size), record)
+    patches = layers.patches(net, input_size)
+    found, refused = [], []
+    for name, computed in calls.items():
+        heads, tokens, features = _sizes(computed[0])
+        output = Output((tokens, heads * features))
+        layer = layers.describe(net, name, output, input_size, patches)
+        reason = _refusal(layer, computed)
+        if reason:
+            refused.append(f"{name} ({type(net.get_submodule(name)).__name__}) {reason}")
+        else:
+            found.append(replace(layer, shape=(heads, tokens, features)))
+    if not found:
+        raise UserError(_no_attention(net, refused))
+    return found
+
+
+def _sizes(found: Attention) -> tuple[int, int, int]:
+    """Heads, tokens and features of a head."""
+    *_, heads, tokens, features = (1, *found.query.shape)
+    return heads, tokens, features
+
+
+def _refusal(layer: Layer, found: list[Attention]) -> str:
+    """Why this attention is not from every token to every token of the image, empty if it is."""
+    query, key = found[0].query.shape, found[0].key.shape
+    if len(found) > 1:
+        return f"computes {len(found)} attentions, whose weights are combined in its own way"
+    if len(query) != 4 or query[0] != IMAGES:
+        return f"attends within windows of {query[-2]} tokens"
+    if query[-2] != key[-2]:
+        return f"attends from {query[-2]} to {key[-2]} tokens"
+    if layer.prefix is None or layer.grid is None or query[-2] != _tokens(layer):
+        return f"attends among {query[-2]} entries, which are not the model's tokens"
+    return ""
+
+
+def _tokens(layer: Layer) -> int:
+    assert layer.grid is not None
+    return layer.grid[0] * layer.grid[1] + (layer.prefix or 0)
+
+
+def _no_attention(net: nn.Module, refused: list[str]) -> str:
+    kind = type(net).__name__
+    classes = {type(module).__name__ for module in net.modules()}
+    own = sorted(name for name in classes if "attn" in name.lower() or "attention" in name.lower())
+    if refused:
+        why = f"its {refused[0]}"
+    elif own:
+        why = f"its {', '.join(own)} compute attention by a formula of their own"
+    else:
+        why = "no module of it computes any"
+    return (
+        f"{kind} has no softmax attention from every token to every token: {why}; analyses of attention "
+        f"need a ViT, DeiT, BEiT, EVA, a ViT with relative positions or a hybrid"
+    )
+
+
+def _record(net: nn.Module, seen: Callable[[str, Attention], None]) -> list[RemovableHandle]:
+    """Hooks that hand over every attention that is computed, by the name of the innermost module."""
+    running: list[str] = []
+    intercept = _Intercept(lambda found: seen(running[-1], found))
+
+    def enter(name: str) -> Callable[[nn.Module, object], None]:
+        def hook(module: nn.Module, args: object) -> None:
+            running.append(name)
+            if not name:  # the model itself
+                intercept.__enter__()
+
+        return hook
+
+    def leave(module: nn.Module, args: object, output: object) -> None:
+        if not running.pop():
+            intercept.__exit__(None, None, None)
+
+    handles = []
+    for name, module in net.named_modules():
+        fuse(module, True)
+        handles.append(module.register_forward_pre_hook(enter(name)))
+        handles.append(module.register_forward_hook(leave, always_call=True))
+    return handles

@@ -1,0 +1,447 @@
+"""Which state dict of a file the model takes, and whether every weight of it fits."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitsee.errors import UserError, unknown
+from vitsee.models.npz import load_npz
+from vitsee.models.resampling import is_resampled
+from vitsee.models.weight_files import (
+    ALONE,
+    few,
+    is_npz,
+    line,
+    read_checked,
+    refuse_larger,
+    require_file,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+log = logging.getLogger(__name__)
+
+KEYS = (
+    "state_dict_ema",
+    "model_ema",
+    "state_dict",
+    "model",
+    "model_state_dict",
+    "model_state",
+    "module",
+    "net",
+    "network",
+    "teacher",
+)
+"""Where trainers keep the weights, the first that is there; the first four as timm takes them."""
+
+WRAPPERS = (
+    "module",
+    "_orig_mod",
+    "model",
+    "net",
+    "network",
+    "backbone",
+    "encoder",
+    "trunk",
+    "student",
+    "teacher",
+)
+"""Attributes that wrappers and trainers keep a model in, which then begin all its names."""
+
+EXTRAS = re.compile(
+    r"mask_token"  # DINOv2, iBOT, MAE: stands for patches that are hidden in training
+    r"|head\.(mlp|last_layer)\..+|(dino|ibot)_head\..+"  # projections of DINO, iBOT, DINOv2
+    r"|decoder_(embed|pos_embed|blocks|norm|pred)(\..+)?"  # MAE
+    r"|pre_logits\..+"  # a layer that timm has left out since
+    r"|n_averaged"  # torch.optim.swa_utils
+    r"|(.+\.)?num_batches_tracked"  # BatchNorm; used in training only
+)
+"""Entries that training has beside the model, by the names that are well known."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What of a checkpoint is in the model.
+
+    file: its name. key: of the state dict in the file; none if the file is one. also: keys of others
+    that hold the same names. prefix: what its names began with and is cut off. left_out: entries that
+    are not the model's. resampled: what was interpolated to the model's resolution or patch size.
+    """
+
+    file: str = ""
+    key: str | None = None
+    also: list[str] = field(default_factory=list)
+    prefix: str = ""
+    left_out: list[str] = field(default_factory=list)
+    resampled: list[str] = field(default_factory=list)
+
+    def record(self) -> dict[str, Any]:
+        """The parts that say something."""
+        return {name: value for name, value in vars(self).items() if value}
+
+    @property
+    def warnings(self) -> list[str]:
+        """What makes the model another one than was trained."""
+        names = ", ".join(self.resampled)
+        return [f"{self.file} was resampled to another shape: {names}"] if names else []
+
+    def say(self) -> None:
+        """Log what the user may not expect."""
+        if self.also:
+            log.info(
+                *("%s holds several sets of weights: %s was taken, not %s", self.file, self.key),
+                *(f"{', '.join(self.also)} (model.checkpoint_key={self.also[0]})",),
+            )
+        if self.prefix:
+            log.info("%s: its names were read without %s", self.file, self.prefix)
+        if self.left_out:
+            log.info("%s: left out what the model does not have: %s", self.file, few(self.left_out))
+        for warning in self.warnings:
+            log.warning("warning: %s", warning)
+
+
+def fill(net: nn.Module, path: Path, key: str | None = None, keep: Iterable[str] = ()) -> Taken:
+    """Load every weight of the model from a file, and say what was taken.
+
+    key: which state dict of the file. keep: modules that keep the weights they have, whatever the file
+    holds. Raises UserError if the file cannot be read safely, has not all weights, or has others.
+    """
+    require_file(path)
+    if is_npz(path):
+        if key or keep:
+            what = f"model.checkpoint_key={key}" if key else "a new classifier"
+            raise UserError(f"{path}: {what} is for files of PyTorch, not for .npz")
+        taken = Taken(path.name, resampled=load_npz(net, path))
+    else:
+        found = _state_dicts(read_checked(path))
+        chosen, state = _choose(net, found, key, keep, path)
+        _refuse_types(net, state, path)
+        fit = _best_fit(net, state, keep, path)
+        if fit.problems:
+            raise UserError(
+                f"checkpoint {path} does not fit the model: {'; '.join(fit.problems)}."
+                f"{_remedy(net, fit, state, chosen)}"
+            )
+        _refuse_types(net, fit.weights, path)
+        net.load_state_dict(fit.weights)
+        taken = Taken(
+            path.name,
+            key=chosen or None,
+            also=[] if key else _same_names(found, chosen),
+            prefix=fit.prefix,
+            left_out=fit.left_out,
+            resampled=fit.resampled,
+        )
+    taken.say()
+    return taken
+
+
+# --- which state dict ----------------------------------------------------------------------------
+
+
+def _state_dicts(loaded: Mapping[Any, Any]) -> dict[str, dict[str, Tensor]]:
+    """Every dictionary in a file that holds tensors by name, by its dotted key; the file itself is ''."""
+    import torch
+
+    found: dict[str, dict[str, Tensor]] = {}
+    looks = iter(range(1000))  # dictionaries may hold each other
+
+    def look(value: Mapping[Any, Any], key: str, depth: int) -> None:
+        if depth > 3 or next(looks, None) is None:
+            return
+        named = {name: one for name, one in value.items() if isinstance(name, str)}
+        tensors = {
+            name: one.detach() for name, one in named.items() if isinstance(one, torch.Tensor)
+        }
+        if tensors:
+            found[key] = tensors
+        for name, one in named.items():
+            if isinstance(one, Mapping):
+                look(one, f"{key}.{name}" if key else name, depth + 1)
+
+    look(loaded, "", 0)
+    return found
+
+
+def _choose(
+    net: nn.Module,
+    found: dict[str, dict[str, Tensor]],
+    key: str | None,
+    keep: Iterable[str],
+    path: Path,
+) -> tuple[str, dict[str, Tensor]]:
+    """The key and the state dict that was asked for, else the usual one, else the only one that fits."""
+    if not found:
+        raise UserError(f"checkpoint {path} holds no tensors by name; {ALONE}")
+    if key:
+        return key, _asked(found, key, path)
+    for usual in KEYS:
+        if usual in found:
+            return usual, found[usual]
+    below = next((b for b in ([k for k in found if k.startswith(f"{u}.")] for u in KEYS) if b), [])
+    rivals = below or list(found)
+    if len(rivals) > 1:
+        fitting = [k for k in rivals if _fits(net, found[k], keep, path)]
+        if len(fitting) != 1:
+            which = fitting or rivals
+            why = "all of which fit" if fitting else "none of which fits the model as it is"
+            choices = ", ".join(k or "(the file itself)" for k in which)
+            named = next(k for k in which if k)
+            raise UserError(
+                f"checkpoint {path} holds several state dicts, {why}: {choices}; choose one: "
+                f"model.checkpoint_key={named}"
+            )
+        rivals = fitting
+    return rivals[0], found[rivals[0]]
+
+
+def _fits(net: nn.Module, state: dict[str, Tensor], keep: Iterable[str], path: Path) -> bool:
+    try:
+        _refuse_types(net, state, path)
+        return not _best_fit(net, state, keep, path).problems
+    except UserError:
+        return False
+
+
+def _asked(found: dict[str, dict[str, Tensor]], key: str, path: Path) -> dict[str, Tensor]:
+    """The state dict at this key, or what of one begins so. Raises UserError with those that exist."""
+    if key in found:
+        return found[key]
+    for name, state in found.items():
+        within = f"{name}." if name else ""
+        if f"{key}.".startswith(within):
+            start = f"{key}."[len(within) :]
+            part = {n[len(start) :]: t for n, t in state.items() if start and n.startswith(start)}
+            if part:
+                return part
+    deeper = [name for name in found if name.startswith(f"{key}.")]
+    if len(deeper) == 1:
+        return found[deeper[0]]
+    choices = deeper or [name for name in found if name]
+    if not choices:
+        raise UserError(
+            f"checkpoint {path} has no {key}: it is one state dict, whose names begin with: "
+            f"{few(sorted({name.partition('.')[0] for name in found['']}), 8)}"
+        )
+    raise unknown(
+        f"model.checkpoint_key={key}: checkpoint {path} holds no such state dict",
+        key,
+        choices,
+        "it holds",
+    )
+
+
+def _same_names(found: dict[str, dict[str, Tensor]], chosen: str) -> list[str]:
+    """Keys of other state dicts of the same model, e.g. the raw weights beside averaged ones."""
+    names = {key: {_wrapped(name)[1] for name in state} for key, state in found.items()}
+    return [key for key in found if key not in ("", chosen) and names[key] == names.get(chosen)]
+
+
+# --- fitting it to the model ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """How a state dict fits the model once this prefix is cut off its names; no problems: it does."""
+
+    prefix: str
+    weights: Mapping[str, Tensor]
+    problems: list[str]
+    matching: int
+    strangers: list[str]
+    left_out: list[str]
+    resampled: list[str]
+
+
+def _best_fit(net: nn.Module, state: dict[str, Tensor], keep: Iterable[str], path: Path) -> _Fit:
+    """With no prefix if that fits, else with the shortest that does, else with what fits best."""
+    state = _uncompiled(state)
+    starts = {start for name in state for start in _starts(name)}
+    best, failed = None, None
+    for prefix in sorted({"", *starts}, key=lambda start: (len(start), start)):
+        try:
+            fit = _fit(net, state, prefix, keep)
+        except Exception as error:  # of timm's conversion, which knows certain files only
+            failed = failed or error
+            continue
+        if not fit.problems:
+            return fit
+        if best is None or fit.matching > best.matching:
+            best = fit
+    if best is None:
+        raise UserError(
+            f"checkpoint {path} does not fit {type(net).__name__}: timm's conversion failed: {line(failed)}"
+        ) from failed
+    return best
+
+
+def _uncompiled(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the names that torch.compile gives to parts of a model."""
+    plain = {name.replace("._orig_mod.", "."): tensor for name, tensor in state.items()}
+    return plain if len(plain) == len(state) else state
+
+
+def _starts(name: str) -> list[str]:
+    """What of the name could be cut off: `module.`, `module.backbone.`, …"""
+    words = name.split(".")[:-1]
+    count = next((i for i, word in enumerate(words[:4]) if word not in WRAPPERS), len(words[:4]))
+    return [".".join(words[: i + 1]) + "." for i in range(count)]
+
+
+def _wrapped(name: str) -> tuple[str, str]:
+    """The wrappers that a name begins with, and the rest of it."""
+    start = next(reversed(_starts(name)), "")
+    return start, name.removeprefix(start)
+
+
+def _fit(net: nn.Module, state: dict[str, Tensor], prefix: str, keep: Iterable[str]) -> _Fit:
+    own = net.state_dict()
+    kept = tuple(f"{name}." for name in keep)
+    inside = {n[len(prefix) :]: t for n, t in state.items() if n.startswith(prefix)}
+    outside = [name for name in state if not name.startswith(prefix)]
+    converted = _converted(net, inside)
+    unused = _classifier_entries(net) if getattr(net, "num_classes", None) == 0 else set()
+
+    def extra(name: str) -> bool:
+        return name not in own and bool(name in unused or EXTRAS.fullmatch(name))
+
+    weights = {n: t for n, t in converted.items() if not extra(n) and not n.startswith(kept)}
+    for name, tensor in own.items():
+        if name.startswith(kept) or name.endswith("num_batches_tracked"):
+            weights.setdefault(name, tensor)
+    shapes = {n: (tuple(weights[n].shape), tuple(own[n].shape)) for n in own if n in weights}
+    other = [
+        f"{n} {there} instead of {here}" for n, (there, here) in shapes.items() if there != here
+    ]
+    foreign = [name for name in outside if not EXTRAS.fullmatch(_wrapped(name)[1])]
+    strangers = [name for name in weights if name not in own] + foreign
+    problems = {
+        "missing": [name for name in own if name not in weights],
+        "unexpected": strangers,
+        "of another shape": other,
+    }
+    return _Fit(
+        prefix=prefix,
+        weights=weights,
+        problems=[f"{len(k)} {kind} ({few(k)})" for kind, k in problems.items() if k],
+        matching=len(shapes) - len(other),
+        strangers=strangers,
+        left_out=[n for n in outside if n not in foreign] + [n for n in inside if extra(n)],
+        resampled=[n for n, t in converted.items() if is_resampled(n, inside.get(n), t)],
+    )
+
+
+def _classifier_entries(net: nn.Module) -> set[str]:
+    return {f"{name}.{kind}" for name in classifiers(net) for kind in ("weight", "bias")}
+
+
+def classifiers(net: nn.Module) -> list[str]:
+    """Where timm says that the model's classifier is, whether it has one or not."""
+    named = getattr(net, "pretrained_cfg", {}).get("classifier") or ()
+    return [named] if isinstance(named, str) else list(named)
+
+
+def _converted(net: nn.Module, state: dict[str, Tensor]) -> Mapping[str, Tensor]:
+    """The state dict after the architecture's own conversion in timm (other layouts, other resolutions)."""
+    convert = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+    if convert is None:
+        return state
+    few = len(inspect.signature(convert).parameters) == 1
+    return convert(dict(state)) if few else convert(dict(state), net)
+
+
+def _refuse_types(net: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Raise UserError for tensors that are no floating-point numbers where the model has such."""
+    own = net.state_dict()
+    for name, tensor in state.items():
+        twin = own.get(name, own.get(_wrapped(name)[1]))
+        kind = _unusable(tensor)
+        if kind is None and twin is not None and tensor.ndim:
+            floats = twin.is_floating_point()
+            kind = None if floats == tensor.is_floating_point() else f"of {_short(tensor.dtype)}"
+        if kind:
+            raise UserError(
+                f"checkpoint {path} was refused: {name} is {kind}, and weights are float32, float16, "
+                f"bfloat16 or float64; save the weights as they were before they were quantised or cast"
+            )
+    refuse_larger(path, sum(tensor.numel() * tensor.element_size() for tensor in state.values()))
+
+
+def _unusable(tensor: Tensor) -> str | None:
+    """What kind of tensor it is, if the weights of no model are of that kind."""
+    import torch
+
+    usual = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+    if tensor.is_meta:
+        return "on the meta device (without values)"
+    if tensor.is_quantized:
+        return f"quantised ({_short(tensor.dtype)})"
+    if tensor.is_nested or tensor.layout != torch.strided:
+        return f"stored {_short(tensor.layout).removesuffix('_coo').replace('strided', 'nested')}"
+    if tensor.is_complex() or (tensor.is_floating_point() and tensor.dtype not in usual):
+        return f"of {_short(tensor.dtype)}"
+    return None
+
+
+def _short(what: object) -> str:
+    return str(what).removeprefix("torch.")
+
+
+def _remedy(net: nn.Module, fit: _Fit, state: dict[str, Tensor], key: str) -> str:
+    """What to do so that it fits, in a sentence that is true for this file."""
+    own = net.state_dict()
+    heads = _classifier_entries(net) & set(own)
+    missing = {name for name in own if name not in fit.weights}
+    other = {n for n in own if n not in missing and fit.weights[n].shape != own[n].shape}
+    if not fit.strangers and missing and not other and missing <= heads:
+        return " If it has no classifier: model.args={num_classes: 0}"
+    if not fit.strangers and other and not missing and other <= heads:
+        classes = len(fit.weights[min(other)])
+        return f" If it is of other classes: model.args={{num_classes: {classes}}}"
+    names = set(own) - heads
+    share, starts = _starts_of_most(state, names)
+    if starts and all(starts):
+        within = [start.rstrip(".") for start in starts]
+        keys = [f"{key}.{start}" if key else start for start in within]
+        return (
+            f" {'All' if share == 1 else 'Most'} weights of the model are there, in names that begin with "
+            f"{_or(within)}: model.checkpoint_key={_or(keys)}"
+        )
+    if share == 1 and not other:
+        return " All weights of the model are there, and more: save them without the others"
+    if not fit.matching:
+        return (
+            " No name is the model's: it is of another architecture, or of another library than timm. "
+            "Choose the architecture that it was made with: model.timm=NAME"
+        )
+    return (
+        " Choose the architecture that it was made with: model.timm=NAME, and its arguments: "
+        "model.args={…}"
+    )
+
+
+def _starts_of_most(state: Mapping[str, Tensor], names: set[str]) -> tuple[float, list[str]]:
+    """What most of these names follow in a state dict, if half of them do, and how large a share does."""
+    counts: Counter[str] = Counter()
+    for name in state:
+        cuts = [0] + [i + 1 for i, letter in enumerate(name) if letter == "."]
+        counts.update(name[:cut] for cut in cuts if name[cut:] in names)
+    most = max(counts.values(), default=0)
+    if not names or most < len(names) / 2:
+        return 0.0, []
+    return most / len(names), [start for start, count in counts.items() if count == most]
+
+
+def _or(choices: list[str]) -> str:
+    return " or ".join(choices[:3])

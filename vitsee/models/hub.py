@@ -1,0 +1,146 @@
+"""Published weights on this machine: cached, in a folder, or downloaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitsee.errors import UserError, nearest, unknown
+from vitsee.io.reachable import require
+from vitsee.models.weight_files import few, line
+from vitsee.options import Model
+
+if TYPE_CHECKING:
+    pass
+
+
+REMEDY = (
+    "download it where there is a network and set HF_HUB_CACHE to that cache, or name a local file with "
+    "model.checkpoint=PATH, or use random weights with model.pretrained=false"
+)
+
+
+def check_source(model: Model, source: str, place: str) -> None:
+    """Raise UserError unless the architecture is described there, on the hub or in a folder."""
+    if source == "hf-hub":
+        # timm would ask by itself, but retries for most of a minute without a network
+        config = _fetch_from_hub(model, *_repository(model, place), "config.json")
+    elif source == "local-dir":
+        config = Path(place) / "config.json"
+        if not config.is_file():
+            raise UserError(f"model.timm={model.timm}: there is no {config}")
+    else:
+        raise unknown(
+            f"model.timm={model.timm} is of an unknown source {source!r}",
+            source,
+            ["hf-hub", "local-dir"],
+            "there are",
+        )
+    _check_config(config)
+
+
+def _check_config(path: Path) -> None:
+    """Raise UserError unless a config.json names an architecture that timm knows."""
+    import timm
+
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {line(error)}") from error
+    named = config.get("architecture") if isinstance(config, dict) else None
+    if not isinstance(named, str):
+        raise UserError(f'{path} names no architecture of timm, e.g. "architecture": "resnet50"')
+    name = named.partition(".")[0]
+    if not timm.is_model(name):
+        hint = nearest(name, timm.list_models())
+        raise UserError(f"{path} names the architecture {name!r}, which timm does not have.{hint}")
+    for key in ("pretrained_cfg", "model_args"):
+        if not isinstance(config.get(key) or {}, dict):
+            raise UserError(f"{path}: its {key} must be a mapping, got {config[key]!r}")
+
+
+def _repository(model: Model, place: str) -> tuple[str, str | None]:
+    """Name and revision of a repository of the hub. Raises UserError if it can be the name of none."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    name, at, revision = place.partition("@")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(
+            f"model={model.name}: {name!r} is no name of a repository of the Hugging Face hub; they are "
+            f"written owner/name or owner/name@revision, with letters, digits and - _ . only"
+        ) from error
+    if at and (not re.fullmatch(r"[\w./-]+", revision) or ".." in revision):
+        raise UserError(f"model={model.name}: {revision!r} is no revision; e.g. {name}@main")
+    return name, revision or None
+
+
+def weights_in(folder: Path) -> Path:
+    """The file of weights that timm would load from a folder. Raises UserError unless there is one."""
+    from timm.models._hub import _EXT_PRIORITY, _PREFERRED_FILES
+
+    for name in _PREFERRED_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    for ending in _EXT_PRIORITY:
+        found = sorted(folder.glob(f"*{ending}"))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UserError(
+                f"{folder} has several files of weights ({few(p.name for p in found)}); choose one: "
+                f"model.checkpoint={found[0]}"
+            )
+    raise UserError(
+        f"{folder} has a config.json, but no weights ({', '.join(_PREFERRED_FILES)}); name a file with "
+        f"model.checkpoint=PATH, or use random weights with model.pretrained=false"
+    )
+
+
+def fetched(model: Model, source: str, place: Any) -> Path:
+    """Local path of published weights, downloaded if they are not in the cache."""
+    import torch
+    from timm.models._hub import download_cached_file
+
+    if source == "hf-hub":
+        repository, name = place if isinstance(place, tuple) else (place, None)
+        return _fetch_from_hub(model, *_repository(model, repository), name)
+    if source == "file":
+        return Path(place)
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(place)
+    if not cached.exists():
+        require(place, f"model={model.name} ({model.timm})", REMEDY)
+    return Path(download_cached_file(place, progress=True))
+
+
+def _fetch_from_hub(model: Model, repository: str, revision: str | None, name: str | None) -> Path:
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    wanted = [name] if name else ["model.safetensors", "pytorch_model.bin"]
+    for file in wanted:
+        cached = try_to_load_from_cache(repository, file, revision=revision)
+        if isinstance(cached, str):
+            return Path(cached)
+    what = f"model={model.name} ({repository} of the Hugging Face hub)"
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(
+            f"{what} is not in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE is set; {REMEDY}"
+        )
+    require(constants.ENDPOINT, what, REMEDY)
+    for file in wanted:
+        try:
+            return Path(hf_hub_download(repository, file, revision=revision))
+        except Exception as error:
+            # the local one means that the hub gave no answer, not that the file does not exist
+            absent = isinstance(error, EntryNotFoundError)
+            if absent and not isinstance(error, LocalEntryNotFoundError):
+                continue
+            reason = " ".join(str(error).split())
+            raise UserError(f"{what} could not be downloaded ({reason}); {REMEDY}") from error
+    raise UserError(f"{what} has none of {', '.join(wanted)}; {REMEDY}")

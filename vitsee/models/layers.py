@@ -1,0 +1,189 @@
+"""The layers of a model and what their axes are, found by dry runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from vitsee.analysis import Layer
+from vitsee.models.layout import Attach, Output, Record, measure
+
+Step = tuple[float, float]
+"""Pixels of the input from one place to the next, (rows, columns)."""
+
+_PATCHES = "."
+"""What the output of the patch embedding is called among those of modules; no module can be called so."""
+
+
+@dataclass(frozen=True)
+class Patches:
+    """The patches that a model makes tokens of.
+
+    grid: rows and columns. step: the stride of what embeds them, be they apart or overlapping. more: by
+    how many patches there are more in the taller and in the wider input of `layout.measure`.
+    """
+
+    grid: tuple[int, int]
+    step: Step
+    more: tuple[int, int]
+
+
+_UNITS = (
+    r"blocks\.\d+\.\d+",  # EfficientNet, MobileNet
+    r"blocks\.\d+",  # ViT, Mixer
+    r"layer\d+\.\d+",  # ResNet
+    r"(stages|layers|levels)\.\d+\.blocks\.\d+",  # BiT, ConvNeXt, Swin
+    r"stages\.\d+\.\d+",
+    r"features\.\d+",  # VGG, DenseNet
+)
+"""How timm names the repeated units of its families, most specific first."""
+
+
+def survey(net: nn.Module, input_size: tuple[int, int, int]) -> list[Layer]:
+    """Every module with a tensor output that runs exactly once a forward pass, in the order they end.
+
+    net may be on any device, also torch's meta device. input_size: (3, H, W). Raises UserError if the
+    model cannot take such images.
+    """
+    return found(net, input_size, record_modules)
+
+
+def found(net: nn.Module, input_size: tuple[int, int, int], attach: Attach) -> list[Layer]:
+    """Every output that the hooks of `attach` report, in the order they do, with what its axes are."""
+
+    def both(net: nn.Module, seen: Record) -> list[RemovableHandle]:
+        return attach(net, seen) + _record_embedding(net, seen)
+
+    outputs = measure(net, input_size, both)
+    patches = _patches(net, outputs.pop(_PATCHES, None))
+    return [describe(net, name, output, input_size, patches) for name, output in outputs.items()]
+
+
+def patches(net: nn.Module, input_size: tuple[int, int, int]) -> Patches | None:
+    """The model's patches; None if it has none on a grid, or if their step is not known."""
+    return _patches(net, measure(net, input_size, _record_embedding).get(_PATCHES))
+
+
+def record_modules(net: nn.Module, seen: Record) -> list[RemovableHandle]:
+    """Hooks that report the output of every module."""
+
+    def hook(name: str) -> Callable[[nn.Module, object, object], None]:
+        return lambda module, args, output: seen(name, output)
+
+    return [m.register_forward_hook(hook(name)) for name, m in net.named_modules() if name]
+
+
+def describe(
+    net: nn.Module,
+    name: str,
+    output: Output,
+    input_size: tuple[int, int, int],
+    patches: Patches | None,
+) -> Layer:
+    """The layer with what its axes are, in a model with these patches."""
+    layer = Layer(name, output.shape, None, _has_class_token(net), images=output.images)
+    if not output.images:
+        return layer
+    prefix = _prefix(net, output, patches)
+    if prefix is not None:
+        layer = replace(layer, prefix=prefix)
+        return replace(layer, grid=patches.grid, pitch=patches.step) if patches else layer
+    places = _places(output, input_size)
+    if places is None:
+        return layer
+    grid, pitch, channels_last = places
+    return replace(layer, grid=grid, pitch=pitch, channels_last=channels_last)
+
+
+def _has_class_token(net: nn.Module) -> bool:
+    """timm's ViT says so; of BEiT, EVA and the relative-position ViT only the parameter shows it."""
+    return bool(getattr(net, "has_class_token", getattr(net, "cls_token", None) is not None))
+
+
+def _embedding_module(net: nn.Module) -> nn.Module | None:
+    """What makes the patch tokens; Mixer calls it stem."""
+    return getattr(net, "patch_embed", None) or getattr(net, "stem", None)
+
+
+def _record_embedding(net: nn.Module, seen: Record) -> list[RemovableHandle]:
+    """A hook that reports the patch tokens as they are made, if the model makes any."""
+    embedding = _embedding_module(net)
+    if embedding is None or not getattr(embedding, "num_patches", None):
+        return []
+    return [embedding.register_forward_hook(lambda m, args, output: seen(_PATCHES, output))]
+
+
+def _patches(net: nn.Module, embedded: Output | None) -> Patches | None:
+    """The patches, of which this is the output of the embedding: tokens, or a map."""
+    grid = getattr(_embedding_module(net), "grid_size", None)
+    if embedded is None or embedded.taller is None or embedded.wider is None or not grid:
+        return None
+    rows, columns = int(grid[0]), int(grid[1])
+    down, right = (sum(growth.axes) for growth in (embedded.taller, embedded.wider))
+    if len(embedded.shape) == 2:  # a row more is `columns` tokens more
+        (down, odd), (right, strange) = divmod(down, columns), divmod(right, rows)
+        if odd or strange:
+            return None
+    step = embedded.taller.step(down), embedded.wider.step(right)
+    return Patches((rows, columns), step, (down * columns, right * rows)) if all(step) else None
+
+
+def _prefix(net: nn.Module, output: Output, patches: Patches | None) -> int | None:
+    """Number of prefix tokens if the output is a sequence of tokens, (tokens, features), else None."""
+    there = getattr(_embedding_module(net), "num_patches", None)
+    if there is None or len(output.shape) != 2:
+        return None
+    if patches and output.taller and output.wider:
+        grown = (*output.taller.axes, *output.wider.axes)
+        if grown != (patches.more[0], 0, patches.more[1], 0):
+            return None
+    prefix = getattr(net, "num_prefix_tokens", 0)
+    return {there: 0, there + prefix: prefix}.get(output.shape[0])
+
+
+def _places(
+    output: Output, input_size: tuple[int, int, int]
+) -> tuple[tuple[int, int], Step, bool] | None:
+    """Grid and step of a map, and whether its channels are the last axis; None if it is not known to be one.
+
+    Rows are the axis that grows with the height of the input, columns the one that grows with its width.
+    """
+    shape = output.shape
+    if len(shape) != 3:
+        return None
+    if output.taller is not None and output.wider is not None:
+        steps = [[growth.step(a) for a in growth.axes] for growth in (output.taller, output.wider)]
+        grown = output.taller.axes, output.wider.axes
+        for rows, columns, channels in ((1, 2, 0), (0, 1, 2)):
+            down, right = steps[0][rows], steps[1][columns]
+            others = grown[0][columns], grown[1][rows], grown[0][channels], grown[1][channels]
+            if down and right and not any(others):
+                return (shape[rows], shape[columns]), (down, right), channels == 2
+    if shape[1:] == (1, 1):  # one place, that of the whole input
+        return (1, 1), (input_size[1], input_size[2]), False
+    return None
+
+
+def depths_of(net: nn.Module, names: list[str]) -> dict[str, float | None]:
+    """Share of the blocks that have run when each layer has, its own included, for names in running order."""
+    units = units_of([name for name, _ in net.named_modules()])
+    depths: dict[str, float | None] = {}
+    done = 0
+    for name in names:
+        inside = [i for i, unit in enumerate(units) if f"{name}.".startswith(f"{unit}.")]
+        done = max([done, *(i + 1 for i in inside)])
+        depths[name] = done / len(units) if units else None
+    return depths
+
+
+def units_of(names: list[str]) -> list[str]:
+    """Names of the repeated units (blocks), in the order they run."""
+    for kind in _UNITS:
+        found = [name for name in names if re.fullmatch(kind, name)]
+        if found:
+            return found
+    return []

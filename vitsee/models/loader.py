@@ -1,0 +1,203 @@
+"""Models with their weights: from a local file, random, embedded, or from the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitsee.errors import UserError, expanded
+from vitsee.models import cards
+from vitsee.models.cards import Card
+from vitsee.models.fitting import Taken, classifiers, fill
+from vitsee.models.hub import REMEDY, fetched, weights_in
+from vitsee.models.resampling import resampled
+from vitsee.models.timm_architecture import (
+    build,
+    data_config,
+    pretrained_cfg,
+    reason_of,
+    refuse_unrunnable,
+    skeleton,
+    timm_model,
+)
+from vitsee.models.weight_files import line
+from vitsee.options import Model
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+log = logging.getLogger(__name__)
+
+EMBEDDED = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to be watched.
+
+    label: what figures call it. net: in evaluation mode, without gradients, on the device; it takes
+    normalised pixels. data: timm's data configuration (input_size, interpolation, mean, std, crop_pct,
+    crop_mode). weights: where they come from, in words. digest: SHA-256 of names and values. card: how
+    they were trained, if a model card lies beside them. taken: what of the file they are from.
+    """
+
+    name: str
+    label: str
+    net: nn.Module
+    data: dict[str, Any]
+    weights: str
+    digest: str
+    card: Card | None
+    taken: Taken = field(default_factory=Taken)
+
+
+def load(model: Model, device: str | torch.device, name: str | None = None) -> Loaded:
+    """The model with its weights. Raises UserError if they cannot be had exactly as asked for.
+
+    name: what to call it where its own name does not tell it from another model.
+    """
+    import torch
+
+    name, taken = name or model.name, Taken()
+    random = not model.pretrained and model.checkpoint is None
+    if model.checkpoint_key is not None and model.checkpoint is None:
+        raise UserError(f"model.checkpoint_key={model.checkpoint_key} needs model.checkpoint=PATH")
+    if model.checkpoint is not None:
+        path = expanded(model.checkpoint)
+        net, taken = _from_file(model, path)
+        weights = f"checkpoint {path}"
+    elif random:
+        net, weights = build(model), f"random, seed {model.seed}"
+    elif model.embedded:
+        net, weights = _from_package(model), "ship with vitsee"
+    else:
+        net, weights, taken = _from_hub(model)
+    _refuse_nonfinite(model, net)
+    net = net.eval().requires_grad_(False).to(device)
+    data = data_config(net)
+    refuse_unrunnable(model, net, data["input_size"])
+    return Loaded(
+        name=name,
+        label=f"{name} (random weights)" if random else name,
+        # Channels last is how convolutions are computed fastest, on CPUs and on GPUs.
+        net=net.to(memory_format=torch.channels_last),
+        data=data,
+        weights=weights,
+        digest=digest(net.state_dict()),
+        card=_card(model),
+        taken=taken,
+    )
+
+
+def _card(model: Model) -> Card | None:
+    if model.checkpoint is not None:
+        return cards.beside(expanded(model.checkpoint))
+    return cards.beside(shipped(model.name)) if model.embedded and model.pretrained else None
+
+
+def shipped(name: str) -> Path:
+    """Where the weights of a model that ships with vitsee are, or would be."""
+    return EMBEDDED / f"{name}.safetensors"
+
+
+def _from_package(model: Model) -> nn.Module:
+    """The model with the weights that ship with vitsee. Raises UserError if they do not yet."""
+    path = shipped(model.name)
+    if not path.is_file():
+        there = ", ".join(sorted(found.stem for found in EMBEDDED.glob("*.safetensors")))
+        raise UserError(
+            f"the weights of model={model.name} do not ship with vitsee yet (there are: {there}); train them: "
+            f"scripts/zoo.sh {model.name}"
+        )
+    return _from_file(model, path)[0]
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values of a state dict, as hex."""
+    import torch
+
+    total = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        total.update(values.numpy().data)
+    return total.hexdigest()
+
+
+def _refuse_nonfinite(model: Model, net: nn.Module) -> None:
+    for name, tensor in net.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(f"the weights of {model.name} are damaged: {name} has NaN or Inf")
+
+
+def published(model: Model) -> nn.Module:
+    """The model with its published weights, on the CPU. Raises UserError if they cannot be had."""
+    return _from_hub(model)[0]
+
+
+def classifier_names(net: nn.Module) -> list[str]:
+    """Names of the modules that turn features into logits; none if the model has no classifier."""
+    there = dict(net.named_modules())
+    return [
+        name
+        for name in classifiers(net)
+        if name in there and any(True for _ in there[name].parameters())
+    ]
+
+
+def without_classifier(model: Model, path: Path) -> nn.Module:
+    """The architecture with all weights of a file but those of its classifier, which are random.
+
+    Raises UserError if the rest does not fit.
+    """
+    net = build(model)
+    fill(net, path, model.checkpoint_key, keep=classifier_names(net))
+    return net
+
+
+def _from_hub(model: Model) -> tuple[nn.Module, str, Taken]:
+    """The published weights, from a local folder or cache if they are there, else downloaded."""
+    from timm.models._builder import _resolve_pretrained_source
+
+    frame = skeleton(model)
+    try:
+        source, place = _resolve_pretrained_source(pretrained_cfg(frame))
+    except Exception as error:
+        raise UserError(
+            f"model.overlay={model.overlay}: no weights are found by it: {reason_of(error)}"
+        ) from error
+    if not source:
+        raise UserError(
+            f"there are no published weights of {model.timm}; name a local file with "
+            f"model.checkpoint=PATH, or use random weights with model.pretrained=false"
+        )
+    if source == "local-dir":
+        path = weights_in(Path(place))
+        net, taken = _from_file(model, path)
+        return net, f"{source} {path}", taken
+    path = fetched(model, source, place)
+    try:
+        net = timm_model(model, path)
+        taken = Taken(model.timm, resampled=resampled(net, path))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"loading the weights of {model.timm} failed ({line(error)}); {REMEDY}"
+        ) from error
+    if net.num_classes != pretrained_cfg(net)["num_classes"]:
+        log.warning("warning: the classifier of %s is random: num_classes was changed", model.name)
+    taken.say()
+    return net, f"{source} {place}", taken
+
+
+def _from_file(model: Model, path: Path) -> tuple[nn.Module, Taken]:
+    """The architecture with all of its weights from a local file, and nothing left random."""
+    net = build(model)
+    return net, fill(net, path, model.checkpoint_key)

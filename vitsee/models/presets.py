@@ -1,0 +1,209 @@
+"""Which layers are watched: presets from a model's architecture, and glob patterns."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from vitsee.analysis import Layer
+from vitsee.errors import UserError
+from vitsee.models.layers import depths_of, units_of
+
+PRESETS = {
+    "paper": "all layers the paper's heatmaps show: ViT: embedding, and of each block norm1, attention, "
+    "norm2, MLP hidden, MLP, block output, and the final norm; CNN: every convolution, norm and unit; "
+    "Mixer: norm1, token MLP, norm2, channel MLP and block output",
+    "four": "four per block (norm1, attention, MLP, block output); CNN: branch and unit output",
+    "blocks": "the output of each block or unit",
+    "last": "the output of the last block or unit",
+    "penultimate": "the output of the block or unit before the last",
+    "last_stage": "the outputs of all units of a CNN's last stage; of a ViT the last block",
+    "logits": "the output of the classifier",
+    "every": "all that the analysis can read",
+    "low": "the outputs of the first five blocks or units; ResNet: block1unit1-3, block2unit1-2",
+}
+
+
+def choose(net: nn.Module, layers: list[Layer], patterns: list[str]) -> list[Layer]:
+    """The layers that any preset or pattern selects, in the order they run.
+
+    A pattern is a glob over module names at its own depth: `blocks.*` selects `blocks.3`, not
+    `blocks.3.attn`. Raises UserError for one that selects nothing, or layers that are not of images.
+    """
+    names = [layer.name for layer in layers]
+    chosen: set[str] = set()
+    for pattern in patterns:
+        if pattern in PRESETS:
+            found = preset(net, layers, pattern)
+        else:
+            found = _matching(names, pattern)
+            _require_images([layer for layer in layers if layer.name in found], pattern)
+        if not found:
+            raise UserError(_nothing_matches(net, layers, pattern))
+        chosen.update(found)
+    depths = depths_of(net, names)
+    return [replace(layer, depth=depths[layer.name]) for layer in layers if layer.name in chosen]
+
+
+def left_out(net: nn.Module, layers: list[Layer], patterns: list[str]) -> list[str]:
+    """Names of the layers that presets among the patterns would select if their first axis was the images."""
+    strange = {layer.name for layer in layers if not layer.images}
+    asked = [pattern for pattern in patterns if pattern in PRESETS]
+    wanted = {name for pattern in asked for name in _preset(net, layers, pattern)}
+    return [layer.name for layer in layers if layer.name in strange & wanted]
+
+
+def alike(names: list[str]) -> str:
+    """The names with `*` for numbers, each once."""
+    return ", ".join(dict.fromkeys(re.sub(r"\b\d+\b", "*", name) for name in names))
+
+
+def _require_images(layers: list[Layer], pattern: str) -> None:
+    """Raise UserError if the first axis of one of these layers, which the pattern selects, is not the images."""
+    strange = [layer.name for layer in layers if not layer.images]
+    if strange:
+        raise UserError(
+            f"analysis.layers: the output of {strange[0]} ({len(strange)} of the {len(layers)} layers that "
+            f"{pattern!r} matches) does not have the images as its first axis but, say, windows of them, so "
+            f"nothing can be measured of each image; choose what such layers are part of, such as blocks"
+        )
+
+
+def _matching(names: list[str], pattern: str) -> list[str]:
+    depth = pattern.count(".")
+    return [name for name in names if name.count(".") == depth and fnmatchcase(name, pattern)]
+
+
+def _nothing_matches(net: nn.Module, layers: list[Layer], pattern: str) -> str:
+    if pattern == "logits":
+        return (
+            f"analysis.layers: the classifier of {type(net).__name__} is not one module; a model with one "
+            f"(model.args.num_classes above 0) is needed"
+        )
+    if pattern in PRESETS and left_out(net, layers, [pattern]):
+        return (
+            f"analysis.layers: no layer of preset {pattern!r} of {type(net).__name__} has the images as the "
+            f"first axis of its output; name other layers by patterns ('vitsee list layers model=…' shows them)"
+        )
+    if pattern in PRESETS:
+        return (
+            f"analysis.layers: preset {pattern!r} does not know the blocks of {type(net).__name__}; "
+            f"name layers by patterns instead ('vitsee list layers model=…' shows them)"
+        )
+    names = [layer.name for layer in layers]
+    known = {name: None for name in PRESETS} | {
+        re.sub(r"\b\d+\b", "*", name): None
+        for name in names
+        if name.count(".") <= max(1, pattern.count("."))
+    }
+    close = get_close_matches(re.sub(r"\b\d+\b", "*", pattern), list(known), 1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    return (
+        f"analysis.layers: nothing in {type(net).__name__} matches {pattern!r}; "
+        f"it has: {', '.join(known)}.{hint}"
+    )
+
+
+def preset(net: nn.Module, layers: list[Layer], name: str) -> list[str]:
+    """Names of the layers of a preset whose first axis is the images, none if it does not know the model."""
+    of_images = {layer.name for layer in layers if layer.images}
+    return [found for found in _preset(net, layers, name) if found in of_images]
+
+
+def _preset(net: nn.Module, layers: list[Layer], name: str) -> list[str]:
+    """Names of the layers of a preset (spec of the paper's figures: section 0), empty if unknown."""
+    names = [layer.name for layer in layers]
+    if name == "every":
+        return names
+    if name == "logits":
+        return [n for n in names if n == getattr(net, "pretrained_cfg", {}).get("classifier")]
+    units = units_of(names)
+    if name == "blocks":
+        return units
+    if name == "last":
+        return units[-1:]
+    if name == "penultimate":
+        return units[-2:-1]
+    if name == "last_stage":
+        return [unit for unit in units if _stage(unit) == _stage(units[-1])]
+    if name == "low":
+        return units[:5]
+    if _has(net, units, "attn") and _has(net, units, "mlp"):  # attention of CNNs gates channels
+        if name == "four":
+            return _of_each(names, units, ["norm1", "attn", "mlp", ""])
+        per_block = ["norm1", "attn", "norm2", _hidden(names, units), "mlp", ""]
+        within = _of_each(names, units, per_block)
+        return [*_embedding(names), *within, *_final_norm(net, names)]
+    if _has(net, units, "mlp_tokens"):
+        mixer = ["norm1", "mlp_tokens", "norm2", "mlp_channels", ""]
+        return _of_each(
+            names, units, [part for part in mixer if name == "paper" or part != "norm2"]
+        )
+    return _convolutional(net, names, units, name)
+
+
+def _stage(unit: str) -> str:
+    """The stage that a unit belongs to: all but the last of the numbers in its name, if it has several."""
+    return unit.rpartition(".")[0] if len(re.findall(r"\d+", unit)) > 1 else unit
+
+
+def _has(net: nn.Module, units: list[str], child: str) -> bool:
+    return bool(units) and hasattr(net.get_submodule(units[0]), child)
+
+
+def _of_each(names: list[str], units: list[str], parts: list[str]) -> list[str]:
+    """The parts of every unit that ran; the part '' is the unit itself."""
+    ran = set(names)
+    wanted = (f"{unit}.{part}" if part else unit for unit in units for part in parts)
+    return [name for name in wanted if name in ran]
+
+
+def _hidden(names: list[str], units: list[str]) -> str:
+    """The part of a block that outputs the MLP's hidden layer after its non-linearity."""
+    gated = f"{units[0]}.mlp.norm" in names and (
+        f"{units[0]}.mlp.fc1_g" in names or f"{units[0]}.mlp.act" not in names
+    )
+    return "mlp.norm" if gated else "mlp.act"
+
+
+def _embedding(names: list[str]) -> list[str]:
+    """The module that outputs the tokens as the first block sees them, if it is known."""
+    there = [name for name in ["norm_pre", "pos_drop", "patch_embed"] if name in names]
+    return there[:1]
+
+
+def _final_norm(net: nn.Module, names: list[str]) -> list[str]:
+    """The norm after the last block, if there is one."""
+    norms = [name for name in ["norm", "fc_norm"] if name in names]
+    real = [name for name in norms if not isinstance(net.get_submodule(name), nn.Identity)]
+    return (real or norms)[:1]
+
+
+def _convolutional(net: nn.Module, names: list[str], units: list[str], name: str) -> list[str]:
+    if not units:
+        return []
+    modules = dict(net.named_modules())  # sublayers of the residual stream are none
+    body = {n: modules[n] for n in names if n in modules and not _head(n)}
+    convolutions = [n for n, module in body.items() if isinstance(module, nn.Conv2d)]
+    if name == "four":
+        branch = [
+            [n for n in convolutions if n.startswith(f"{u}.") and "downsample" not in n]
+            for u in units
+        ]
+        last = {within[-1] for within in branch if within}
+        return [n for n in names if n in last or n in units]
+    wanted = {*units, *convolutions, *(n for n, module in body.items() if _is_norm(module))}
+    return [n for n in names if n in wanted]
+
+
+def _head(name: str) -> bool:
+    return name.split(".")[0] in ("head", "fc", "classifier")
+
+
+def _is_norm(module: nn.Module) -> bool:
+    kinds = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+    return isinstance(module, kinds)

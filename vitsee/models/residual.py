@@ -1,0 +1,264 @@
+"""The residual stream of timm's families, from one place: what comes down each skip and what is added to it.
+
+Sublayers have no module of their own, so they are named after their block: `blocks.3.+attn` and
+`blocks.3.+mlp` are the stream after that branch is added. Blocks with one branch (convolutional
+units, parallel blocks) are named as they are: `layer1.0`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from vitsee.analysis import Layer
+from vitsee.errors import unknown
+from vitsee.models import layers, presets
+from vitsee.models.layout import Record
+
+
+@dataclass(frozen=True)
+class Residual:
+    """One addition to the residual stream of a minibatch, each (N, tokens, D) or (N, C, H, W).
+
+    skip: what comes down the skip connection (after its downsampling, if there is one); None where
+    nothing is added: the stem, and units without a skip. branch: what is really added, so after
+    LayerScale. An activation after the addition (post-activation ResNets) is in neither.
+    """
+
+    skip: Tensor | None
+    branch: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """The residual stream after the addition."""
+        return self.branch if self.skip is None else self.skip + self.branch
+
+
+@dataclass(frozen=True)
+class Addition:
+    """One line `x = skip + branch` of a block's forward pass, by the names of modules of the block.
+
+    name: what the sublayer is called within its block ("" where the block has no other). entry: the
+    module whose input is the skip ("" is the block itself). exits: the last of these that the block
+    has outputs the branch. shortcut: if the block has this module, its output is the skip.
+    skips: the attribute that says whether there is a skip at all.
+    """
+
+    name: str
+    entry: str
+    exits: tuple[str, ...]
+    shortcut: str = ""
+    skips: str = ""
+
+
+_PRE_NORM = (
+    Addition("+attn", "norm1", ("drop_path1",)),
+    Addition("+mlp", "norm2", ("drop_path2",)),
+)
+_POST_NORM = (
+    Addition("+attn", "attn", ("drop_path1",)),
+    Addition("+mlp", "mlp", ("drop_path2",)),
+)
+_SHARED_DROP_PATH = (
+    Addition("+attn", "norm1", ("drop_path",)),
+    Addition("+mlp", "norm2", ("drop_path",)),
+)
+_TOKEN_MLP = (
+    Addition("+mlp_tokens", "norm1", ("drop_path",)),
+    Addition("+mlp_channels", "norm2", ("drop_path",)),
+)
+_SKIPLESS = tuple(replace(addition, skips="has_skip") for addition in _PRE_NORM)
+_SKIPLESS_MIXER = tuple(replace(addition, skips="has_skip") for addition in _TOKEN_MLP)
+_TOKEN_LINEAR = (Addition("+linear_tokens", "norm1", ("drop_path",)), _TOKEN_MLP[1])
+_PARALLEL = (Addition("", "in_norm", ("drop_path",)),)
+_INVERTED = (Addition("", "", ("drop_path",), skips="has_skip"),)
+
+KNOWN: dict[str, tuple[Addition, ...]] = {
+    "vision_transformer.Block": _PRE_NORM,
+    "vision_transformer.ResPostBlock": _POST_NORM,
+    "vision_transformer.ParallelScalingBlock": _PARALLEL,
+    "vision_transformer.DiffParallelScalingBlock": _PARALLEL,
+    "vision_transformer_relpos.RelPosBlock": _PRE_NORM,
+    "vision_transformer_relpos.ResPostRelPosBlock": _POST_NORM,
+    "beit.Block": _PRE_NORM,
+    "eva.EvaBlock": _PRE_NORM,
+    "eva.EvaBlockPostNorm": _POST_NORM,
+    "cait.LayerScaleBlock": _SHARED_DROP_PATH,
+    "mlp_mixer.MixerBlock": _TOKEN_MLP,
+    "mlp_mixer.ResBlock": _TOKEN_LINEAR,
+    "mlp_mixer.SpatialGatingBlock": (Addition("", "norm", ("drop_path",)),),
+    "resnet.BasicBlock": (Addition("", "", ("bn2", "se", "drop_path"), "downsample"),),
+    "resnet.Bottleneck": (Addition("", "", ("bn3", "se", "drop_path"), "downsample"),),
+    "resnetv2.PreActBasic": (Addition("", "", ("drop_path",), "downsample"),),
+    "resnetv2.PreActBottleneck": (Addition("", "", ("drop_path",), "downsample"),),
+    "resnetv2.Bottleneck": (Addition("", "", ("drop_path",), "downsample"),),
+    "convnext.ConvNeXtBlock": (Addition("", "", ("drop_path",), "shortcut"),),
+    "skipless.SkiplessBlock": _SKIPLESS,
+    "skipless.SkiplessMixerBlock": _SKIPLESS_MIXER,
+    "_efficientnet_blocks.ConvBnAct": _INVERTED,
+    "_efficientnet_blocks.DepthwiseSeparableConv": _INVERTED,
+    "_efficientnet_blocks.InvertedResidual": _INVERTED,
+    "_efficientnet_blocks.UniversalInvertedResidual": _INVERTED,
+    "_efficientnet_blocks.EdgeResidual": _INVERTED,
+    "_efficientnet_blocks.CondConvResidual": _INVERTED,
+    "_efficientnet_blocks.MobileAttention": (
+        Addition("", "norm", ("drop_path",), skips="has_skip"),
+    ),
+}
+"""The additions of each block class of timm and of vitsee.models.skipless, by the module and name of the class.
+
+Only these very classes: a subclass may compute something else.
+"""
+
+
+def additions(block: nn.Module) -> tuple[Addition, ...]:
+    """The additions of a block in the order they run, none if its class is not known."""
+    ours = type(block).__module__.startswith(("timm.models.", "vitsee.models.skipless"))
+    return KNOWN.get(_class_name(block), ()) if ours else ()
+
+
+def _class_name(block: nn.Module) -> str:
+    return f"{type(block).__module__.split('.')[-1]}.{type(block).__qualname__}"
+
+
+def sublayers(net: nn.Module) -> list[str]:
+    """Names of all additions of all blocks that are known."""
+    return [
+        _join(name, addition.name)
+        for name, block in net.named_modules()
+        for addition in additions(block)
+    ]
+
+
+def _join(block: str, part: str) -> str:
+    return f"{block}.{part}" if part else block
+
+
+def split(name: str) -> tuple[str, str]:
+    """A sublayer's block and branch: ("blocks.3", "attn"), or ("layer1.0", "unit") of a block with one."""
+    block, plus, branch = name.rpartition(".+")
+    return (block, branch) if plus else (name, "unit")
+
+
+def skips(net: nn.Module, name: str) -> bool:
+    """Whether something comes down a skip here: not in a stem, nor in a unit that changes the size."""
+    addition = _addition(net, name)
+    block = net.get_submodule(split(name)[0])
+    return addition is not None and (not addition.skips or bool(getattr(block, addition.skips)))
+
+
+def _addition(net: nn.Module, name: str) -> Addition | None:
+    block, branch = split(name)
+    part = "" if branch == "unit" else f"+{branch}"
+    found = additions(net.get_submodule(block))
+    return next((addition for addition in found if addition.name == part), None)
+
+
+def attach(
+    net: nn.Module, layer: Layer, deliver: Callable[[Residual], None]
+) -> list[RemovableHandle]:
+    """Hooks that hand over what is added here in each forward pass, without a copy.
+
+    The tensors are only right while `deliver` runs: a block may change its branch in place after.
+    """
+    block, addition = net.get_submodule(split(layer.name)[0]), _addition(net, layer.name)
+    if addition is not None and skips(net, layer.name):
+        return _meet(block, addition, deliver)
+    if addition is not None and addition.name:  # one sublayer of several, without its skip
+        return _meet(block, addition, lambda both: deliver(Residual(None, both.branch)))
+    return [block.register_forward_hook(lambda m, args, out: deliver(Residual(None, out)))]
+
+
+def _meet(
+    block: nn.Module, addition: Addition, deliver: Callable[[Residual], None]
+) -> list[RemovableHandle]:
+    """Hooks that deliver skip and branch as soon as both are there."""
+    there: dict[str, Tensor] = {}
+    shortcut = getattr(block, addition.shortcut, None) if addition.shortcut else None
+
+    def found(which: str, value: Tensor) -> None:
+        there[which] = value
+        if len(there) == 2:
+            both = Residual(**there)
+            there.clear()
+            deliver(both)
+
+    def skip(module: nn.Module, args: tuple[Tensor, ...], output: Tensor | None = None) -> None:
+        found("skip", args[0] if output is None else output)
+
+    def branch(module: nn.Module, args: object, output: Tensor) -> None:
+        # a drop_path that serves two sublayers speaks for this one only once its skip was seen
+        if shortcut is not None or "skip" in there:
+            found("branch", output)
+
+    exits = [getattr(block, name, None) for name in addition.exits]
+    last = [module for module in exits if module is not None][-1]
+    source = shortcut.register_forward_hook(skip) if shortcut is not None else None
+    entry = block.get_submodule(addition.entry)
+    return [source or entry.register_forward_pre_hook(skip), last.register_forward_hook(branch)]
+
+
+def survey(
+    net: nn.Module, input_size: tuple[int, int, int], *, everything: bool = False
+) -> list[Layer]:
+    """The residual stream after each addition, in running order.
+
+    everything: also the first convolution of a network of maps, and its units without a skip.
+    Raises UserError if a repeated block of the model is of a class that is not known.
+    """
+    modules = layers.survey(net, input_size)
+    names = sublayers(net)
+    _require_known(net, presets.preset(net, modules, "blocks"), names)
+    if not everything:
+        names = [name for name in names if skips(net, name)]
+    elif all(layer.prefix is None for layer in modules):
+        convolutions = (m.name for m in modules if isinstance(net.get_submodule(m.name), nn.Conv2d))
+        names = [*convolutions][:1] + names
+    return layers.found(net, input_size, lambda net, seen: _record(net, names, seen))
+
+
+def survey_outputs(net: nn.Module, input_size: tuple[int, int, int]) -> list[Layer]:
+    """All modules with an output and, in blocks of several sublayers, the stream after each of them."""
+    within = [name for name in sublayers(net) if split(name)[1] != "unit"]
+
+    def record(net: nn.Module, seen: Record) -> list[RemovableHandle]:
+        return layers.record_modules(net, seen) + _record(net, within, seen)
+
+    return layers.found(net, input_size, record)
+
+
+def attach_outputs(
+    net: nn.Module, layer: Layer, deliver: Callable[[Tensor], None]
+) -> list[RemovableHandle]:
+    """Hooks that hand over the residual stream after an addition, or the output of a module."""
+    if ".+" in layer.name:
+        return attach(net, layer, lambda residual: deliver(residual.total))
+    return [net.get_submodule(layer.name).register_forward_hook(lambda m, args, out: deliver(out))]
+
+
+def _record(net: nn.Module, names: list[str], seen: Record) -> list[RemovableHandle]:
+    """Hooks that report the shape of the residual stream at each of these names."""
+
+    def report(name: str) -> Callable[[Residual], None]:
+        return lambda residual: seen(name, residual.branch)
+
+    return [h for name in names for h in attach(net, Layer(name, (), None), report(name))]
+
+
+def _require_known(net: nn.Module, units: list[str], names: list[str]) -> None:
+    """Raise UserError for the first repeated block whose additions are not known."""
+    kinds = {unit: net.get_submodule(unit) for unit in units}
+    strange = [(unit, block) for unit, block in kinds.items() if not additions(block)]
+    if strange or not names:
+        unit, block = strange[0] if strange else ("", net)
+        what = f"{unit} of {type(net).__name__} is a" if unit else "the model is a"
+        raise unknown(
+            f"{what} {_class_name(block)}, of which it is not known where it adds a branch to its "
+            f"residual stream",
+            _class_name(block),
+            KNOWN,
+            "choose a model that is made of blocks of timm that are known",
+        )

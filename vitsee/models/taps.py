@@ -1,0 +1,77 @@
+"""Reading layers while a model runs: each output is reduced inside its forward hook and then dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from vitsee.analysis import Analysis, Layer
+from vitsee.estimators.arithmetic import exact, forward
+from vitsee.models import attention_hooks, residual
+from vitsee.options import Precision
+
+Measure = Callable[[Tensor], dict[str, Tensor]]
+Attach = Callable[[nn.Module, Layer, Callable[[Any], None]], list[RemovableHandle]]
+
+
+@contextmanager
+def watch(
+    net: nn.Module,
+    watched: list[Layer],
+    analysis: Analysis,
+    precision: Precision,
+    *,
+    role: str = "model",
+) -> Iterator[Measure]:
+    """Within the block, the yielded function runs the model and returns what `reduce` kept of each layer.
+
+    It maps (N, 3, H, W) pixels to {layer name: reduced output}, in the order of `watched`. At no time
+    is more than one output alive that the forward pass itself would not keep.
+    """
+    kept: dict[str, Tensor] = {}
+
+    def keep(layer: Layer) -> Callable[[Any], None]:
+        def deliver(output: Any) -> None:
+            with exact(net_device.type):
+                kept[layer.name] = analysis.reduce(layer, output)
+
+        return deliver
+
+    def measure(pixels: Tensor) -> dict[str, Tensor]:
+        kept.clear()
+        recorded = torch.enable_grad() if analysis.gradients else torch.inference_mode()
+        with recorded, forward(precision, pixels.device.type):
+            net(pixels)
+        return {layer.name: kept[layer.name] for layer in watched}
+
+    net_device = next(net.parameters()).device
+    attach = ATTACH[analysis.reads(role)]
+    handles = [handle for layer in watched for handle in attach(net, layer, keep(layer))]
+    try:
+        yield measure
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+ATTACH: dict[str, Attach] = {
+    "outputs": residual.attach_outputs,
+    "attention": attention_hooks.attach,
+    "residuals": residual.attach,
+    "stream": residual.attach,
+}
+"""How each thing that an analysis can read (`Analysis.reads`) is read."""
+
+SURVEY: dict[str, Callable[[nn.Module, tuple[int, int, int]], list[Layer]]] = {
+    "outputs": residual.survey_outputs,
+    "attention": attention_hooks.survey,
+    "residuals": residual.survey,
+    "stream": partial(residual.survey, everything=True),
+}
+"""Where in a model there is something to read, in the order it runs."""

@@ -1,0 +1,275 @@
+"""timm's architectures, their options checked before anything is built."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitsee.errors import UserError, nearest, unknown
+from vitsee.models.hub import check_source
+from vitsee.models.weight_files import line
+from vitsee.options import Model, Pool
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+POOLING: dict[Pool, dict[str, Any]] = {
+    Pool.cls: {"class_token": True, "global_pool": "token"},
+    Pool.gap: {"class_token": False, "global_pool": "avg", "fc_norm": False},
+}
+"""Arguments of timm's ViTs; as in the authors' code, the mean is taken after the last norm."""
+
+RESERVED = {
+    "args.checkpoint_path": "model.checkpoint=PATH",
+    "args.device": "run.device",
+    "args.dtype": "precision",
+    "args.pretrained": "model.pretrained",
+    "args.pretrained_cfg": "model.overlay",
+    "args.pretrained_cfg_overlay": "model.overlay",
+    "overlay.file": "model.checkpoint=PATH",
+    "overlay.state_dict": "model.checkpoint=PATH",
+}
+"""What timm would take too, past all checks; and what to use."""
+
+
+def build(model: Model, *, seed: int | None = None) -> nn.Module:
+    """The architecture with random weights drawn with `seed` (default: the model's own), on the CPU."""
+    import torch
+
+    _refuse_huge(model)
+    torch.manual_seed(model.seed if seed is None else seed)
+    return _create(model)
+
+
+def skeleton(model: Model) -> nn.Module:
+    """The architecture on torch's meta device: shapes and names at no cost."""
+    import torch
+
+    with torch.device("meta"):
+        return _create(model)
+
+
+def _create(model: Model) -> nn.Module:
+    """`timm.create_model` without weights, its errors in the user's words. Raises UserError."""
+    _check_name(model)
+    _check_options(model)
+    try:
+        net = timm_model(model)
+        data = data_config(net)
+        _check_data(data, f"{model.timm}: its ")
+        for key in ("mean", "std"):
+            if len(data[key]) not in (1, 3, data["input_size"][0]):
+                raise UserError(
+                    f"model.overlay.{key} must have a number a channel, got {data[key]}"
+                )
+    except UserError:
+        raise
+    except Exception as error:
+        if not _asked(model):
+            raise
+        raise UserError(
+            f"{model.timm} cannot be made with {_asked(model)}: {reason_of(error)}"
+        ) from error
+    _require_size(model, net)
+    return net
+
+
+def _asked(model: Model) -> str:
+    """What the user changed in the architecture, as on the command line; nothing if nothing."""
+    options = {
+        "args": model.args,
+        "pool": model.pool and model.pool.value,
+        "remove_skip": model.remove_skip,
+        "overlay": model.overlay,
+    }
+    changed = [f"model.{name}={value}" for name, value in options.items() if value]
+    return " and ".join(changed or ["its config.json"] * (":" in model.timm))
+
+
+def reason_of(error: Exception) -> str:
+    """What a library says, with the kind of the error where the words alone say little."""
+    kind = "" if isinstance(error, (AssertionError, RuntimeError)) else f"{type(error).__name__}: "
+    return f"{kind}{line(error)}"
+
+
+def _refuse_huge(model: Model) -> None:
+    """Raise UserError if the weights that were asked for do not fit into this machine's memory."""
+    if not model.args:
+        return
+    try:
+        net = skeleton(model)
+    except UserError:
+        return  # making it in earnest says so, if the skeleton is not all that cannot be made
+    size = sum(tensor.nbytes for tensor in (*net.parameters(), *net.buffers()))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        raise UserError(
+            f"{model.timm} with {_asked(model)} has {size / 2**30:,.0f} GiB of weights, and this machine "
+            f"{memory / 2**30:,.0f} GiB of memory"
+        )
+
+
+def refuse_unrunnable(model: Model, net: nn.Module, size: tuple[int, int, int]) -> None:
+    """Raise UserError if what the user changed makes a model that cannot be run on its images."""
+    import torch
+
+    if not _asked(model):
+        return
+    try:
+        with torch.no_grad():
+            net(torch.zeros(1, *size, device=next(net.parameters()).device))
+    except Exception as error:
+        shape = " x ".join(map(str, size))
+        raise UserError(
+            f"{model.timm} with {_asked(model)} cannot be run on images of {shape}: {reason_of(error)}"
+        ) from error
+
+
+def timm_model(model: Model, file: Path | None = None) -> nn.Module:
+    """`timm.create_model` with the weights in `file`, or random ones."""
+    import timm
+
+    place = {} if file is None else {"file": str(file), "source": ""}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Initializing zero-element")  # an error says so later
+        net = timm.create_model(
+            model.timm,
+            pretrained=file is not None,
+            pretrained_cfg_overlay=model.overlay | place,
+            **(POOLING[model.pool] if model.pool else {}),
+            **model.args,
+        )
+    if model.remove_skip:
+        from vitsee.models.skipless import remove_skips
+
+        remove_skips(net, model.remove_skip)
+    return net
+
+
+def _check_options(model: Model) -> None:
+    """Raise UserError for what is no option of timm, or no value for one."""
+    from timm.models import PretrainedCfg
+
+    given = [f"args.{key}" for key in model.args] + [f"overlay.{key}" for key in model.overlay]
+    for option in given:
+        if option in RESERVED:
+            raise UserError(f"model.{option} is not passed on to timm: use {RESERVED[option]}")
+    valid = [f.name for f in fields(PretrainedCfg)]
+    for key in model.overlay:
+        if key not in valid:
+            raise unknown(f"there is no option model.overlay.{key}", key, valid, "timm has")
+    _check_data(model.overlay, "model.overlay.")
+    for option, channels in {
+        "model.args.in_chans": model.args.get("in_chans", 3),
+        "model.overlay.input_size[0]": model.overlay.get("input_size", [3])[0],
+    }.items():
+        if channels != 3:
+            raise UserError(
+                f"{option}={channels}: vitsee gives a model RGB images, so it must take 3 channels; leave the "
+                f"option out, or set it to 3"
+            )
+
+
+def _require_size(model: Model, net: nn.Module) -> None:
+    """Raise UserError if a size of images is asked for that is not the one that the model is built for."""
+    asked = model.overlay.get("input_size")
+    (_, *size) = data_config(net)["input_size"]
+    if asked is not None and list(asked[1:]) != size:
+        wanted, built = (n[0] if n[0] == n[1] else n for n in (list(asked[1:]), size))
+        raise UserError(
+            f"model.overlay.input_size={list(asked)}, but this {type(net).__name__} is built for images of "
+            f"{size[0]} x {size[1]} pixels: build it with model.args.img_size={wanted} instead of {built}"
+        )
+
+
+def _check_data(data: Mapping[str, Any], lead: str) -> None:
+    """Raise UserError for a data configuration that images cannot be prepared by."""
+    for key, (fits, wanted) in DATA.items():
+        if key in data and not fits(data[key]):
+            raise UserError(f"{lead}{key} must be {wanted}, got {data[key]!r}")
+
+
+def _numbers(value: object, fits: Callable[[float], bool], count: int | None = None) -> bool:
+    """Whether it is a list of so many numbers that fit."""
+    return (
+        isinstance(value, (list, tuple))
+        and (len(value) == count or (count is None and len(value) > 0))
+        and all(_number(one) and fits(one) for one in value)
+    )
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _one_of(*choices: str) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: value in choices, f"one of {', '.join(choices)}"
+
+
+DATA: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "input_size": (
+        lambda value: _numbers(value, lambda side: side == int(side) and side > 0, 3),
+        "three whole numbers, e.g. [3,224,224]",
+    ),
+    "mean": (
+        lambda value: _numbers(value, lambda x: True),
+        "a number a channel, e.g. [0.5,0.5,0.5]",
+    ),
+    "std": (
+        lambda value: _numbers(value, lambda x: x > 0),
+        "a number above 0 a channel, e.g. [0.5,0.5,0.5]",
+    ),
+    "crop_pct": (
+        lambda value: _number(value) and 0 < value <= 2,
+        "a number above 0 and at most 2, e.g. 0.9 (1.0: nothing is cut off)",
+    ),
+    "crop_mode": _one_of("center", "squash", "border"),
+    "interpolation": _one_of("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"),
+    "num_classes": (lambda value: isinstance(value, int) and value >= 0, "a whole number from 0"),
+}
+"""timm's data configuration: which values can be used, and how to ask for one."""
+
+
+def _check_name(model: Model) -> None:
+    """Raise UserError unless timm knows this architecture and this tag of weights."""
+    import timm
+
+    import vitsee.models.more_architectures  # noqa: F401  (registers more of them)
+
+    name = model.timm
+    if ":" in name:
+        check_source(model, *name.split(":", 1))
+        return
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        hint = nearest(architecture, timm.list_models())
+        raise UserError(
+            f"timm has no model {architecture!r} (model.timm={name}).{hint} `python -c 'import timm; "
+            f'print(timm.list_models("*vit*"))\'` lists names'
+        )
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        raise unknown(f"timm has no weights {tag!r} of {architecture}", tag, tags, "there are")
+
+
+def data_config(net: nn.Module) -> dict[str, Any]:
+    """How images are prepared for the model: timm's data configuration with the size it was built for."""
+    from timm.data import resolve_model_data_config
+
+    data = resolve_model_data_config(net)
+    embedding = getattr(net, "patch_embed", None) or getattr(net, "stem", None)
+    built_for = getattr(embedding, "img_size", None)
+    if built_for:
+        data["input_size"] = (data["input_size"][0], *built_for)
+    return data
+
+
+def pretrained_cfg(net: nn.Module) -> dict[str, Any]:
+    """timm's record of the model's published weights."""
+    return vars(net)["pretrained_cfg"]

@@ -1,0 +1,251 @@
+"""Every option of an experiment, typed: its model, its data set, how it is run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from vitsee.analysis import REGISTERED, Analysis
+from vitsee.errors import UserError, expanded, printable
+from vitsee.names import told_apart
+
+
+class Pool(Enum):
+    """What the classifier of a ViT reads: its class token, or the mean of its tokens (and no class token)."""
+
+    cls = "cls"
+    gap = "gap"
+
+
+@dataclass(kw_only=True)
+class Model:
+    """A timm architecture and where its weights come from."""
+
+    name: str = MISSING
+    """Short name used in paths."""
+    timm: str = MISSING
+    """timm model name, with the tag of its weights."""
+    pretrained: bool = True
+    """false: random weights, drawn with `seed`; labels and figures then say so."""
+    checkpoint: str | None = None
+    """Local weights: any file that torch or safetensors reads without running code, or .npz of the ViT authors."""
+    checkpoint_key: str | None = None
+    """Which state dict of a checkpoint that holds several, e.g. teacher, state_dict_ema; by default the usual one."""
+    embedded: bool = False
+    """The weights ship with vitsee (vitsee/weights/<name>.safetensors)."""
+    seed: int = 0
+    """Seed of random weights."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of `timm.create_model`, e.g. {pad_type: same}."""
+    pool: Pool | None = None
+    """cls or gap: a ViT with a class token, or without one and with global average pooling; by default timm's."""
+    remove_skip: list[int] = field(default_factory=list)
+    """Blocks without their skip connections, counted from 0."""
+    overlay: dict[str, Any] = field(default_factory=dict)
+    """What to change in timm's pretrained_cfg, e.g. {mean: [0.5, 0.5, 0.5], crop_pct: 0.9}."""
+    dataset: str = "imagenette"
+    """The data set used when none is named."""
+
+    def __post_init__(self) -> None:
+        if not -(2**63) <= self.seed < 2**64:
+            raise UserError(f"model.seed must be a whole number of 64 bits, got {self.seed}")
+
+
+class OnBadImage(Enum):
+    """What to do with an image that cannot be decoded."""
+
+    error = "error"
+    skip = "skip"
+
+
+@dataclass(kw_only=True)
+class Dataset:
+    """Images, in a fixed order, each with an id."""
+
+    name: str = MISSING
+    """Short name used in paths; `auto` is the one that suits the model."""
+    kind: str = MISSING
+    """How it is read: scenes, folder (also a tar), imagenette, cifar10, cifar100 or hf."""
+    root: str | None = None
+    """Folder, tar file, or cache folder of a download."""
+    split: str | None = None
+    """Which part: e.g. train, val or test."""
+    path: str | None = None
+    """Hugging Face data set: owner/name, or a local folder."""
+    config: str | None = None
+    """Hugging Face configuration (subset) of the data set."""
+    column: str | None = None
+    """Hugging Face column that holds the images; found by its type if not given."""
+    take: int = 10240
+    """Hugging Face: how many images to stream into the local cache."""
+    seed: int = 0
+    """Seed of made images (scenes), and of the shuffling of a stream (hf)."""
+    resolution: int | None = None
+    """Side of made images in pixels (scenes); the model's own input size if not given."""
+    size: int | None = None
+    """How many images to make (scenes)."""
+    on_bad_image: OnBadImage = OnBadImage.error
+    """error: stop and name the image; skip: leave it out for all models, count and list it."""
+
+
+class Precision(Enum):
+    """Arithmetic of the forward pass. Statistics are float32 products summed in float64."""
+
+    fp32 = "fp32"
+    tf32 = "tf32"
+    bf16 = "bf16"
+
+
+@dataclass(kw_only=True)
+class Run:
+    """How and where to run; nothing here may change a number in a table."""
+
+    outputs: str = "outputs"
+    """Folder of all results."""
+    device: str = "auto"
+    """auto (cuda, else mps, else cpu), all (every GPU, a process each), cpu, cuda, cuda:N or mps."""
+    gpus: int | None = None
+    """How many GPUs share the work, a process each (with run.device=cpu: how many processes)."""
+    workers: int | None = None
+    """Processes that decode images; by default as many as help."""
+    shard: int = 0
+    """This job measures minibatches shard, shard + shards, shard + 2 shards, …"""
+    shards: int = 1
+    """How many jobs share the work."""
+    save_every: int = 10
+    """Minibatches between two checkpoints of the sums."""
+    progress: bool = True
+    """Show a progress bar."""
+    pdf: bool = False
+    """Write figures as PDF too."""
+    memory_gb: float | None = None
+    """How much memory the sums of an analysis may take; by default all that the device has."""
+
+    def __post_init__(self) -> None:
+        self.outputs = str(
+            expanded(self.outputs)
+        )  # the shell leaves the ~ of run.outputs=~/results
+        if not 0 <= self.shard < self.shards:
+            raise UserError(
+                f"run.shard must be in 0…{self.shards - 1} (run.shards={self.shards}), "
+                f"got {self.shard}"
+            )
+        if self.save_every < 1:
+            raise UserError(f"run.save_every must be at least 1, got {self.save_every}")
+        if self.gpus is not None and self.gpus < 1:
+            raise UserError(f"run.gpus must be at least 1, got {self.gpus}")
+        if self.workers is not None and self.workers < 0:
+            raise UserError(f"run.workers must be at least 0, got {self.workers}")
+        if self.memory_gb is not None and self.memory_gb <= 0:
+            raise UserError(f"run.memory_gb must be more than 0, got {self.memory_gb}")
+
+
+@dataclass(kw_only=True)
+class Experiment:
+    """One analysis of one model, or of one model against another, on one data set."""
+
+    analysis: Analysis = MISSING
+    model: Model = MISSING
+    other: Model | None = None
+    """A second model to compare with: `model@other=NAME`."""
+    dataset: Dataset = MISSING
+    batch_size: int = MISSING
+    """Images in a minibatch; by default the analysis's own number."""
+    images: int | None = None
+    """How many images of the data set, drawn with `seed`; by default the analysis's own number."""
+    repeats: int = 1
+    """How many times images are drawn and shuffled anew."""
+    tolerance: float | None = None
+    """Stop as soon as the largest standard error in the table is this small; at the latest after all images."""
+    seed: int = 0
+    """Seed of the draw and the order of the images."""
+    precision: Precision = Precision.fp32
+    run: Run = field(default_factory=Run)
+
+    def __post_init__(self) -> None:
+        # a name that is no Unicode could be written into no table
+        self.analysis.cast = {role: printable(name) for role, name in self.names.items()}
+        if self.batch_size < self.least:
+            why = " (unbiased HSIC divides by n - 3)" if self.analysis.equal_minibatches else ""
+            raise UserError(f"batch_size must be at least {self.least}{why}, got {self.batch_size}")
+        if self.images is not None and self.images < 1:
+            raise UserError(f"images must be at least 1, got {self.images}")
+        few = self.images is not None and self.images < self.batch_size
+        if few and self.analysis.equal_minibatches:
+            raise UserError(
+                f"images={self.images} is less than one minibatch (batch_size={self.batch_size}); "
+                f"ask for more images or a smaller batch_size"
+            )
+        if self.repeats < 1:
+            raise UserError(f"repeats must be at least 1, got {self.repeats}")
+        if self.repeats > 1 and not self.analysis.equal_minibatches:
+            raise UserError(
+                f"repeats={self.repeats}: {self.analysis.name} does not depend on how images are cut into "
+                f"minibatches, so the same images again tell nothing new; ask for more images=…"
+            )
+        if self.tolerance is not None:
+            _check_tolerance(self)
+
+    @property
+    def least(self) -> int:
+        """Images that a minibatch must have."""
+        return 4 if self.analysis.equal_minibatches else 1
+
+    @property
+    def models(self) -> dict[str, Model]:
+        """The models by role: `model`, and `other` if there is one."""
+        return {"model": self.model} | ({"other": self.other} if self.other else {})
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What results call the models, by role."""
+        return told_apart(self.models)
+
+    def what(self) -> dict[str, Any]:
+        """Everything but `run`: what was asked, as plain values."""
+        plain = OmegaConf.to_container(OmegaConf.structured(self), enum_to_str=True)
+        assert isinstance(plain, dict)
+        return {str(key): value for key, value in plain.items() if key != "run"}
+
+
+def _check_tolerance(e: Experiment) -> None:
+    """Raise UserError if this experiment cannot stop at `tolerance`."""
+    able = [name for name, kind in REGISTERED.items() if kind.error is not Analysis.error]
+    if not e.tolerance or not 0 < e.tolerance < float("inf"):
+        raise UserError(f"tolerance must be above 0, e.g. tolerance=0.01; got {e.tolerance}")
+    if e.analysis.name not in able:
+        raise UserError(
+            f"tolerance={e.tolerance}: {e.analysis.name} has no standard error to stop at; "
+            f"analyses that have: {', '.join(able)}"
+        )
+    shared = {
+        f"run.shards={e.run.shards}": e.run.shards > 1,
+        "run.device=all": e.run.device == "all",
+        f"run.gpus={e.run.gpus}": e.run.gpus is not None and e.run.gpus > 1,
+    }
+    for option, given in shared.items():
+        if given:
+            raise UserError(
+                f"tolerance={e.tolerance} with {option}: where to stop depends on all minibatches so far, "
+                f"which no process that shares the work has; use one of the two"
+            )
+
+
+def _schema(kind: type, *open_to_any_key: str) -> DictConfig:
+    """The class as a schema; keys of these dictionaries are not declared, so any may be set."""
+    schema = OmegaConf.structured(kind)
+    for name in open_to_any_key:
+        OmegaConf.set_struct(schema[name], False)
+    return schema
+
+
+for _name, _node in {
+    "experiment": _schema(Experiment),
+    "model": _schema(Model, "args", "overlay"),
+    "dataset": _schema(Dataset),
+}.items():
+    ConfigStore.instance().store(group="schema", name=_name, node=_node, provider="vitsee")

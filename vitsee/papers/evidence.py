@@ -1,0 +1,60 @@
+"""What a figure's claims are judged by: the tables of its panels, and the same without one group each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from vitsee.papers.atlas import Published
+from vitsee.papers.claims import CLAIMS
+from vitsee.papers.verdicts import COLUMNS, Gathered, verdict
+from vitsee.results import replicates
+from vitsee.results.reading import read
+
+Folders = dict[str, dict[str, Path]]
+"""Result folders by panel and role."""
+
+
+def verdicts(figure: Published, folders: Folders) -> pd.DataFrame:
+    """A row of claims.csv for each claim of the figure."""
+    rows = []
+    for name, panels in figure.claims.items():
+        evidence = gather({key: folders[panel] for key, panel in panels.items()})
+        rows.append(verdict(CLAIMS[name], figure.name, evidence))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def gather(wanted: dict[str, dict[str, Path]]) -> Gathered:
+    """Tables of the whole, and without each group of minibatches.
+
+    All results leave out the same groups, which are the same images where data and seed are the same.
+    Results without groups (of weights alone) are whole in each; if all are so, nothing was drawn, and the
+    statistic is exact. None if results differ in how many groups they have.
+    """
+    found = {
+        key: {role: read(path) for role, path in by_role.items()} for key, by_role in wanted.items()
+    }
+    whole = {
+        key: {role: one.tables for role, one in by_role.items()} for key, by_role in found.items()
+    }
+    if not any(one.labels.images for by_role in found.values() for one in by_role.values()):
+        return Gathered(whole, [whole, whole])
+    parts = {
+        (key, role): replicates.read(path, whole[key][role])
+        for key, by_role in wanted.items()
+        for role, path in by_role.items()
+    }
+    counts = {len(part.tables) for part in parts.values() if part.tables}
+    groups = counts.pop() if len(counts) == 1 else 0
+    left_out = [
+        {
+            key: {
+                role: (parts[key, role].tables or [tables] * groups)[i]
+                for role, tables in by_role.items()
+            }
+            for key, by_role in whole.items()
+        }
+        for i in range(groups)
+    ]
+    return Gathered(whole, left_out, max((part.again for part in parts.values()), default=1.0))

@@ -1,0 +1,259 @@
+"""`vitsee run figure=NAME`: the panels of a published figure, each an experiment, then the composed figure."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from vitsee.config import composed
+from vitsee.errors import Busy, Incomplete, UserError
+from vitsee.options import Experiment, Run
+from vitsee.papers import atlas, evidence
+from vitsee.papers.atlas import Panel, Published, Zoo
+from vitsee.results.drawing import plot
+from vitsee.results.folder import Results
+from vitsee.results.reading import read
+
+log = logging.getLogger(__name__)
+
+POLL = 5.0
+"""Seconds between two looks at a result that another process measures."""
+
+
+def publish(words: list[str]) -> list[Path]:
+    """Measure what is missing of a figure's panels, compose it, test its claims; return what was written.
+
+    words: `figure=NAME`, `zoo=NAME`, and overrides that every panel's experiment ends with. Raises
+    UserError, and Incomplete when all that can be done without the missing shards is done.
+    """
+    request = Request.read(words)
+    figure, zoo = atlas.published(request.figure), atlas.zoo(request.zoo)
+    request.check(figure)
+    shown, waiting = {}, []
+    for name, panel in figure.panels.items():
+        try:
+            shown[name] = measure(panel, zoo, request)
+        except Incomplete as part:
+            waiting.append(f"{panel.title}: {part}")
+        except UserError as reason:
+            if not figure.lenient:
+                raise
+            log.warning("warning: %s is left out: %s", panel.title, reason)
+            shown[name] = Shown({}, [str(reason)])
+    if waiting:
+        raise Incomplete("; ".join(waiting))
+    asked = request.settings(figure)
+    results = Results(Path(asked.outputs) / "figures" / request.folder)
+    results.prepare()
+    record = describe(figure, zoo, shown, results.path)
+    results.save_json("figure.json", record)
+    written = results.save_tables(
+        {
+            "panels": listing(figure, shown, results.path),
+            "claims": evidence.verdicts(figure, {n: s.folders for n, s in shown.items()}),
+        }
+    )
+    return written + plot(results.path, pdf=asked.pdf)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked on the command line."""
+
+    figure: str
+    zoo: str = "mini"
+    overrides: list[str] = field(default_factory=list)
+    models: dict[str, list[str]] = field(default_factory=lambda: {"model": [], "other": []})
+    """Words that say which models play the roles of these names, as of `model`."""
+
+    @classmethod
+    def read(cls, words: list[str]) -> Request:
+        """Raises UserError for options that make no sense for a whole figure."""
+        named = {"figure": "", "zoo": "mini"}
+        rest: list[str] = []
+        models: dict[str, list[str]] = {"model": [], "other": []}
+        for word in words:
+            key, _, value = word.partition("=")
+            if key in named:
+                named[key] = value
+            elif key in ("analysis", "-m", "--multirun"):
+                raise UserError(
+                    f"{word} cannot be combined with figure={named['figure'] or '…'}: a figure says itself "
+                    f"which experiments it needs; start one command a figure"
+                )
+            elif key == "model@other" or key.startswith("other."):
+                models["other"].append(
+                    word.replace("model@other", "model").replace("other.", "model.", 1)
+                )
+            elif key == "model" or key.startswith("model."):
+                models["model"].append(word)
+            else:
+                rest.append(word)
+        return cls(named["figure"], named["zoo"], rest, models)
+
+    @property
+    def folder(self) -> str:
+        """The zoo's name, or those of the models asked for, after the figure's."""
+        asked = [word.partition("=")[2] for role in atlas.ASKED for word in self.models[role][:1]]
+        return "-".join([self.figure, "-vs-".join(asked) or self.zoo])
+
+    def check(self, figure: Published) -> None:
+        """Raise UserError if models are given that the figure does not ask for, or are not that it does."""
+        asked = {r for p in figure.panels.values() for r in (*p.roles, p.other) if r in atlas.ASKED}
+        for role in atlas.ASKED:
+            if self.models[role] and role not in asked:
+                raise UserError(
+                    f"{self.models[role][0]} with figure={figure.name}: its models are those of the zoo; "
+                    f"choose another zoo, or figure=claims model=NAME model@other=NAME for your own"
+                )
+        missing = [role for role in sorted(asked) if not self.models[role]]
+        if missing:
+            raise UserError(
+                f"figure={figure.name} wants the models named: model=NAME model@other=NAME"
+            )
+
+    def experiment(self, begin: list[str]) -> Experiment:
+        """Compose these overrides, then the command line's; of one key the last counts."""
+        last = {word.partition("=")[0]: word for word in [*begin, *self.overrides]}
+        return composed(list(last.values()))
+
+    def played_by(self, role: str, zoo: Zoo) -> list[str]:
+        """Overrides that make the player of a role the model."""
+        if role in atlas.ASKED:
+            return list(self.models[role])
+        return [f"model={zoo.role(role).model}"]
+
+    def settings(self, figure: Published) -> Run:
+        """Where results go, and as what; the same for every panel."""
+        panel = next(iter(figure.panels.values()))
+        return self.experiment([f"analysis={panel.analysis}", *panel.options]).run
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What there is of a panel: result folders, and why others are missing."""
+
+    folders: dict[str, Path]
+    """By role."""
+    missing: list[str]
+
+
+def measure(panel: Panel, zoo: Zoo, request: Request) -> Shown:
+    """Run the experiments of a panel whose roles somebody plays."""
+    from vitsee.gpus import run
+
+    folders: dict[str, Path] = {}
+    missing = []
+    for role in panel.roles:
+        cast = [role, panel.other] if panel.other else [role]
+        players = {name: zoo.role(name) for name in cast if name not in atlas.ASKED}
+        absent = {name: p.missing for name, p in players.items() if p.model is None}
+        if absent:
+            missing += [f"{name}: {why}" for name, why in absent.items()]
+            for name, why in absent.items():
+                log.warning("warning: %s of zoo %s is left out: %s", name, zoo.name, why)
+            continue
+        begin = overrides(panel, role, zoo, request)
+        folders[role] = patiently(partial(run, request.experiment(begin)))[0].parent
+    return Shown(folders, missing)
+
+
+def overrides(panel: Panel, role: str, zoo: Zoo, request: Request) -> list[str]:
+    """What a panel's experiment with this role begins with."""
+    models = request.played_by(role, zoo)
+    if panel.other:
+        models += [as_other(word) for word in request.played_by(panel.other, zoo)]
+    options = [] if role in atlas.ASKED else zoo.options
+    own = [*panel.options, *panel.role_options.get(role, [])]
+    return [*options, f"analysis={panel.analysis}", *models, *own]
+
+
+def as_other(word: str) -> str:
+    """An override of the model as one of the second model."""
+    key, _, value = word.partition("=")
+    return (
+        f"model@other={value}" if key == "model" else f"other.{key.removeprefix('model.')}={value}"
+    )
+
+
+def patiently(run: Callable[[], list[Path]]) -> list[Path]:
+    """Run it; where another process is at work on the same result, wait and use what that one finds."""
+    while True:
+        try:
+            return run()
+        except Busy as other:
+            log.info("waiting: %s", other)
+            time.sleep(POLL)
+
+
+def describe(figure: Published, zoo: Zoo, shown: dict[str, Shown], folder: Path) -> dict[str, Any]:
+    """What figure.json says."""
+    panels = [
+        {
+            "name": name,
+            **asdict(panel),
+            "results": [relative(path, folder) for path in shown[name].folders.values()],
+            "missing": shown[name].missing,
+        }
+        for name, panel in figure.panels.items()
+    ]
+    return {
+        "name": figure.name,
+        "zoo": zoo.name,
+        "source": figure.source,
+        "title": figure.title,
+        "shows": figure.shows,
+        "caption": caption(figure, zoo, shown),
+        "rows": figure.rows,
+        "panels": panels,
+    }
+
+
+def caption(figure: Published, zoo: Zoo, shown: dict[str, Shown]) -> str:
+    """Models, data and number of images, in a line."""
+    said: dict[str, None] = {}
+    for name, panel in figure.panels.items():
+        for path in shown[name].folders.values():
+            labels = read(path).labels
+            models = labels.model + (f" × {labels.other}" if labels.other else "")
+            said[f"{models} ({labels.data})"] = None
+        for role in [*panel.roles, panel.other]:
+            if role and role not in atlas.ASKED and zoo.role(role).note:
+                said[f"{zoo.role(role).model}: {zoo.role(role).note}"] = None
+    return f"{figure.source}, with {cast_of(figure, zoo)}. " + "; ".join(said)
+
+
+def cast_of(figure: Published, zoo: Zoo) -> str:
+    """Where the models are from, in words."""
+    roles = {role for panel in figure.panels.values() for role in panel.roles}
+    return "the models asked for" if roles <= set(atlas.ASKED) else f"zoo={zoo.name}"
+
+
+def listing(figure: Published, shown: dict[str, Shown], folder: Path) -> pd.DataFrame:
+    """The rows of panels.csv."""
+    rows = []
+    for name, panel in figure.panels.items():
+        for path in shown[name].folders.values():
+            labels = read(path).labels
+            result = relative(path, folder)
+            rows.append(
+                (
+                    *(name, panel.title, panel.analysis, labels.model, labels.other or ""),
+                    *(labels.dataset, labels.images, result),
+                )
+            )
+    columns = ["panel", "title", "analysis", "model", "other", "dataset", "images", "result"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def relative(path: Path, folder: Path) -> str:
+    """How the figure's folder names a result folder, so that both can be moved together."""
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()

@@ -1,0 +1,1 @@
+"""The drawing vocabulary: a table in, a matplotlib figure out."""

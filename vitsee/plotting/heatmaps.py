@@ -1,0 +1,100 @@
+"""Heatmaps of layers against layers, and of blocks against tokens."""
+
+from __future__ import annotations
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from vitsee.plotting.style import STYLE, canvas, entitle
+
+
+def heatmap(
+    table: pd.DataFrame,
+    *,
+    x: str,
+    y: str,
+    value: str,
+    limits: tuple[float, float],
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    colour_label: str,
+) -> Figure:
+    """One square cell per (x, y) row of a tidy table, in the order the rows come; y grows upwards.
+
+    Cells are clipped to `limits` for display only. Undefined values (NaN) are hatched grey and named
+    below the figure.
+    """
+    columns, rows = table[x].unique(), table[y].unique()
+    grid = table.pivot(index=y, columns=x, values=value).loc[rows, columns].to_numpy(float)
+    with matplotlib.rc_context(STYLE):
+        figure = canvas(_size(len(columns), len(rows)), "constrained")
+        axes = figure.subplots()
+        axes.set_facecolor("0.85")
+        image = axes.imshow(
+            grid,
+            origin="lower",
+            cmap="magma",
+            vmin=limits[0],
+            vmax=limits[1],
+            interpolation="nearest",
+        )
+        _depth_axis(axes, "x", columns)
+        _depth_axis(axes, "y", rows)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        entitle(axes, title)
+        figure.colorbar(image, label=colour_label, shrink=0.9)
+        if np.isnan(grid).any():
+            figure.supxlabel("grey: not defined (see the log of the run)", fontsize=8, color="0.35")
+    return figure
+
+
+def _size(columns: int, rows: int) -> tuple[float, float]:
+    """Inches of a figure whose cells are square, within what a page column can take."""
+    ratio = float(np.clip(rows / columns, 0.4, 2.5))
+    width = 4.0 if ratio <= 1 else 4.0 / ratio
+    return width + 1.0, width * ratio + 0.7
+
+
+def _depth_axis(axes: Axes, which: str, names: np.ndarray) -> None:
+    """Layer numbers from input to output; the names themselves where they are few."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    if len(names) <= 16:
+        axis.set_ticks(range(len(names)), labels=[str(name) for name in names])
+        if which == "x":
+            axes.tick_params(axis="x", rotation=90)
+    else:
+        axis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 2.5, 5, 10]))
+
+
+def panels(
+    values: dict[str, np.ndarray], *, xlabel: str, ylabel: str, title: str, colour_label: str
+) -> Figure:
+    """Heatmaps one above the other by their titles, (rows, columns) each, row 0 at the bottom.
+
+    One colour scale, up to the 99th percentile: values beyond it are clipped for display. Undefined
+    ones (NaN) are grey.
+    """
+    every = np.concatenate([part.ravel() for part in values.values()])
+    finite = every[np.isfinite(every)]
+    limits = (float(finite.min()), float(np.percentile(finite, 99))) if len(finite) else (0.0, 1.0)
+    with matplotlib.rc_context(STYLE):
+        figure = canvas((6.2, 2.2 * len(values) + 0.5), "constrained")
+        column = figure.subplots(len(values), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, (name, part) in zip(column, values.items(), strict=True):
+            axes.set_facecolor("0.85")
+            image = axes.imshow(
+                part, origin="lower", aspect="auto", cmap="magma", vmin=limits[0], vmax=limits[1],
+                interpolation="nearest",
+            )  # fmt: skip
+            axes.set(title=name, ylabel=ylabel)
+            axes.yaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+        column[-1].set_xlabel(xlabel)
+        column[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.colorbar(image, ax=list(column), label=colour_label, extend="max")
+        figure.suptitle(title, fontsize=9)
+    return figure

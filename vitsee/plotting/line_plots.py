@@ -1,0 +1,256 @@
+"""Lines and dots over depth, images or compute."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from vitsee.plotting.style import MARKERS, STYLE, canvas, entitle
+
+log = logging.getLogger(__name__)
+
+
+def curves(
+    table: pd.DataFrame,
+    *,
+    x: str,
+    y: str,
+    line: str,
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    level: float | None = None,
+    level_label: str = "",
+    log: bool = False,
+) -> Figure:
+    """A line for each value of `line`: the mean of y at each x, and a band from its least to its largest.
+
+    Where a mean is not defined (NaN) the line has a gap. level: a dashed horizontal line. log: x is
+    logarithmic, else it is a share.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = canvas((5.2, 3.6), "constrained")
+        axes = figure.subplots()
+        names = table[line].unique()
+        for i, name in enumerate(names):
+            values = table[table[line] == name].groupby(x)[y]
+            mean = values.agg(lambda of_one: of_one.mean(skipna=False))
+            marker = MARKERS[i % len(MARKERS)]
+            (drawn,) = axes.plot(mean.index, mean, marker=marker, markersize=3.5, label=name)
+            axes.fill_between(
+                mean.index, values.min(), values.max(), color=drawn.get_color(), alpha=0.2, lw=0
+            )
+        if level is not None:
+            axes.axhline(level, color="0.5", linestyle="--", linewidth=0.8, label=level_label)
+        axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
+        if log:
+            _log_axis(axes, table[x])
+        else:
+            axes.set_xlim(0, 1.03)
+        entitle(axes, title)
+        axes.grid(color="0.92")
+        axes.set_axisbelow(True)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
+@dataclass(frozen=True)
+class Line:
+    """Values by depth. Lines of the same `group` share a colour."""
+
+    values: np.ndarray
+    label: str
+    group: str
+    dashed: bool = False
+
+
+def depth_lines(
+    lines: list[Line],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    x: list[np.ndarray] | None = None,
+    from_zero: bool = True,
+) -> Figure:
+    """Lines over depth: over the block's number, or over `x` (one array a line).
+
+    from_zero: the values' axis begins at 0, or at the least value if that is lower.
+    """
+    colours = {group: f"C{i}" for i, group in enumerate(dict.fromkeys(l.group for l in lines))}
+    with matplotlib.rc_context(STYLE):
+        figure = canvas((5.2, 3.9), "constrained")
+        axes = figure.subplots()
+        for i, line in enumerate(lines):
+            axes.plot(
+                np.arange(len(line.values)) if x is None else x[i],
+                line.values,
+                label=line.label,
+                color=colours[line.group],
+                linestyle="--" if line.dashed else "-",
+                marker="o",
+                markersize=3,
+            )
+        axes.xaxis.set_major_locator(MaxNLocator(integer=x is None))
+        axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+        if from_zero:
+            axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+        axes.grid(alpha=0.3)
+        figure.legend(
+            loc="outside lower center", ncols=2, fontsize=7, handlelength=4, frameon=False
+        )
+    return figure
+
+
+def sorted_lines(
+    table: pd.DataFrame,
+    *,
+    line: str,
+    y: str,
+    reference: str,
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    names: str = "{}",
+) -> Figure:
+    """The values y of each `line` in ascending order; `reference` names the column of the dashed level."""
+    groups = list(table.groupby(line, sort=True))
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(groups)))
+    with matplotlib.rc_context(STYLE):
+        figure = canvas((4.4, 3.4), "constrained")
+        axes = figure.subplots()
+        for (value, group), colour in zip(groups, colours, strict=True):
+            ascending = np.sort(group[y].to_numpy())
+            axes.plot(ascending, ".-", color=colour, label=names.format(value))
+        _level(axes, table[reference])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])  # no dot is cut at the top
+        entitle(axes, title)
+        figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    return figure
+
+
+def dots(
+    table: pd.DataFrame, *, x: str, y: str, reference: str, xlabel: str, ylabel: str, title: str
+) -> Figure:
+    """One dot a row, coloured by its place in ascending order of y among those of the same x."""
+    rank = table.groupby(x)[y].rank(method="first", pct=True)
+    with matplotlib.rc_context(STYLE):
+        figure = canvas((4.4, 3.4), "constrained")
+        axes = figure.subplots()
+        axes.scatter(table[x], table[y], c=rank, cmap="viridis", vmin=0, vmax=1.1, s=14)
+        _level(axes, table[reference])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])  # no dot is cut at the top
+        entitle(axes, title)
+        axes.legend(loc="lower right", fontsize=8)
+    return figure
+
+
+def _level(axes: Axes, values: pd.Series) -> None:
+    """A dashed line at what attention to all tokens alike would give."""
+    for level in values.unique():
+        axes.axhline(level, color="0.4", lw=0.8, ls="--", label="uniform attention")
+
+
+def lines_with_errors(
+    lines: dict[str, pd.DataFrame],
+    *,
+    x: str,
+    y: str,
+    error: str,
+    xlabel: str,
+    ylabel: str,
+    title: str,
+) -> Figure:
+    """y against x of each table by its name, with one standard error up and down as a band."""
+    with matplotlib.rc_context(STYLE):
+        figure = canvas((4.8, 3.6), "constrained")
+        axes = figure.subplots()
+        for i, (name, line) in enumerate(lines.items()):
+            line = line.sort_values(x)
+            (drawn,) = axes.plot(
+                line[x], line[y], marker=MARKERS[i % 8], markersize=3.5, label=name
+            )
+            low, high = line[y] - line[error], line[y] + line[error]
+            axes.fill_between(line[x], low, high, color=drawn.get_color(), alpha=0.2, lw=0)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        entitle(axes, title)
+        axes.grid(color="0.92")
+        axes.set_axisbelow(True)
+        figure.legend(loc="outside lower center", ncols=min(2, len(lines)), fontsize=7)
+    return figure
+
+
+def training_curve(metrics: pd.DataFrame, name: str) -> Figure:
+    """Loss of the training and accuracy on held-out images against the images seen.
+
+    metrics: columns images, loss, test_accuracy.
+    """
+    figure = canvas((8.0, 3.2))
+    axes = figure.subplots(1, 2)
+    for axis, column, label in (
+        (axes[0], "loss", "training loss"),
+        (axes[1], "test_accuracy", "accuracy on held-out images"),
+    ):
+        axis.plot(metrics["images"], metrics[column])
+        axis.set(xlabel="images seen", ylabel=label)
+        axis.set_xlim(left=0)
+        axis.xaxis.set_major_locator(MaxNLocator(5))
+        axis.xaxis.set_major_formatter(EngFormatter())
+    axes[1].set_ylim(0, 1)
+    figure.suptitle(name, parse_math=False)
+    return figure
+
+
+SCALED = {"train_images": "training images", "training_flops": "training FLOPs"}
+
+
+def scaling(table: pd.DataFrame, data: str, columns: list[str]) -> Figure:
+    """Accuracy against what the training took, a plot for each of these columns and a line a family of models.
+
+    table: columns model, family, accuracy, se and those of SCALED. A family is called as its model of the
+    shortest name is.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = canvas((0.8 + 4.0 * len(columns), 3.8))
+        every = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+        for axes, column in zip(every, columns, strict=True):
+            for i, (_, rows) in enumerate(table.groupby("family")):
+                ordered = rows.sort_values(column)
+                axes.errorbar(
+                    ordered[column], ordered["accuracy"], ordered["se"],
+                    marker=MARKERS[i % len(MARKERS)], markersize=4, linewidth=1.2, capsize=2,
+                    label=min(rows["model"], key=len),
+                )  # fmt: skip
+            axes.set(xlabel=SCALED[column])
+            _log_axis(axes, table[column])
+            axes.grid(color="0.92")
+            axes.set_axisbelow(True)
+        every[0].set(ylabel=f"accuracy on held-out {data}", ylim=(0, 1))
+        labels = every[0].get_legend_handles_labels()
+        figure.legend(*labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+def _log_axis(axes: Axes, values: pd.Series) -> None:
+    """A logarithmic x axis with few labels, or a note where there is nothing to show on it."""
+    if not np.isfinite(values).any():
+        axes.set_xticks([])
+        axes.text(0.5, 0.5, "no model card", transform=axes.transAxes, ha="center", color="0.35")
+        return
+    decades = np.log10(values.max() / values.min())
+    subs = (1.0, 2.0, 3.0, 4.0, 5.0, 7.0) if decades < 1 else (1.0, 2.0, 5.0)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=subs if decades < 2 else (1.0,)))
+    axes.xaxis.set_major_formatter(EngFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,181 @@
+"""Results as a report's page shows them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from vitsee.analysis import REGISTERED, Labels
+from vitsee.io import tidy
+from vitsee.report.assets import Files, packed
+from vitsee.report.collect import Result
+from vitsee.report.words import duration
+
+
+@dataclass(frozen=True)
+class Map:
+    """Which columns of a table are a map of pairs, and how its values are coloured."""
+
+    x: str
+    y: str
+    value: str
+    error: str
+    label: str
+    limits: tuple[float, float]
+
+
+MAPS = {"cka": Map("other_layer", "model_layer", "cka", "se", "CKA", (0, 1))}
+"""Tables that the page shows as maps with the value under the pointer; others are shown as drawn."""
+
+
+# ── results ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def show_result(result: Result, files: Files, anchor: str) -> dict[str, Any]:
+    """What the template needs of a result folder."""
+    labels, made = label(result), result.made_with
+    tables = {path.stem: path for path in result.tables}
+    drawn = {path.stem: path for path in result.images}
+    names = list(drawn) + [name for name in tables if name in MAPS and name not in drawn]
+    figures = []
+    for name in names:
+        image = files.image(drawn[name]) if name in drawn else None
+        cells = (
+            heat_map(tables[name], MAPS[name], labels) if {name} <= {*tables} & {*MAPS} else None
+        )
+        if image or cells:
+            figures.append({"name": name, "image": image, "map": cells})
+    return {
+        "anchor": anchor,
+        "analysis": result.analysis,
+        "title": models(labels),
+        "data": labels.data,
+        "path": str(result.path),
+        "identity": str(made.get("identity", "")),
+        "warnings": [str(warning) for warning in made.get("warnings", [])],
+        "figures": figures,
+        "tables": [files.table(path) for path in tables.values()],
+        "parameters": parameters(result.experiment),
+        "provenance": provenance(made),
+        "files": [files.download(result.path / n) for n in ("experiment.yaml", "made_with.json")],
+    }
+
+
+def label(result: Result) -> Labels:
+    """How the result's figures call what was measured; by its folders if the record does not say."""
+    known = result.made_with.get("labels") or {}
+    model, _, other = result.path.parent.name.partition("-vs-")
+    return Labels(
+        model=str(known.get("model") or model),
+        other=str(known.get("other") or other) or None,
+        dataset=str(known.get("dataset") or result.path.name),
+        images=int(known.get("images") or 0),
+        repeats=int(known.get("repeats") or 1),
+    )
+
+
+def models(labels: Labels) -> str:
+    return f"{labels.model} vs {labels.other}" if labels.other else labels.model
+
+
+def heat_map(path: Path, spec: Map, labels: Labels) -> dict[str, Any] | None:
+    """The cells of a table of pairs, rows from bottom to top; None if it is not one value a pair."""
+    try:
+        table = tidy.as_written(path)
+        rows, columns = table[spec.y].unique(), table[spec.x].unique()
+        if len(table) != len(rows) * len(columns) or len(table) < 4:
+            return None
+        numbers = {
+            name: pd.to_numeric(table[name], errors="coerce") for name in (spec.value, spec.error)
+        }
+        grids = [
+            table.assign(number=column)
+            .pivot(index=spec.y, columns=spec.x, values="number")
+            .loc[rows, columns]
+            .to_numpy(float)
+            for column in numbers.values()
+        ]
+    except (KeyError, ValueError):  # the table's own link names what is wrong with it
+        return None
+    return asdict(spec) | {
+        "columns": list(columns),
+        "rows": list(rows),
+        "across": labels.other or labels.model,
+        "up": labels.model,
+        "values": packed(grids[0]),
+        "errors": packed(grids[1]),
+    }
+
+
+def parameters(experiment: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Every option that has a value, by its name on the command line."""
+    found = []
+    for key, value in experiment.items():
+        if isinstance(value, Mapping):
+            found += parameters(value, f"{prefix}{key}.")
+        elif value is not None and value != []:
+            words = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            found.append((f"{prefix}{key}", words))
+    return found
+
+
+def provenance(made: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a reader wants to know of how the numbers came about, in words."""
+    found = []
+    for role, model in (made.get("models") or {}).items():
+        layers = len(model.get("layers", []))
+        found.append((role, f"{model.get('timm')}, {model.get('weights')}, {layers} layers"))
+        found.append((f"{role}, digest", str(model.get("digest"))))
+        seen = ", ".join(f"{key} {value}" for key, value in model.get("preprocessing", {}).items())
+        found.append((f"{role}, input", seen))
+    for number, each in enumerate(made.get("passes") or [], start=1):
+        ids = each.get("image_ids") or []
+        within = f", from {ids[0]} to {ids[-1]}" if ids else ""
+        name = f"images of pass {number}" if len(made["passes"]) > 1 else "images"
+        found.append((name, f"{len(ids):,}{within}; fingerprint {each.get('fingerprint')}"))
+    if skipped := made.get("skipped_images"):
+        found.append(
+            ("left out", f"{len(skipped)} images that could not be decoded: {skipped[0]} …")
+        )
+    if stop := made.get("tolerance"):
+        reached = "reached" if stop.get("reached") else "not reached"
+        words = "{minibatches} of {of} minibatches, largest standard error {largest_se:.2g}"
+        found.append(("tolerance", f"{stop['asked']} {reached}: {words.format(**stop)}"))
+    if launches := made.get("launches"):
+        devices = ", ".join(dict.fromkeys(str(launch["device"]) for launch in launches))
+        began = min(str(launch["began"]) for launch in launches)
+        speed = f"{made.get('images_per_second', 0):.0f} images a second"
+        memory = f"{made.get('peak_memory_mb', 0):,.0f} MB at most"
+        times = f"{len(launches)} launches, " if len(launches) > 1 else ""
+        spent = duration(made.get("wall_seconds", 0))
+        found.append(("measured", f"{began} on {devices}; {times}{spent}, {speed}, {memory}"))
+    versions = ", ".join(f"{name} {it}" for name, it in (made.get("versions") or {}).items())
+    commit = f" (commit {made['git_commit']})" if made.get("git_commit") else ""
+    return [*found, ("software", versions + commit)]
+
+
+def by_analysis(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Results under the analysis that made them, with the question that it answers."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        groups.setdefault(result["analysis"], []).append(result)
+    return [
+        {
+            "name": name,
+            "anchor": f"analysis-{re.sub(r'[^A-Za-z0-9_]+', '-', name)}",
+            "question": question(name),
+            "results": group,
+        }
+        for name, group in groups.items()
+    ]
+
+
+def question(analysis: str) -> str:
+    """What an analysis answers: the first paragraph of its description."""
+    words = REGISTERED[analysis].__doc__ if analysis in REGISTERED else None
+    return " ".join((words or "").split("\n\n")[0].split())

@@ -1,0 +1,72 @@
+"""`vitsee report`: one page of everything in some folders. Imports no torch."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from vitsee.errors import UserError, nearest
+from vitsee.report.collect import collect
+from vitsee.results.folder import Results
+
+log = logging.getLogger(__name__)
+
+
+USAGE = """usage: vitsee report [PATH…] [-o FILE]
+
+Writes one HTML page of everything found in these folders: the claims and their verdicts, the composed
+figures, and every result with its parameters, provenance and tables. The page needs no network and no
+other file, except for tables of more than 2 MB, which it links where they lie.
+
+  vitsee report                              all of outputs/, into outputs/report.html
+  vitsee report outputs/cka                  one analysis, into outputs/cka/report.html
+  vitsee report outputs/figures -o fig.html  the composed figures and the results they show
+
+PATH is a result folder or any folder that contains some."""
+
+
+def report(paths: list[Path], output: Path | None = None) -> Path:
+    """Write the page of everything in these folders, return its path.
+
+    Raises UserError if there is no such folder, nothing in it, or the page cannot be written.
+    """
+    from vitsee.report.page import page
+
+    found = collect(paths)
+    file = output or paths[0] / "report.html"
+    if file.is_dir():
+        raise UserError(f"-o {file} is a folder; name a file, such as {file / 'report.html'}")
+    if file.exists() and not file.is_file():
+        raise UserError(f"-o {file} is a pipe or a device; name a file, such as -o report.html")
+    content = page(found, file.parent).encode("utf-8", "replace")
+    for what in found.damaged:
+        log.warning("warning: left out: %s", what)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return Results(file.parent).write(file.name, content)
+    except (OSError, UserError) as error:
+        reason = error if isinstance(error, OSError) else error.__cause__
+        words = getattr(reason, "strerror", None) or reason
+        raise UserError(
+            f"cannot write {file}: {words}; choose another file with -o FILE"
+        ) from error
+
+
+def asked(words: list[str]) -> tuple[list[Path], Path | None]:
+    """What the command line asks for: folders, and the file to write if it is named."""
+    paths: list[Path] = []
+    output, rest = None, iter(words)
+    for word in rest:
+        if word in ("-o", "--output"):
+            named = next(rest, None)
+            if named is None:
+                raise UserError(f"{word} needs the name of a file: vitsee report … {word} FILE")
+            output = Path(named)
+        elif word.startswith("-"):
+            raise UserError(
+                f"vitsee report has no option {word}; it has: -o FILE, --help."
+                f"{nearest(word, ['--output', '--help'])}"
+            )
+        else:
+            paths.append(Path(word))
+    return paths or [Path("outputs")], output

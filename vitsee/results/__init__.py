@@ -1,0 +1,1 @@
+"""Result folders: sums so far, tables, provenance, figures."""

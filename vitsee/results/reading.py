@@ -1,0 +1,59 @@
+"""A result folder as it was left: its analysis, tables and labels. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pandas as pd
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vitsee.analysis import REGISTERED, Analysis, Labels
+from vitsee.errors import UserError, unknown
+from vitsee.io import plain
+from vitsee.io.record import LABELS
+from vitsee.io.tidy import wrong
+from vitsee.results.folder import Results
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a result folder holds."""
+
+    analysis: Analysis
+    tables: dict[str, pd.DataFrame]
+    labels: Labels
+
+
+def read(path: Path) -> Found:
+    """What a result folder holds. Raises UserError if it is not one."""
+    results = Results(path)
+    for needed in ("experiment.yaml", "made_with.json"):
+        if not (path / needed).is_file():
+            raise UserError(
+                f"{path} is not a result folder: it has no {needed}; "
+                f"name a folder such as outputs/cka/<model>/<dataset>-<identity>"
+            )
+    analysis = _analysis(path / "experiment.yaml")
+    tables = results.tables(analysis.columns)
+    if not tables:
+        raise UserError(f"{path} has no tables yet; run `vitsee run --from {path}/experiment.yaml`")
+    said = results.load_json("made_with.json", {"labels": LABELS})["labels"]
+    known = {name: said[name] for name in (f.name for f in fields(Labels)) if name in said}
+    return Found(analysis, tables, Labels(**({"other": None} | known)))
+
+
+def _analysis(path: Path) -> Analysis:
+    """The analysis that an experiment.yaml asks for, with its options. Raises UserError that names the file."""
+    stored = plain.read(path)
+    name = plain.analysis_of(stored, path)
+    if name not in REGISTERED:
+        raise unknown(f"{path}: there is no analysis {name}", name, REGISTERED, "there are")
+    try:
+        options = OmegaConf.create(stored["analysis"])
+        analysis = OmegaConf.to_object(OmegaConf.merge(REGISTERED[name], options))
+    except (OmegaConfBaseException, UserError) as error:
+        raise wrong(path, str(error).splitlines()[0]) from error
+    assert isinstance(analysis, Analysis)
+    return analysis

@@ -1,0 +1,1 @@
+"""Training models that have no public weights."""

@@ -1,0 +1,38 @@
+"""A model that begins a training with the weights of another: its classifier new, its positions resampled."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from vitsee.errors import UserError, expanded
+from vitsee.models import loader
+from vitsee.options import Model
+
+PRETRAINED = "pretrained"
+
+
+def begin(model: Model, start: str) -> nn.Module:
+    """The architecture with the weights to start from and a classifier of zeros (Dosovitskiy et al. 2021, 3.2).
+
+    start: path of a checkpoint, name of a model that ships with vitsee, or `pretrained` for the
+    published weights of this model. Position embeddings of another resolution are interpolated by timm.
+    Raises UserError if the weights cannot be had, or do not fit the rest of the model.
+    """
+    shipped = loader.shipped(start)
+    if start == PRETRAINED:
+        net = loader.published(replace(model, pretrained=True))
+    else:
+        net = loader.without_classifier(model, shipped if shipped.is_file() else expanded(start))
+    _zero(net)
+    return net
+
+
+def _zero(net: nn.Module) -> None:
+    classifiers = [net.get_submodule(name) for name in loader.classifier_names(net)]
+    if not classifiers:
+        raise UserError(f"{type(net).__name__} has no classifier that could be fine-tuned")
+    for classifier in classifiers:
+        for parameter in classifier.parameters():
+            nn.init.zeros_(parameter)

@@ -1,0 +1,180 @@
+"""How a model is trained, typed: what `vitsee train` composes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from vitsee.config import refuse_undeclared
+from vitsee.errors import UserError
+from vitsee.options import Dataset, Model, Precision, Run
+
+
+class Optimiser(Enum):
+    """adamw: decoupled weight decay, betas 0.9 and `beta2`. sgd: momentum 0.9."""
+
+    adamw = "adamw"
+    sgd = "sgd"
+
+
+class Decay(Enum):
+    """How the learning rate falls from its largest value to 0 after the warm-up."""
+
+    cosine = "cosine"
+    linear = "linear"
+    none = "none"
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    """How a model is trained."""
+
+    name: str = MISSING
+    """Name of the trained model: of its folder, its weights and its card."""
+    images_seen: int | None = None
+    """Length of the training, in images shown; or else"""
+    epochs: float | None = None
+    """its length in passes over the whole training set, whatever the fraction of it that is shown."""
+    fraction: float = 1.0
+    """Share of the training images: the first of a seeded shuffle, so that small parts lie in larger ones."""
+    train_split: str | None = "train"
+    test_images: int | None = None
+    """Held-out images that accuracy is measured on; by default all of dataset.split."""
+    batch_size: int = 128
+    """Images of a step, over all GPUs."""
+    optimiser: Optimiser = Optimiser.adamw
+    lr: float = 1e-3
+    """Largest learning rate, reached by linear warm-up."""
+    warmup: float = 0.05
+    """Share of the steps spent warming up."""
+    decay: Decay = Decay.cosine
+    beta2: float = 0.999
+    weight_decay: float = 0.05
+    """Not applied to biases, norms, position embeddings and class tokens."""
+    label_smoothing: float = 0.0
+    clip: float | None = 1.0
+    """Largest norm of the gradient."""
+    augmentation: Any = None  # as an optional dict, OmegaConf takes none from the command line
+    """Options of timm's create_transform(is_training=True), e.g. {auto_augment: rand-m9-n2}; null: the
+    images as in evaluation."""
+    mixup: float = 0.0
+    """Alpha of mixup (timm)."""
+    cutmix: float = 0.0
+    """Alpha of CutMix (timm); with mixup, one of both is drawn for each minibatch."""
+    precision: Precision = Precision.fp32
+    """Arithmetic of forward and backward pass; weights and optimiser are float32."""
+    compile: bool = False
+    """torch.compile the model: faster steps after a minute's wait; not bit for bit the same numbers."""
+    start: str | None = None
+    """Fine-tune: begin with the weights of this file, of this model that ships with vitsee, or (`pretrained`)
+    with the model's published ones; positions are resampled to the resolution, the classifier begins at zero."""
+    seed: int = 0
+    """Seed of initial weights, of the fraction and of the order and augmentation of images."""
+    pos_embed_std: float | None = None
+    """Standard deviation of initial position embeddings; timm's is 0.02, which a small ViT needs ten
+    times as many images to make use of as one that is as large as the patch embeddings."""
+    half: bool = False
+    """Round the final weights to float16; accuracies are those of the rounded weights."""
+    eval_every: int = 200
+    """Steps between two lines of metrics.csv."""
+    save_every: int = 200
+    """Steps between two checkpoints."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise UserError(f"recipe.fraction must be in (0, 1], got {self.fraction}")
+        if not 0 <= self.warmup <= 1:
+            raise UserError(
+                f"recipe.warmup must be a share of the steps in [0, 1], got {self.warmup}"
+            )
+        if not isinstance(self.augmentation, dict | None):
+            raise UserError(
+                f"recipe.augmentation wants options by name, such as {{hflip: 0.5}}, got {self.augmentation!r}"
+            )
+        if self.images_seen is not None and self.epochs is not None:
+            raise UserError(
+                "the length of the training is given twice: recipe.images_seen and recipe.epochs"
+            )
+        least = {
+            "images_seen": 1,
+            "test_images": 1,
+            "batch_size": 1,
+            "seed": 0,
+            "eval_every": 1,
+            "save_every": 1,
+        }
+        for name, lowest in least.items():
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise UserError(f"recipe.{name} must be at least {lowest}, got {value}")
+        for name in ("epochs", "lr", "clip"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"recipe.{name} must be more than 0, got {value}")
+
+    def steps(self, images: int) -> int:
+        """How many steps there are. images: of the whole training set. Raises UserError if none."""
+        if self.images_seen is None and self.epochs is None:
+            raise UserError(
+                "the length of the training is missing: recipe.images_seen=N or recipe.epochs=N"
+            )
+        shown = self.images_seen or round((self.epochs or 0) * images)
+        if shown < self.batch_size:
+            raise UserError(
+                f"{shown} images are not enough for a step of recipe.batch_size={self.batch_size}"
+            )
+        return shown // self.batch_size
+
+    def rate(self, step: int, steps: int) -> float:
+        """Learning rate of a step."""
+        warmup = int(steps * self.warmup)
+        if step < warmup:
+            return self.lr * (step + 1) / warmup
+        left = (step - warmup) / max(1, steps - warmup)
+        if self.decay is Decay.none:
+            return self.lr
+        if self.decay is Decay.linear:
+            return self.lr * (1 - left)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * left))
+
+
+@dataclass(kw_only=True)
+class Training:
+    """What the command line composes: this model on these images by this recipe."""
+
+    recipe: Recipe = MISSING
+    model: Model = MISSING
+    dataset: Dataset = MISSING
+    """Its split is held out; the training is on recipe.train_split."""
+    run: Run = field(default_factory=Run)
+
+    def identity(self, *seen: str) -> str:
+        """Eight hex digits of all that the weights depend on. seen: fingerprints of images and weights."""
+        plain = OmegaConf.to_container(OmegaConf.structured(self), enum_to_str=True)
+        assert isinstance(plain, dict)
+        what = {part: dict(plain[part]) for part in ("recipe", "model", "dataset")}
+        for unread in ("eval_every", "save_every"):
+            del what["recipe"][unread]
+        del what["dataset"]["root"]
+        return hashlib.sha256(json.dumps([what, seen], sort_keys=True).encode()).hexdigest()[:8]
+
+
+for _name, _kind in {"recipe": Recipe, "train": Training}.items():
+    ConfigStore.instance().store(
+        group="schema", name=_name, node=OmegaConf.structured(_kind), provider="vitsee"
+    )
+
+
+def build(cfg: DictConfig) -> Training:
+    """The composed configuration as typed objects. Raises UserError for options that do not exist."""
+    refuse_undeclared(cfg)
+    training = OmegaConf.to_object(cfg)
+    assert isinstance(training, Training)
+    return training

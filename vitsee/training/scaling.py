@@ -1,0 +1,52 @@
+"""Accuracy against data and against compute, from model cards (Dosovitskiy et al. 2021, Figs. 3 to 5)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pandas as pd
+
+from vitsee.errors import UserError
+from vitsee.models import cards
+from vitsee.plotting import line_plots
+from vitsee.results.folder import Results
+
+
+def plot_cards(paths: list[Path], *, pdf: bool = False) -> list[Path]:
+    """Write scaling.csv and scaling.png into the folder that holds all cards; return their paths.
+
+    Raises UserError for what is no card, and for cards of different data sets or held-out images.
+    """
+    read = [cards.read(path) for path in paths]
+    asked = {(card.dataset.split(" ")[0], card.classes, card.test_images) for card in read}
+    if len(asked) > 1:
+        raise UserError(
+            f"accuracies of these cards cannot be compared, they are of different images: "
+            f"{'; '.join(sorted(f'{n} images of {name}, {k} classes' for name, k, n in asked))}"
+        )
+    together = Results(Path(os.path.commonpath([path.resolve().parent for path in paths])))
+    table = tabulate(read)
+    written = together.save_tables({"scaling": table})
+    figure = line_plots.scaling(
+        table, read[0].dataset.split(" ")[0], ["train_images", "training_flops"]
+    )
+    return written + together.save_figures({"scaling": figure}, pdf=pdf)
+
+
+def tabulate(read: list[cards.Card]) -> pd.DataFrame:
+    """One row a model: model, family, train_images, images_seen, training_flops, accuracy, se.
+
+    family: models that differ in their training alone have the same. se: binomial, over held-out images.
+    """
+    rows = [
+        {
+            "model": card.name,
+            **card.training,
+            "accuracy": card.accuracy,
+            "se": (card.accuracy * (1 - card.accuracy) / card.test_images) ** 0.5,
+        }
+        for card in read
+    ]
+    table = pd.DataFrame(rows)
+    return table.sort_values(["family", "train_images", "images_seen"], ignore_index=True)

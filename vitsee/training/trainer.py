@@ -1,0 +1,373 @@
+"""`vitsee train`: a timm classifier trained, resumable to the bit; weights, metrics and a model card come out."""
+
+from __future__ import annotations
+
+import logging
+import math
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import save
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vitsee.errors import UserError
+from vitsee.models import attention_hooks, loader, skipless, timm_architecture
+from vitsee.models.cards import Card
+from vitsee.options import Model, Precision
+from vitsee.parallel.interrupt import Interrupted, Interruptible
+from vitsee.parallel.leases import Claim, claim
+from vitsee.plotting.line_plots import training_curve
+from vitsee.results.folder import Results
+from vitsee.study import choose_device
+from vitsee.training import examples, finetuning
+from vitsee.training.checkpoint import Checkpoints, Progress
+from vitsee.training.examples import Mixer, Schedule, Splits
+from vitsee.training.ranks import Ranks, ranks
+from vitsee.training.recipes import Optimiser, Training
+
+log = logging.getLogger(__name__)
+
+SETTLE = 20
+"""Steps between two looks at the losses and for signals, which wait for the device and for other ranks."""
+PROBE_IMAGES = 20_000
+"""Images of the linear probe on pixels that a model trained on scenes is compared with."""
+PEAK = {Precision.bf16: 312e12, Precision.tf32: 156e12, Precision.fp32: 19.5e12}
+"""FLOP/s of an A100, of which a training reaches about 40 % (Chowdhery et al. 2022, table 3)."""
+REACHED = 0.4
+
+
+def train(training: Training) -> Path:
+    """Train, or go on where the same call stopped; the folder of weights, metrics and card.
+
+    Raises UserError if the loss is no longer finite (the last checkpoint is kept), Incomplete if another
+    process trains the same, and Interrupted on a signal.
+    """
+    recipe = training.recipe
+    with ranks(recipe.batch_size) as team:
+        trainer = Trainer(training, team)
+        home = Path(training.run.outputs) / "train"
+        with team.one_before_others():
+            splits = Splits.of(training, trainer.resolution, home)
+        _check_classes(splits, trainer)
+        seen = (splits.train.fingerprint, splits.test.fingerprint, trainer.started_from)
+        identity = training.identity(*seen)
+        results = Results(home / f"{recipe.name}-{identity}")
+        results.prepare()
+        with alone(results) if team.first else nullcontext():
+            learn(trainer, splits, Checkpoints(results, identity))
+            finish(trainer, splits, results)
+        return results.path
+
+
+def alone(results: Results) -> AbstractContextManager[Claim]:
+    """Within the block no other process trains into this folder. Raises Incomplete if one does."""
+    return claim(results.path / "state" / "training.claim", "training.claim", lambda: [0])
+
+
+def learn(trainer: Trainer, splits: Splits, checkpoints: Checkpoints) -> None:
+    """Take all steps that are not yet taken."""
+    recipe, team = trainer.training.recipe, trainer.team
+    steps = recipe.steps(len(splits.train))
+    if not trainer.resume(checkpoints) and team.first:
+        log.info("%s", estimate(trainer, steps))
+    schedule = Schedule(recipe, splits.chosen, trainer.step, steps, team)
+    transform = examples.augmentation(recipe, trainer.data)
+    loader = examples.to_train(splits, transform, schedule, trainer.training.run, trainer.device)
+    mixer = Mixer(recipe, len(splits.train.classes))
+
+    def saved() -> None:
+        trainer.settle()
+        if team.first:
+            checkpoints.save(trainer.net, trainer.optimiser, trainer.progress)
+
+    with (
+        Interruptible() as signals,
+        tqdm(
+            total=steps * recipe.batch_size,
+            initial=trainer.step * recipe.batch_size,
+            unit="image",
+            unit_scale=True,
+            desc=recipe.name,
+            disable=not (trainer.training.run.progress and team.first),
+        ) as bar,
+    ):
+        for pixels, labels in loader:
+            where = (t.to(trainer.device, non_blocking=True) for t in (pixels, labels))
+            trainer.advance(*mixer(trainer.step, *where), recipe.rate(trainer.step, steps))
+            bar.update(recipe.batch_size)
+            if trainer.step % recipe.eval_every == 0 or trainer.step == steps:
+                bar.set_postfix(trainer.record(splits))
+            due = trainer.step % recipe.save_every == 0 or trainer.step == steps
+            if due:
+                saved()
+            if trainer.stops(signals, last=trainer.step == steps):
+                if not due:
+                    saved()
+                raise Interrupted
+
+
+class Trainer:
+    """A model, its optimiser, and how far they are."""
+
+    def __init__(self, training: Training, team: Ranks | None = None) -> None:
+        torch.set_flush_denormal(True)  # vanishing gradients would make a CPU three times slower
+        self.training, self.team = training, team or Ranks()
+        self.device = self.team.device(choose_device(training.run.device))
+        self.net = self._new().to(self.device)
+        if self.team.count > 1 and self.device.type == "cuda":
+            self.net = nn.SyncBatchNorm.convert_sync_batchnorm(self.net)
+        attention_hooks.fuse(self.net, self.device.type != "cpu")  # slow to differentiate on a CPU
+        shared = self.team.share(self.net, self.device)
+        self.forward = torch.compile(shared) if training.recipe.compile else shared
+        self.optimiser = self._optimiser()
+        self.progress = Progress()
+        self.losses: list[Tensor] = []
+        """Of the steps since the last look at them."""
+        self.loss = math.nan
+        self._draw_apart()
+
+    def _new(self) -> nn.Module:
+        """The model before the first step."""
+        recipe, model = self.training.recipe, self.training.model
+        self.started_from = ""
+        if recipe.start:
+            net = finetuning.begin(model, recipe.start)
+            digest = loader.digest(net.state_dict())[:16]
+            self.started_from = f"{Path(recipe.start).name} (SHA-256 {digest}…)"
+            torch.manual_seed(recipe.seed)
+            return net
+        net = timm_architecture.build(model, seed=recipe.seed)
+        skipless.initialise(net)
+        if recipe.pos_embed_std:
+            nn.init.trunc_normal_(net.get_parameter("pos_embed"), std=recipe.pos_embed_std)
+        return net
+
+    def _draw_apart(self) -> None:
+        """Dropout is to differ between ranks."""
+        if not self.team.first:
+            torch.manual_seed(hash((self.training.recipe.seed, self.team.rank, self.step)))
+
+    def resume(self, checkpoints: Checkpoints) -> bool:
+        """Go on from a checkpoint, if there is one. Raises UserError if none is whole, or if processes of
+        this training find different ones."""
+        found = checkpoints.restore(self.net, self.optimiser, mend=self.team.first)
+        self.progress = found or self.progress
+        steps = self.team.added(torch.tensor([self.step, self.step**2], device=self.device))
+        if steps[0] ** 2 != steps[1] * self.team.count:
+            raise UserError(
+                f"the processes of this training found different checkpoints, this one of step {self.step}: "
+                f"run.outputs must be one folder that all machines share"
+            )
+        self._draw_apart()
+        return found is not None
+
+    @property
+    def step(self) -> int:
+        """How many steps have been taken."""
+        return self.progress.step
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """timm's data configuration of the model."""
+        return timm_architecture.data_config(self.net)
+
+    @property
+    def resolution(self) -> int:
+        """Side of the model's input in pixels."""
+        return int(self.data["input_size"][1])
+
+    def _optimiser(self) -> torch.optim.Optimizer:
+        recipe = self.training.recipe
+        spared = ("pos_embed", "cls_token", "reg_token", "dist_token")
+        decayed: list[Tensor] = []
+        others: list[Tensor] = []
+        for name, weight in self.net.named_parameters():
+            (others if weight.ndim <= 1 or name.endswith(spared) else decayed).append(weight)
+        groups = [
+            {"params": decayed, "weight_decay": recipe.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        if recipe.optimiser is Optimiser.sgd:
+            return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9)
+        return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, recipe.beta2))
+
+    def advance(self, pixels: Tensor, targets: Tensor, rate: float) -> None:
+        """One step of the optimiser. targets: (N, classes). Raises UserError as `settle` does."""
+        recipe = self.training.recipe
+        self.net.train()
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        bf16 = recipe.precision is Precision.bf16
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            logits = self.forward(pixels)
+        loss = nn.functional.cross_entropy(logits.float(), targets)
+        self.optimiser.zero_grad()
+        loss.backward()
+        if recipe.clip is not None:
+            nn.utils.clip_grad_norm_(self.net.parameters(), recipe.clip)
+        self.optimiser.step()
+        self.progress.step += 1
+        self.losses.append(loss.detach())
+        if len(self.losses) == SETTLE:
+            self.settle()
+
+    def settle(self) -> None:
+        """Look at the losses since the last look. Raises UserError for the first that is not finite."""
+        if not self.losses:
+            return
+        losses = (self.team.added(torch.stack(self.losses)) / self.team.count).tolist()
+        first, self.losses = self.step - len(self.losses), []
+        for number, self.loss in enumerate(losses, first):
+            if not math.isfinite(self.loss):
+                lr = self.training.recipe.lr
+                raise UserError(
+                    f"the loss is {self.loss} at step {number}; the last checkpoint is kept: "
+                    f"try a smaller recipe.lr (it is {lr:g}) or recipe.precision=fp32"
+                )
+
+    def stops(self, signals: Interruptible, last: bool) -> bool:
+        """Is it to stop here? Ranks must agree, so several of them ask each other now and then."""
+        if self.team.count == 1:
+            return signals.asked is not None
+        if self.step % SETTLE and not last:
+            return False
+        asked = torch.tensor(float(signals.asked is not None), device=self.device)
+        return self.team.added(asked).item() > 0
+
+    def accuracy(self, splits: Splits) -> float:
+        """Share of the held-out images that are classified right."""
+        recipe, run = self.training.recipe, self.training.run
+        self.net.eval()
+        right = torch.zeros((), dtype=torch.float64, device=self.device)
+        with torch.inference_mode():
+            for pixels, labels in examples.to_test(
+                splits, self.data, recipe, run, self.device, self.team
+            ):
+                found = self.net(pixels.to(self.device)).argmax(1)
+                right += (found == labels.to(self.device)).sum()
+        return float(self.team.added(right)) / len(splits.held_out(recipe.test_images))
+
+    def record(self, splits: Splits) -> dict[str, str]:
+        """Add a line of metrics; what of it the progress bar shows."""
+        self.settle()
+        accuracy = self.accuracy(splits)
+        images = self.step * self.training.recipe.batch_size
+        self.progress.metrics.append(
+            {"step": self.step, "images": images, "loss": self.loss, "test_accuracy": accuracy}
+        )
+        return {"loss": f"{self.loss:.3f}", "test": f"{accuracy:.1%}"}
+
+
+def _check_classes(splits: Splits, trainer: Trainer) -> None:
+    """Raise UserError unless the model has an output for each class."""
+    outputs, classes = getattr(trainer.net, "num_classes", 0), len(splits.train.classes)
+    if outputs != classes:
+        raise UserError(
+            f"the model has {outputs} outputs, but dataset={trainer.training.dataset.name} has {classes} "
+            f"classes: model.args.num_classes={classes}"
+        )
+
+
+def flops_of(model: Model) -> float:
+    """Floating-point operations of a forward pass of one image."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    net = timm_architecture.skeleton(model).eval()
+    size = timm_architecture.data_config(net)["input_size"]
+    timm_architecture.refuse_unrunnable(model, net, size)
+    attention_hooks.fuse(net, False)  # fused kernels are not all counted
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(torch.zeros(1, *size, device="meta"))
+    return float(counter.get_total_flops())
+
+
+def estimate(trainer: Trainer, steps: int) -> str:
+    """What the training will cost, before it starts."""
+    recipe = trainer.training.recipe
+    images = steps * recipe.batch_size
+    flops = 3 * flops_of(trainer.training.model) * images
+    hours = flops / (PEAK[recipe.precision] * REACHED) / 3600
+    return (
+        f"{recipe.name}: {steps:,} steps of {recipe.batch_size} images, {flops:.2g} FLOPs: about "
+        f"{hours:.2g} GPU hours on an A100 at {REACHED:.0%} of its peak in {recipe.precision.value}"
+    )
+
+
+def finish(trainer: Trainer, splits: Splits, results: Results) -> None:
+    """Write the weights, the metrics with their curve, and the model card."""
+    recipe = trainer.training.recipe
+    weights = {name: tensor.cpu().contiguous() for name, tensor in trainer.net.state_dict().items()}
+    if recipe.half:
+        weights = {n: t.half() if t.is_floating_point() else t for n, t in weights.items()}
+        trainer.net.load_state_dict(weights)
+    accuracy = trainer.accuracy(splits)
+    if not trainer.team.first:
+        return
+    results.write(f"{recipe.name}.safetensors", save(weights))
+    metrics = pd.DataFrame(trainer.progress.metrics)
+    results.save_tables({"metrics": metrics})
+    results.save_figures({"metrics": training_curve(metrics, recipe.name)})
+    results.write(f"{recipe.name}.md", card_of(trainer, splits, accuracy).markdown.encode())
+
+
+def card_of(trainer: Trainer, splits: Splits, accuracy: float) -> Card:
+    """What was trained, and how good it is."""
+    training, recipe = trainer.training, trainer.training.recipe
+    flops, images = flops_of(training.model), trainer.step * recipe.batch_size
+    plain = OmegaConf.to_container(OmegaConf.structured(training), enum_to_str=True)
+    assert isinstance(plain, dict)
+    made = training.dataset.kind == "scenes"
+    return Card(
+        name=recipe.name,
+        architecture=training.model.timm,
+        parameters=sum(p.numel() for p in trainer.net.parameters()),
+        dataset=f"{training.dataset.name} ({splits.train.fingerprint})",
+        classes=len(splits.train.classes),
+        accuracy=accuracy,
+        test_images=len(splits.held_out(recipe.test_images)),
+        pixel_probe=pixel_probe(splits, recipe.test_images) if made else None,
+        train_images=len(splits.chosen),
+        images_seen=images,
+        epochs=images / len(splits.chosen),
+        flops_per_image=flops,
+        training_flops=3 * flops * images,
+        started_from=trainer.started_from or None,
+        stored_as="float16 (the accuracy is that of the rounded weights)"
+        if recipe.half
+        else "float32",
+        seed=recipe.seed,
+        recipe=plain["recipe"],
+        model=plain["model"],
+    )
+
+
+def pixel_probe(splits: Splits, test_images: int | None) -> float:
+    """Held-out accuracy of ridge regression on pixels averaged over 2 x 2; its l2 is the best of a grid."""
+    shown = range(min(PROBE_IMAGES, len(splits.train)))
+    x, y = _pooled(splits.train, shown)
+    t, truth = _pooled(splits.test, splits.held_out(test_images))
+    mean = x.mean(0)
+    x, t = x - mean, t - mean
+    targets = 2.0 * np.eye(len(splits.train.classes), dtype=np.float32)[y] - 1
+    values, vectors = np.linalg.eigh((x.T @ x).astype(np.float64))
+    projected, rotated = vectors.T @ (x.T @ targets), t @ vectors
+    found = (
+        (rotated @ (projected / (values + l2)[:, None])).argmax(1)
+        for l2 in values.max() * 10.0 ** np.arange(-6, 1)
+    )
+    return float(max((answer == truth).mean() for answer in found))
+
+
+def _pooled(images: Any, indices: range) -> tuple[np.ndarray, np.ndarray]:
+    """(N, D) pixels averaged over 2 x 2, from 0 to 1, and (N,) labels."""
+    pixels = np.stack([np.asarray(images.open(index)) for index in indices])
+    n, h, w, c = pixels.shape
+    pooled = pixels.reshape(n, h // 2, 2, w // 2, 2, c).mean((2, 4), dtype=np.float32)
+    return pooled.reshape(n, -1) / 255, np.array([images.label(index) for index in indices])
