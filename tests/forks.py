@@ -17,7 +17,10 @@ import fcntl, json, os, resource, signal, sys, traceback
 from fnmatch import fnmatch
 import matplotlib.pyplot
 import timm
-from vitsee import cli, publish, recipes, report, training, workers
+from vitsee import cli, gpus
+from vitsee.papers import publish
+from vitsee.report import write
+from vitsee.training import recipes, trainer
 
 
 def strike(pattern, nth, number):

@@ -790,7 +790,7 @@ def test_an_archive_that_was_copied_into_the_cache_needs_no_network(archive):
 def test_unpacking_that_was_interrupted_is_done_again(archive, monkeypatch):
     asked = Dataset(name="imagenette", kind="imagenette", root=str(archive.parent))
     with monkeypatch.context() as patched:
-        patched.setattr("vitsee.data.datasets.os.replace", lambda *_: 1 / 0)
+        patched.setattr("vitsee.data.downloads.os.replace", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             datasets.load(asked, 32)
     assert [path.name for path in archive.parent.iterdir()] == ["imagenette2-320.tgz"]
@@ -851,7 +851,7 @@ def test_cifar_is_unpacked_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
     asked = Dataset(name="cifar10", kind="cifar10", root=str(archive.parent))
     with monkeypatch.context() as patched:
-        patched.setattr("vitsee.data.datasets.os.replace", lambda *_: 1 / 0)
+        patched.setattr("vitsee.data.downloads.os.replace", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             datasets.load(asked, 32)
     assert [path.name for path in archive.parent.iterdir()] == [CIFAR10.filename]
@@ -873,7 +873,7 @@ def encoded(kind: str) -> dict[str, object]:
     return {"bytes": content.getvalue(), "path": None}
 
 
-def hugging_face(path: Path, images: list, labels: list[int]) -> Path:
+def saved_for_hub(path: Path, images: list, labels: list[int]) -> Path:
     hf = pytest.importorskip("datasets", reason="the extra hf is not installed")
     features = hf.Features({"image": hf.Image(), "label": hf.ClassLabel(names=["cat", "dog"])})
     path.mkdir(parents=True)
@@ -885,7 +885,7 @@ def hugging_face(path: Path, images: list, labels: list[int]) -> Path:
 @pytest.mark.filterwarnings("ignore")
 def test_a_hugging_face_stream_keeps_every_image_and_guesses_no_label(tmp_path):
     odd = [encoded("PNG"), encoded("MPO"), encoded("JPEG2000"), {"bytes": b"x", "path": None}, None]
-    path = hugging_face(tmp_path / "hf", odd, [0, 1, -1, -1, 1])
+    path = saved_for_hub(tmp_path / "hf", odd, [0, 1, -1, -1, 1])
     cache = tmp_path / "cache"
     found = datasets.load(Dataset(name="hf", kind="hf", path=str(path), root=str(cache)), 32)
     assert found.classes == ["all", "cat", "dog"]
@@ -904,7 +904,7 @@ def test_a_hugging_face_stream_keeps_every_image_and_guesses_no_label(tmp_path):
 def test_hugging_face_data_sets_do_not_share_a_cache_by_their_names(tmp_path):
     sizes = {"x/y_z": 2, "x_y/z": 3}
     for name, count in sizes.items():
-        path = hugging_face(tmp_path / name, [encoded("PNG")] * count, [0] * count)
+        path = saved_for_hub(tmp_path / name, [encoded("PNG")] * count, [0] * count)
         asked = Dataset(name="hf", kind="hf", path=str(path), root=str(tmp_path / "cache"))
         assert len(datasets.load(asked, 32)) == count
         refused("the columns are: image, label", **vars(asked) | {"column": "img"})
@@ -915,7 +915,7 @@ def test_hugging_face_data_sets_do_not_share_a_cache_by_their_names(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_hugging_face_data_set_sorted_by_class_is_mixed(tmp_path):
-    path = hugging_face(tmp_path / "hf", [encoded("PNG")] * 40, [0] * 20 + [1] * 20)
+    path = saved_for_hub(tmp_path / "hf", [encoded("PNG")] * 40, [0] * 20 + [1] * 20)
     values = {"name": "hf", "kind": "hf", "path": str(path), "root": str(tmp_path / "cache")}
     assert datasets.load(Dataset(**values, take=10), 32).classes == ["cat", "dog"]
 

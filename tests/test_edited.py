@@ -26,11 +26,11 @@ from vitsee.io.record import COMPOSED, FIGURE, MADE_WITH, misfit
 from vitsee.io.tidy import Error, Table
 from vitsee.models import cards
 from vitsee.models.cards import Card
+from vitsee.papers.plot import plot
 from vitsee.report import assets, page, show_results
 from vitsee.report.collect import collect
 from vitsee.report.write import report
 from vitsee.results import replicates
-from vitsee.results.drawing import plot
 from vitsee.results.reading import read
 from vitsee.training.scaling import plot_cards
 

@@ -1,6 +1,6 @@
 """Commands that are killed at random moments, again and again, lose nothing and end with the right bytes.
 
-The moments are drawn over the whole time of a command: while it composes, loads weights, claims, measures,
+The moments are drawn over the whole time of a command: while it composes, loads weights, takes leases, measures,
 writes sums, writes tables, draws. `make soak` does the same for longer.
 """
 

@@ -26,7 +26,7 @@ from vitsee.errors import UserError, printable
 from vitsee.io import plain
 from vitsee.models import loader
 from vitsee.options import Dataset, Model
-from vitsee.results.drawing import plot
+from vitsee.papers.plot import plot
 from vitsee.runner import run
 from vitsee.study import folder_name
 
@@ -124,7 +124,7 @@ def with_size(size: int) -> bytes:
 def test_a_tar_whose_sizes_are_not_true_is_refused(size, tmp_path):
     (tmp_path / "liar.tar").write_bytes(with_size(size))
     code = (
-        "from vitsee import datasets; from vitsee.config import Dataset;"
+        "from vitsee.data import datasets; from vitsee.options import Dataset;"
         f"datasets.load(Dataset(name='f', kind='folder', root={str(tmp_path / 'liar.tar')!r}), 32)"
     )
     done = subprocess.run(

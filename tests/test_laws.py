@@ -19,7 +19,7 @@ from conftest import composed, tiny_overrides
 from vitsee.analysis import REGISTERED
 from vitsee.errors import Incomplete, UserError
 from vitsee.options import Experiment
-from vitsee.results.drawing import plot
+from vitsee.papers.plot import plot
 from vitsee.results.folder import Results
 from vitsee.runner import run
 from vitsee.study import Study
@@ -214,7 +214,7 @@ def test_drawing_never_imports_torch(measured, tmp_path):
     folders = [measured(name).folder for name in sorted(REGISTERED)]
     copies = [str(shutil.copytree(folder, tmp_path / f"{i}")) for i, folder in enumerate(folders)]
     code = (
-        "import sys; from pathlib import Path; import vitsee.cli; from vitsee.results.drawing import plot\n"
+        "import sys; from pathlib import Path; import vitsee.cli; from vitsee.papers.plot import plot\n"
         "for folder in sys.argv[1:]:\n"
         "    assert plot(Path(folder))\n"
         "    assert 'torch' not in sys.modules, folder"

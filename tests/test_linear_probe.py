@@ -24,7 +24,7 @@ from vitsee.data.images import Images
 from vitsee.errors import Incomplete, UserError
 from vitsee.estimators import ridge
 from vitsee.models import layers, presets
-from vitsee.results.drawing import plot_joined
+from vitsee.papers.plot import plot_joined
 from vitsee.results.folder import Results
 from vitsee.runner import run
 from vitsee.sums import Sums

@@ -8,22 +8,22 @@ import sys
 
 CODE = """
 import resource, sys, torch
-from vitsee import layers, models
 from vitsee.analyses.cka import CKA
 from vitsee.analysis import View
-from vitsee.config import Model, Precision
+from vitsee.models import layers, loader, presets
+from vitsee.models.taps import watch
+from vitsee.options import Model, Precision
 from vitsee.sums import Sums
-from vitsee.taps import watch
 
 minibatches, patterns = int(sys.argv[1]), sys.argv[2].split()
-net = models.load(Model(name="m", timm="vit_tiny_patch16_224", pretrained=False), "cpu").net
+net = loader.load(Model(name="m", timm="vit_tiny_patch16_224", pretrained=False), "cpu").net
 pixels = torch.randn(64, 3, 224, 224)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 with torch.inference_mode():
     net(pixels)
 before = peak()
 if patterns:
-    watched = layers.choose(net, layers.survey(net, (3, 224, 224)), patterns)
+    watched = presets.choose(net, layers.survey(net, (3, 224, 224)), patterns)
     cka, sums = CKA(), Sums.zero(minibatches)
     names = {"model": [layer.name for layer in watched]}
     with watch(net, watched, cka, Precision.fp32) as measure:

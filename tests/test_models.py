@@ -25,7 +25,7 @@ from vitsee import names
 from vitsee.config import CONF
 from vitsee.errors import UserError
 from vitsee.listing import model_options
-from vitsee.models import fitting, loader, timm_architecture, weight_files
+from vitsee.models import fitting, hub, loader, timm_architecture, weight_files
 from vitsee.options import Model
 
 CONFIGURED = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "timm")
@@ -1003,8 +1003,8 @@ def hub_cache(folder: Path, name: str) -> None:
 
 def load_in_a_new_process(name: str, **environment: str) -> subprocess.CompletedProcess[str]:
     code = (
-        "from vitsee import models; from vitsee.config import Model; from vitsee.errors import UserError\n"
-        f"try: print(models.load(Model(name='tiny', timm={name!r}), 'cpu'))\n"
+        "from vitsee.models import loader; from vitsee.options import Model; from vitsee.errors import UserError\n"
+        f"try: print(loader.load(Model(name='tiny', timm={name!r}), 'cpu'))\n"
         "except UserError as error: print('UserError', error)"
     )
     words = [sys.executable, "-c", code]
@@ -1048,7 +1048,7 @@ def reachable_hub(monkeypatch, tmp_path):
     """Sets what a reachable hub answers to a download: raises the error given to it."""
     import huggingface_hub
 
-    monkeypatch.setattr(loader, "require", lambda *args: None)
+    monkeypatch.setattr(hub, "require", lambda *args: None)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **more: None)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
 
@@ -1083,7 +1083,7 @@ def test_a_model_described_on_the_hub_is_refused_within_seconds_without_a_networ
 
 def test_damaged_weights_in_the_hub_s_cache_are_refused(monkeypatch, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"cut")
-    monkeypatch.setattr(loader, "_fetch", lambda *place: tmp_path / "model.safetensors")
+    monkeypatch.setattr(loader, "fetched", lambda *place: tmp_path / "model.safetensors")
     refused(
         r"loading the weights of test_vit\.r160_in1k failed",
         timm="test_vit.r160_in1k",

@@ -14,10 +14,10 @@ from vitsee.analysis import REGISTERED
 from vitsee.config import CONF
 from vitsee.errors import UserError
 from vitsee.papers import atlas
+from vitsee.papers.plot import plot
 from vitsee.papers.publish import Request, overrides, publish
 from vitsee.papers.verdicts import COLUMNS
 from vitsee.plotting.scorecard import scorecard
-from vitsee.results.drawing import plot
 
 QUICK = ["run.device=cpu", "run.workers=0", "run.progress=false"]
 PAPER = [f"fig{n:02}" for n in range(1, 14)]

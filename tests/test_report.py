@@ -19,8 +19,9 @@ import pandas as pd
 import pytest
 from conftest import composed, tiny_overrides
 
+from vitsee.analysis import Labels
 from vitsee.errors import UserError
-from vitsee.report import page, show_results
+from vitsee.report import assets, show_results
 from vitsee.report.collect import collect
 from vitsee.report.write import asked, report
 from vitsee.runner import run
@@ -189,7 +190,7 @@ def test_equal_claims_are_counted_once_and_different_ones_are_both_shown(outputs
 
 
 def test_a_large_table_is_linked_beside_the_page_and_says_so(outputs, monkeypatch):
-    monkeypatch.setattr(page, "EMBED", 100)
+    monkeypatch.setattr(assets, "EMBED", 100)
     page = report([outputs], outputs.parent / "elsewhere" / "r.html")
     link = read(page).links["cka.csv"]
     assert (page.parent / link).resolve() == (result_of(outputs) / "cka.csv").resolve()
@@ -202,7 +203,7 @@ def test_the_map_has_the_table_s_values_bottom_row_first(tmp_path):
     table["cka"] = [0.1, 0.2, 0.3, np.nan, 0.5, 0.6]
     table["se"] = table["cka"] / 10
     table.to_csv(tmp_path / "cka.csv", index=False)
-    labels = page.Labels(model="m", other="o", dataset="d", images=4)
+    labels = Labels(model="m", other="o", dataset="d", images=4)
     cells = show_results.heat_map(tmp_path / "cka.csv", show_results.MAPS["cka"], labels)
     assert cells["rows"] == ["first", "NA", "last"]
     assert cells["columns"] == ["x", "y"]
@@ -215,7 +216,7 @@ def test_a_table_that_is_not_one_value_a_pair_is_no_map(tmp_path):
         {"model_layer": list("aabb"), "other_layer": list("xyxx"), "cka": 1, "se": 0}
     )
     table.to_csv(tmp_path / "cka.csv", index=False)
-    labels = page.Labels(model="m", other=None, dataset="d", images=4)
+    labels = Labels(model="m", other=None, dataset="d", images=4)
     assert show_results.heat_map(tmp_path / "cka.csv", show_results.MAPS["cka"], labels) is None
 
 
@@ -226,7 +227,7 @@ def test_a_map_of_146_layers_adds_less_than_300_kb(tmp_path):
     pd.DataFrame(pairs, columns=["model_layer", "other_layer", "cka", "se"]).to_csv(
         tmp_path / "cka.csv", index=False
     )
-    labels = page.Labels(model="m", other=None, dataset="d", images=4)
+    labels = Labels(model="m", other=None, dataset="d", images=4)
     cells = show_results.heat_map(tmp_path / "cka.csv", show_results.MAPS["cka"], labels)
     assert len(json.dumps(cells)) < 300_000
 

@@ -20,7 +20,7 @@ from vitsee.data.scenes import Scenes
 from vitsee.errors import UserError
 from vitsee.models import loader
 from vitsee.models.cards import Card
-from vitsee.results.drawing import plot_joined
+from vitsee.papers.plot import plot_joined
 from vitsee.results.reading import read
 from vitsee.runner import run
 from vitsee.sums import Sums

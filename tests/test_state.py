@@ -20,9 +20,9 @@ from vitsee.data import datasets
 from vitsee.errors import Incomplete, UserError
 from vitsee.io import writing
 from vitsee.options import Dataset
+from vitsee.papers.plot import plot
 from vitsee.proof import Doubts, Impossible
 from vitsee.results import changes
-from vitsee.results.drawing import plot
 from vitsee.results.folder import Results
 from vitsee.runner import run
 from vitsee.study import Study
@@ -112,7 +112,7 @@ def test_sums_of_another_plan_are_set_aside(tiny, caplog):
 
 
 def test_what_two_files_count_is_counted_once(tiny, caplog, tmp_path):
-    """Two runs that could not see each other's claims."""
+    """Two runs that could not see each other's leases."""
     csv = run(tiny())[0]
     before = csv.read_bytes()
     shutil.copy(csv.parent / "state/000-of-001.pt", csv.parent / "state/001-of-002.pt")

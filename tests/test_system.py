@@ -199,32 +199,32 @@ def test_a_state_that_is_no_file_is_set_aside(run_tiny, caplog):
             assert (folder / "cka.csv").read_bytes() == before
 
 
-def claimed(folder: Path) -> list[int]:
-    """What a process claims there of one minibatch."""
-    with leases.claim(folder / "000-of-001.claim", "*.claim", lambda: [0]) as mine:
+def leased(folder: Path) -> list[int]:
+    """what a process leases there of one minibatch."""
+    with leases.lease(folder / "000-of-001.lease", "*.lease", lambda: [0]) as mine:
         return mine.minibatches
 
 
-def test_a_claim_that_is_a_pipe_is_nobody_s(tmp_path, monkeypatch):
+def test_a_lease_that_is_a_pipe_is_nobody_s(tmp_path, monkeypatch):
     monkeypatch.setattr(leases, "PATIENCE", 0.1)
-    os.mkfifo(tmp_path / "000-of-001.claim")
-    assert claimed(tmp_path) == [0]
+    os.mkfifo(tmp_path / "000-of-001.lease")
+    assert leased(tmp_path) == [0]
 
 
 @pytest.mark.parametrize(
     ("make", "remove", "name"),
     [
-        (os.mkdir, os.rmdir, "000-of-001.claim"),
-        (os.mkdir, os.rmdir, ".claiming"),
-        (os.mkfifo, os.unlink, ".claiming"),
+        (os.mkdir, os.rmdir, "000-of-001.lease"),
+        (os.mkdir, os.rmdir, ".leasing"),
+        (os.mkfifo, os.unlink, ".leasing"),
     ],
 )
-def test_what_is_in_the_way_of_claims_is_named_and_can_be_removed(make, remove, name, tmp_path):
+def test_what_is_in_the_way_of_leases_is_named_and_can_be_removed(make, remove, name, tmp_path):
     make(tmp_path / name)
     with pytest.raises(UserError, match=f"{tmp_path}.*(remove it|move it away)"):
-        claimed(tmp_path)
+        leased(tmp_path)
     remove(tmp_path / name)
-    assert claimed(tmp_path) == [0]
+    assert leased(tmp_path) == [0]
 
 
 def test_a_neighbour_that_cannot_be_read_stops_nobody(run_tiny, tmp_path):
@@ -296,7 +296,7 @@ def test_a_model_whose_name_is_no_unicode_is_measured_and_drawn(run_tiny):
 def test_what_cannot_draw_fails_before_anything_is_measured(tiny, monkeypatch):
     from vitsee import runner
 
-    monkeypatch.setitem(sys.modules, "vitsee.plotting.heatmaps", None)
+    monkeypatch.setitem(sys.modules, "vitsee.plotting.style", None)
     monkeypatch.setattr(runner, "measure", lambda *_: pytest.fail("it measured"))
     with pytest.raises(ImportError):
         runner.run(tiny())

@@ -651,7 +651,7 @@ def rank_environments(count: int) -> list[dict[str, str]]:
 
 RANKS = """
 import torch
-from vitsee.ranks import ranks
+from vitsee.training.ranks import ranks
 with ranks(4) as team:
     added = team.added(torch.ones(1)).item()
     print(f"rank {team.rank} {team.local} of {team.count} {added}\\n", end="", flush=True)

@@ -137,7 +137,7 @@ def test_when_the_command_is_stopped_its_processes_save_and_end(stop, start, tmp
         assert process.end() == 130
         assert process.err.count("interrupted, state saved; the same command goes on") == 1
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in members))
-    assert not list(tmp_path.rglob("*.claim"))
+    assert not list(tmp_path.rglob("*.lease"))
 
 
 class TestDevices:

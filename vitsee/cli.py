@@ -148,7 +148,7 @@ def perform(experiment: options.Experiment) -> None:
 
 def plot() -> None:
     """draw result folders again from their CSVs; several of one analysis also in one figure"""
-    from vitsee.results.drawing import plot, plot_joined
+    from vitsee.papers.plot import plot, plot_joined
 
     if wants_help() or len(sys.argv) == 1:
         return print(
@@ -213,7 +213,7 @@ def compose_and_train(cfg: DictConfig) -> None:
 VERBS: dict[str, Callable[[], None]] = {
     "run": run,
     "plot": plot,
-    "report": collect,
+    "report": report,
     "list": list_,
     "train": train,
 }

@@ -114,7 +114,7 @@ def model_options(name: str) -> dict[str, object]:
 
 KINDS: dict[str, Callable[[list[str]], str]] = {
     "analyses": analyses,
-    "models": loader,
+    "models": models,
     "datasets": lambda overrides: commented("dataset"),
     "protocols": lambda overrides: commented("protocol"),
     "recipes": lambda overrides: commented("recipe"),

@@ -21,11 +21,11 @@ from vitsee.errors import Incomplete, UserError
 from vitsee.models.taps import watch
 from vitsee.options import Experiment
 from vitsee.parallel.interrupt import Interruptible
-from vitsee.parallel.leases import Claim, claim
+from vitsee.parallel.leases import Lease, lease
 from vitsee.parallel.team import Alone
 from vitsee.proof import Doubts
 from vitsee.results import changes, provenance, replicates
-from vitsee.results.drawing import plot
+from vitsee.results.drawing import draw
 from vitsee.results.folder import Results
 from vitsee.study import Study
 from vitsee.sums import SKIPPED, Sums
@@ -43,7 +43,7 @@ def run(experiment: Experiment, team: Alone | None = None) -> list[Path]:
     """
     study, team = Study(experiment), team or Alone()
     if team.writes:
-        import vitsee.plotting.heatmaps  # noqa: F401  (what cannot draw fails now, rather than after hours)
+        import vitsee.plotting.style  # noqa: F401  (what cannot draw fails now, rather than after hours)
     results = Results(Path(experiment.run.outputs) / study.folder, study.fingerprint)
     experiment.analysis.fit(study.memory)
     results.prepare()
@@ -63,7 +63,7 @@ def run(experiment: Experiment, team: Alone | None = None) -> list[Path]:
     without, again = without_groups(study, totals[-1]), drawn_again(study, totals[-1])
     results.write(replicates.NAME, replicates.pack(found, without, again))
     document(study, results, totals)
-    return tables + plot(results.path, pdf=experiment.run.pdf)
+    return tables + draw(results.path, pdf=experiment.run.pdf)
 
 
 def of_weights(study: Study) -> Sums:
@@ -73,9 +73,9 @@ def of_weights(study: Study) -> Sums:
 
 
 def measure(study: Study, results: Results, stage: int, team: Alone) -> None:
-    """Claim those of this shard's minibatches that nobody has measured, and add them to its sums.
+    """Lease those of this shard's minibatches that nobody has measured, and add them to its sums.
 
-    Raises Incomplete if another process has claimed them.
+    Raises Incomplete if another process has leased them.
     """
     how, plan = study.experiment.run, study.passes[stage].plan
     path = results.state(how.shard, how.shards, stage)
@@ -84,7 +84,7 @@ def measure(study: Study, results: Results, stage: int, team: Alone) -> None:
         total = reduce(add, results.load_states(len(plan), stage).values(), Sums.zero(len(plan)))
         return [] if study.enough(total) else plan.todo(total.seen, how.shard, how.shards)
 
-    with claim(*results.claiming(path, stage), wanted) as mine:
+    with lease(*results.leasing(path, stage), wanted) as mine:
         if mine.minibatches:
             add_up(study, results, stage, mine, path, team)
         else:
@@ -92,9 +92,9 @@ def measure(study: Study, results: Results, stage: int, team: Alone) -> None:
 
 
 def add_up(
-    study: Study, results: Results, stage: int, mine: Claim, path: Path, team: Alone
+    study: Study, results: Results, stage: int, mine: Lease, path: Path, team: Alone
 ) -> None:
-    """Add the claimed minibatches to the sums in this state file."""
+    """Add the leased minibatches to the sums in this state file."""
     e, device = study.experiment, study.device
     minibatch_count = len(study.passes[stage].plan)
     measured = results.load_states(minibatch_count, stage).get(path, Sums.zero(minibatch_count))

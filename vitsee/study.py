@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from vitsee.analysis import Labels, Layer
-from vitsee.data import datasets, images
+from vitsee.data import datasets
+from vitsee.data.images import Images
 from vitsee.data.plan import Plan
 from vitsee.errors import UserError
 from vitsee.models import loader, presets
@@ -53,7 +54,7 @@ ones too; images count by the fingerprint of the data set, and their draw by the
 class Pass:
     """One pass over data: the images there are, and which of them make up which minibatch."""
 
-    images: images.Images
+    images: Images
     plan: Plan
 
 
@@ -150,7 +151,7 @@ class Study:
         return Pass(images, self._plan(stage, images))
 
     @property
-    def images(self) -> images.Images:
+    def images(self) -> Images:
         """The images of the last pass."""
         return self.passes[-1].images
 
@@ -159,7 +160,7 @@ class Study:
         """The plan of the last pass."""
         return self.passes[-1].plan
 
-    def _plan(self, stage: int, images: images.Images) -> Plan:
+    def _plan(self, stage: int, images: Images) -> Plan:
         """Which images make up which minibatch. Raises UserError if there are not enough."""
         e = self.experiment
         equal = e.analysis.equal_minibatches

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure, SubFigure
 from vitsee.io.record import COMPOSED
 from vitsee.io.tidy import Table, wrong
 from vitsee.io.tidy import read as read_csv
+from vitsee.parallel.interrupt import Interruptible
 from vitsee.plotting import scorecard, style
 from vitsee.results.folder import Results
 from vitsee.results.reading import read
@@ -29,11 +30,12 @@ def draw(folder: Path, *, pdf: bool = False) -> list[Path]:
     name = record["name"]
     if Path(name).name != name or name.startswith("."):  # it leads nowhere else
         raise wrong(folder / "figure.json", f"no file can be called {name!r}")
-    drawn = {name: compose(record, folder)}
-    claims = claims_of(folder)
-    if claims is not None:
-        drawn["claims"] = scorecard.scorecard(claims, record["caption"].split(". ")[0])
-    return results.save_figures(drawn, pdf=pdf)
+    with Interruptible():  # matplotlib's callbacks would swallow a Ctrl-C
+        drawn = {name: compose(record, folder)}
+        claims = claims_of(folder)
+        if claims is not None:
+            drawn["claims"] = scorecard.scorecard(claims, record["caption"].split(". ")[0])
+        return results.save_figures(drawn, pdf=pdf)
 
 
 CLAIMS = Table(

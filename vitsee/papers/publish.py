@@ -18,7 +18,7 @@ from vitsee.errors import Busy, Incomplete, UserError
 from vitsee.options import Experiment, Run
 from vitsee.papers import atlas, evidence
 from vitsee.papers.atlas import Panel, Published, Zoo
-from vitsee.results.drawing import plot
+from vitsee.papers.plot import plot
 from vitsee.results.folder import Results
 from vitsee.results.reading import read
 

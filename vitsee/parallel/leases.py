@@ -20,17 +20,17 @@ from vitsee.errors import Busy, Incomplete, UserError, unwritable
 from vitsee.io.files import content, opened
 
 BEAT = 5.0
-"""Seconds between two signs of life of a claim."""
+"""Seconds between two signs of life of a lease."""
 PATIENCE = 30.0
 """Seconds without a sign after which a process of another machine is taken for dead."""
 
 
 @dataclass(frozen=True)
-class Claim:
+class Lease:
     """What a live process is measuring; others leave these minibatches, and its state file, to it.
 
-    path: of the claim's file, beside the state file. machine: host, its boot and its process namespace;
-    pid and started tell a process of that machine from all others. token: differs between any two claims.
+    path: of the lease's file, beside the state file. machine: host, its boot and its process namespace;
+    pid and started tell a process of that machine from all others. token: differs between any two leases.
     """
 
     path: Path
@@ -51,17 +51,17 @@ class Claim:
         now = _read(self.path)
         if now is None or now.token != self.token:
             raise Incomplete(
-                f"the claim {self.path} is gone: this process was silent for so long that another took over"
+                f"the lease {self.path} is gone: this process was silent for so long that another took over"
                 f"{f' ({now.holder})' if now else ''}, or the folder was removed; what was saved before is "
                 f"kept, and the same command goes on"
             )
 
 
 @contextmanager
-def claim(path: Path, pattern: str, wanted: Callable[[], list[int]]) -> Iterator[Claim]:
-    """Claim, within the block, those of the wanted minibatches that no live process has claimed.
+def lease(path: Path, pattern: str, wanted: Callable[[], list[int]]) -> Iterator[Lease]:
+    """Lease, within the block, those of the wanted minibatches that no live process has leased.
 
-    path: of the claim's file. pattern: matches the claims beside it that may overlap with it. wanted:
+    path: of the lease's file. pattern: matches the leases beside it that may overlap with it. wanted:
     what is to be measured, from the state files as they are when it is called. Claims of dead
     processes are removed. Raises Incomplete if a live process uses the same state file or has all
     that is wanted, and UserError if the folder cannot be written.
@@ -69,14 +69,14 @@ def claim(path: Path, pattern: str, wanted: Callable[[], list[int]]) -> Iterator
     mine = None
     with _alone(path.parent):
         while mine is None:
-            claims = _claims(
+            leases = _leases(
                 path, pattern
             )  # before `wanted`, which then sees what is released meanwhile
             todo = set(wanted())
             if not todo:
                 break
             rivals = [
-                c for c in claims if c.path == path or todo & set(c.minibatches) or not c.token
+                c for c in leases if c.path == path or todo & set(c.minibatches) or not c.token
             ]
             if _without_dead(rivals) != rivals or not all(c.token for c in rivals):
                 continue
@@ -86,9 +86,9 @@ def claim(path: Path, pattern: str, wanted: Callable[[], list[int]]) -> Iterator
                     f"{path.parent.parent} is being measured by {'; '.join(c.holder for c in rivals)}: "
                     f"wait for it, or stop it and give the same command again"
                 )
-            mine = _write(Claim(path, sorted(todo - taken)))
+            mine = _write(Lease(path, sorted(todo - taken)))
     if mine is None:
-        yield Claim(path, [])
+        yield Lease(path, [])
         return
     ended = threading.Event()
     beating = threading.Thread(target=_beat, args=(path, ended), daemon=True)
@@ -126,24 +126,24 @@ def start_of(pid: int) -> str | None:
     return None if words[0] in "ZX" else words[19]
 
 
-def _without_dead(claims: list[Claim]) -> list[Claim]:
-    """The claims that are alive; those of the dead are removed.
+def _without_dead(leases: list[Lease]) -> list[Lease]:
+    """The leases that are alive; those of the dead are removed.
 
     A process of this machine is looked up. One elsewhere must be seen to touch its file, or to give
-    its claim up; no clocks are compared.
+    its lease up; no clocks are compared.
     """
     here = this_machine()
-    alive = {c.path for c in claims if c.machine == here and start_of(c.pid) == c.started}
-    watched = {c.path: _touched(c.path) for c in claims if c.machine != here}
+    alive = {c.path for c in leases if c.machine == here and start_of(c.pid) == c.started}
+    watched = {c.path: _touched(c.path) for c in leases if c.machine != here}
     deadline = time.monotonic() + PATIENCE
     while watched and time.monotonic() < deadline:
         time.sleep(0.2)
         alive |= {path for path, before in watched.items() if _touched(path) not in (before, None)}
         watched = {p: t for p, t in watched.items() if p not in alive and _touched(p) is not None}
-    for one in claims:
+    for one in leases:
         if one.path not in alive:
             one.path.unlink(missing_ok=True)
-    return [one for one in claims if one.path in alive]
+    return [one for one in leases if one.path in alive]
 
 
 def _touched(path: Path) -> int | None:
@@ -163,24 +163,24 @@ def _beat(path: Path, ended: threading.Event) -> None:
                 os.utime(file.fileno())
 
 
-def _claims(path: Path, pattern: str) -> list[Claim]:
-    """The claims beside this one. One that was cut off while written is held by nobody we know."""
+def _leases(path: Path, pattern: str) -> list[Lease]:
+    """The leases beside this one. One that was cut off while written is held by nobody we know."""
     found = sorted({*path.parent.glob(pattern), *([path] if path.exists() else [])})
     for each in found:
         if each.is_dir():
-            raise UserError(f"{each} is a folder, but claims are files; remove it")
-    return [_read(p) or Claim(p, [], "another machine", 0, "", "?", token="") for p in found]
+            raise UserError(f"{each} is a folder, but leases are files; remove it")
+    return [_read(p) or Lease(p, [], "another machine", 0, "", "?", token="") for p in found]
 
 
-def _read(path: Path) -> Claim | None:
+def _read(path: Path) -> Lease | None:
     try:
-        return Claim(path, **json.loads(content(path)))
+        return Lease(path, **json.loads(content(path)))
     except (OSError, ValueError, TypeError, RecursionError):
         return None
 
 
-def _write(new: Claim) -> Claim | None:
-    """Write a claim whose file does not exist; None if it does after all."""
+def _write(new: Lease) -> Lease | None:
+    """Write a lease whose file does not exist; None if it does after all."""
     record = {key: value for key, value in asdict(new).items() if key != "path"}
     try:
         file = os.open(new.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -199,14 +199,14 @@ def _write(new: Claim) -> Claim | None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Within the block no other process makes a claim, where the file system has locks.
+    """Within the block no other process makes a lease, where the file system has locks.
 
-    Where it has none, two claims made in the same instant may overlap; what is then counted twice is
+    Where it has none, two leases made in the same instant may overlap; what is then counted twice is
     found and set aside when the sums are added.
     """
     try:
         # without waiting for a reader, should it be a pipe
-        number = os.open(folder / ".claiming", os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o666)
+        number = os.open(folder / ".leasing", os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o666)
         file = open(number, "wb")  # noqa: SIM115
     except OSError as error:
         raise unwritable(folder, error) from error

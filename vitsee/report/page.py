@@ -19,7 +19,7 @@ from vitsee.report.words import uncramped
 def page(found: Found, home: Path) -> str:
     """The HTML of everything found; home: the folder that it will lie in, for what it must link."""
     environment = Environment(
-        loader=PackageLoader("vitsee"),
+        loader=PackageLoader("vitsee.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -139,9 +139,9 @@ class Results:
             os.replace(path, aside)
             log.warning("warning: %s is set aside as %s: %s; %s", *(path, aside.name, reason, then))
 
-    def claiming(self, path: Path, stage: int = 0) -> tuple[Path, str]:
-        """Where the claim of a process that writes this state file is, and what others are called."""
-        return path.with_suffix(".claim"), f"{_names(stage)}.claim"
+    def leasing(self, path: Path, stage: int = 0) -> tuple[Path, str]:
+        """Where the lease of a process that writes this state file is, and what others are called."""
+        return path.with_suffix(".lease"), f"{_names(stage)}.lease"
 
     def save_launch(self, state: Path, launch: Mapping[str, Any]) -> None:
         """Add the record of one process's work beside the sums it added to."""

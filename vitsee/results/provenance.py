@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+import vitsee
 from vitsee.study import Pass, Study
 from vitsee.sums import Sums
 
@@ -93,7 +94,7 @@ def git_commit() -> str | None:
 
     A hook of git runs its commands with the variables of another repository.
     """
-    home = Path(__file__).parents[1]
+    home = Path(vitsee.__file__).parents[1]
     asked = [
         "git",
         "-C",

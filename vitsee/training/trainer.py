@@ -22,7 +22,7 @@ from vitsee.models import attention_hooks, loader, skipless, timm_architecture
 from vitsee.models.cards import Card
 from vitsee.options import Model, Precision
 from vitsee.parallel.interrupt import Interrupted, Interruptible
-from vitsee.parallel.leases import Claim, claim
+from vitsee.parallel.leases import Lease, lease
 from vitsee.plotting.line_plots import training_curve
 from vitsee.results.folder import Results
 from vitsee.study import choose_device
@@ -66,9 +66,9 @@ def train(training: Training) -> Path:
         return results.path
 
 
-def alone(results: Results) -> AbstractContextManager[Claim]:
+def alone(results: Results) -> AbstractContextManager[Lease]:
     """Within the block no other process trains into this folder. Raises Incomplete if one does."""
-    return claim(results.path / "state" / "training.claim", "training.claim", lambda: [0])
+    return lease(results.path / "state" / "training.lease", "training.lease", lambda: [0])
 
 
 def learn(trainer: Trainer, splits: Splits, checkpoints: Checkpoints) -> None:

@@ -1,0 +1,25 @@
+"""`vitsee plot`: result folders and composed figures drawn again from their CSVs. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vitsee.papers import composing
+from vitsee.results import drawing
+
+
+def plot(path: Path, *, pdf: bool = False) -> list[Path]:
+    """Draw a result folder or a composed figure, return the paths. Raises UserError if it is neither."""
+    return composing.draw(path, pdf=pdf) if _is_composed(path) else drawing.draw(path, pdf=pdf)
+
+
+def plot_joined(paths: list[Path], *, pdf: bool = False) -> list[Path]:
+    """Draw several results of one analysis in one figure; of composed figures, write their claims together."""
+    composed = [_is_composed(path) for path in paths]
+    if all(composed):
+        return composing.draw_together(paths, pdf=pdf)
+    return [] if any(composed) else drawing.draw_joined(paths, pdf=pdf)
+
+
+def _is_composed(path: Path) -> bool:
+    return (path / "figure.json").is_file()
