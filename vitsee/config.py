@@ -18,6 +18,7 @@ from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import vitsee.analyses  # noqa: F401  (declares the schema of every analysis)
 from vitsee.analysis import REGISTERED
 from vitsee.errors import UserError, unknown
 from vitsee.io import plain

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+import vitsee.analyses  # noqa: F401  (registers every analysis)
 from vitsee.analysis import REGISTERED, Labels
 from vitsee.io import tidy
 from vitsee.report.assets import Files, packed

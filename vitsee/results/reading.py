@@ -9,6 +9,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import vitsee.analyses  # noqa: F401  (registers every analysis)
 from vitsee.analysis import REGISTERED, Analysis, Labels
 from vitsee.errors import UserError, unknown
 from vitsee.io import plain
