@@ -112,7 +112,7 @@ def measure(name: str, model: str, minibatches: int, batch_size: int, rounds: in
     bench = Bench(Case([model], "12 layers", batch_size), 1, Precision.fp32)
     net, analysis = bench.nets[0], REGISTERED[name]()
     size = tuple(bench.batches[0].shape[1:])
-    found = SURVEY[analysis.reads("model")](net, size)
+    found = SURVEY[analysis.reads_of("model")](net, size)
     watched = presets.choose(net, found, analysis.patterns("model"))
     analysis.check({"model": watched})
     passes = Passes.of(analysis, minibatches, batch_size)

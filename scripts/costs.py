@@ -75,7 +75,7 @@ def flops(model: Model, asked: Experiment) -> float:
     # A backward pass costs two forward ones, and layers lie half-way up on average.
     net = timm_architecture.skeleton(model).eval()
     data = timm_architecture.data_config(net)
-    survey = SURVEY[asked.analysis.reads("model")](net, tuple(data["input_size"]))
+    survey = SURVEY[asked.analysis.reads_of("model")](net, tuple(data["input_size"]))
     layers = choose(net, survey, asked.analysis.patterns("model"))
     channels = sum(min(asked.analysis.channels or math.inf, layer.shape[-1]) for layer in layers)
     return forward * (1 + channels)

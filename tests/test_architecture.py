@@ -107,12 +107,6 @@ def test_analyses_do_not_import_each_other(path):
     assert not [name for name in imports(path) if name.startswith("vitsee.analyses")]
 
 
-def test_every_analysis_has_a_configuration_and_every_configuration_an_analysis():
-    from vitsee.analysis import REGISTERED
-
-    assert {path.stem for path in (ROOT / "conf/analysis").glob("*.yaml")} == set(REGISTERED)
-
-
 def test_the_lowest_versions_that_are_promised_are_those_that_are_run():
     promised = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     lines = (ROOT / "constraints-lowest.txt").read_text().splitlines()

@@ -88,11 +88,6 @@ def test_distances_on_photographs_are_those_of_plain_loops_to_a_ten_thousandth_p
     check_distances(experiment, [0, 11], 1e-4)
 
 
-def test_distances_of_a_second_model_are_refused(tiny):
-    with pytest.raises(UserError, match="attention_distance measures one model, but model@other"):
-        run(tiny("analysis=attention_distance", "model@other=vit_mini"))
-
-
 def test_similarity_of_single_heads_is_that_of_the_equations(tiny):
     experiment = tiny(*PAIR, "analysis.other_layers=[layer1]")
     study = Study(experiment)
@@ -158,20 +153,12 @@ def test_sets_of_heads_go_from_local_to_global(tiny):
     ("words", "message"),
     [
         (
-            ["analysis=head_similarity"],
-            "compares heads with layers of a second model; name one: model@other",
-        ),
-        (
             [*PAIR, "analysis.subset=3"],
             r"subset=3: blocks\.0\.attn has 2 heads; use analysis\.subset=2 or",
         ),
         (
             [*PAIR, "analysis.layers=[blocks.*.attn]"],
             "heads of one block, but blocks.0.attn, blocks.1",
-        ),
-        (
-            ["analysis=attention_rollout", "model@other=vit_mini"],
-            "attention_rollout reads one model",
         ),
         (
             ["analysis=attention_rollout", "analysis.images_list=[900]"],

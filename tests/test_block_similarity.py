@@ -6,7 +6,6 @@ import pandas as pd
 import pytest
 
 from vitsee.analyses.block_similarity import paired
-from vitsee.errors import UserError
 from vitsee.runner import run
 
 PAIR = ["model@other=timm", "other.timm=test_vit2", "other.pretrained=false"]
@@ -36,8 +35,3 @@ def test_a_model_is_1_to_itself(tiny):
 )
 def test_blocks_are_paired_by_relative_depth(blocks, others, expected):
     assert paired(blocks, others) == expected
-
-
-def test_one_model_alone_is_refused(tiny):
-    with pytest.raises(UserError, match="block_similarity compares two models block by block"):
-        run(tiny("analysis=block_similarity"))

@@ -29,7 +29,7 @@ def with_filters(weights: Tensor) -> nn.Module:
 
 def measured(net: nn.Module, **options: int) -> tuple[dict[str, pd.DataFrame], list[str]]:
     analysis = EmbeddingFilters(**options)
-    sums = Sums.of(0, 1, analysis.read({"model": net}), {"model": []})
+    sums = Sums.of(0, 1, analysis.of_weights({"model": net}), {"model": []})
     return analysis.tables(sums), analysis.warnings(sums)
 
 
@@ -128,13 +128,13 @@ def test_models_without_such_filters_are_refused_with_the_reason(name, why):
     with torch.device("meta"):
         net = timm.create_model(name)
     with pytest.raises(UserError, match=f"{why}.*models such as vit_mini, vit_b16, .* have such"):
-        EmbeddingFilters().read({"model": net})
+        EmbeddingFilters().of_weights({"model": net})
 
 
 def test_filters_of_an_image_without_three_channels_are_refused():
     net = timm.create_model("test_vit", in_chans=1)
     with pytest.raises(UserError, match="sees 1 channels and not an RGB image"):
-        EmbeddingFilters().read({"model": net})
+        EmbeddingFilters().of_weights({"model": net})
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -142,7 +142,7 @@ def test_filters_with_nan_or_inf_are_refused(value):
     weights = torch.randn(64, 3, 16, 16)
     weights[3, 1, 2, 2] = value
     with pytest.raises(UserError, match=r"filters of the patch embedding have NaN or Inf; the che"):
-        EmbeddingFilters().read({"model": with_filters(weights)})
+        EmbeddingFilters().of_weights({"model": with_filters(weights)})
 
 
 def test_more_components_than_there_are_is_refused_with_how_many_there_are():
@@ -150,18 +150,12 @@ def test_more_components_than_there_are_is_refused_with_how_many_there_are():
     with pytest.raises(
         UserError, match=r"components=64 asked, but 64 filters of 768 .*use analysis\.components=63"
     ):
-        EmbeddingFilters(components=64).read({"model": net})
+        EmbeddingFilters(components=64).of_weights({"model": net})
 
 
 def test_less_than_one_component_is_refused():
     with pytest.raises(UserError, match=r"analysis\.components must be at least 1, got 0"):
         EmbeddingFilters(components=0)
-
-
-def test_a_second_model_is_refused():
-    net = timm.create_model("test_vit")
-    with pytest.raises(UserError, match=r"weights of one model, but model@other is given; run eac"):
-        EmbeddingFilters().read({"model": net, "other": net})
 
 
 def test_it_needs_no_data_set_and_its_folder_says_so(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import reduce
 from itertools import pairwise
 from operator import add
@@ -18,11 +19,11 @@ from PIL import Image
 from sklearn.linear_model import Ridge as Reference
 
 from vitsee.analyses.linear_probe import LinearProbe
-from vitsee.analysis import Labels, Layer, View
+from vitsee.analysis import Labels, Layer, Setting, View
 from vitsee.data.draws import draw
 from vitsee.data.images import Images
 from vitsee.errors import Incomplete, UserError
-from vitsee.estimators import ridge
+from vitsee.estimators import places, ridge
 from vitsee.models import layers, presets
 from vitsee.papers.plot import plot_joined
 from vitsee.results.folder import Results
@@ -132,19 +133,26 @@ class Data(Images):
         raise AssertionError("nothing is to be decoded here")
 
 
+def on(probe: LinearProbe, *layers: Layer) -> LinearProbe:
+    """The probe of these layers, which it accepts."""
+    probe.check({"model": list(layers)})
+    return probe.on(Setting(layers={"model": list(layers)}))
+
+
 def measured(
     train: Data, test: Data, *, layer: Layer | None = None, batch: int = 64, **options
 ) -> tuple[pd.DataFrame, list[str], LinearProbe]:
     """Table and warnings of the probe of one layer, given minibatch by minibatch, last ones first."""
-    probe = LinearProbe(**options)
     layer = layer or Layer("features", tuple(train.x.shape[1:]), None, depth=1.0)
-    probe.check({"model": [layer]})
-    before: list[Sums] = []
     data = [train, train, test]
-    orders = [probe.select(stage, data[stage]) for stage in range(3)]
+    setting = Setting(layers={"model": [layer]}, images=data)
+    options_alone = LinearProbe(**options)
+    options_alone.check({"model": [layer]})
+    before: list[Sums] = []
     for stage in range(3):
-        probe.begin(before)
-        order = range(len(test)) if orders[stage] is None else orders[stage]
+        probe = options_alone.on(replace(setting, earlier=tuple(before)))
+        selected = probe.select(stage)
+        order = range(len(test)) if selected is None else selected
         cuts = [list(range(i, min(i + batch, len(order)))) for i in range(0, len(order), batch)]
         sums = []
         for b, positions in enumerate(cuts):
@@ -295,8 +303,7 @@ TOKENS = Layer(
 
 def test_features_are_the_tokens_that_their_names_say():
     x = torch.randn(4, 10, 8, generator=torch.Generator().manual_seed(0))
-    probe = LinearProbe(features=["gap", "cls", "gap_patches", "first", "each_token"])
-    probe.check({"model": [TOKENS]})
+    probe = on(LinearProbe(features=["gap", "cls", "gap_patches", "first", "each_token"]), TOKENS)
     seen = probe.reduce(TOKENS, x)
     expected = [x.mean(1), x[:, 0], x[:, 1:].mean(1), x[:, 0], *x[:, 1:].unbind(1)]
     torch.testing.assert_close(seen, torch.stack(expected, 1))
@@ -304,16 +311,14 @@ def test_features_are_the_tokens_that_their_names_say():
 
 def test_a_stride_keeps_some_rows_and_columns_of_the_tokens():
     x = torch.randn(4, 10, 8, generator=torch.Generator().manual_seed(0))
-    probe = LinearProbe(features="each_token", token_stride=2)
-    probe.check({"model": [TOKENS]})
+    probe = on(LinearProbe(features="each_token", token_stride=2), TOKENS)
     torch.testing.assert_close(probe.reduce(TOKENS, x), x[:, [1, 3, 7, 9]])
 
 
 def test_maps_of_a_cnn_are_cut_into_patches_and_pooled_to_the_grid_of_the_last():
     early = Layer("layer1", (4, 8, 8), None, grid=(8, 8))
     last = Layer("layer4", (20, 2, 2), None, grid=(2, 2))
-    probe = LinearProbe(features=["gap", "each_token"])
-    probe.check({"model": [early, last]})
+    probe = on(LinearProbe(features=["gap", "each_token"]), early, last)
     x = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     seen = probe.reduce(early, x)
     assert seen.shape == (3, 5, 16)  # 4 channels x 2 x 2 pixels
@@ -337,8 +342,7 @@ def test_maps_with_their_channels_last_have_the_features_of_maps_with_their_chan
             x.permute(0, 2, 3, 1),
         ),
     ):
-        probe = LinearProbe(features=["gap", "each_token"])
-        probe.check({"model": [layer, deepest]})
+        probe = on(LinearProbe(features=["gap", "each_token"]), layer, deepest)
         seen.append(probe.reduce(layer, output))
         widths.append(probe._width(layer))
     assert seen[0].equal(seen[1])
@@ -358,7 +362,7 @@ def test_maps_with_their_channels_last_have_the_features_of_maps_with_their_chan
     ],
 )
 def test_the_patches_of_a_resnet50_are_those_of_the_paper(shape, side):
-    assert ridge.patch_side(shape, 2048, (7, 7)) == side
+    assert places.patch_side(shape, 2048, (7, 7)) == side
 
 
 def test_the_accuracy_of_each_token_is_the_mean_over_its_tokens_with_a_map_beside(tmp_path, images):
@@ -535,13 +539,6 @@ def test_features_that_a_layer_does_not_have_are_refused(layer, features, messag
         LinearProbe(features=features).check({"model": [layer]})
 
 
-def test_a_second_model_is_refused():
-    with pytest.raises(
-        UserError, match=r"probes one model; .*join their figures with `vitsee plot"
-    ):
-        LinearProbe().check({"model": [TOKENS], "other": [TOKENS]})
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -575,12 +572,12 @@ def test_sums_that_do_not_fit_are_refused_before_any_image_with_their_size_and_w
 
 
 def test_the_probes_of_every_token_of_a_large_vit_are_refused_on_a_small_machine():
-    probe = LinearProbe(features="each_token", shots=500)
     large = [
         Layer(f"blocks.{i}", (197, 1024), 1, True, grid=(14, 14), pitch=(16, 16)) for i in range(24)
     ]
-    probe.check({"model": large})
-    probe.select(0, Data(torch.zeros(11_000, 1), torch.arange(11_000) % 10))
+    train = Data(torch.zeros(11_000, 1), torch.arange(11_000) % 10)
+    probe = LinearProbe(features="each_token", shots=500)
+    probe = probe.on(Setting(layers={"model": large}, images=[train]))
     message = (
         r"24 layers x 196 probes x 1,024 features x 3 seeds need 334\.\d GB, but there are 64\.0 GB"
     )
@@ -594,8 +591,8 @@ def test_the_probes_of_every_token_of_a_large_vit_are_refused_on_a_small_machine
 def test_the_size_that_is_foretold_is_that_of_the_sums(shots):
     x, y = random_features(400, 40, 3)
     probe = measured(Data(x, y), Data(x + 1, y), shots=shots)[2]
-    (layer,) = probe._layers.values()
-    found = [term for name, term in probe._before[0].terms.items() if name != "there"]
+    (layer,) = probe._layers
+    found = [term for name, term in probe.setting.earlier[0].terms.items() if name != "there"]
     assert sum(8 * term.numel() for term in found) == probe._bytes(layer)
 
 

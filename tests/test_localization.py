@@ -11,7 +11,7 @@ from reference import place_cka
 from torch import Tensor
 
 from vitsee.analyses.localization import Localization
-from vitsee.analysis import Labels, Layer, View
+from vitsee.analysis import Labels, Layer, Setting, View
 from vitsee.errors import UserError
 from vitsee.estimators.kernels import gram, hsic, u_centre
 from vitsee.estimators.places import pair_grams, pair_hsic, patches, self_hsic, tokens
@@ -61,8 +61,8 @@ def as_output(layer: Layer, features: Tensor) -> Tensor:
 
 def summed(layer: Layer, *minibatches: tuple[Tensor, Tensor]) -> Sums:
     """Sums of (pixels, output of the layer), given minibatch by minibatch."""
-    analysis = Localization()
-    analysis.check({"model": [layer]})
+    Localization().check({"model": [layer]})
+    analysis = Localization().on(Setting(layers={"model": [layer]}))
     total = Sums.zero(len(minibatches))
     for i, (pixels, output) in enumerate(minibatches):
         reduced = {layer.name: analysis.reduce(layer, output)}
@@ -315,7 +315,7 @@ def test_the_largest_standard_error_is_that_of_the_table_and_can_stop_a_run(tiny
     experiment = tiny(*words)
     run(experiment)
     study = Study(experiment)
-    with observer(study, 0) as observe:
+    with observer(study, []) as observe:
         parts = [
             Sums.of(b.index, 10, observe(b), study.axes)
             for b in minibatches(study, 0, list(range(10)))
@@ -414,16 +414,10 @@ def test_sums_that_do_not_fit_are_refused_before_any_image(tiny, tmp_path):
 def test_the_size_that_is_foretold_is_that_of_the_sums():
     batches = [(x, as_output(TOKENS, plain_patches(x))) for x in random_pixels(1)]
     size = sum(8 * term.numel() for term in summed(TOKENS, *batches).terms.values())
-    analysis = Localization()
-    analysis.check({"model": [TOKENS]})
+    analysis = Localization().on(Setting(layers={"model": [TOKENS]}))
     analysis.fit(12 * size)
     with pytest.raises(UserError, match="need"):
         analysis.fit(12 * size - 1)
-
-
-def test_a_second_model_is_refused():
-    with pytest.raises(UserError, match=r"with its input, but model@other is given; run each"):
-        Localization().check({"model": [TOKENS], "other": [TOKENS]})
 
 
 def test_a_token_outside_of_the_grid_is_refused_with_the_grid():

@@ -17,7 +17,7 @@ from vitsee.sums import Sums
 
 def measured(net: nn.Module) -> tuple[pd.DataFrame, list[str]]:
     analysis = PositionSimilarity()
-    sums = Sums.of(0, 1, analysis.read({"model": net}), {"model": []})
+    sums = Sums.of(0, 1, analysis.of_weights({"model": net}), {"model": []})
     return analysis.tables(sums)["position_similarity"], analysis.warnings(sums)
 
 
@@ -119,12 +119,6 @@ def test_embeddings_with_nan_or_inf_are_refused(value):
         net.pos_embed[0, 4, 2] = value
     with pytest.raises(UserError, match=r"the position embeddings have NaN or Inf; the checkpoint"):
         measured(net)
-
-
-def test_a_second_model_is_refused():
-    net = model("test_vit")
-    with pytest.raises(UserError, match=r"weights of one model, but model@other is given; run eac"):
-        PositionSimilarity().read({"model": net, "other": net})
 
 
 @pytest.mark.parametrize(("grid", "tiles"), [((7, 7), 49), ((14, 14), 49), ((24, 16), 64)])

@@ -14,7 +14,7 @@ from conftest import composed
 from torch import Tensor, nn
 
 from vitsee.analyses.receptive_field import ReceptiveField, bin_means, size
-from vitsee.analysis import Labels, Layer, View
+from vitsee.analysis import Labels, Layer, Setting, View
 from vitsee.errors import UserError
 from vitsee.models import residual
 from vitsee.models.residual import Residual
@@ -46,6 +46,7 @@ def experiment(images: Path, outputs: Path, *overrides: str):
 def measured(net: nn.Module, layer: Layer, analysis: ReceptiveField) -> dict[str, pd.DataFrame]:
     """Tables of a network's output on random images, as if it were a layer of a model."""
     analysis.check({"model": [layer]})
+    analysis = analysis.on(Setting(layers={"model": [layer]}))
     pixels = torch.randn(PIXELS, generator=torch.Generator().manual_seed(0)).requires_grad_()
     kept = {layer.name: analysis.reduce(layer, Residual(None, net(pixels)))}
     view = View(len(pixels), torch.zeros(len(pixels)), kept, pixels={"model": pixels})
@@ -211,8 +212,7 @@ def test_gradients_that_are_zero_or_nan_are_said_and_their_sizes_are_nan():
         (Constant(), "does not depend on the input (all gradients are 0)"),
         (Constant().eval(), "has NaN or Inf gradients"),
     ):
-        analysis = ReceptiveField()
-        analysis.check({"model": [layer]})
+        analysis = ReceptiveField().on(Setting(layers={"model": [layer]}))
         pixels = torch.randn(PIXELS).requires_grad_()
         kept = {"stem": analysis.reduce(layer, Residual(None, net(pixels)))}
         view = View(4, torch.zeros(4), kept, pixels={"model": pixels})

@@ -15,7 +15,7 @@ from conftest import composed
 from test_models import configured
 
 from vitsee.analyses.scaling import Scaling
-from vitsee.analysis import Layer, View
+from vitsee.analysis import Layer, Setting, View
 from vitsee.data.scenes import Scenes
 from vitsee.errors import UserError
 from vitsee.models import loader
@@ -119,14 +119,13 @@ def test_a_model_of_two_classifiers_is_refused(tmp_path):
 
 def test_a_second_model_is_refused(tmp_path):
     with pytest.raises(
-        UserError, match=r"scaling measures one model; .* `vitsee plot FOLDER FOLDER"
+        UserError, match=r"scaling measures one model, .* `vitsee plot FOLDER FOLDER"
     ):
         measured(tmp_path, "model@other=resnet_mini")
 
 
 def test_logits_that_are_not_finite_make_the_accuracy_undefined():
-    scaling, layer = Scaling(), Layer("head", (3,), None)
-    scaling.cast = {"model": "mine"}
+    scaling, layer = Scaling().on(Setting(names={"model": "mine"})), Layer("head", (3,), None)
     logits = torch.tensor([[0.0, 1, 0], [math.inf, 0, 0], [math.nan, 0, 0]])
     found = scaling.reduce(layer, logits)
     assert found.tolist() == [1, -1, -1]

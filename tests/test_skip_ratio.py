@@ -15,7 +15,7 @@ from conftest import composed
 from torch import Tensor, nn
 
 from vitsee.analyses.skip_ratio import SkipRatio, median
-from vitsee.analysis import Labels, Layer, View
+from vitsee.analysis import Labels, Layer, Setting, View
 from vitsee.models.residual import Residual
 from vitsee.results.folder import Results
 from vitsee.runner import minibatches, run
@@ -125,11 +125,17 @@ def test_ratios_and_cosines_are_those_computed_by_hand(model, arguments, walk, i
     assert (np.log2(table["median"] / expected["median"]).abs() <= 1 / 16).all()
 
 
-def one_token(ratios: list[float], analysis: SkipRatio | None = None) -> Sums:
+ONE_TOKEN = Layer("blocks.0.+attn", (1, 2), 0, grid=(1, 1))
+
+
+def of_one_token() -> SkipRatio:
+    """The analysis of a layer of one token."""
+    return SkipRatio().on(Setting(layers={"model": [ONE_TOKEN]}))
+
+
+def one_token(ratios: list[float]) -> Sums:
     """Sums of images of one token, in minibatches of 4, whose ratios are given."""
-    layer = Layer("blocks.0.+attn", (1, 2), 0, grid=(1, 1))
-    analysis = analysis or SkipRatio()
-    analysis.check({"model": [layer]})
+    layer, analysis = ONE_TOKEN, of_one_token()
     batches = [ratios[i : i + 4] for i in range(0, len(ratios), 4)]
     total = Sums.zero(len(batches))
     for index, batch in enumerate(batches):
@@ -144,17 +150,17 @@ def one_token(ratios: list[float], analysis: SkipRatio | None = None) -> Sums:
 @pytest.mark.parametrize("count", [1, 2, 9, 40, 401])
 def test_the_median_of_a_stream_is_exact_to_the_width_of_a_bin(count):
     ratios = np.random.default_rng(count).lognormal(1, 2, count)
-    found = SkipRatio.tables(analysis := SkipRatio(), one_token(ratios.tolist(), analysis))
+    found = of_one_token().tables(one_token(ratios.tolist()))
     exact = np.sort(ratios)[(count - 1) // 2]
     assert found["skip_ratio"]["median"].to_numpy() == pytest.approx(exact, rel=BIN - 1)
     assert found["skip_ratio"]["ratio"].to_numpy() == pytest.approx(ratios.mean(), rel=1e-5)
 
 
 def test_ratios_beyond_the_histogram_count_and_a_median_there_is_nan_with_a_warning():
-    analysis = SkipRatio()
-    sums = one_token([1.0, 1.0, 1e9], analysis)
+    analysis = of_one_token()
+    sums = one_token([1.0, 1.0, 1e9])
     assert analysis.tables(sums)["skip_ratio"]["median"][0] == pytest.approx(1, rel=BIN - 1)
-    sums = one_token([1.0, 1e9, 1e9], analysis)
+    sums = one_token([1.0, 1e9, 1e9])
     table = analysis.tables(sums)["skip_ratio"]
     assert table["median"].isna().all()
     assert table["ratio"][0] == pytest.approx(2e9 / 3)
@@ -165,8 +171,8 @@ def test_ratios_beyond_the_histogram_count_and_a_median_there_is_nan_with_a_warn
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_undefined_ratios_are_nan_with_a_warning(broken):
-    analysis = SkipRatio()
-    sums = one_token([1.0, 2.0, broken, 3.0, 1.0], analysis)
+    analysis = of_one_token()
+    sums = one_token([1.0, 2.0, broken, 3.0, 1.0])
     assert analysis.tables(sums)["skip_ratio"][["ratio", "median"]].isna().all(axis=None)
     assert analysis.warnings(sums) == [
         "blocks.0.+attn of the model: in 1 images the branch adds nothing, or there is NaN or Inf; "
@@ -196,8 +202,7 @@ def test_half_precision_ratios_neither_overflow_nor_vanish():
 
 def test_prefix_tokens_are_told_apart_and_are_not_in_the_mean():
     layer = Layer("blocks.0.+mlp", (4, 1), 2, class_token=True, grid=(1, 2))
-    analysis = SkipRatio()
-    analysis.check({"model": [layer]})
+    analysis = SkipRatio().on(Setting(layers={"model": [layer]}))
     z = torch.tensor([100.0, 50.0, 1.0, 3.0]).view(1, 4, 1)
     kept = {layer.name: analysis.reduce(layer, Residual(z, torch.ones_like(z)))}
     terms = analysis.observe(View(1, torch.zeros(1), kept))

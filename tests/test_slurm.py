@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 from conftest import tiny_overrides, wait_until
-from test_laws import assert_same_tables
 
 from vitsee.results.folder import Results
 from vitsee.runner import run
 from vitsee.sums import Sums
+from vitsee.testing import assert_same
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch")
@@ -127,7 +127,7 @@ def test_an_array_with_a_cancelled_job_and_one_out_of_time_gives_the_local_table
     refill = ["sbatch", "--wait", *options, "--array=0", script, *words]
     ask(*refill, **told)
     (csv,) = outputs.rglob("cka.csv")
-    assert_same_tables(Results(csv.parent).tables(), Results(whole).tables())
+    assert_same(Results(csv.parent).tables(), Results(whole).tables())
     filled = Sums.load(csv.parent / "state/000-of-001.pt").seen.sum()
     assert filled == 100 - states["001-of-004"]
 
@@ -189,7 +189,7 @@ def test_a_sweep_over_shards_through_submitit_gives_the_local_tables(slurm, imag
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     (csv,) = outputs.rglob("cka.csv")
-    assert_same_tables(Results(csv.parent).tables(), Results(whole).tables())
+    assert_same(Results(csv.parent).tables(), Results(whole).tables())
 
 
 def test_a_mistake_in_a_sweep_through_submitit_is_one_of_the_user_s(slurm, images, tmp_path):

@@ -14,7 +14,6 @@ import pytest
 import torch
 from conftest import write_images
 from PIL import Image
-from test_laws import assert_same_tables
 
 from vitsee.data import datasets
 from vitsee.errors import Incomplete, UserError
@@ -27,6 +26,7 @@ from vitsee.results.folder import Results
 from vitsee.runner import run
 from vitsee.study import Study
 from vitsee.sums import Damaged, Sums
+from vitsee.testing import assert_same
 
 
 def cut(content: bytes) -> bytes:
@@ -91,7 +91,7 @@ def test_only_the_minibatches_of_the_damaged_file_are_measured_again(tiny, count
     counted.clear()
     run(tiny())
     assert counted == [[1, 4]]
-    assert_same_tables(Results(folder).tables(), Results(whole).tables())
+    assert_same(Results(folder).tables(), Results(whole).tables())
 
 
 def test_any_single_flipped_byte_of_a_state_file_is_found(tmp_path):

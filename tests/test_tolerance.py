@@ -22,7 +22,7 @@ def largest_errors(tiny) -> list[float]:
 
     experiment = tiny(*TEN)
     study, total, found = Study(experiment), Sums.zero(10), []
-    with observer(study, 0) as observe:
+    with observer(study, []) as observe:
         for batch in minibatches(study, 0, list(range(10))):
             total += Sums.of(batch.index, 10, observe(batch), study.axes)
             found.append(float(experiment.analysis.tables(total)["cka"]["se"].max()))

@@ -18,6 +18,7 @@ from vitsee.errors import Incomplete, UserError, nearest, printable, speak_plain
 from vitsee.help import RUN_HELP, usage
 from vitsee.parallel import interrupt
 from vitsee.parallel.interrupt import Interrupted
+from vitsee.plugins import import_asked
 from vitsee.streams import steady
 
 CONF = str(config.CONF)
@@ -55,11 +56,17 @@ def obey() -> None:
         )
     speak_plainly()
     del sys.argv[1]  # Hydra expects nothing but its own arguments
+    answer_for(verb, import_plugins)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # bugs keep their traceback
     os.environ["MPLBACKEND"] = "agg"  # no window is opened; one that there is not would be an error
     # torch then asks for huge pages, without which a CPU under Linux spends a fourth of its time on page faults
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     answer_for(verb, VERBS[verb])
+
+
+def import_plugins() -> None:
+    """Import the analyses that the command line names."""
+    sys.argv[1:] = import_asked(sys.argv[1:])
 
 
 def answer_for(verb: str, do: Callable[[], None]) -> None:

@@ -21,7 +21,12 @@ def names(group: str) -> list[str]:
 def choices() -> str:
     """A line for each group of choices."""
     return "\n".join(
-        f"  {group:10} {', '.join(names(group))}" for group in ("analysis", "model", "dataset")
+        f"  {group:10} {', '.join(there)}"
+        for group, there in {
+            "analysis": sorted(REGISTERED),
+            "model": names("model"),
+            "dataset": names("dataset"),
+        }.items()
     )
 
 
@@ -84,7 +89,7 @@ def layers(overrides: list[str]) -> str:
 
     experiment = composed(overrides)
     net = timm_architecture.skeleton(experiment.model).eval()
-    reads = experiment.analysis.reads("model")
+    reads = experiment.analysis.reads_of("model")
     size = timm_architecture.data_config(net)["input_size"]
     timm_architecture.refuse_unrunnable(experiment.model, net, size)
     every = SURVEY[reads](net, size)

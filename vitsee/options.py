@@ -10,7 +10,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from vitsee.analysis import REGISTERED, Analysis
-from vitsee.errors import UserError, expanded, printable
+from vitsee.errors import UserError, expanded
 from vitsee.names import told_apart
 
 
@@ -167,8 +167,7 @@ class Experiment:
     run: Run = field(default_factory=Run)
 
     def __post_init__(self) -> None:
-        # a name that is no Unicode could be written into no table
-        self.analysis.cast = {role: printable(name) for role, name in self.names.items()}
+        _check_models(self)
         if self.batch_size < self.least:
             why = " (unbiased HSIC divides by n - 3)" if self.analysis.equal_minibatches else ""
             raise UserError(f"batch_size must be at least {self.least}{why}, got {self.batch_size}")
@@ -212,9 +211,24 @@ class Experiment:
         return {str(key): value for key, value in plain.items() if key != "run"}
 
 
+def _check_models(e: Experiment) -> None:
+    """Raise UserError if the analysis does not measure this many models."""
+    if len(e.models) in e.analysis.models:
+        return
+    if e.other is None:
+        raise UserError(
+            f"analysis={e.analysis.name} compares two models; name the second one: model@other=NAME"
+        )
+    raise UserError(
+        f"analysis={e.analysis.name} measures one model, but model@other is given; measure each model "
+        f"alone: vitsee run -m analysis={e.analysis.name} model=NAME,NAME (several results are drawn in one "
+        f"figure by `vitsee plot FOLDER FOLDER`)"
+    )
+
+
 def _check_tolerance(e: Experiment) -> None:
     """Raise UserError if this experiment cannot stop at `tolerance`."""
-    able = [name for name, kind in REGISTERED.items() if kind.error is not Analysis.error]
+    able = [name for name, kind in REGISTERED.items() if kind.standard_errors]
     if not e.tolerance or not 0 < e.tolerance < float("inf"):
         raise UserError(f"tolerance must be above 0, e.g. tolerance=0.01; got {e.tolerance}")
     if e.analysis.name not in able:

@@ -10,11 +10,10 @@ from operator import add
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
-from vitsee.analysis import View
+from vitsee.analysis import Analysis, View
 from vitsee.data.minibatches import Minibatch, Minibatches
 from vitsee.data.plan import Plan
 from vitsee.errors import Incomplete, UserError
@@ -45,39 +44,41 @@ def run(experiment: Experiment, team: Alone | None = None) -> list[Path]:
     if team.writes:
         import vitsee.plotting.style  # noqa: F401  (what cannot draw fails now, rather than after hours)
     results = Results(Path(experiment.run.outputs) / study.folder, study.fingerprint)
-    experiment.analysis.fit(study.memory)
+    study.analysis.fit(study.memory)
     results.prepare()
     changes.refuse_foreign(study, results)
     results.save_experiment(experiment.what())
     changes.tell(study, results)
     totals = [of_weights(study)] if experiment.analysis.weights_only else []
     for stage in range(len(study.passes)):
-        experiment.analysis.begin(totals)
-        measure(study, results, stage, team)
+        measure(study, results, totals, team)
         team.meet()
         totals.append(gather(study, results, stage))
     if not team.writes:
         return []
-    found = experiment.analysis.tables(totals[-1])
-    tables = results.save_tables(found)
-    without, again = without_groups(study, totals[-1]), drawn_again(study, totals[-1])
-    results.write(replicates.NAME, replicates.pack(found, without, again))
-    document(study, results, totals)
-    return tables + draw(results.path, pdf=experiment.run.pdf)
+    *earlier, total = totals
+    analysis = study.analysis_after(earlier)
+    tables = analysis.tables(total)
+    written = results.save_tables(tables)
+    without = [analysis.tables(part) for part in groups_left_out(total)]
+    results.write(replicates.NAME, replicates.pack(tables, without, drawn_again(study, total)))
+    document(study, results, analysis, totals)
+    return written + draw(results.path, pdf=experiment.run.pdf)
 
 
 def of_weights(study: Study) -> Sums:
     """The terms of an analysis that reads weights and no images."""
     nets = {role: model.net for role, model in study.models.items()}
-    return Sums.of(0, 1, study.experiment.analysis.read(nets), study.axes)
+    return Sums.of(0, 1, study.analysis.of_weights(nets), study.axes)
 
 
-def measure(study: Study, results: Results, stage: int, team: Alone) -> None:
+def measure(study: Study, results: Results, earlier: list[Sums], team: Alone) -> None:
     """Lease those of this shard's minibatches that nobody has measured, and add them to its sums.
 
-    Raises Incomplete if another process has leased them.
+    earlier: the sums of the passes before this one. Raises Incomplete if another process has leased them.
     """
-    how, plan = study.experiment.run, study.passes[stage].plan
+    how, stage = study.experiment.run, len(earlier)
+    plan = study.passes[stage].plan
     path = results.state(how.shard, how.shards, stage)
 
     def wanted() -> list[int]:
@@ -86,16 +87,16 @@ def measure(study: Study, results: Results, stage: int, team: Alone) -> None:
 
     with lease(*results.leasing(path, stage), wanted) as mine:
         if mine.minibatches:
-            add_up(study, results, stage, mine, path, team)
+            add_up(study, results, earlier, mine, path, team)
         else:
             log.info("all of it is measured already")
 
 
 def add_up(
-    study: Study, results: Results, stage: int, mine: Lease, path: Path, team: Alone
+    study: Study, results: Results, earlier: list[Sums], mine: Lease, path: Path, team: Alone
 ) -> None:
     """Add the leased minibatches to the sums in this state file."""
-    e, device = study.experiment, study.device
+    e, device, stage = study.experiment, study.device, len(earlier)
     minibatch_count = len(study.passes[stage].plan)
     measured = results.load_states(minibatch_count, stage).get(path, Sums.zero(minibatch_count))
     sums = measured.to(device)
@@ -110,7 +111,7 @@ def add_up(
         doubts.settle()
         results.save_state(path, sums)
 
-    with Interruptible() as signals, observer(study, stage) as observe:
+    with Interruptible() as signals, observer(study, earlier) as observe:
         launch = provenance.Launch.on(device)
         todo = mine.minibatches
         batches = minibatches(study, stage, todo)
@@ -148,14 +149,17 @@ def minibatches(study: Study, stage: int, todo: list[int]) -> Minibatches:
 
 
 @contextmanager
-def observer(study: Study, stage: int) -> Iterator[Callable[[Minibatch], dict[str, Tensor]]]:
+def observer(
+    study: Study, earlier: list[Sums]
+) -> Iterator[Callable[[Minibatch], dict[str, Tensor]]]:
     """Within the block, the yielded function runs the models on a minibatch and returns its terms."""
-    e, plan = study.experiment, study.passes[stage].plan
+    e, analysis, stage = study.experiment, study.analysis_after(earlier), len(earlier)
+    plan = study.passes[stage].plan
     scaling = {role: (m.data["mean"], m.data["std"]) for role, m in study.models.items()}
     with ExitStack() as stack:
         through = {
             role: stack.enter_context(
-                watch(model.net, study.layers[role], e.analysis, e.precision, role=role)
+                watch(model.net, study.layers[role], analysis, e.precision, role=role)
             )
             for role, model in study.models.items()
         }
@@ -163,7 +167,7 @@ def observer(study: Study, stage: int) -> Iterator[Callable[[Minibatch], dict[st
         def observe(batch: Minibatch) -> dict[str, Tensor]:
             try:
                 for pixels in batch.pixels.values():
-                    pixels.requires_grad_(e.analysis.gradients)
+                    pixels.requires_grad_(analysis.gradients)
                 reduced = {role: forward(batch.pixels[role]) for role, forward in through.items()}
                 view = View(
                     len(batch.ids),
@@ -176,7 +180,7 @@ def observer(study: Study, stage: int) -> Iterator[Callable[[Minibatch], dict[st
                     stage=stage,
                     fresh=plan.fresh(batch.index),
                 )
-                terms = e.analysis.observe(view)
+                terms = analysis.observe(view)
             except torch.OutOfMemoryError as error:
                 raise UserError(
                     f"not enough memory on {study.device} for minibatches of {e.batch_size} images; "
@@ -215,12 +219,9 @@ def gather(study: Study, results: Results, stage: int) -> Sums:
         ) from None
 
 
-def without_groups(study: Study, total: Sums) -> list[dict[str, pd.DataFrame]]:
-    """The tables without each group of minibatches; none if there are not several groups."""
-    groups = total.groups
-    if len(groups) < 2:
-        return []
-    return [study.experiment.analysis.tables(total.without(group)) for group in groups]
+def groups_left_out(total: Sums) -> list[Sums]:
+    """The sums without each group of minibatches; none if there is only one group."""
+    return [total.without(group) for group in total.groups] if len(total.groups) > 1 else []
 
 
 def drawn_again(study: Study, total: Sums) -> float:
@@ -231,12 +232,12 @@ def drawn_again(study: Study, total: Sums) -> float:
     return len(measured) / sum(study.plan.fresh(index) for index in measured)
 
 
-def document(study: Study, results: Results, totals: list[Sums]) -> None:
+def document(study: Study, results: Results, analysis: Analysis, totals: list[Sums]) -> None:
     """Write made_with.json, and log what the user must know."""
     record = provenance.made_with(study, totals)
     record["tolerance"] = stopped(study, totals[-1])
     record["skipped_images"] = skipped_ids(study, totals)
-    record["warnings"] = study.warnings() + study.experiment.analysis.warnings(totals[-1])
+    record["warnings"] = study.warnings() + analysis.warnings(totals[-1])
     if record["skipped_images"]:
         count, first = len(record["skipped_images"]), record["skipped_images"][0]
         record["warnings"].append(
@@ -260,7 +261,7 @@ def stopped(study: Study, total: Sums) -> dict[str, Any] | None:
     asked = study.experiment.tolerance
     if asked is None:
         return None
-    largest = study.experiment.analysis.error(total)
+    largest = study.analysis.error(total)
     measured = int(total.seen.sum())
     return {
         "asked": asked,

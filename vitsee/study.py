@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 import math
 import os
-from collections.abc import Collection
+import sys
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitsee.analysis import Labels, Layer
+from vitsee.analysis import Analysis, Labels, Layer, Setting
 from vitsee.data import datasets
 from vitsee.data.images import Images
 from vitsee.data.plan import Plan
-from vitsee.errors import UserError
+from vitsee.errors import UserError, printable
 from vitsee.models import loader, presets
 from vitsee.models.structure import structure
 from vitsee.models.taps import SURVEY
@@ -84,13 +86,9 @@ class Study:
     def models(self) -> dict[str, loader.Loaded]:
         """The models by role, with weights, on the device."""
         e = self.experiment
-        found = {
+        return {
             role: loader.load(model, self.device, e.names[role]) for role, model in e.models.items()
         }
-        self.experiment.analysis.cards = {
-            role: model.card for role, model in found.items() if model.card
-        }
-        return found
 
     @cached_property
     def layers(self) -> dict[str, list[Layer]]:
@@ -109,7 +107,7 @@ class Study:
     def _surveyed(self) -> dict[str, list[Layer]]:
         """Every layer that there is to read, by role, in the order they run."""
         return {
-            role: SURVEY[self.experiment.analysis.reads(role)](
+            role: SURVEY[self.experiment.analysis.reads_of(role)](
                 model.net, tuple(model.data["input_size"])
             )
             for role, model in self.models.items()
@@ -137,18 +135,41 @@ class Study:
         return {role: [layer.name for layer in found] for role, found in self.layers.items()}
 
     @cached_property
-    def passes(self) -> list[Pass]:
-        """What is read, pass by pass; nothing where weights alone are. Raises UserError."""
-        analysis = self.experiment.analysis
+    def data(self) -> list[Images]:
+        """The images of each pass; none where weights alone are read. Raises UserError."""
+        analysis, dataset = self.experiment.analysis, self.experiment.dataset
         if analysis.weights_only:
             return []
-        return [self._pass(stage, split) for stage, split in enumerate(analysis.splits)]
-
-    def _pass(self, stage: int, split: str | None) -> Pass:
-        dataset = self.experiment.dataset
         side = max(max(model.data["input_size"][1:]) for model in self.models.values())
-        images = datasets.load(replace(dataset, split=split) if split else dataset, side)
-        return Pass(images, self._plan(stage, images))
+        return [
+            datasets.load(replace(dataset, split=split) if split else dataset, side)
+            for split in analysis.splits
+        ]
+
+    @cached_property
+    def setting(self) -> Setting:
+        """What the analysis is measured on, before its first pass."""
+        return Setting(
+            # a name that is not valid Unicode cannot be written to a table
+            names={role: printable(name) for role, name in self.experiment.names.items()},
+            layers=self.layers,
+            cards={role: model.card for role, model in self.models.items() if model.card},
+            images=self.data,
+        )
+
+    @cached_property
+    def analysis(self) -> Analysis:
+        """The analysis before its first pass."""
+        return self.analysis_after([])
+
+    def analysis_after(self, earlier: Sequence[Sums]) -> Analysis:
+        """The analysis of the pass that follows those with these complete sums."""
+        return self.experiment.analysis.on(replace(self.setting, earlier=tuple(earlier)))
+
+    @cached_property
+    def passes(self) -> list[Pass]:
+        """What is read, pass by pass. Raises UserError."""
+        return [Pass(images, self._plan(stage, images)) for stage, images in enumerate(self.data)]
 
     @property
     def images(self) -> Images:
@@ -164,7 +185,7 @@ class Study:
         """Which images make up which minibatch. Raises UserError if there are not enough."""
         e = self.experiment
         equal = e.analysis.equal_minibatches
-        chosen = e.analysis.select(stage, images)
+        chosen = self.analysis.select(stage)
         if chosen is not None:
             order = tuple(chosen)
             if e.images is not None and stage == len(e.analysis.splits) - 1:
@@ -218,7 +239,7 @@ class Study:
         """Everything that decides the numbers in the tables."""
         e = self.experiment
         made_of: dict[str, Any] = {
-            "analysis": [e.analysis.name, e.analysis.version, self._options()],
+            "analysis": [e.analysis.name, e.analysis.version, self._options(), *source(e.analysis)],
             "architecture": {role: self._architecture(role) for role in self.models},
             "weights": {role: model.digest for role, model in self.models.items()},
             "preprocessing": {role: str(model.data) for role, model in self.models.items()},
@@ -230,7 +251,7 @@ class Study:
         if e.tolerance:
             made_of["tolerance"] = e.tolerance
         if e.analysis.reads_cards:
-            made_of["cards"] = {role: asdict(card) for role, card in e.analysis.cards.items()}
+            made_of["cards"] = {role: asdict(card) for role, card in self.setting.cards.items()}
         return made_of
 
     def _options(self) -> dict[str, Any]:
@@ -259,7 +280,7 @@ class Study:
         tolerance, measured = self.experiment.tolerance, int(sums.seen.sum())
         if tolerance is None or measured < LEAST or not (sums.seen[:measured] == 1).all():
             return False
-        return self.experiment.analysis.error(sums) <= tolerance
+        return self.analysis.error(sums) <= tolerance
 
     def labels(self, sums: Sums) -> Labels:
         """How figures call what is measured. sums: of the last pass."""
@@ -278,6 +299,21 @@ class Study:
             family=card.family if card else None,
             train_images=card.train_images if card else None,
         )
+
+
+def source(analysis: Analysis) -> list[str]:
+    """SHA-256 of the code of an analysis from outside the package, whose author may forget `version`.
+
+    Nothing for vitsee's own, and where the code cannot be read.
+    """
+    kind = type(analysis)
+    if kind.__module__.split(".")[0] == "vitsee":
+        return []
+    try:  # of a script or notebook the class alone: the rest of it changes for other reasons
+        place = kind if kind.__module__ == "__main__" else sys.modules[kind.__module__]
+        return [hashlib.sha256(inspect.getsource(place).encode()).hexdigest()]
+    except (OSError, TypeError):
+        return []
 
 
 def _without(names: Collection[str], options: dict[str, Any]) -> dict[str, Any]:

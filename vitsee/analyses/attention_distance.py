@@ -30,8 +30,11 @@ class AttentionDistance(Analysis):
     attention. Class, distillation and register tokens are left out; see `renormalize`.
     """
 
+    models: ClassVar[tuple[int, ...]] = (1,)
+    reads: ClassVar[tuple[str, str]] = ("attention", "attention")
     default_images: ClassVar[int] = 5000
     default_batch_size: ClassVar[int] = 64
+    standard_errors: ClassVar[bool] = True
     version: ClassVar[int] = 2
 
     columns: ClassVar[dict[str, Table]] = {
@@ -53,15 +56,7 @@ class AttentionDistance(Analysis):
     renormalize: bool = False
     """Divide by what is attended to patches; if not (as in the papers) the rest counts as distance 0."""
 
-    def reads(self, role: str) -> str:
-        return "attention"
-
     def check(self, layers: dict[str, list[Layer]]) -> None:
-        if "other" in layers:
-            raise UserError(
-                "analysis=attention_distance measures one model, but model@other is given; run each "
-                "alone: vitsee run -m analysis=attention_distance model=NAME,NAME"
-            )
         heads = {layer.shape[0]: layer.name for layer in layers["model"]}
         if len(heads) > 1:
             kinds = " and ".join(f"{name} has {count}" for count, name in heads.items())
@@ -115,10 +110,6 @@ class AttentionDistance(Analysis):
             }
         )
         return {"attention_distance": table}
-
-    def error(self, sums: Sums) -> float:
-        se = self.tables(sums)["attention_distance"]["se"].to_numpy()
-        return float(se[np.isfinite(se)].max(initial=0))
 
     def warnings(self, sums: Sums) -> list[str]:
         found = []

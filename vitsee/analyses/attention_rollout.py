@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from vitsee.data.images import Images
     from vitsee.estimators.attention import Attention
     from vitsee.sums import Sums
 
@@ -36,6 +35,8 @@ class AttentionRollout(Analysis):
     much of the output comes from each patch.
     """
 
+    models: ClassVar[tuple[int, ...]] = (1,)
+    reads: ClassVar[tuple[str, str]] = ("attention", "attention")
     default_images: ClassVar[int] = 8
     default_batch_size: ClassVar[int] = 8
     ungrouped: ClassVar[tuple[str, ...]] = ("",)
@@ -62,23 +63,12 @@ class AttentionRollout(Analysis):
                 f"analysis.images_list must be a list of numbers or ids of images, e.g. [0,7]; "
                 f"got {listed!r}"
             )
-        self._layers: dict[str, Layer] = {}
 
-    def reads(self, role: str) -> str:
-        return "attention"
-
-    def check(self, layers: dict[str, list[Layer]]) -> None:
-        if "other" in layers:
-            raise UserError(
-                "analysis=attention_rollout reads one model, but model@other is given; run each alone: "
-                "vitsee run -m analysis=attention_rollout model=NAME,NAME"
-            )
-        self._layers = {layer.name: layer for layer in layers["model"]}
-
-    def select(self, stage: int, images: Images) -> Sequence[int] | None:
+    def select(self, stage: int) -> Sequence[int] | None:
         """The images of `images_list`. Raises UserError for one that is not there."""
         if self.images_list is None:
             return None
+        images = self.setting.images[stage]
         numbers = {images.id(i): i for i in range(len(images))}
         return [_number(asked, numbers) for asked in self.images_list]
 
@@ -94,7 +84,7 @@ class AttentionRollout(Analysis):
 
         from vitsee.estimators.attention import rollout
 
-        layer = next(iter(self._layers.values()))
+        layer = self.setting.layers["model"][0]
         assert layer.grid is not None
         assert layer.prefix is not None
         weights = list(view.model.values())

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
-from vitsee.errors import UserError
 from vitsee.estimators.minibatch_cka import cka_and_error, cka_terms
 from vitsee.io.tidy import Error, Table, Whole
 
@@ -29,7 +28,9 @@ class BlockSimilarity(Analysis):
     Blocks are paired by relative depth; models of equal depth block by block.
     """
 
+    models: ClassVar[tuple[int, ...]] = (2,)
     equal_minibatches: ClassVar[bool] = True
+    standard_errors: ClassVar[bool] = True
 
     columns: ClassVar[dict[str, Table]] = {
         "block_similarity": Table(
@@ -48,13 +49,6 @@ class BlockSimilarity(Analysis):
     name: str = "block_similarity"
     layers: Any = "blocks"
 
-    def check(self, layers: dict[str, list[Layer]]) -> None:
-        if "other" not in layers:
-            raise UserError(
-                "analysis=block_similarity compares two models block by block; name the second: "
-                "model@other=NAME"
-            )
-
     def reduce(self, layer: Layer, output: Tensor) -> Tensor:
         """U-centred Gram matrix of one block: (N, ...) -> (N, N) float64."""
         from vitsee.estimators.kernels import gram, u_centre
@@ -70,21 +64,22 @@ class BlockSimilarity(Analysis):
         v = v[torch.tensor(paired(len(u), len(v)), device=v.device)]
         scale = view.images * (view.images - 3)
         ab, aa, bb = ((x * y).sum((1, 2)) / scale for x, y in ((u, v), (u, u), (v, v)))
-        return pairwise_terms(ab, aa, bb, view.fresh)
+        return cka_terms(ab, aa, bb, view.fresh)
 
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
         """One row per block: block, depth, model, other, cka, se, other_block, minibatches.
 
         depth: share of the model's blocks, 1 at its end.
         """
-        cka, se = _estimate(sums)
+        terms = {name: term.cpu().numpy() for name, term in sums.terms.items()}
+        cka, se = cka_and_error(terms, int(sums.seen.sum()))
         blocks = np.arange(len(cka))
         table = pd.DataFrame(
             {
                 "block": blocks,
                 "depth": (blocks + 1) / len(blocks),
-                "model": self.cast["model"],
-                "other": self.cast["other"],
+                "model": self.setting.names["model"],
+                "other": self.setting.names["other"],
                 "cka": cka,
                 "se": se,
                 "other_block": paired(len(cka), len(sums.axes["other"])),
@@ -92,10 +87,6 @@ class BlockSimilarity(Analysis):
             }
         )
         return {"block_similarity": table}
-
-    def error(self, sums: Sums) -> float:
-        _, se = _estimate(sums)
-        return float(se[np.isfinite(se)].max(initial=0))
 
     def warnings(self, sums: Sums) -> list[str]:
         found = []
@@ -138,35 +129,3 @@ def paired(blocks: int, others: int) -> list[int]:
     """For each block the one of the other model whose end is nearest in relative depth."""
     depths = (np.arange(others) + 1) / others
     return [int(np.abs(depths - (i + 1) / blocks).argmin()) for i in range(blocks)]
-
-
-def pairwise_terms(ab: Tensor, aa: Tensor, bb: Tensor, fresh: float) -> dict[str, Tensor]:
-    """What `cka_terms` sums, for pairs (P,) that each stand alone: every term is (P,) but `fresh`."""
-    import torch
-
-    each = [
-        cka_terms(x[None, None], y[None], z[None], fresh)
-        for x, y, z in zip(ab.unbind(), aa.unbind(), bb.unbind(), strict=True)
-    ]
-    stacked = {
-        name: torch.stack([one[name].flatten()[0] for one in each])
-        for name in each[0]
-        if name != "fresh"
-    }
-    return {"fresh": each[0]["fresh"], **stacked}
-
-
-def _estimate(sums: Sums) -> tuple[np.ndarray, np.ndarray]:
-    """CKA and its standard error of each pair, (P,)."""
-    terms = {name: term.cpu().numpy() for name, term in sums.terms.items()}
-    count = int(sums.seen.sum())
-    square = {"ab", "ab_ab", "ab_aa", "ab_bb", "aa_bb"}
-    found = []
-    for i in range(len(terms["ab"])):
-        one = {
-            name: term if name == "fresh" else term[i].reshape((1, 1) if name in square else (1,))
-            for name, term in terms.items()
-        }
-        found.append([float(part[0, 0]) for part in cka_and_error(one, count)])
-    cka, se = np.array(found).T
-    return cka, se

@@ -49,6 +49,7 @@ class CKA(Analysis):
     """
 
     equal_minibatches: ClassVar[bool] = True
+    standard_errors: ClassVar[bool] = True
 
     columns: ClassVar[dict[str, Table]] = {
         "cka": Table(
@@ -129,7 +130,8 @@ class CKA(Analysis):
         """One row per pair of layers: model_layer, other_layer, cka, se, minibatches."""
         rows = sums.axes["model"]
         columns = sums.axes.get("other", rows)
-        cka, se = _estimate(sums)
+        terms = {name: term.cpu().numpy() for name, term in sums.terms.items()}
+        cka, se = cka_and_error(terms, int(sums.seen.sum()))
         model_layer, other_layer = np.meshgrid(rows, columns, indexing="ij")
         table = pd.DataFrame(
             {
@@ -141,11 +143,6 @@ class CKA(Analysis):
             }
         )
         return {"cka": table}
-
-    def error(self, sums: Sums) -> float:
-        """Largest standard error of all pairs; undefined ones, which no image can mend, do not count."""
-        _, se = _estimate(sums)
-        return float(se[np.isfinite(se)].max(initial=0))
 
     def warnings(self, sums: Sums) -> list[str]:
         """Which layers have undefined CKA, and why."""
@@ -179,9 +176,3 @@ class CKA(Analysis):
             colour_label="CKA",
         )
         return {"cka": heatmap}
-
-
-def _estimate(sums: Sums) -> tuple[np.ndarray, np.ndarray]:
-    """CKA and its standard error, each (A, B)."""
-    terms = {name: term.cpu().numpy() for name, term in sums.terms.items()}
-    return cka_and_error(terms, int(sums.seen.sum()))

@@ -31,6 +31,7 @@ class EmbeddingFilters(Analysis):
     component's sign is arbitrary: its weight of largest magnitude is made positive.
     """
 
+    models: ClassVar[tuple[int, ...]] = (1,)
     weights_only: ClassVar[bool] = True
 
     columns: ClassVar[dict[str, Table]] = {
@@ -49,11 +50,11 @@ class EmbeddingFilters(Analysis):
         if self.components < 1:
             raise UserError(f"analysis.components must be at least 1, got {self.components}")
 
-    def read(self, nets: dict[str, nn.Module]) -> dict[str, Tensor]:
+    def of_weights(self, nets: dict[str, nn.Module]) -> dict[str, Tensor]:
         """components: (components, 3, rows, columns); variance: (components,) shares of the whole."""
-        from vitsee.models.embedding import filters, only_model, principal_components
+        from vitsee.models.embedding import filters, principal_components
 
-        weights = filters(only_model(nets, self.name))
+        weights = filters(nets["model"])
         most = min(len(weights) - 1, weights[0].numel())
         if self.components > most:
             raise UserError(

@@ -30,7 +30,10 @@ class HeadSimilarity(Analysis):
     matrix is the sum of those of its heads, so one Gram matrix a head serves every set.
     """
 
+    models: ClassVar[tuple[int, ...]] = (2,)
+    reads: ClassVar[tuple[str, str]] = ("attention", "outputs")
     equal_minibatches: ClassVar[bool] = True
+    standard_errors: ClassVar[bool] = True
     version: ClassVar[int] = 2
     default_batch_size: ClassVar[int] = 128
 
@@ -58,15 +61,7 @@ class HeadSimilarity(Analysis):
         if self.subset < 1:
             raise UserError(f"analysis.subset must be at least 1, got {self.subset}")
 
-    def reads(self, role: str) -> str:
-        return "attention" if role == "model" else "outputs"
-
     def check(self, layers: dict[str, list[Layer]]) -> None:
-        if "other" not in layers:
-            raise UserError(
-                "analysis=head_similarity compares heads with layers of a second model; "
-                "name one: model@other=resnet50"
-            )
         if len(layers["model"]) > 1:
             raise UserError(
                 f"analysis.layers: head_similarity compares the heads of one block, but "
@@ -150,10 +145,6 @@ class HeadSimilarity(Analysis):
             }
         )
         return {"head_similarity": table}
-
-    def error(self, sums: Sums) -> float:
-        se = self.tables(sums)["head_similarity"]["se"].to_numpy()
-        return float(se[np.isfinite(se)].max(initial=0))
 
     def warnings(self, sums: Sums) -> list[str]:
         found = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -59,8 +60,9 @@ class LinearProbe(Analysis):
     one over a held-out draw of the training set chooses the penalty, one over the test set counts.
     """
 
-    default_images = 50_000
-    default_batch_size = 128
+    models: ClassVar[tuple[int, ...]] = (1,)
+    default_images: ClassVar[int] = 50_000
+    default_batch_size: ClassVar[int] = 128
     splits: ClassVar[tuple[str | None, ...]] = ("train", "train", None)
     version: ClassVar[int] = 2
 
@@ -99,12 +101,6 @@ class LinearProbe(Analysis):
         if not self.shots:
             self.seeds = self.seeds[:1]
         self.splits = (self.train_split, self.train_split, None)  # type: ignore[misc]  # of this one
-        self._layers: dict[str, Layer] = {}
-        self._last_map: Layer | None = None
-        self._draw: Draw | None = None
-        self._to_train: np.ndarray | None = None
-        self._before: list[Sums] = []
-        self._solved: dict[str, Any] = {}
 
     def _check_numbers(self) -> None:
         least = {"shots": 0, "token_stride": 1} | ({} if self.held_out is None else {"held_out": 1})
@@ -123,14 +119,6 @@ class LinearProbe(Analysis):
     # Which layers and what of them
 
     def check(self, layers: dict[str, list[Layer]]) -> None:
-        if "other" in layers:
-            raise UserError(
-                "analysis=linear_probe probes one model; run each model alone and join their figures "
-                "with `vitsee plot FOLDER FOLDER`"
-            )
-        self._layers = {layer.name: layer for layer in layers["model"]}
-        maps = [layer for layer in layers["model"] if layer.is_map]
-        self._last_map = maps[-1] if maps else None
         for layer in layers["model"]:
             self._check_layer(layer)
 
@@ -160,24 +148,27 @@ class LinearProbe(Analysis):
             found += [("each_token", row, column) for row in rows for column in columns]
         return found
 
+    @property
+    def _layers(self) -> list[Layer]:
+        return self.setting.layers["model"]
+
+    @cached_property
+    def _last_map(self) -> Layer:
+        """The last map of a CNN, whose locations are those of all its maps."""
+        return [layer for layer in self._layers if layer.is_map][-1]
+
     def _grid(self, layer: Layer) -> tuple[int, int]:
-        if layer.is_map:
-            assert self._last_map is not None
-            assert self._last_map.grid is not None
-            return self._last_map.grid
-        assert layer.grid is not None
-        return layer.grid
+        """Rows and columns of what is probed."""
+        return self._last_map.places if layer.is_map else layer.places
 
     def _width(self, layer: Layer) -> int:
         """Features that a probe of this layer sees."""
         if not layer.is_map:
             return layer.shape[-1]
-        from vitsee.estimators.ridge import patch_side
+        from vitsee.estimators.places import patch_side
 
-        assert self._last_map is not None
-        assert layer.grid is not None
-        shape = (layer.channels, *layer.grid)
-        side = patch_side(shape, self._last_map.channels, self._grid(layer))
+        shape = (layer.channels, *layer.places)
+        side = patch_side(shape, self._last_map.channels, self._last_map.places)
         return layer.channels * side * side
 
     def reduce(self, layer: Layer, output: Tensor) -> Tensor:
@@ -201,24 +192,40 @@ class LinearProbe(Analysis):
 
     def _tokens(self, layer: Layer, output: Tensor) -> Tensor:
         """(N, tokens, features) float32: the tokens, the locations of a map, or the one vector."""
-        from vitsee.estimators.ridge import locations
+        from vitsee.estimators.places import locations
 
         if layer.is_map:
-            assert self._last_map is not None
             maps = layer.channels_first(output.float())
             return locations(maps, self._last_map.channels, self._grid(layer))
         return output.float() if layer.prefix is not None else output.float()[:, None]
 
     # Which images
 
-    def select(self, stage: int, images: Images) -> Sequence[int] | None:
+    @cached_property
+    def _draw(self) -> Draw:
+        """The images that train the probes, and those that choose the penalty."""
+        return draw(self.setting.images[TRAIN], self.shots, self.held_out, self.seeds)
+
+    @cached_property
+    def _to_train(self) -> np.ndarray:
+        """The training set's label of each label of the test set. Raises UserError for a class not trained."""
+        classes = self.setting.images[TEST].classes
+        trained = {name: i for i, name in enumerate(self._draw.classes)}
+        unknown_classes = [name for name in classes if name not in trained]
+        if unknown_classes:
+            raise UserError(
+                f"the test images have {len(unknown_classes)} classes that the training images lack, the "
+                f"first {unknown_classes[0]!r}; the training images have {_few(self._draw.classes)}"
+            )
+        return np.array([trained[name] for name in classes])
+
+    def select(self, stage: int) -> Sequence[int] | None:
         if stage == TRAIN:
-            self._draw = draw(images, self.shots, self.held_out, self.seeds)
             return self._draw.union.tolist()
-        assert self._draw is not None
         if stage == CHOOSE:
             return self._draw.held_out.tolist()
-        self._to_train = self._same_classes(images)
+        images = self.setting.images[TEST]
+        self._to_train  # noqa: B018  (raises for a class not trained before anything is measured)
         if self.train_split is None:
             return self._the_rest(images)
         if images.fingerprint == self._draw.fingerprint:
@@ -229,21 +236,8 @@ class LinearProbe(Analysis):
             )
         return None
 
-    def _same_classes(self, images: Images) -> np.ndarray:
-        """The training set's label of each label of the test set. Raises UserError for a class not trained."""
-        assert self._draw is not None
-        trained = {name: i for i, name in enumerate(self._draw.classes)}
-        unknown_classes = [name for name in images.classes if name not in trained]
-        if unknown_classes:
-            raise UserError(
-                f"the test images have {len(unknown_classes)} classes that the training images lack, the "
-                f"first {unknown_classes[0]!r}; the training images have {_few(self._draw.classes)}"
-            )
-        return np.array([trained[name] for name in images.classes])
-
     def _the_rest(self, images: Images) -> list[int]:
         """Every image that neither trains a probe nor chooses a penalty."""
-        assert self._draw is not None
         used = np.union1d(self._draw.union, self._draw.held_out)
         rest = np.setdiff1d(np.arange(len(images)), used)
         if not len(rest):
@@ -259,13 +253,12 @@ class LinearProbe(Analysis):
         """Raise UserError if the sums, thrice while a minibatch is added, or the solutions do not fit."""
         sizes = {
             layer.name: max(3 * self._bytes(layer), self._bytes(layer) + 2 * self._solution(layer))
-            for layer in self._layers.values()
+            for layer in self._layers
         }
         need = sum(sizes.values())
         if need <= memory:
             return
-        assert self._draw is not None
-        largest = self._layers[max(sizes, key=lambda name: sizes[name])]
+        largest = max(self._layers, key=lambda layer: sizes[layer.name])
         width, probes = self._width(largest), len(self._probes(largest))
         remedies = ["fewer layers (analysis.layers)"]
         if "each_token" in self.features:
@@ -286,7 +279,6 @@ class LinearProbe(Analysis):
 
     def _bytes(self, layer: Layer) -> int:
         """Size of one layer's sums over the training images."""
-        assert self._draw is not None
         probes, width = len(self._probes(layer)), self._width(layer)
         seeds, classes = len(self.seeds), len(self._draw.classes)
         if self._dual(layer):
@@ -295,20 +287,20 @@ class LinearProbe(Analysis):
 
     def _solution(self, layer: Layer) -> int:
         """Size of one layer's eigenvectors and their products with the targets."""
-        assert self._draw is not None
         width, classes = self._width(layer), len(self._draw.classes)
         probes = len(self._probes(layer)) * len(self.seeds)
         return 8 * probes * min(self._draw.train.shape[1], width) * (width + classes)
 
     def _dual(self, layer: Layer) -> bool:
         """Whether there are fewer training images than features."""
-        assert self._draw is not None
         return self._draw.train.shape[1] < self._width(layer)
 
     # What adds up
 
-    def begin(self, before: Sequence[Sums]) -> None:
-        self._before, self._solved = list(before), {}
+    @cached_property
+    def _solved(self) -> dict[str, Any]:
+        """The solutions of each layer, kept once they are needed: see `_probe`."""
+        return {}
 
     def observe(self, view: View) -> dict[str, Tensor]:
         """Training: moments or rows, and which images were there. Later: correct test images."""
@@ -329,15 +321,15 @@ class LinearProbe(Analysis):
         """seen: (probes, N, features) by layer."""
         import torch
 
-        assert self._draw is not None
         there = list(view.positions)
         drawn = np.stack([np.isin(there, positions) for positions in self._draw.positions])
         weights = torch.from_numpy(drawn).to(device).double()[:, None, :]  # (seeds, 1, N)
         labels = torch.from_numpy(self._draw.labels[there]).to(device)
         one_hot = torch.nn.functional.one_hot(labels, len(self._draw.classes)).double()
         terms = {"there": view.rows(torch.ones(len(there), device=device))}
-        for name, x in seen.items():
-            if self._dual(self._layers[name]):
+        for layer in self._layers:
+            name, x = layer.name, seen[layer.name]
+            if self._dual(layer):
                 terms[f"rows {name}"] = view.rows(x.transpose(0, 1))
             else:
                 terms[f"products {name}"] = (x * weights[..., None]).mT @ x
@@ -355,7 +347,6 @@ class LinearProbe(Analysis):
         labels = view.labels.to(device)
         terms = {"images": torch.tensor(float(view.images))}
         if view.stage == TEST:
-            assert self._to_train is not None
             labels = torch.from_numpy(self._to_train).to(device)[labels]
         for name, x in seen.items():
             probe = self._probe(name, view.stage, device)
@@ -386,8 +377,7 @@ class LinearProbe(Analysis):
 
         from vitsee.estimators import ridge
 
-        assert self._draw is not None
-        terms, classes = self._before[TRAIN].terms, len(self._draw.classes)
+        terms, classes = self.setting.earlier[TRAIN].terms, len(self._draw.classes)
         there = terms["there"].cpu() > 0
         labels = torch.from_numpy(self._draw.labels).where(there, -1)
         by_seed = [labels[torch.from_numpy(p)].to(device) for p in self._draw.positions]
@@ -405,7 +395,7 @@ class LinearProbe(Analysis):
         """The penalty of each probe of a layer, (seeds, probes)."""
         from vitsee.estimators import ridge
 
-        return ridge.best(self._before[CHOOSE].terms[f"correct {name}"], self.l2)
+        return ridge.best(self.setting.earlier[CHOOSE].terms[f"correct {name}"], self.l2)
 
     # What comes out
 
@@ -414,14 +404,14 @@ class LinearProbe(Analysis):
 
         The accuracy of each_token is the mean over its tokens, whose penalties differ: its l2 is empty.
         """
-        every = pd.concat([self._rows(layer, sums) for layer in self._layers.values()])
+        every = pd.concat([self._rows(layer, sums) for layer in self._layers])
         keys = ["layer", "depth", "features", "shots", "seed"]
         tokens = every[every["features"] == "each_token"]
         means = tokens.drop(columns=["row", "col"]).assign(l2=np.nan)
         means = means.groupby(keys, sort=False, dropna=False, as_index=False).agg(_mean_or_nan)
         single = every[every["features"] != "each_token"].drop(columns=["row", "col"])
         table = pd.concat([single, means]) if len(means) else single
-        order = {name: i for i, name in enumerate(self._layers)}
+        order = {layer.name: i for i, layer in enumerate(self._layers)}
         table = table.sort_values("layer", key=lambda names: names.map(order), kind="stable")
         found = {"linear_probe": table.reset_index(drop=True)}
         if len(tokens):
@@ -431,8 +421,7 @@ class LinearProbe(Analysis):
 
     def _rows(self, layer: Layer, sums: Sums) -> pd.DataFrame:
         """Every probe of a layer with every seed, a row each."""
-        assert self._draw is not None
-        held_out = self._before[CHOOSE]
+        held_out = self.setting.earlier[CHOOSE]
         chosen = self._chosen(layer.name).cpu().numpy()
         best = held_out.terms[f"correct {layer.name}"].amax(-1).cpu().numpy()
         right = sums.terms[f"correct {layer.name}"].cpu().numpy()
@@ -459,9 +448,9 @@ class LinearProbe(Analysis):
 
     def warnings(self, sums: Sums) -> list[str]:
         """Which probes have no accuracy, and why; and draws that do not differ."""
-        assert self._draw is not None
         found = []
-        for name, layer in self._layers.items():
+        for layer in self._layers:
+            name = layer.name
             undefined = sums.terms[f"correct {name}"].isnan().cpu().numpy()
             for feature in self.features:
                 mine = [i for i, (f, *_) in enumerate(self._probes(layer)) if f == feature]
@@ -479,11 +468,11 @@ class LinearProbe(Analysis):
         return found
 
     def _reason(self, name: str) -> str:
-        train = self._before[TRAIN].terms
+        train = self.setting.earlier[TRAIN].terms
         kinds = (f"{kind} {name}" for kind in ("rows", "products", "class_sums"))
         if not all(train[kind].isfinite().all() for kind in kinds if kind in train):
             return "features of training images are NaN or Inf"
-        if self._before[CHOOSE].terms[f"correct {name}"].isnan().all(-1).any():
+        if self.setting.earlier[CHOOSE].terms[f"correct {name}"].isnan().all(-1).any():
             return (
                 "its features are constant over the training images, or NaN or Inf in held-out ones"
             )

@@ -45,7 +45,9 @@ class Localization(Analysis):
     Values are not clipped: those of unrelated places scatter around 0.
     """
 
+    models: ClassVar[tuple[int, ...]] = (1,)
     equal_minibatches: ClassVar[bool] = True
+    standard_errors: ClassVar[bool] = True
     version: ClassVar[int] = 2
 
     columns: ClassVar[dict[str, Table]] = {
@@ -70,22 +72,14 @@ class Localization(Analysis):
         super().__post_init__()
         if self.tokens is not None:
             self.tokens = _places(self.tokens)
-        self._grids: dict[str, Grid] = {}
-        self._steps: dict[str, tuple[float, float] | None] = {}
 
     def check(self, layers: dict[str, list[Layer]]) -> None:
-        if "other" in layers:
-            raise UserError(
-                "analysis=localization compares one model with its input, but model@other is given; "
-                "run each model alone: vitsee run -m analysis=localization model=NAME,NAME"
-            )
-        self._grids = {layer.name: _grid(layer) for layer in layers["model"]}
-        self._steps = {x.name: None if x.is_map else x.pitch for x in layers["model"]}
-        for name, (rows, columns) in self._grids.items():
+        for layer in layers["model"]:
+            rows, columns = _grid(layer)
             for row, column in self.tokens or []:
                 if row >= rows or column >= columns:
                     raise UserError(
-                        f"analysis.tokens: {name} has no token [{row}, {column}]; its grid is "
+                        f"analysis.tokens: {layer.name} has no token [{row}, {column}]; its grid is "
                         f"{rows} x {columns}, so from [0, 0] to [{rows - 1}, {columns - 1}]"
                     )
 
@@ -93,11 +87,12 @@ class Localization(Analysis):
         """Raise UserError if the sums of all groups, and two more while a minibatch is added, do not fit."""
         from vitsee.sums import GROUPS
 
-        need = (GROUPS + 2) * sum(_bytes(grid) for grid in self._grids.values())
+        grids = [_grid(layer) for layer in self.setting.layers["model"]]
+        need = (GROUPS + 2) * sum(map(_bytes, grids))
         if need > memory:
             raise UserError(
-                f"analysis=localization: the sums of {len(self._grids)} layers, the largest of "
-                f"{max(r * c for r, c in self._grids.values()):,} places, need {need / 2**30:.1f} GB, but "
+                f"analysis=localization: the sums of {len(grids)} layers, the largest of "
+                f"{max(r * c for r, c in grids):,} places, need {need / 2**30:.1f} GB, but "
                 f"there are {memory / 2**30:.1f} GB (run.memory_gb); use fewer or deeper layers "
                 f"(analysis.layers)"
             )
@@ -117,16 +112,16 @@ class Localization(Analysis):
 
         pixels: dict[tuple[Grid, tuple[float, float] | None], Tensor] = {}
         terms: dict[str, Tensor] = {}
-        for layer, u in view.model.items():
-            grid = (u.shape[0], u.shape[1])
-            cut = grid, self._steps[layer]
+        for layer in self.setting.layers["model"]:
+            u, grid = view.model[layer.name], _grid(layer)
+            cut = grid, None if layer.is_map else layer.pitch
             if cut not in pixels:
                 pixels[cut] = pair_grams(patches(view.pixels["model"], *cut))
             a, b = u.flatten(0, 1), pixels[cut]
             aa, bb = self_hsic(a, view.images), self_hsic(b, view.images)
             found = cka_terms(pair_hsic(a, b, view.images), aa, bb, view.fresh)
             found |= {"broken_aa": ~aa.isfinite(), "broken_bb": ~bb.isfinite()}
-            terms |= {f"{layer} {name}": x.reshape(grid * x.ndim) for name, x in found.items()}
+            terms |= {f"{layer.name} {name}": x.reshape(grid * x.ndim) for name, x in found.items()}
         return terms
 
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
@@ -144,10 +139,6 @@ class Localization(Analysis):
             "localization": pd.concat(pairs, ignore_index=True),
             "localization_score": pd.concat(scores, ignore_index=True),
         }
-
-    def error(self, sums: Sums) -> float:
-        """Largest standard error of all pairs; undefined ones, which no image can mend, do not count."""
-        return max(float(se[np.isfinite(se)].max(initial=0)) for *_, se in _estimates(sums))
 
     def warnings(self, sums: Sums) -> list[str]:
         """Which tokens and patches have undefined CKA, and why."""

@@ -29,6 +29,7 @@ class PositionSimilarity(Analysis):
     distillation and register tokens are left out.
     """
 
+    models: ClassVar[tuple[int, ...]] = (1,)
     weights_only: ClassVar[bool] = True
 
     columns: ClassVar[dict[str, Table]] = {
@@ -39,11 +40,11 @@ class PositionSimilarity(Analysis):
 
     name: str = "position_similarity"
 
-    def read(self, nets: dict[str, nn.Module]) -> dict[str, Tensor]:
+    def of_weights(self, nets: dict[str, nn.Module]) -> dict[str, Tensor]:
         """cosine: (rows, columns, rows, columns)."""
-        from vitsee.models.embedding import cosines, only_model, positions
+        from vitsee.models.embedding import cosines, positions
 
-        return {"cosine": cosines(positions(only_model(nets, self.name)))}
+        return {"cosine": cosines(positions(nets["model"]))}
 
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
         """A row a pair of patches: row, col, other_row, other_col, cosine."""

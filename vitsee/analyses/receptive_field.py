@@ -43,6 +43,7 @@ class ReceptiveField(Analysis):
     transformer, and every unit and the first convolution of a convolutional network.
     """
 
+    reads: ClassVar[tuple[str, str]] = ("stream", "stream")
     default_images: ClassVar[int] = 32
     default_batch_size: ClassVar[int] = 8
     gradients: ClassVar[bool] = True
@@ -76,10 +77,6 @@ class ReceptiveField(Analysis):
             value = getattr(self, option)
             if value is not None and value < 1:
                 raise UserError(f"analysis.{option} must be 1 or more, got {value}")
-        self._layers: dict[str, list[Layer]] = {}
-
-    def reads(self, role: str) -> str:
-        return "stream"
 
     def check(self, layers: dict[str, list[Layer]]) -> None:
         for role, watched in layers.items():
@@ -90,7 +87,6 @@ class ReceptiveField(Analysis):
                         f"{' x '.join(map(str, layer.shape))}), so no centre; choose other layers "
                         f"with analysis.layers"
                     )
-        self._layers = layers
 
     @property
     def points(self) -> list[str]:
@@ -143,7 +139,7 @@ class ReceptiveField(Analysis):
         own_share, model.
         """
         maps, sizes = [], []
-        for role, layers in self._layers.items():
+        for role, layers in self.setting.layers.items():
             means = (sums.terms[f"maps_{role}"] / sums.terms["images"]).cpu().numpy()
             for layer, of_points in zip(layers, means, strict=True):
                 for point, values in zip(self.points, of_points, strict=True):
@@ -161,7 +157,7 @@ class ReceptiveField(Analysis):
     def warnings(self, sums: Sums) -> list[str]:
         """Which layers do not depend on the input, or have NaN gradients."""
         found = []
-        for role, layers in self._layers.items():
+        for role, layers in self.setting.layers.items():
             for layer, of_points in zip(layers, sums.terms[f"maps_{role}"], strict=True):
                 for point, values in zip(self.points, of_points, strict=True):
                     if not values.isfinite().all():

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from vitsee.data.images import Images
     from vitsee.sums import Sums
 
 
@@ -30,7 +29,9 @@ class Scaling(Analysis):
     `vitsee train` writes beside the weights; without one it is NaN.
     """
 
+    models: ClassVar[tuple[int, ...]] = (1,)
     default_images: ClassVar[int] = 4000
+    standard_errors: ClassVar[bool] = True
     reads_cards: ClassVar[bool] = True
 
     columns: ClassVar[dict[str, Table]] = {
@@ -44,32 +45,19 @@ class Scaling(Analysis):
     name: str = "scaling"
     layers: Any = "logits"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._outputs: int | None = None
-        self._classes: int | None = None
-
     def check(self, layers: dict[str, list[Layer]]) -> None:
-        if "other" in layers:
+        if len(layers["model"]) > 1:
             raise UserError(
-                "analysis=scaling measures one model; several results are drawn in one figure by "
-                "`vitsee plot FOLDER FOLDER …`"
+                f"analysis.layers={self.layers} are {len(layers['model'])} layers; use logits"
             )
-        (logits, *more) = layers["model"]
-        if more:
-            raise UserError(f"analysis.layers={self.layers} are {1 + len(more)} layers; use logits")
-        self._outputs = math.prod(logits.shape)
-        self._compare()
 
-    def select(self, stage: int, images: Images) -> None:
-        self._classes = len(images.classes)
-        self._compare()
-
-    def _compare(self) -> None:
-        """Raise UserError if the classes of the images cannot be those of the model."""
-        if None not in (self._outputs, self._classes) and self._outputs != self._classes:
+    def select(self, stage: int) -> None:
+        """The images are drawn as usual. Raises UserError if their classes are not those of the model."""
+        outputs = math.prod(self.setting.layers["model"][0].shape)
+        classes = len(self.setting.images[stage].classes)
+        if outputs != classes:
             raise UserError(
-                f"{self.cast['model']} has {self._outputs} outputs, but the images are of {self._classes} "
+                f"{self.setting.names['model']} has {outputs} outputs, but the images are of {classes} "
                 f"classes: its accuracy cannot be measured on them; choose the data set it was trained for"
             )
 
@@ -94,7 +82,7 @@ class Scaling(Analysis):
         """
         images, right = float(sums.terms["images"]), float(sums.terms["right"])
         accuracy = math.nan if sums.terms["undefined"] else right / images
-        model, card = self.cast["model"], self.cards.get("model")
+        model, card = self.setting.names["model"], self.setting.cards.get("model")
         unknown = dict.fromkeys(("train_images", "images_seen", "training_flops"), math.nan)
         row = {
             "model": model,
@@ -106,9 +94,9 @@ class Scaling(Analysis):
 
     def warnings(self, sums: Sums) -> list[str]:
         found = []
-        if "model" not in self.cards:
+        if "model" not in self.setting.cards:
             found.append(
-                f"{self.cast['model']} has no model card beside its weights: train_images, images_seen and "
+                f"{self.setting.names['model']} has no model card beside its weights: train_images, images_seen and "
                 f"training_flops are NaN, and figures show its accuracy alone"
             )
         if sums.terms["undefined"]:
@@ -116,9 +104,6 @@ class Scaling(Analysis):
                 f"the logits of {int(sums.terms['undefined'])} images are not finite; the accuracy is NaN"
             )
         return found
-
-    def error(self, sums: Sums) -> float:
-        return float(self.tables(sums)["scaling"]["se"].iloc[0])
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         return self.joined([(tables, labels)])

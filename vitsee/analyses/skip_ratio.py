@@ -41,6 +41,7 @@ class SkipRatio(Analysis):
     long tail. The mean over spatial tokens is taken image by image, before mean and median.
     """
 
+    reads: ClassVar[tuple[str, str]] = ("residuals", "residuals")
     default_images: ClassVar[int] = 1024
     ungrouped: ClassVar[tuple[str, ...]] = ("histogram",)
 
@@ -62,16 +63,6 @@ class SkipRatio(Analysis):
 
     name: str = "skip_ratio"
     layers: Any = "every"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._layers: dict[str, list[Layer]] = {}
-
-    def reads(self, role: str) -> str:
-        return "residuals"
-
-    def check(self, layers: dict[str, list[Layer]]) -> None:
-        self._layers = layers
 
     def reduce(self, layer: Layer, output: Residual) -> Tensor:
         """(N, entries, 2): ratio and cosine, of the mean over spatial tokens and then of every token.
@@ -127,7 +118,7 @@ class SkipRatio(Analysis):
                 ratio = np.where(broken, np.nan, terms["ratio"] / terms["images"])
                 cosine = terms["cosine"] / terms["images"]
             middle = np.where(broken, np.nan, median(terms["histogram"]))
-            for i, (name, layer) in enumerate(zip(names, self._layers[role], strict=True)):
+            for i, (name, layer) in enumerate(zip(names, self.setting.layers[role], strict=True)):
                 for entry in range(int((terms["images"][i] > 0).sum())):
                     numbers = [float(part[i, entry]) for part in (ratio, middle, cosine)]
                     rows.append((*split(name), entry - 1, *numbers, role, _kind(layer, entry - 1)))

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vitsee.analysis import Layer
 from vitsee.estimators.kernels import float64_device
+from vitsee.setting import Layer
 
 _CHUNK_BYTES = {"cpu": 2**20, "cuda": 2**28}
 """Size of the attention weights that are made at a time: the cache of a CPU, little of a GPU's memory."""

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from vitsee.analysis import Layer
 from vitsee.estimators.kernels import float64_device
+from vitsee.setting import Layer
 
 _FEATURES = 4096
 """Features that are summed in float32 before float64 takes over."""
@@ -115,3 +115,31 @@ def pair_hsic(u: Tensor, v: Tensor, n: int) -> Tensor:
 def self_hsic(u: Tensor, n: int) -> Tensor:
     """HSIC_1 of each place with itself over n examples, (T, M) -> (T,) float64; >= 0."""
     return torch.linalg.vector_norm(u, dim=1, dtype=torch.float64).square() * (2 / (n * (n - 3)))
+
+
+def locations(maps: Tensor, channels: int, grid: tuple[int, int]) -> Tensor:
+    """A CNN's maps as (N, rows x columns, D) on the grid of its last stage (Raghu et al. 2021, linear probes).
+
+    (N, C, H, W) maps are cut into k x k patches, flattened so that C k² comes close to the last stage's
+    channels, and averaged over the grid; for k see `patch_side`.
+    """
+    k = patch_side(tuple(maps.shape[1:]), channels, grid)
+    patches = torch.nn.functional.pixel_unshuffle(maps, k)
+    return torch.nn.functional.adaptive_avg_pool2d(patches, grid).flatten(2).mT
+
+
+def patch_side(shape: tuple[int, ...], channels: int, grid: tuple[int, int]) -> int:
+    """The largest k that divides a (C, H, W) map into no fewer patches than the grid, with C k² <= channels."""
+    c, h, w = shape
+    return max(
+        k
+        for k in range(1, min(h, w) + 1)
+        if k == 1
+        or (
+            c * k * k <= channels
+            and not h % k
+            and not w % k
+            and h // k >= grid[0]
+            and w // k >= grid[1]
+        )
+    )

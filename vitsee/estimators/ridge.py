@@ -1,4 +1,4 @@
-"""Ridge regression in closed form from sums or rows, every penalty at once; and the locations of a CNN's map.
+"""Ridge regression in closed form from sums or rows, for every penalty at once.
 
 Axes: leading ones (...) count independent probes; N examples, D features, K classes, R components.
 Everything is float64: small penalties need it, and so do features with means far above their deviations.
@@ -145,34 +145,6 @@ def best(held_out: Tensor, grid: list[float]) -> Tensor:
     order = torch.tensor(grid, dtype=torch.float64, device=held_out.device).sort(descending=True)
     chosen = order.values[held_out[..., order.indices].nan_to_num(-1).argmax(-1)]
     return torch.where(held_out.isnan().any(-1), torch.nan, chosen)
-
-
-def locations(maps: Tensor, channels: int, grid: tuple[int, int]) -> Tensor:
-    """A CNN's maps as (N, rows x columns, D) on the grid of its last stage (Raghu et al. 2021, linear probes).
-
-    (N, C, H, W) maps are cut into k x k patches, flattened so that C k² comes close to the last stage's
-    channels, and averaged over the grid; for k see `patch_side`.
-    """
-    k = patch_side(tuple(maps.shape[1:]), channels, grid)
-    patches = torch.nn.functional.pixel_unshuffle(maps, k)
-    return torch.nn.functional.adaptive_avg_pool2d(patches, grid).flatten(2).mT
-
-
-def patch_side(shape: tuple[int, ...], channels: int, grid: tuple[int, int]) -> int:
-    """The largest k that divides a (C, H, W) map into no fewer patches than the grid, with C k² <= channels."""
-    c, h, w = shape
-    return max(
-        k
-        for k in range(1, min(h, w) + 1)
-        if k == 1
-        or (
-            c * k * k <= channels
-            and not h % k
-            and not w % k
-            and h // k >= grid[0]
-            and w // k >= grid[1]
-        )
-    )
 
 
 def stack(each: list[Ridge]) -> Ridge:

@@ -13,11 +13,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from vitsee.analysis import Layer
 from vitsee.errors import UserError
 from vitsee.estimators.attention import Attention
 from vitsee.models import layers
 from vitsee.models.layout import IMAGES, Output, Record, dry_run
+from vitsee.setting import Layer
 
 
 class _Intercept(TorchFunctionMode):

@@ -23,16 +23,6 @@ _INSTEAD = {
 """What models without absolute position embeddings have instead, by a part of the name of what they have."""
 
 
-def only_model(nets: dict[str, nn.Module], analysis: str) -> nn.Module:
-    """The model, if it is the only one. Raises UserError if there is a second one."""
-    if "other" in nets:
-        raise UserError(
-            f"analysis={analysis} reads the weights of one model, but model@other is given; "
-            f"run each model alone: vitsee run -m analysis={analysis} model=NAME,NAME"
-        )
-    return nets["model"]
-
-
 def filters(net: nn.Module) -> Tensor:
     """Weights of the convolution that embeds patches of the image, (filters, 3, rows, columns) float64.
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from vitsee.analysis import Layer
 from vitsee.models.layout import Attach, Output, Record, measure
+from vitsee.setting import Layer
 
 Step = tuple[float, float]
 """Pixels of the input from one place to the next, (rows, columns)."""

@@ -9,9 +9,9 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from vitsee.analysis import Layer
 from vitsee.errors import UserError
 from vitsee.models.layers import depths_of, units_of
+from vitsee.setting import Layer
 
 PRESETS = {
     "paper": "all layers the paper's heatmaps show: ViT: embedding, and of each block norm1, attention, "

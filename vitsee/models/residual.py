@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vitsee.analysis import Layer
 from vitsee.errors import unknown
 from vitsee.models import layers, presets
 from vitsee.models.layout import Record
+from vitsee.setting import Layer
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def watch(
         return {layer.name: kept[layer.name] for layer in watched}
 
     net_device = next(net.parameters()).device
-    attach = ATTACH[analysis.reads(role)]
+    attach = ATTACH[analysis.reads_of(role)]
     handles = [handle for layer in watched for handle in attach(net, layer, keep(layer))]
     try:
         yield measure

@@ -50,7 +50,12 @@ def _analysis(path: Path) -> Analysis:
     stored = plain.read(path)
     name = plain.analysis_of(stored, path)
     if name not in REGISTERED:
-        raise unknown(f"{path}: there is no analysis {name}", name, REGISTERED, "there are")
+        raise unknown(
+            f"{path}: there is no analysis {name} (if it is your own: --import its file)",
+            name,
+            REGISTERED,
+            "there are",
+        )
     try:
         options = OmegaConf.create(stored["analysis"])
         analysis = OmegaConf.to_object(OmegaConf.merge(REGISTERED[name], options))

@@ -1,0 +1,200 @@
+"""Analyses from outside the package: a file, an installed package, a class in a script."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+
+from vitsee.analysis import REGISTERED, Analysis, register
+from vitsee.errors import UserError
+from vitsee.plugins import import_asked
+
+MINE = '''"""How many images are black."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pandas as pd
+
+from vitsee.analysis import Analysis, register
+
+
+@register
+@dataclass(kw_only=True)
+class {kind}(Analysis):
+    """How many images are there?"""
+
+    name: str = "{name}"
+    version: ClassVar[int] = 1
+
+    def reduce(self, layer, output):
+        return output.flatten(1).double().sum(1)
+
+    def observe(self, view):
+        values = next(iter(view.model.values()))
+        return {{"images": values.new_tensor(view.images)}}
+
+    def tables(self, sums):
+        return {{self.name: pd.DataFrame({{"images": [int(sums.terms["images"])]}})}}
+
+    def figures(self, tables, labels):
+        from vitsee.plotting.style import canvas
+
+        figure = canvas((2, 2))
+        figure.suptitle(str(tables[self.name]["images"][0]))
+        return {{self.name: figure}}
+'''
+
+
+def write(folder: Path, name: str = "counted_here") -> Path:
+    path = folder / f"{name}.py"
+    path.write_text(MINE.format(name=name, kind="Counted"))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def forget(monkeypatch, tmp_path):
+    """What a test registers, and imports from its folder, is forgotten afterwards."""
+    before, paths = dict(REGISTERED), list(sys.path)
+    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+    yield
+    REGISTERED.clear()
+    REGISTERED.update(before)
+    sys.path[:] = paths
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+def test_an_analysis_in_a_file_runs_is_listed_and_drawn_again(run_tiny, command, tmp_path):
+    asked = f"--import={write(tmp_path)}"
+    code, out, err = run_tiny(asked, "analysis=counted_here", "images=16")
+    assert code == 0, err
+    folder = Path(out.splitlines()[0]).parent
+    assert (folder / "counted_here.csv").read_text() == "images\n16\n"
+    assert command("plot", "--import", str(tmp_path / "counted_here.py"), str(folder))[0] == 0
+    assert "How many images are there?" in command("list", asked, "analyses")[1]
+
+
+def test_two_processes_share_an_analysis_in_a_file(run_tiny, tmp_path):
+    asked = ["--import", str(write(tmp_path, "counted_by_two")), "analysis=counted_by_two"]
+    code, out, err = run_tiny(*asked, "images=16", "run.gpus=2")
+    assert code == 0, err
+    assert Path(out.splitlines()[0]).read_text() == "images\n16\n"
+
+
+def test_changed_code_is_another_result_even_with_the_same_version(tmp_path):
+    path, folders = write(tmp_path, "changing"), []
+    for more in ("", "\n# changed\n"):
+        path.write_text(path.read_text() + more)
+        words = ["run", f"--import={path}", "analysis=changing", *TINY, "images=8", "batch_size=4"]
+        words += ["dataset=scenes", "run.device=cpu", "run.workers=0", f"run.outputs={tmp_path}"]
+        done = subprocess.run(
+            [sys.executable, "-m", "vitsee", *words], capture_output=True, text=True, check=True
+        )
+        folders.append(Path(done.stdout.splitlines()[0]).parent)
+    assert folders[0] != folders[1]
+
+
+def test_without_its_file_a_result_cannot_be_drawn_and_the_message_says_how(
+    run_tiny, command, tmp_path
+):
+    path = write(tmp_path, "left_behind")
+    code, out, _ = run_tiny(f"--import={path}", "analysis=left_behind", "images=8")
+    assert code == 0
+    del REGISTERED["left_behind"]
+    folder = str(Path(out.splitlines()[0]).parent)
+    code, _, err = command("plot", folder)
+    assert code == 2
+    assert "there is no analysis left_behind (if it is your own: --import its file)" in err
+    del sys.modules["left_behind"]
+    assert command("plot", f"--import={path}", folder)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("mien.py", None, r"there is no such file\. Did you mean mine\.py\?"),
+        ("mine.py", "1 / 0", r"ZeroDivisionError: division by zero \(.*mine\.py, line 1\)"),
+        ("mine.py", "\ndef", r"SyntaxError: invalid syntax \(.*mine\.py, line 2\)"),
+        ("json.py", "", r"no module can be called 'json', or another one is; rename the file"),
+        ("my-analysis.py", "", r"no module can be called 'my-analysis'"),
+        (
+            "mine.py",
+            MINE.format(name="cka", kind="Mine"),
+            r"ValueError: two analyses are called 'cka': vitsee\.analyses\.cka\.CKA and mine\.Mine",
+        ),
+        (
+            "mine.py",
+            MINE.format(name="mine", kind="Mine").replace("@dataclass(kw_only=True)\n", ""),
+            r"TypeError: Mine is not a dataclass: write @dataclass\(kw_only=True\) below @register",
+        ),
+        (
+            "mine.py",
+            MINE.format(name="my analysis", kind="Mine"),
+            r"TypeError: Mine has no name of letters, digits, _ and -",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_imported_is_named_with_the_reason(name, content, message, tmp_path):
+    (tmp_path / "mine.py").write_text("")
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        import_asked(["--import", str(tmp_path / name)])
+
+
+def test_import_without_a_file_says_what_is_missing(command):
+    code, _, err = command("run", "--import")
+    assert code == 2
+    assert "--import needs a Python file or module: --import my_analysis.py" in err
+
+
+def test_other_words_are_left_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "by_its_module")
+    words = ["analysis=cka", "--import", "by_its_module", "-m"]
+    assert import_asked(words) == ["analysis=cka", "-m"]
+    assert "by_its_module" in REGISTERED
+
+
+def test_a_class_that_is_defined_again_takes_the_place_of_the_one_before():
+    def cell() -> type[Analysis]:
+        space: dict[str, object] = {"__name__": "notebook"}
+        code = MINE.format(name="again", kind="Again").replace("@register\n", "")
+        exec(compile(code, "cell", "exec", dont_inherit=True), space)
+        return space["Again"]  # type: ignore[return-value]
+
+    register(cell())
+    second = register(cell())
+    assert REGISTERED["again"] is second
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_an_installed_package_brings_its_analyses(tmp_path, broken):
+    """And one whose analysis cannot be imported is named and left out."""
+    write(tmp_path, "counted_by_a_package")
+    about = tmp_path / "some_package-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: some-package\nVersion: 1.0\n")
+    module = "missing" if broken else "counted_by_a_package"
+    (about / "entry_points.txt").write_text(f"[vitsee.analyses]\ncounted = {module}\n")
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    }
+    listed = subprocess.run(
+        [sys.executable, "-m", "vitsee", "list", "analyses"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ("counted_by_a_package" in listed.stdout) != broken
+    assert (
+        "analysis counted (missing) of the package some-package is left out" in listed.stderr
+    ) == broken

@@ -1,0 +1,108 @@
+"""Analyses from outside the package: files named by `--import`, and entry points of installed packages."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import traceback
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+
+from vitsee.errors import UserError, nearest
+
+log = logging.getLogger(__name__)
+
+GROUP = "vitsee.analyses"
+"""The entry-point group of packages that bring analyses."""
+
+
+def import_asked(words: list[str]) -> list[str]:
+    """Import what `--import` names among these words of a command line; return the other words.
+
+    Raises UserError if something named cannot be imported.
+    """
+    rest, ahead = [], iter(words)
+    for word in ahead:
+        option, given, value = word.partition("=")
+        if option != "--import":
+            rest.append(word)
+            continue
+        named = value if given else next(ahead, "")
+        if not named:
+            raise UserError("--import needs a Python file or module: --import my_analysis.py")
+        _import(named)
+    return rest
+
+
+def _import(named: str) -> None:
+    is_file = named.endswith(".py") or os.sep in named
+    path = Path(named).expanduser().resolve()
+    if is_file and not path.is_file():
+        beside = [one.name for one in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        raise UserError(f"--import {named}: there is no such file.{nearest(path.name, beside)}")
+    _make_findable(path.parent if is_file else Path.cwd())
+    try:
+        if is_file:
+            _import_file(path)
+        else:
+            importlib.import_module(named)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"--import {named}: {_where(error)}") from error
+
+
+def _import_file(path: Path) -> None:
+    """Import a file as the module of its name, so that other processes find its classes."""
+    name = path.stem
+    there = sys.modules.get(name)
+    if there is not None and Path(getattr(there, "__file__", None) or "").resolve() == path:
+        return
+    found = find_spec(name) if name.isidentifier() else None
+    if not name.isidentifier() or there is not None or found is None or found.origin != str(path):
+        raise UserError(
+            f"--import {path}: no module can be called {name!r}, or another one is; rename the file"
+        )
+    spec = spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+
+
+def _make_findable(folder: Path) -> None:
+    """Let this process and those that it starts import from the folder, after everything else."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+        paths = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), str(folder)]
+        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+
+
+def _where(error: Exception) -> str:
+    """What went wrong in somebody's code, and in which line."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    line = getattr(error, "lineno", None) or last.lineno
+    file = getattr(error, "filename", None) or last.filename
+    said = getattr(error, "msg", None) or " ".join(str(error).split())
+    return f"{type(error).__name__}: {said} ({file}, line {line})"
+
+
+def import_installed() -> None:
+    """Import the analyses of installed packages; one that fails is named in a warning and left out."""
+    for point in entry_points(group=GROUP):
+        try:
+            point.load()
+        except Exception as error:  # whatever it is, the other analyses can be used
+            log.warning("warning: %s is left out: %s", _words(point), _where(error))
+
+
+def _words(point: EntryPoint) -> str:
+    package = f" of the package {point.dist.name}" if point.dist else ""
+    return f"analysis {point.name} ({point.value}){package}"

@@ -1,0 +1,150 @@
+"""What an analysis is given: the layers it watches, minibatches, its setting, and what figures call it all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vitsee.errors import printable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitsee.data.images import Images
+    from vitsee.models.cards import Card
+    from vitsee.sums import Sums
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One watched layer, as a dry run of the model found it.
+
+    shape: of its output for one image, e.g. (197, 768) or (64, 112, 112); of an attention module
+        (heads, tokens, features of a head).
+    prefix: how many leading tokens are class, distillation or register tokens; None if the output is
+        not a sequence of the model's tokens.
+    grid: rows and columns of its spatial positions (the tokens after the prefix in row-major order, or
+        two axes of a map); None if it has none, or if it is not known which axes they are.
+    pitch: (rows, columns), how many pixels of the model's input one step on the grid is; None without one.
+    depth: share of the model's blocks that have run, its own included, when it has; None if the model's
+        blocks are not known.
+    channels_last: whether a map is rows x columns x channels; else it is channels x rows x columns.
+    images: whether the first axis of the whole output is the images; else it is windows of images, say.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    prefix: int | None
+    class_token: bool = False
+    grid: tuple[int, int] | None = None
+    pitch: tuple[float, float] | None = None
+    depth: float | None = None
+    channels_last: bool = False
+    images: bool = True
+
+    @property
+    def is_map(self) -> bool:
+        """Is the output a map, so channels at each place of the grid?"""
+        return self.prefix is None and self.grid is not None
+
+    @property
+    def places(self) -> tuple[int, int]:
+        """Rows and columns of the grid. Raises ValueError if the layer has none."""
+        if self.grid is None:
+            raise ValueError(f"{self.name} has no grid")
+        return self.grid
+
+    @property
+    def channels(self) -> int:
+        """How many channels a map has."""
+        return self.shape[-1] if self.channels_last else self.shape[0]
+
+    def channels_first(self, output: Tensor) -> Tensor:
+        """The layer's maps as (N, channels, rows, columns), not copied."""
+        return output.permute(0, 3, 1, 2) if self.channels_last else output
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an analysis is measured on, complete before the first image is read.
+
+    names: what tables call the models. layers: the watched layers in the order they run. cards: those
+    model cards that exist. images: the data set of each pass. earlier: the complete sums of the passes
+    before the current one. The first three are by role (`model`, and `other` if there is a second model).
+    """
+
+    names: Mapping[str, str] = field(default_factory=dict)
+    layers: Mapping[str, list[Layer]] = field(default_factory=dict)
+    cards: Mapping[str, Card] = field(default_factory=dict)
+    images: Sequence[Images] = ()
+    earlier: Sequence[Sums] = ()
+
+
+@dataclass(frozen=True)
+class View:
+    """One minibatch as an analysis sees it: what `reduce` kept of each layer, in the order the layers ran.
+
+    images: how many images the minibatch has. labels: (N,) int64. pixels: by role of the model, the
+    (N, 3, H, W) input that it saw, and scaling: the mean and standard deviation of each channel that made
+    it of colours. positions: where the images stand in the plan, and planned: how many there are in all.
+    stage: the number of the pass over the data. fresh: the share of the images that no earlier minibatch
+    of the plan has; it is below 1 only where images are drawn again (`repeats`).
+    """
+
+    images: int
+    labels: Tensor
+    model: dict[str, Tensor]
+    other: dict[str, Tensor] | None = None
+    pixels: dict[str, Tensor] = field(default_factory=dict)
+    scaling: dict[str, tuple[Sequence[float], Sequence[float]]] = field(default_factory=dict)
+    positions: Sequence[int] = ()
+    planned: int = 0
+    stage: int = 0
+    fresh: float = 1.0
+
+    def colours(self, role: str = "model") -> Tensor:
+        """The images as the model of this role saw them, (N, 3, H, W) colours from 0 to 1."""
+        pixels = self.pixels[role]
+        mean, deviation = (pixels.new_tensor(list(of)).view(-1, 1, 1) for of in self.scaling[role])
+        return pixels * deviation + mean
+
+    def rows(self, values: Tensor) -> Tensor:
+        """Per-image values, (N, ...), as their rows of an array of zeros over all images of the plan."""
+        import torch
+
+        every = torch.zeros(
+            self.planned, *values.shape[1:], dtype=values.dtype, device=values.device
+        )
+        every[torch.tensor(self.positions, device=values.device)] = values
+        return every
+
+
+@dataclass(frozen=True)
+class Labels:
+    """How a figure calls what was measured.
+
+    family, train_images: of the model's card, if it has one; models that differ in their training alone
+    are of one family.
+    """
+
+    model: str
+    other: str | None
+    dataset: str
+    images: int
+    repeats: int = 1
+    family: str | None = None
+    train_images: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("model", "other", "dataset"):  # no font has what cannot be printed
+            if value := getattr(self, name):
+                object.__setattr__(self, name, printable(value))
+
+    @property
+    def data(self) -> str:
+        """The images in words."""
+        if not self.images:
+            return "weights alone"
+        times = f", drawn {self.repeats} times" if self.repeats > 1 else ""
+        return f"{self.images:,} images of {self.dataset}{times}"
