@@ -68,8 +68,16 @@ def test_panels_name_analyses_that_exist():
 def published(request, tmp_path_factory) -> Path:
     """The folder of a figure whose panels read weights alone, or few images."""
     outputs = tmp_path_factory.mktemp("published")
-    written = publish(
-        [f"figure={request.param}", f"run.outputs={outputs}", "batch_size=8", "images=32", *QUICK]
+    written = list(
+        publish(
+            [
+                f"figure={request.param}",
+                f"run.outputs={outputs}",
+                "batch_size=8",
+                "images=32",
+                *QUICK,
+            ]
+        )
     )
     assert {path.name for path in written} == {
         *("panels.csv", "claims.csv", "vit_fig07.png", "claims.png")
@@ -139,7 +147,8 @@ def test_a_scorecard_says_verdict_interval_and_threshold():
 def test_results_that_are_there_are_not_measured_again(published, monkeypatch):
     monkeypatch.setattr("vitsee.runner.Minibatches", None)  # would fail if it were called
     outputs = published.parents[1]
-    publish(["figure=vit_fig07", f"run.outputs={outputs}", "batch_size=8", "images=32", *QUICK])
+    words = [f"run.outputs={outputs}", "batch_size=8", "images=32", *QUICK]
+    assert list(publish(["figure=vit_fig07", *words]))
 
 
 def test_a_role_that_nobody_plays_is_said_in_the_figure_and_in_the_log(
@@ -153,14 +162,14 @@ def test_a_role_that_nobody_plays_is_said_in_the_figure_and_in_the_log(
         },
     )
     monkeypatch.setattr("vitsee.papers.atlas.zoo", lambda name: nobody)
-    publish(["figure=fig02", f"run.outputs={tmp_path}", *QUICK])
+    assert list(publish(["figure=fig02", f"run.outputs={tmp_path}", *QUICK]))
     assert "vit_large of zoo mini is left out: train it: vitsee train recipe=x" in caplog.text
     verdicts = pd.read_csv(tmp_path / "figures" / "fig02-mini" / "claims.csv")
     assert set(verdicts["holds"]) == {"not measured"}
 
 
 def test_fewer_images_than_some_other_analysis_needs_are_no_mistake(tmp_path):
-    written = publish(["figure=vit_fig06", "images=2", f"run.outputs={tmp_path}", *QUICK])
+    written = list(publish(["figure=vit_fig06", "images=2", f"run.outputs={tmp_path}", *QUICK]))
     assert "vit_fig06.png" in {path.name for path in written}
 
 
@@ -168,7 +177,7 @@ def test_of_two_models_the_one_that_is_missing_is_named(tmp_path, caplog, monkey
     zoo = atlas.zoo("mini")
     zoo.roles["resnet50"] = atlas.Role(missing="train it: vitsee train recipe=x")
     monkeypatch.setattr("vitsee.papers.atlas.zoo", lambda name: zoo)
-    publish(["figure=fig02", f"run.outputs={tmp_path}", *QUICK])
+    assert list(publish(["figure=fig02", f"run.outputs={tmp_path}", *QUICK]))
     assert "resnet50 of zoo mini is left out: train it: vitsee train recipe=x" in caplog.text
     record = json.loads((tmp_path / "figures" / "fig02-mini" / "figure.json").read_text())
     assert record["panels"][0]["missing"] == ["resnet50: train it: vitsee train recipe=x"]
@@ -203,7 +212,7 @@ def test_the_claims_are_scored_on_any_two_models_and_what_one_cannot_give_is_lef
         "images=8",
         f"run.outputs={tmp_path}",
     ]
-    written = publish(["figure=claims", *tiny, *data, *QUICK])
+    written = list(publish(["figure=claims", *tiny, *data, *QUICK]))
     assert written[0].parent.name == "claims-timm-vs-timm"
     record = json.loads((written[0].parent / "figure.json").read_text())
     missing = {panel["name"] for panel in record["panels"] if panel["missing"]}
@@ -232,7 +241,7 @@ def test_the_claims_are_scored_on_any_two_models_and_what_one_cannot_give_is_lef
 )
 def test_what_makes_no_sense_for_a_figure_is_refused(words, message):
     with pytest.raises(UserError, match=message):
-        publish(words)
+        list(publish(words))
 
 
 def test_a_figure_file_with_an_unknown_key_is_refused(tmp_path, monkeypatch):

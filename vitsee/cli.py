@@ -102,7 +102,9 @@ def run() -> None:
     if any(word.startswith("figure=") for word in sys.argv):
         from vitsee.papers.publish import publish
 
-        return print(*publish(sys.argv[1:]), sep="\n")
+        for path in publish(sys.argv[1:]):
+            print(path)
+        return None
     if "--from" in sys.argv:
         at = sys.argv.index("--from")
         if len(sys.argv) <= at + 1:

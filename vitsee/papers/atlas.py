@@ -65,6 +65,12 @@ ASKED = ("model", "other")
 """Roles that are played by the models of the command line, model=NAME and model@other=NAME."""
 
 
+def asks(figure: Published) -> set[str]:
+    """The roles of the figure that models of the command line play."""
+    roles = {role for panel in figure.panels.values() for role in (*panel.roles, panel.other)}
+    return {role for role in ASKED if role in roles}
+
+
 @dataclass(kw_only=True)
 class Role:
     """A model of conf/model, or why there is none and how to get one."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.gridspec import GridSpec
 
 from vitsee.io.record import COMPOSED
 from vitsee.io.tidy import Table, wrong
@@ -17,21 +19,25 @@ from vitsee.io.tidy import read as read_csv
 from vitsee.parallel.interrupt import Interruptible
 from vitsee.plotting import scorecard, style
 from vitsee.results.folder import Results
-from vitsee.results.reading import read
+from vitsee.results.reading import Found, read
 
+Read = Callable[[Path], Found]
 HEAD, FOOT_LINE, EMPTY = 0.3, 0.16, (3.0, 2.0)
 """Inches of a panel's title, of a line of the caption, and of a panel that has nothing to show."""
 
 
-def draw(folder: Path, *, pdf: bool = False) -> list[Path]:
-    """Draw the composed figure of a folder that has a figure.json; return what was written."""
+def draw(folder: Path, *, pdf: bool = False, read: Read = read) -> list[Path]:
+    """Draw the composed figure of a folder that has a figure.json; return what was written.
+
+    read: reads the results of its panels.
+    """
     results = Results(folder)
     record = results.load_json("figure.json", COMPOSED)
     name = record["name"]
     if Path(name).name != name or name.startswith("."):  # it leads nowhere else
         raise wrong(folder / "figure.json", f"no file can be called {name!r}")
     with Interruptible():  # matplotlib's callbacks would swallow a Ctrl-C
-        drawn = {name: compose(record, folder)}
+        drawn: dict[str, Figure] = {name: compose(record, folder, read)}
         claims = claims_of(folder)
         if claims is not None:
             drawn["claims"] = scorecard.scorecard(claims, record["caption"].split(". ")[0])
@@ -73,61 +79,89 @@ def draw_together(folders: list[Path], *, pdf: bool = False) -> list[Path]:
     )
 
 
-def compose(record: dict[str, Any], folder: Path) -> Figure:
+def compose(record: dict[str, Any], folder: Path, read: Read) -> Figure:
     """Rows of panels, each under its title, and the caption below."""
+    rows = rows_of(record, folder)
+    with matplotlib.rc_context(style.STYLE):
+        figure = Figure(layout="constrained")
+        outer = tight_grid(figure, len(rows) + 1, 1)
+        widths, heights = [], []
+        for i, row in enumerate(rows):
+            strip = figure.add_subfigure(outer[i])
+            inner = tight_grid(strip, 1, len(row))
+            cells = [strip.add_subfigure(inner[j]) for j in range(len(row))]
+            grids = [tight_grid(cell, 2, 1) for cell in cells]
+            sizes = [
+                draw_panel(panel, folder, cell, grid, read)
+                for panel, cell, grid in zip(row, cells, grids, strict=True)
+            ]
+            height = max(height for _, height in sizes)
+            for grid in grids:
+                grid.set_height_ratios([HEAD, height])
+            inner.set_width_ratios([width for width, _ in sizes])
+            widths.append(sum(width for width, _ in sizes))
+            heights.append(HEAD + height)
+        caption = textwrap.wrap(record["caption"], int(max(widths) * 15))
+        foot = FOOT_LINE * len(caption) + 0.15
+        below = figure.add_subfigure(outer[len(rows)])
+        below.text(0.01, 0.95, "\n".join(caption), va="top", fontsize=7, color="0.3")
+        outer.set_height_ratios([*heights, foot])
+        figure.set_size_inches(max(widths), sum(heights) + foot)
+    return figure
+
+
+def rows_of(record: dict[str, Any], folder: Path) -> list[list[dict[str, Any]]]:
+    """The panels row by row. Raises UserError if the rows name others, or none."""
     panels = {panel["name"]: panel for panel in record["panels"]}
     if unheard := {name for row in record["rows"] for name in row} - panels.keys():
         raise wrong(
-            folder / "figure.json", f"its rows name a panel {min(unheard)}, which it has not"
+            folder / "figure.json", f"there is no panel {min(unheard)}, which its rows name"
         )
     rows = [[panels[name] for name in row] for row in record["rows"] if row]
     if not rows:
         raise wrong(folder / "figure.json", "it has no rows of panels")
-    sizes = [[size(panel, folder) for panel in row] for row in rows]
-    heights = [max(height for _, height in row) + HEAD for row in sizes]
-    width = max(sum(width for width, _ in row) for row in sizes)
-    caption = textwrap.wrap(record["caption"], int(width * 15))
-    foot = FOOT_LINE * len(caption) + 0.15
-    with matplotlib.rc_context(style.STYLE):
-        figure = Figure(figsize=(width, sum(heights) + foot), layout="constrained")
-        strips = figure.subfigures(len(rows) + 1, 1, height_ratios=[*heights, foot], squeeze=False)
-        for strip, row, of_row, height in zip(strips[:-1, 0], rows, sizes, heights, strict=True):
-            widths = [width for width, _ in of_row]
-            cells = strip.subfigures(1, len(row), width_ratios=widths, squeeze=False)[0]
-            for cell, panel in zip(cells, row, strict=True):
-                head, body = cell.subfigures(2, 1, height_ratios=[HEAD, height - HEAD])
-                head.text(0.5, 0.3, panel["title"], ha="center", weight="bold", fontsize=10)
-                draw_panel(panel, folder, body)
-        strips[-1, 0].text(0.01, 0.95, "\n".join(caption), va="top", fontsize=7, color="0.3")
-    return figure
+    return rows
 
 
-def size(panel: dict[str, Any], folder: Path) -> tuple[float, float]:
-    """Inches that the panel has as a figure of its own."""
-    if not panel["results"]:
-        return EMPTY
-    shown = drawn(panel, folder)
-    if panel["figure"] not in shown:
-        raise wrong(folder / "figure.json", f"{panel['analysis']} has no figure {panel['figure']}")
-    width, height = shown[panel["figure"]].get_size_inches()
-    return float(width), float(height)
+def tight_grid(figure: Figure | SubFigure, rows: int, columns: int) -> GridSpec:
+    """A grid that fills the figure."""
+    return GridSpec(rows, columns, figure, left=0, bottom=0, right=1, top=1)  # type: ignore[arg-type]
 
 
-def draw_panel(panel: dict[str, Any], folder: Path, body: SubFigure) -> None:
-    """The panel's figure on a part of a larger one, or why there is none."""
+def draw_panel(
+    panel: dict[str, Any], folder: Path, cell: SubFigure, grid: GridSpec, read: Read
+) -> tuple[float, float]:
+    """Draw the panel below its title, or say why it is empty; return its size in inches without the title.
+
+    grid: of the cell, title over panel.
+    """
+    head = cell.add_subfigure(grid[0])
+    head.text(0.5, 0.3, panel["title"], ha="center", weight="bold", fontsize=10)
     if not panel["results"]:
         why = "\n".join(line for text in panel["missing"] for line in textwrap.wrap(text, 40))
+        body = cell.add_subfigure(grid[1])
         body.text(0.5, 0.5, why, ha="center", va="center", fontsize=8, color="0.35")
-        return
-    with style.watching() as made:
-        alone = drawn(panel, folder)[panel["figure"]]
-    with style.onto(body, made.index(alone)):
-        drawn(panel, folder)
+        return EMPTY
+    sizes: dict[SubFigure, tuple[float, float]] = {}
+
+    def place(size: tuple[float, float]) -> SubFigure:
+        part = cell.add_subfigure(grid[1])
+        sizes[part] = size
+        return part
+
+    with style.onto(place):
+        figures = figures_of(panel, folder, read)
+    if panel["figure"] not in figures:
+        raise wrong(folder / "figure.json", f"{panel['analysis']} has no figure {panel['figure']}")
+    shown: Any = figures[panel["figure"]]
+    for part in sizes.keys() - {shown}:  # the analysis's other figures
+        cell.subfigs.remove(part)
+    return sizes[shown]
 
 
-def drawn(panel: dict[str, Any], folder: Path) -> dict[str, Figure]:
-    """All figures of the panel's results, each a figure of its own."""
-    found = [read(folder / result) for result in panel["results"]]
-    if len(found) == 1:
-        return found[0].analysis.figures(found[0].tables, found[0].labels)
-    return found[0].analysis.joined([(result.tables, result.labels) for result in found])
+def figures_of(panel: dict[str, Any], folder: Path, read: Read) -> dict[str, Figure]:
+    """All figures of the panel's results."""
+    results = [read(folder / result) for result in panel["results"]]
+    if len(results) == 1:
+        return results[0].analysis.figures(results[0].tables, results[0].labels)
+    return results[0].analysis.joined([(result.tables, result.labels) for result in results])

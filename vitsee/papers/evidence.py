@@ -10,22 +10,44 @@ from vitsee.papers.atlas import Published
 from vitsee.papers.claims import CLAIMS
 from vitsee.papers.verdicts import COLUMNS, Gathered, verdict
 from vitsee.results import replicates
-from vitsee.results.reading import read
-
-Folders = dict[str, dict[str, Path]]
-"""Result folders by panel and role."""
+from vitsee.results.reading import Found, read
+from vitsee.results.replicates import Replicates
 
 
-def verdicts(figure: Published, folders: Folders) -> pd.DataFrame:
-    """A row of claims.csv for each claim of the figure."""
+class Reader:
+    """Reads each result folder once, and its tables without each group of minibatches once."""
+
+    def __init__(self) -> None:
+        self._found: dict[Path, Found] = {}
+        self._parts: dict[Path, Replicates] = {}
+
+    def __call__(self, folder: Path) -> Found:
+        """The result. Raises UserError if the folder has none."""
+        key = folder.resolve()
+        if key not in self._found:
+            self._found[key] = read(folder)
+        return self._found[key]
+
+    def without_groups(self, folder: Path) -> Replicates:
+        """The tables without each group, and how often an image was drawn."""
+        key = folder.resolve()
+        if key not in self._parts:
+            self._parts[key] = replicates.read(folder, self(folder).tables)
+        return self._parts[key]
+
+
+def verdicts(
+    figure: Published, folders: dict[str, dict[str, Path]], reader: Reader
+) -> pd.DataFrame:
+    """One row of claims.csv for each claim of the figure. folders: of results, by panel and role."""
     rows = []
     for name, panels in figure.claims.items():
-        evidence = gather({key: folders[panel] for key, panel in panels.items()})
+        evidence = gather({key: folders[panel] for key, panel in panels.items()}, reader)
         rows.append(verdict(CLAIMS[name], figure.name, evidence))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def gather(wanted: dict[str, dict[str, Path]]) -> Gathered:
+def gather(wanted: dict[str, dict[str, Path]], reader: Reader) -> Gathered:
     """Tables of the whole, and without each group of minibatches.
 
     All results leave out the same groups, which are the same images where data and seed are the same.
@@ -33,7 +55,8 @@ def gather(wanted: dict[str, dict[str, Path]]) -> Gathered:
     statistic is exact. None if results differ in how many groups they have.
     """
     found = {
-        key: {role: read(path) for role, path in by_role.items()} for key, by_role in wanted.items()
+        key: {role: reader(path) for role, path in by_role.items()}
+        for key, by_role in wanted.items()
     }
     whole = {
         key: {role: one.tables for role, one in by_role.items()} for key, by_role in found.items()
@@ -41,7 +64,7 @@ def gather(wanted: dict[str, dict[str, Path]]) -> Gathered:
     if not any(one.labels.images for by_role in found.values() for one in by_role.values()):
         return Gathered(whole, [whole, whole])
     parts = {
-        (key, role): replicates.read(path, whole[key][role])
+        (key, role): reader.without_groups(path)
         for key, by_role in wanted.items()
         for role, path in by_role.items()
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,11 +16,11 @@ import pandas as pd
 from vitsee.config import composed
 from vitsee.errors import Busy, Incomplete, UserError
 from vitsee.options import Experiment, Run
-from vitsee.papers import atlas, evidence
+from vitsee.papers import atlas, composing, evidence
 from vitsee.papers.atlas import Panel, Published, Zoo
-from vitsee.papers.plot import plot
+from vitsee.papers.evidence import Reader
+from vitsee.papers.plot import plot_joined
 from vitsee.results.folder import Results
-from vitsee.results.reading import read
 
 log = logging.getLogger(__name__)
 
@@ -28,19 +28,51 @@ POLL = 5.0
 """Seconds between two looks at a result that another process measures."""
 
 
-def publish(words: list[str]) -> list[Path]:
-    """Measure what is missing of a figure's panels, compose it, test its claims; return what was written.
+def publish(words: list[str]) -> Iterator[Path]:
+    """Measure what is missing of the figures' panels, compose them, test their claims; yield what is written.
 
-    words: `figure=NAME`, `zoo=NAME`, and overrides that every panel's experiment ends with. Raises
-    UserError, and Incomplete when all that can be done without the missing shards is done.
+    words: `figure=NAME`, `figure=NAME,NAME` or `figure=all`, `zoo=NAME`, and overrides that every panel's
+    experiment ends with. Of several figures, those that fail are named at the end and the others are done.
+    Raises UserError, and Incomplete if only shards are missing.
     """
     request = Request.read(words)
-    figure, zoo = atlas.published(request.figure), atlas.zoo(request.zoo)
-    request.check(figure)
+    figures = [atlas.published(name) for name in request.figures]
+    for figure in figures:
+        request.check(figure)
+    measured: dict[str, Path] = {}
+    failed: dict[str, UserError] = {}
+    folders = []
+    for figure in figures:
+        try:
+            written = publish_one(figure, request, measured)
+        except UserError as reason:
+            if len(figures) == 1:
+                raise
+            log.warning("warning: figure=%s is left out: %s", figure.name, reason)
+            failed[figure.name] = reason
+            continue
+        folders.append(written[0].parent)
+        yield from written
+    if len(folders) > 1:
+        yield from plot_joined(folders, pdf=request.settings(figures[0]).pdf)
+    if failed:
+        incomplete = all(isinstance(reason, Incomplete) for reason in failed.values())
+        reasons = "; ".join(f"figure={name}: {reason}" for name, reason in failed.items())
+        raise (Incomplete if incomplete else UserError)(
+            f"{len(failed)} of {len(figures)} figures are not done: {reasons}"
+        )
+
+
+def publish_one(figure: Published, request: Request, measured: dict[str, Path]) -> list[Path]:
+    """Measure, compose and judge one figure; return what was written.
+
+    measured: result folders by experiment; what is in it is not measured again, and new ones are added.
+    """
+    zoo, reader = atlas.zoo(request.zoo), evidence.Reader()
     shown, waiting = {}, []
     for name, panel in figure.panels.items():
         try:
-            shown[name] = measure(panel, zoo, request)
+            shown[name] = measure(panel, zoo, request, measured)
         except Incomplete as part:
             waiting.append(f"{panel.title}: {part}")
         except UserError as reason:
@@ -51,17 +83,17 @@ def publish(words: list[str]) -> list[Path]:
     if waiting:
         raise Incomplete("; ".join(waiting))
     asked = request.settings(figure)
-    results = Results(Path(asked.outputs) / "figures" / request.folder)
+    results = Results(Path(asked.outputs) / "figures" / request.folder(figure))
     results.prepare()
-    record = describe(figure, zoo, shown, results.path)
-    results.save_json("figure.json", record)
+    results.save_json("figure.json", describe(figure, zoo, shown, results.path, reader))
+    folders = {name: panel.folders for name, panel in shown.items()}
     written = results.save_tables(
         {
-            "panels": listing(figure, shown, results.path),
-            "claims": evidence.verdicts(figure, {n: s.folders for n, s in shown.items()}),
+            "panels": listing(figure, shown, results.path, reader),
+            "claims": evidence.verdicts(figure, folders, reader),
         }
     )
-    return written + plot(results.path, pdf=asked.pdf)
+    return written + composing.draw(results.path, pdf=asked.pdf, read=reader)
 
 
 @dataclass(frozen=True)
@@ -87,7 +119,7 @@ class Request:
             elif key in ("analysis", "-m", "--multirun"):
                 raise UserError(
                     f"{word} cannot be combined with figure={named['figure'] or '…'}: a figure says itself "
-                    f"which experiments it needs; start one command a figure"
+                    f"which experiments it needs; name several as figure=fig01,fig02 or figure=all"
                 )
             elif key == "model@other" or key.startswith("other."):
                 models["other"].append(
@@ -100,14 +132,20 @@ class Request:
         return cls(named["figure"], named["zoo"], rest, models)
 
     @property
-    def folder(self) -> str:
+    def figures(self) -> list[str]:
+        """Names of the figures that are asked for; `all` are those whose models are in the zoos."""
+        if self.figure != "all":
+            return list(dict.fromkeys(self.figure.split(",")))
+        return [name for name in atlas.figures() if not atlas.asks(atlas.published(name))]
+
+    def folder(self, figure: Published) -> str:
         """The zoo's name, or those of the models asked for, after the figure's."""
         asked = [word.partition("=")[2] for role in atlas.ASKED for word in self.models[role][:1]]
-        return "-".join([self.figure, "-vs-".join(asked) or self.zoo])
+        return "-".join([figure.name, "-vs-".join(asked) or self.zoo])
 
     def check(self, figure: Published) -> None:
         """Raise UserError if models are given that the figure does not ask for, or are not that it does."""
-        asked = {r for p in figure.panels.values() for r in (*p.roles, p.other) if r in atlas.ASKED}
+        asked = atlas.asks(figure)
         for role in atlas.ASKED:
             if self.models[role] and role not in asked:
                 raise UserError(
@@ -146,8 +184,8 @@ class Shown:
     missing: list[str]
 
 
-def measure(panel: Panel, zoo: Zoo, request: Request) -> Shown:
-    """Run the experiments of a panel whose roles somebody plays."""
+def measure(panel: Panel, zoo: Zoo, request: Request, measured: dict[str, Path]) -> Shown:
+    """Run the experiments of a panel whose roles somebody plays, but those that are measured."""
     from vitsee.gpus import run
 
     folders: dict[str, Path] = {}
@@ -161,8 +199,11 @@ def measure(panel: Panel, zoo: Zoo, request: Request) -> Shown:
             for name, why in absent.items():
                 log.warning("warning: %s of zoo %s is left out: %s", name, zoo.name, why)
             continue
-        begin = overrides(panel, role, zoo, request)
-        folders[role] = patiently(partial(run, request.experiment(begin)))[0].parent
+        experiment = request.experiment(overrides(panel, role, zoo, request))
+        question = repr(experiment.what())
+        if question not in measured:
+            measured[question] = patiently(partial(run, experiment))[0].parent
+        folders[role] = measured[question]
     return Shown(folders, missing)
 
 
@@ -194,7 +235,9 @@ def patiently(run: Callable[[], list[Path]]) -> list[Path]:
             time.sleep(POLL)
 
 
-def describe(figure: Published, zoo: Zoo, shown: dict[str, Shown], folder: Path) -> dict[str, Any]:
+def describe(
+    figure: Published, zoo: Zoo, shown: dict[str, Shown], folder: Path, reader: Reader
+) -> dict[str, Any]:
     """What figure.json says."""
     panels = [
         {
@@ -211,18 +254,18 @@ def describe(figure: Published, zoo: Zoo, shown: dict[str, Shown], folder: Path)
         "source": figure.source,
         "title": figure.title,
         "shows": figure.shows,
-        "caption": caption(figure, zoo, shown),
+        "caption": caption(figure, zoo, shown, reader),
         "rows": figure.rows,
         "panels": panels,
     }
 
 
-def caption(figure: Published, zoo: Zoo, shown: dict[str, Shown]) -> str:
+def caption(figure: Published, zoo: Zoo, shown: dict[str, Shown], reader: Reader) -> str:
     """Models, data and number of images, in a line."""
     said: dict[str, None] = {}
     for name, panel in figure.panels.items():
         for path in shown[name].folders.values():
-            labels = read(path).labels
+            labels = reader(path).labels
             models = labels.model + (f" × {labels.other}" if labels.other else "")
             said[f"{models} ({labels.data})"] = None
         for role in [*panel.roles, panel.other]:
@@ -237,12 +280,14 @@ def cast_of(figure: Published, zoo: Zoo) -> str:
     return "the models asked for" if roles <= set(atlas.ASKED) else f"zoo={zoo.name}"
 
 
-def listing(figure: Published, shown: dict[str, Shown], folder: Path) -> pd.DataFrame:
+def listing(
+    figure: Published, shown: dict[str, Shown], folder: Path, reader: Reader
+) -> pd.DataFrame:
     """The rows of panels.csv."""
     rows = []
     for name, panel in figure.panels.items():
         for path in shown[name].folders.values():
-            labels = read(path).labels
+            labels = reader(path).labels
             result = relative(path, folder)
             rows.append(
                 (

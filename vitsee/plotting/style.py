@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -14,9 +14,10 @@ from matplotlib.figure import Figure, SubFigure
 MARKERS = "os^Dv*Pp<>hX"
 """Of lines in one plot, in this order."""
 
-_made: ContextVar[list[Figure | SubFigure] | None] = ContextVar("made", default=None)
 
-_place: ContextVar[tuple[SubFigure, int] | None] = ContextVar("place", default=None)
+_place: ContextVar[Callable[[tuple[float, float]], SubFigure] | None] = ContextVar(
+    "place", default=None
+)
 
 STYLE: Any = {
     "font.size": 9,
@@ -32,34 +33,17 @@ STYLE: Any = {
 
 
 def canvas(size: tuple[float, float], layout: Any = "constrained") -> Any:
-    """What a figure of so many inches is drawn on: a Figure, or within `onto` the place on a larger one."""
-    made, place = _made.get(), _place.get()
-    figure: Figure | SubFigure = Figure(figsize=size, layout=layout)
-    if made is not None:
-        if place is not None and len(made) == place[1]:
-            figure = place[0]
-        made.append(figure)
-    return figure
+    """What a figure of this size in inches is drawn on: a Figure, or within `onto` a part of a larger one."""
+    place = _place.get()
+    return Figure(figsize=size, layout=layout) if place is None else place(size)
 
 
 @contextmanager
-def watching() -> Iterator[list[Figure | SubFigure]]:
-    """Within the block every canvas is noted, in the order they are made."""
-    made: list[Figure | SubFigure] = []
-    token = _made.set(made)
+def onto(place: Callable[[tuple[float, float]], SubFigure]) -> Iterator[None]:
+    """Within the block `place` makes every canvas, of the size in inches that it would have alone."""
+    token = _place.set(place)
     try:
-        yield made
-    finally:
-        _made.reset(token)
-
-
-@contextmanager
-def onto(place: SubFigure, number: int) -> Iterator[None]:
-    """Within the block the canvas of this number is `place`, a part of a larger figure."""
-    token = _place.set((place, number))
-    try:
-        with watching():
-            yield
+        yield
     finally:
         _place.reset(token)
 
