@@ -157,12 +157,12 @@ def perform(experiment: options.Experiment) -> None:
 
 def plot() -> None:
     """draw result folders again from their CSVs; several of one analysis also in one figure"""
-    from vitsee.papers.plot import plot, plot_joined
-
     if wants_help() or len(sys.argv) == 1:
         return print(
             "usage: vitsee plot PATH…   (result folders, e.g. outputs/cka/vit_mini/*, or model cards, *.md)"
         )
+    from vitsee.papers.plot import plot, plot_joined
+
     paths = [Path(path) for path in sys.argv[1:]]
     if all(path.suffix == ".md" for path in paths):
         from vitsee.training.scaling import plot_cards

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 
 from vitsee.analysis import REGISTERED
 from vitsee.config import CONF, composed
@@ -46,12 +47,12 @@ def analyses(overrides: list[str]) -> str:
 def models(overrides: list[str]) -> str:
     rows = [("model", "timm name", "weights", "default data set")]
     for name in names("model"):
-        model = OmegaConf.merge(Model, model_options(name))
-        weights = "ship with vitsee" if model.embedded else "downloaded from the hub"
-        if model.embedded and not shipped(name).is_file():
+        options = model_options(name)
+        weights = "ship with vitsee" if options.get("embedded") else "downloaded from the hub"
+        if options.get("embedded") and not shipped(name).is_file():
             weights = f"none yet: scripts/zoo.sh {name}"
-        shown = "any: model.timm=NAME" if OmegaConf.is_missing(model, "timm") else model.timm
-        rows.append((name, shown, weights, model.dataset))
+        shown = options.get("timm", "any: model.timm=NAME")
+        rows.append((name, shown, weights, options.get("dataset", Model.dataset)))
     return table(rows)
 
 
@@ -106,15 +107,15 @@ def layers(overrides: list[str]) -> str:
     return f"{experiment.model.timm}: {len(every)} layers; selected by preset: {counts}\n\n{table(rows)}"
 
 
-def model_options(name: str) -> dict[str, object]:
+def model_options(name: str) -> dict[str, Any]:
     """What conf/model/<name>.yaml says, with what it takes over from another model."""
-    loaded = OmegaConf.to_container(OmegaConf.load(CONF / "model" / f"{name}.yaml"))
-    assert isinstance(loaded, dict)
-    (first, *_) = loaded.pop("defaults")
-    below = {} if str(first).startswith("/schema") else model_options(first)
-    merged = OmegaConf.to_container(OmegaConf.merge(below, loaded))
-    assert isinstance(merged, dict)
-    return {str(key): value for key, value in merged.items()}
+    options = yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text(encoding="utf-8"))
+    (first, *_) = options.pop("defaults")
+    below = {} if first.startswith("/schema") else model_options(first)
+    for key, value in options.items():
+        mapping = isinstance(value, dict) and isinstance(below.get(key), dict)
+        below[key] = below[key] | value if mapping else value
+    return below
 
 
 KINDS: dict[str, Callable[[list[str]], str]] = {

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -126,8 +127,9 @@ def _load(group: str, name: str, kind: type) -> Any:
         raise unknown(f"there is no {group}={name}", name, _there(group), f"{group} can be")
     path: Path = CONF / group / f"{name}.yaml"
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.load(path))
-    except OmegaConfBaseException as error:
+        options = yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader)
+        merged = OmegaConf.merge(OmegaConf.structured(kind), options)
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
     assert isinstance(merged, DictConfig)
     return OmegaConf.to_object(merged)
