@@ -1,15 +1,15 @@
-# Targets are the commands a reader would type; `make help` lists them.
+# Each target is a command that you might type; `make help` lists them.
 PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run figures report zoo docs test test-lowest lint bench soak sweep slurm-figures clean
-.NOTPARALLEL: # two targets would install into one .venv
+.NOTPARALLEL: # two targets would both install into .venv
 
 help: ## Show this help
 	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
-setup: .venv/.installed ## Set up .venv (about two minutes, once)
+setup: .venv/.installed ## Set up .venv (a few minutes, once)
 
 INSTALL = $(PYTHON) -m venv .venv && $(BIN)/pip install --quiet --constraint constraints.txt --editable
 
@@ -26,7 +26,7 @@ INSTALL = $(PYTHON) -m venv .venv && $(BIN)/pip install --quiet --constraint con
 	.venv-lowest/bin/pip install --quiet --no-deps --requirement constraints-lowest.txt
 	touch $@
 
-run: setup ## The main job: CKA of a small trained ViT, on a CPU too
+run: setup ## Start here: CKA of a small trained ViT, on CPU or GPU
 	$(BIN)/vitsee run
 
 FIGURES := $(basename $(notdir $(wildcard conf/figure/*.yaml)))
@@ -36,47 +36,47 @@ ZOO ?= mini
 $(FIGURES): setup
 	$(BIN)/vitsee run figure=$@ zoo=$(ZOO)
 
-report: setup ## One HTML page of all results
+report: setup ## Write one HTML page of all results
 	$(BIN)/vitsee report
 
-figures: $(filter-out claims,$(FIGURES)) ## Every published figure (make fig01: one; ZOO=paper: with the paper's models)
+figures: $(filter-out claims,$(FIGURES)) ## Draw every published figure (make fig01: just one; ZOO=paper: with the paper's models)
 	$(BIN)/vitsee plot outputs/figures/*-$(ZOO)
 
-slurm-figures: setup ## The same as SLURM jobs, one a figure (SBATCH='--partition=gpu --gpus=1')
+slurm-figures: setup ## The same as SLURM jobs, one per figure (SBATCH='--partition=gpu --gpus=1')
 	for figure in $(filter-out claims,$(FIGURES)); do \
 		sbatch $(SBATCH) --job-name=$$figure --wrap "$(BIN)/vitsee run figure=$$figure zoo=$(ZOO)"; \
 	done
 
-zoo: setup ## Train the small models again that ship with vitsee (hours on a CPU)
+zoo: setup ## Retrain the small models that ship with vitsee (hours on a CPU)
 	VITSEE=$(BIN)/vitsee scripts/zoo.sh
 
-docs: .venv/.installed-dev ## The documentation as a site, into site/
+docs: .venv/.installed-dev ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict --quiet
 
-test: .venv/.installed-dev lint ## Format, lint, types, tests
+test: .venv/.installed-dev lint ## Check format, lint and types, and run the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q --numprocesses=auto
 
 LOWEST := $(patsubst %,tests/test_%.py,\
 	attention block_similarity datasets kernels laws layers models receptive_field report state verdicts)
-# torch finds CUDA's libraries, gigabytes, in .venv.
-test-lowest: .venv-lowest/.installed .venv/.installed-dev ## Fast tests with the lowest versions that are promised
+# torch finds CUDA's libraries, which are gigabytes, in .venv.
+test-lowest: .venv-lowest/.installed .venv/.installed-dev ## Run the fast tests with the lowest supported versions
 	LD_LIBRARY_PATH=$$(printf '%s:' $(CURDIR)/.venv/lib/python3*/site-packages/nvidia/*/lib) PYTHONPATH=$(CURDIR) \
 		OMP_NUM_THREADS=1 .venv-lowest/bin/pytest -q --numprocesses=auto -p no:cacheprovider $(LOWEST)
 
-lint: .venv/.installed-dev
+lint: .venv/.installed-dev ## Check format, lint and types only
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: setup ## Time, memory and error of the analyses beside bare forward passes
+bench: setup ## Measure time, memory and error of the analyses relative to bare forward passes
 	$(BIN)/python scripts/bench.py
 	$(BIN)/python scripts/bench_analyses.py
 
-soak: .venv/.installed-dev ## Kill runs at 1,000 random moments, with other faults between (an hour)
+soak: .venv/.installed-dev ## Kill runs at 1,000 random moments, with other faults in between (an hour)
 	VITSEE_KILLS=1000 VITSEE_KILLS_SEED=$$(date +%s) $(BIN)/pytest -q -rP tests/test_faults.py
 
-sweep: .venv/.installed-dev ## Survey a model of every architecture of timm, all presets (some minutes)
+sweep: .venv/.installed-dev ## Survey one model of every timm architecture with all presets (a few minutes)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q --numprocesses=auto -m sweep tests/test_layers.py
 
-clean: ## Remove .venv, .venv-lowest, site and caches; outputs stay
+clean: ## Remove .venv, .venv-lowest, site/ and caches; outputs/ stays
 	rm -rf .venv .venv-lowest site .hypothesis .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""`make bench`: what CKA costs beside bare forward passes over the same images in memory, a process a case."""
+"""`make bench`: what CKA costs relative to bare forward passes over the same images in memory, one process per case."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 
-# As the command does; the bare forward passes gain as much.
+# As the command does; bare forward passes gain just as much.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import numpy as np
@@ -35,21 +35,21 @@ from vitsee.sums import Sums
 SIXTY = ["blocks.*.norm1", "blocks.*.attn", "blocks.*.norm2", "blocks.*.mlp", "blocks"]
 SETS = {"12 layers": ["blocks"], "60 layers": SIXTY, "paper layers": ["paper"]}
 ARGS = {"resnet50": {"zero_init_last": False}}
-"""With timm's zeros in the last norms of ResNet's units, random weights give constant layers."""
+"""timm initialises the last norm of each ResNet unit to zero, which makes layers constant with random weights."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the table: models (one, or two that are compared), layers, batch size, who measures."""
+    """One row of the table: models (one, or two to compare), layers, batch size, and the tool that measures."""
 
-    loader: list[str]
+    models: list[str]
     layers: str
     batch_size: int
     tool: str = "vitsee"
 
 
 def cases(on_gpu: bool, tools: list[str]) -> list[Case]:
-    """The published table of a GPU or of a CPU."""
+    """The cases of the published table, for a GPU or a CPU."""
     if on_gpu:
         alone = ["vit_base_patch16_224", "vit_large_patch16_224", "resnetv2_50x1_bit"]
         both = ["vit_large_patch16_224", "resnetv2_50x1_bit"]
@@ -86,7 +86,7 @@ class Bench:
         ]
 
     def _usual(self, net: nn.Module) -> nn.Module:
-        """The same weights in the memory layout in which timm makes them."""
+        """The same weights in the memory layout in which timm creates them."""
         import copy
 
         return copy.deepcopy(net).to(memory_format=torch.contiguous_format)
@@ -118,7 +118,7 @@ class Bench:
         return peers.TOOLS[self.case.tool](self.usual[0], names(self.watched[0]), self.batches)
 
     def reference(self) -> np.ndarray:
-        """CKA of the same outputs, in float64 from the Gram matrices on."""
+        """(layers, layers) CKA of the same outputs, in float64 from the Gram matrices on."""
         sums = [0, 0, 0]
         for pixels in self.batches:
             u, v = (self._centred(i, pixels) for i in (0, len(self.nets) - 1))
@@ -149,7 +149,7 @@ class Bench:
         return torch.stack([kept[name] for name in names(self.watched[i])])
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """By CUDA's own clock on a GPU."""
+        """How long the work takes; on a GPU by CUDA events."""
         if self.device.type != "cuda":
             began = time.perf_counter()
             work()
@@ -162,16 +162,16 @@ class Bench:
         return start.elapsed_time(end) / 1000
 
     def peak_mb(self) -> float:
-        """Largest memory so far: of the GPU if there is one, else of the process."""
+        """Peak memory so far, of the GPU if there is one, else of the process."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated() / 2**20
         unit = 2**20 if sys.platform == "darwin" else 2**10
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
     def floor_seconds(self) -> float:
-        """What the Gram matrices cost at least: their products and one reading of the outputs.
+        """The least that the Gram matrices can cost: their products and one reading of the outputs.
 
-        At the speeds of a large float32 product and of a large copy, measured here and now.
+        At the speed of a large float32 product and of a large copy, measured on the spot.
         """
         flops = outputs = 0
         for layer in (l for watched in self.watched for l in watched):
@@ -190,7 +190,7 @@ class Bench:
         return min(self.seconds(work) for _ in range(rounds))
 
     def forward_flops(self) -> int:
-        """Of the models, for all minibatches."""
+        """Floating-point operations of the models' forward passes over all minibatches."""
         with FlopCounterMode(display=False) as counter, torch.inference_mode():
             for net in self.nets:
                 net(self.batches[0][:1])
@@ -202,7 +202,7 @@ def names(watched: list[Layer]) -> list[str]:
 
 
 def measure(bench: Bench, rounds: int) -> dict[str, float]:
-    """Ratios of the fastest of several rounds, taken in turn so that all see the same machine."""
+    """Ratios from the fastest of several rounds, taken in turn so that all see the same machine."""
     bench.bare(bench.nets)
     bench.bare(bench.usual)
     before, took = bench.peak_mb(), {"bare": [], "usual": [], "tool": []}
@@ -244,10 +244,10 @@ def line(case: Case, row: dict[str, float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--case", help="one case as JSON, measured in this process, answered as JSON"
+        "--case", help="one case as JSON: measure it in this process and print the result as JSON"
     )
     parser.add_argument(
-        "--models", help="one or two timm models, joined by a comma, instead of the table's"
+        "--models", help="one or two timm models, comma-separated, instead of the table's"
     )
     parser.add_argument("--layers", choices=SETS, default="paper layers", help="with --models")
     parser.add_argument("--batch-size", type=int, default=64, help="with --models")

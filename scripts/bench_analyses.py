@@ -1,4 +1,4 @@
-"""`make bench`: what the other analyses cost beside bare forward passes over the same images in memory."""
+"""`make bench`: what the other analyses cost relative to bare forward passes over the same images in memory."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Noise(Images):
 
 @dataclass
 class Passes:
-    """The images of each pass of an analysis, by number, cut into minibatches."""
+    """The images of each pass of an analysis, by index, cut into minibatches."""
 
     data: list[Images]
     orders: list[list[int]]
@@ -71,7 +71,7 @@ class Passes:
 
 
 def whole(bench: Bench, analysis: Analysis, watched: list[Layer], passes: Passes) -> None:
-    """All passes of an analysis, with the tables, as `vitsee run` makes them."""
+    """All passes of an analysis and its tables, as `vitsee run` makes them."""
     totals: list[Sums] = []
     axes = {"model": [layer.name for layer in watched]}
     pixels = bench.batches[0]
@@ -108,7 +108,7 @@ def seen(
 
 
 def measure(name: str, model: str, minibatches: int, batch_size: int, rounds: int) -> dict:
-    """Ratio to bare forward passes over as many images, the fastest of several rounds."""
+    """Ratio to bare forward passes over as many images, from the fastest of several rounds."""
     bench = Bench(Case([model], "12 layers", batch_size), 1, Precision.fp32)
     net, analysis = bench.nets[0], REGISTERED[name]()
     size = tuple(bench.batches[0].shape[1:])

@@ -1,8 +1,8 @@
-"""Writes into each figure's YAML what it costs with the paper's models: `python scripts/costs.py [FIGURE…]`.
+"""Writes the cost of each figure, with the paper's models, into its YAML file: `python scripts/costs.py [FIGURE…]`.
 
-Images are those of the last pass, counted again for each model that has public weights; a data set may have
-fewer. GPU minutes are the floating-point operations of this pass at 40 % of an A100's peak in the precision of
-the run; passes that train probes, what the analysis adds, decoding and downloads are not in them.
+Images are those of the last pass, counted once per model with public weights; the data set may have fewer. GPU
+minutes are the floating-point operations of this pass at 40 % of an A100's peak in the precision of the run. They
+do not include passes that train probes, the analysis's own work, decoding, or downloads.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main(names: list[str]) -> None:
 
 
 def cost_of(name: str) -> Cost | None:
-    """What a figure costs with zoo=paper; None if its models are those of the command line."""
+    """The cost of a figure with zoo=paper; None if its models come from the command line."""
     figure, zoo, request = atlas.published(name), atlas.zoo("paper"), Request(name, "paper")
     images, seconds = 0, 0.0
     for panel in figure.panels.values():
@@ -60,7 +60,7 @@ def cost_of(name: str) -> Cost | None:
 
 
 def passed(asked: Experiment) -> int:
-    """Images of the last pass."""
+    """Number of images in the last pass."""
     analysis = asked.analysis
     if analysis.weights_only:
         return 0
@@ -68,11 +68,11 @@ def passed(asked: Experiment) -> int:
 
 
 def flops(model: Model, asked: Experiment) -> float:
-    """Floating-point operations for one image; with the backward passes of analyses of gradients."""
+    """Floating-point operations per image, including backward passes if the analysis needs gradients."""
     forward = _forward(OmegaConf.to_yaml(OmegaConf.structured(model)))
     if not asked.analysis.gradients:
         return forward
-    # A backward pass costs two forward ones, and layers lie half-way up on average.
+    # A backward pass costs two forward ones, and on average a layer lies half-way up: one forward pass per channel.
     net = timm_architecture.skeleton(model).eval()
     data = timm_architecture.data_config(net)
     survey = SURVEY[asked.analysis.reads_of("model")](net, tuple(data["input_size"]))

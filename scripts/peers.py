@@ -1,4 +1,4 @@
-"""Other tools that compute CKA, each called as its documentation says, for `make bench`."""
+"""Other tools that compute CKA, each called as its documentation says; used by `make bench`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pytorch_cka(net: nn.Module, layers: list[str], batches: list[Tensor]) -> np.
 
 
 class _Loader(list):
-    """Minibatches (images, labels) in memory, with what the tools ask of a DataLoader."""
+    """Minibatches (images, labels) in memory, with the attributes that the tools expect of a DataLoader."""
 
     def __init__(self, batches: list[Tensor]) -> None:
         super().__init__((pixels, 0) for pixels in batches)
@@ -48,5 +48,5 @@ _MODULES = {"torch_cka": "torch_cka", "pytorch_cka": "cka"}
 
 
 def installed() -> list[str]:
-    """Tools that are there; `pip install 'vitsee[bench]'` brings them all."""
+    """Names of the installed tools; `pip install 'vitsee[bench]'` installs them all."""
     return [name for name in TOOLS if find_spec(_MODULES[name])]

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# One experiment shared among the jobs of an array, fire and forget:
+# Splits one experiment over the jobs of an array:
 #   sbatch --array=0-7 --gpus-per-node=1 --time=4:00:00 scripts/slurm_array.sh analysis=cka model=vit_h14 …
-# Two minutes before its time limit a job saves and requeues itself; a preempted one is requeued by SLURM.
-# Whichever job ends last writes the tables. To fill what lost jobs left: the same with --array=0.
+# Two minutes before its time limit a job saves and requeues itself; SLURM requeues a preempted job.
+# The last job to finish writes the tables. To fill in what lost jobs left, submit the same with --array=0.
 #SBATCH --job-name=vitsee
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
@@ -26,17 +26,17 @@ trap stop TERM
 "${VITSEE:-vitsee}" run "$@" run.progress=false \
   run.shard="$SLURM_ARRAY_TASK_ID" run.shards="$SLURM_ARRAY_TASK_COUNT" &
 measuring=$!
-[ "$stopping" = no ] || kill -TERM "$measuring" # the signal came while it was started
+[ "$stopping" = no ] || kill -TERM "$measuring" # the signal came while it was starting
 while kill -0 "$measuring" 2>/dev/null; do # a signal ends `wait` before the process has saved
   wait "$measuring"
 done
 wait "$measuring"
 code=$?
 
-# 130: it has saved; 143: it had not yet begun, on a slow file server or a busy machine.
+# 130: it saved; 143: it had not started yet (a slow file server or a busy machine).
 if [ "$out_of_time" = yes ] && { [ "$code" -eq 130 ] || [ "$code" -eq 143 ]; }; then
   exec scontrol requeue "$SLURM_JOB_ID"
 fi
-# 3 says that other jobs of the array are not done yet: this one is.
+# 3: this job is done, but others of the array are not.
 [ "$code" -eq 3 ] && code=0
 exit "$code"

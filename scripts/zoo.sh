@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Trains the small models that ship with vitsee again: `scripts/zoo.sh [NAME…]`, all by default. Some hours on two
-# CPU cores, a minute each on a GPU; the same command goes on where it was stopped.
+# Retrains the small models that ship with vitsee: `scripts/zoo.sh [NAME…]`, by default all. Takes hours on two CPU
+# cores, a minute per model on a GPU. The same command resumes where it was stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 vitsee=${VITSEE:-.venv/bin/vitsee}
 wanted=" $* "
 
-train() { # name, then what to train it with
+train() { # name, then options of `vitsee train`
   local name=$1 folder
   shift
   [ "$wanted" = "  " ] || [[ $wanted = *" $name "* ]] || return 0
@@ -34,5 +34,5 @@ train mixer_mini recipe=mixer_mini
 train hybrid_mini recipe=hybrid_mini
 train resnet_mini_deep recipe=resnet_mini_deep recipe.images_seen=96000
 train vit_nano_finetuned recipe=vit_nano_finetuned
-# Only if named: with it the weights would be more than 40 MB.
+# Only if named: with it, all weights together would exceed 40 MB.
 [ "$wanted" = "  " ] || train resnet_mini_data_30 recipe=resnet_mini recipe.fraction=0.3 recipe.images_seen=96000

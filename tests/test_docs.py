@@ -293,8 +293,8 @@ def vitsee(copy: Path, *words: str) -> str:
 def test_there_is_an_example_of_everything_that_can_be_added():
     kinds = {str(Path(name).parent) for name in examples()}
     groups = ("analysis", "model", "dataset", "figure", "recipe")
-    assert kinds == {"vitsee/analyses", "vitsee", *(f"conf/{group}" for group in groups)}
-    assert "vitsee/claims.py" in examples()
+    assert kinds == {"vitsee/analyses", "vitsee/papers", *(f"conf/{group}" for group in groups)}
+    assert "vitsee/papers/claims.py" in examples()
 
 
 def test_the_example_of_an_analysis_figure_and_claim_is_measured_drawn_and_judged(extended):
