@@ -39,8 +39,8 @@ $(FIGURES): setup
 report: setup ## Write one HTML page of all results
 	$(BIN)/vitsee report
 
-figures: $(filter-out claims,$(FIGURES)) ## Draw every published figure (make fig01: just one; ZOO=paper: with the paper's models)
-	$(BIN)/vitsee plot outputs/figures/*-$(ZOO)
+figures: setup ## Draw every published figure (make fig01: just one; ZOO=paper: with the paper's models)
+	$(BIN)/vitsee run figure=all zoo=$(ZOO)
 
 slurm-figures: setup ## The same as SLURM jobs, one per figure (SBATCH='--partition=gpu --gpus=1')
 	for figure in $(filter-out claims,$(FIGURES)); do \

@@ -20,11 +20,14 @@ ROOMS = {
     "io": {"errors"},
     "parallel": {"errors", "io"},
     "plotting": set(),
-    "estimators": {"analysis", "errors", "options"},
-    "models": {"analysis", "errors", "estimators", "io", "options"},
+    "estimators": {"errors", "options", "setting"},
+    "models": {"analysis", "errors", "estimators", "io", "options", "setting"},
     "data": {"errors", "io", "options", "parallel"},
     "results": {"analyses", "analysis", "errors", "io", "parallel", "study", "sums"},
-    "analyses": {"analysis", "data", "errors", "estimators", "io", "models", "plotting", "sums"},
+    "analyses": {
+        *("analysis", "data", "errors", "estimators", "io", "models", "plotting", "plugins"),
+        "sums",
+    },
     "papers": {"config", "errors", "gpus", "io", "options", "parallel", "plotting", "results"},
     "report": {"analyses", "analysis", "errors", "io", "results"},
     "training": {

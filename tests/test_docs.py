@@ -292,13 +292,14 @@ def vitsee(copy: Path, *words: str) -> str:
 
 def test_there_is_an_example_of_everything_that_can_be_added():
     kinds = {str(Path(name).parent) for name in examples()}
-    groups = ("analysis", "model", "dataset", "figure", "recipe")
-    assert kinds == {"vitsee/analyses", "vitsee/papers", *(f"conf/{group}" for group in groups)}
-    assert "vitsee/papers/claims.py" in examples()
+    groups = ("model", "dataset", "figure", "recipe")
+    assert kinds == {".", "vitsee/papers", *(f"conf/{group}" for group in groups)}
+    assert {"token_norm.py", "vitsee/papers/claims.py"} <= set(examples())
 
 
 def test_the_example_of_an_analysis_figure_and_claim_is_measured_drawn_and_judged(extended):
-    vitsee(extended, "run", "figure=norms", "images=8", "batch_size=4", "run.workers=0")
+    words = ["figure=norms", "--import=token_norm.py", "images=8", "batch_size=4"]
+    vitsee(extended, "run", *words, "run.workers=0")
     (folder,) = (extended / "outputs" / "figures").iterdir()
     assert (folder / "norms.png").is_file()
     (row,) = (folder / "claims.csv").read_text().splitlines()[1:]
@@ -307,15 +308,35 @@ def test_the_example_of_an_analysis_figure_and_claim_is_measured_drawn_and_judge
     assert "tokens_grow" not in claims.CLAIMS, "the copy was meant to be imported, not this"
 
 
+def test_the_example_of_an_analysis_obeys_the_laws(extended):
+    code = "import token_norm, vitsee.testing; vitsee.testing.check_analysis(token_norm.TokenNorm)"
+    environment = os.environ | {"PYTHONPATH": str(extended)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_example_of_a_model_is_found_by_timm(extended):
     assert "vit_small_patch16_224.dino" in vitsee(
-        extended, "list", "layers", "model=vit_s16_dino", "analysis=token_norm"
+        extended,
+        "list",
+        "--import=token_norm.py",
+        "layers",
+        "model=vit_s16_dino",
+        "analysis=token_norm",
     )
 
 
 def test_the_example_of_a_data_set_is_read(extended, images):
     shutil.copytree(images, extended / "photos" / "test", dirs_exist_ok=True)
-    words = ["analysis=token_norm", "analysis.patches=true", "dataset=pets", "dataset.root=photos"]
+    words = [
+        "--import=token_norm.py",
+        "analysis=token_norm",
+        "analysis.patches=true",
+        "dataset=pets",
+        "dataset.root=photos",
+    ]
     vitsee(extended, "run", *words, "images=8", "batch_size=4", "run.workers=0")
     assert list((extended / "outputs" / "token_norm" / "vit_mini").glob("pets-*/token_norm.csv"))
 

@@ -466,7 +466,7 @@ def test_a_composed_figure_is_drawn(composed_figure):
 @pytest.mark.parametrize("wrong", [7, "text", [[]], {}], ids=str)
 def test_a_figure_json_that_was_changed_is_drawn_or_refused(wrong, composed_figure, monkeypatch):
     """By `plot`, and by `report`, whatever part of it was changed to whatever."""
-    monkeypatch.setattr("vitsee.papers.composing.draw_panel", lambda *_: None)
+    monkeypatch.setattr("vitsee.papers.composing.draw_panel", lambda *_: (3.0, 2.0))
     monkeypatch.setattr("vitsee.results.folder.Results.save_figures", lambda *_, **__: [])
     path = composed_figure / "figure.json"
     for other in changed(json.loads(path.read_text()), wrong):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from math import nan
 from pathlib import Path
 
@@ -10,14 +11,16 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from vitsee import gpus
 from vitsee.analysis import REGISTERED
 from vitsee.config import CONF
 from vitsee.errors import UserError
-from vitsee.papers import atlas
+from vitsee.papers import atlas, evidence
 from vitsee.papers.plot import plot
 from vitsee.papers.publish import Request, overrides, publish
 from vitsee.papers.verdicts import COLUMNS
 from vitsee.plotting.scorecard import scorecard
+from vitsee.results import reading
 
 QUICK = ["run.device=cpu", "run.workers=0", "run.progress=false"]
 PAPER = [f"fig{n:02}" for n in range(1, 14)]
@@ -271,3 +274,32 @@ def test_the_list_of_figures_says_what_each_costs_and_claims(command):
     assert "1,024 images, 0.019 min" in line
     (line,) = (line for line in out.splitlines() if line.startswith("fig01 "))
     assert line.endswith("uniform, low_to_high")
+
+
+def test_of_several_figures_the_failed_one_is_named_at_the_end_and_the_others_are_done(
+    tmp_path, images, command
+):
+    words = ["figure=vit_fig10,vit_fig06,vit_fig10", f"run.outputs={tmp_path}", *QUICK]
+    data = ["dataset=folder", f"dataset.root={images / 'missing'}"]
+    code, out, err = command("run", *words, *data)
+    assert code == 2
+    assert "vit_fig10-mini/vit_fig10.png" in out  # of weights alone
+    assert re.search(
+        r"1 of 2 figures are not done: figure=vit_fig06: dataset.root=\S+ does not", err
+    )
+
+
+def test_an_experiment_that_two_figures_share_is_measured_and_read_once(tmp_path, monkeypatch):
+    runs, reads = [], []
+    real = gpus.run, reading.read
+    monkeypatch.setattr(gpus, "run", lambda e: runs.append(e.analysis.name) or real[0](e))
+    monkeypatch.setattr(evidence, "read", lambda path: reads.append(path) or real[1](path))
+    words = [f"run.outputs={tmp_path}", "images=8", "batch_size=8", *QUICK]
+    written = list(publish(["figure=vit_fig07,vit_fig10", *words]))
+    assert [path.name for path in written[-2:]] == ["scorecard.csv", "scorecard.png"]
+    assert len(reads) == sum(len(pd.read_csv(p)) for p in tmp_path.glob("figures/*/panels.csv"))
+
+
+def test_all_figures_are_those_whose_models_are_in_the_zoos():
+    every = Request.read(["figure=all"]).figures
+    assert set(every) == set(atlas.figures()) - {"claims"}

@@ -16,7 +16,7 @@ Tab completion: eval "$(vitsee -sc install=bash)", for zsh eval "$(vitsee -sc in
 
 
 RUN_HELP = """usage: vitsee run [analysis=NAME] [model=NAME] [model@other=NAME] [dataset=NAME] [key=value …]
-       vitsee run figure=NAME [zoo=mini|paper] [key=value …]
+       vitsee run figure=NAME[,NAME…]|all [zoo=mini|paper] [key=value …]
 
 Measures one experiment, writes its tables (CSV) and draws its figures (PNG). The same command goes on
 where an interrupted one stopped, and draws again where everything is measured.
@@ -28,7 +28,9 @@ where an interrupted one stopped, and draws again where everything is measured.
   vitsee run -m model=vit_b16,vit_l16                     one after the other; SLURM: hydra/launcher=slurm
   vitsee run --from outputs/…/experiment.yaml             repeat a result
   vitsee run figure=fig01 zoo=mini                        a published figure: all its panels, and its claims
+  vitsee run figure=all zoo=paper                         all of them, in one process
   vitsee run figure=claims model=NAME model@other=NAME    the claims on any two models
+  vitsee run --import my_analysis.py analysis=mine        an analysis of your own: docs/extending.md
 
 Choices
 {choices}
