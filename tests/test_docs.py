@@ -213,12 +213,12 @@ def test_pages_of_the_site_fetch_nothing_from_elsewhere(site):
 
 
 def commands() -> list[tuple[str, str]]:
-    """Each line of a page that begins with `vitsee`, with the page; those of examples are tested below."""
+    """Each line of a page that begins with `vitsee`, with the page; those of examples (`--import`) are tested below."""
     found = []
     for name in ["../README.md", *PAGES]:
         if name != "extending.md":
             lines = re.findall(r"^    (vitsee .*)$", page(name), flags=re.MULTILINE)
-            found += [(name, " ".join(line.split())) for line in lines]
+            found += [(name, " ".join(line.split())) for line in lines if "--import" not in line]
     return found
 
 
@@ -239,7 +239,8 @@ def test_a_command_that_a_page_shows_can_be_given(name, line):
     words = [word for word in words if not word.startswith("hydra")]  # launchers are an extra
     if verb == "run" and any(word.startswith("figure=") for word in words):
         request = Request.read(words)
-        request.check(atlas.published(request.figure))
+        for figure in request.figures:
+            request.check(atlas.published(figure))
         assert atlas.zoo(request.zoo).roles
     elif verb in ("run", "train"):
         for overrides in singly([quoted(word) for word in words]):
