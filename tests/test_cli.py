@@ -70,7 +70,7 @@ MISTAKES = {
     ),
     "a word without =": (["run", "cka"], "cannot read 'cka': options are written key=value"),
     "a minibatch of three": (["run", "batch_size=3"], "batch_size must be at least 4 .*, got 3"),
-    "fewer images than a minibatch": (["run", "images=8"], "images=8 is less than one minibatch"),
+    "fewer images than a minibatch": (["run", "images=8"], "images=8 is fewer than one minibatch"),
     "no repeats": (["run", "repeats=0"], "repeats must be at least 1, got 0"),
     "repeats of what needs none": (
         ["run", "analysis=position_similarity", "repeats=2"],
@@ -79,7 +79,7 @@ MISTAKES = {
     "a tolerance of nothing": (["run", "tolerance=0"], "tolerance must be above 0, .* got 0.0"),
     "a tolerance of shards": (
         ["run", "tolerance=0.1", "run.shards=2"],
-        "tolerance=0.1 with run.shards=2: where to stop depends on all minibatches so far",
+        "tolerance=0.1 cannot be combined with run.shards=2: where to stop depends on all",
     ),
     "a shard that is not there": (
         ["run", "run.shard=3", "run.shards=3"],
@@ -127,7 +127,7 @@ TINY_MISTAKES = {
     ),
     "more images than there are": (
         ["images=41"],
-        "images=41 asked, but folder has 40; ask for images=40",
+        "images=41, but folder has 40; use images=40",
     ),
     "a device that is nowhere": (
         ["run.device=tpu"],
@@ -246,7 +246,7 @@ def test_an_interrupt_saves_the_state_and_exits_with_130(run_tiny, monkeypatch, 
     monkeypatch.setattr(Interruptible, "check", pressed)
     code, _, err = run_tiny()
     assert code == 130
-    assert "interrupted, state saved; the same command goes on" in err
+    assert "interrupted, state saved; repeat the command to continue" in err
     monkeypatch.setattr(Interruptible, "check", real)
     assert run_tiny()[0] == 0
 

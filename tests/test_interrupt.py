@@ -84,7 +84,7 @@ def test_a_measurement_that_loses_its_terminal_is_saved_and_goes_on(
         patch.setattr(Sums, "of", of)
         code, out, err = run_tiny()
     assert (code, out) == (130, "")
-    assert err.endswith("interrupted, state saved; the same command goes on\n")
+    assert err.endswith("interrupted, state saved; repeat the command to continue\n")
     (state,) = tmp_path.rglob("000-of-001.pt")
     assert Sums.load(state).seen.sum() == 2
     assert run_tiny()[0] == 0
@@ -145,6 +145,6 @@ def test_ctrl_c_in_a_callback_that_swallows_exceptions_while_a_figure_is_drawn_i
         patch.setattr(drawing, "read", read)
         code, out, err = command("run", *tiny_overrides(images, tmp_path))
     assert (code, out) == (130, "")
-    assert err.endswith("interrupted, state saved; the same command goes on\n")
+    assert err.endswith("interrupted, state saved; repeat the command to continue\n")
     assert "Traceback" not in err
     assert command("run", *tiny_overrides(images, tmp_path))[0] == 0

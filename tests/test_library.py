@@ -129,7 +129,7 @@ def test_a_matrix_of_two_models_has_the_layers_of_the_other_as_columns(measure):
 
 
 def test_what_is_no_matrix_says_so(measure):
-    with pytest.raises(vitsee.UserError, match="attention_distance is no matrix"):
+    with pytest.raises(vitsee.UserError, match="attention_distance is not a matrix"):
         measure("analysis=attention_distance").matrix()
     with pytest.raises(vitsee.UserError, match=r"no column ckaa; it has: .*Did you mean cka\?"):
         measure("analysis=cka").matrix("ckaa")

@@ -507,7 +507,7 @@ def test_an_image_that_is_skipped_is_neither_trained_on_nor_counted(tmp_path, im
 
 def test_a_shard_without_minibatches_of_a_pass_says_what_is_missing(tmp_path, images):
     words = ["analysis.train_split=null", "analysis.shots=2", "run.shards=3", "run.shard=2"]
-    with pytest.raises(Incomplete, match=r"1 of 1 minibatches are missing .*there is: nothing"):
+    with pytest.raises(Incomplete, match=r"1 of 1 minibatches are missing .*available: nothing"):
         tiny_run(tmp_path, images, *words)
 
 
@@ -515,7 +515,7 @@ def test_images_limits_those_that_test(tmp_path, images):
     words = ["analysis.train_split=null", "analysis.shots=2", "batch_size=4"]
     table = pd.read_csv(tiny_run(tmp_path, images, *words, "images=6")[0])
     assert (table["test_images"] == 6).all()
-    with pytest.raises(UserError, match=r"images=40 asked, but 2\d of folder are left"):
+    with pytest.raises(UserError, match=r"images=40, but only 2\d of folder are left"):
         tiny_run(tmp_path, images, *words, "images=40")
     with pytest.raises(UserError, match=r"no image is left to test on: all 40 are drawn"):
         tiny_run(tmp_path, images, "analysis.train_split=null")

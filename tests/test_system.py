@@ -398,7 +398,7 @@ def test_streams_of_a_shell(line, code, tmp_path):
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
     if "gone" in line:
-        assert "the folder that you are in is not there any more" in done.stderr
+        assert "the current folder no longer exists" in done.stderr
 
 
 # --- messages ------------------------------------------------------------------------------------

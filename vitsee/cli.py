@@ -23,7 +23,7 @@ from vitsee.streams import steady
 
 CONF = str(config.CONF)
 MISTAKE, INCOMPLETE, INTERRUPTED = 2, 3, 130
-UNFINISHED = "what was measured is kept, and the same command goes on"
+UNFINISHED = "what was measured is kept; repeat the command to continue"
 
 
 def main() -> None:
@@ -51,8 +51,7 @@ def obey() -> None:
         os.getcwd()
     except OSError as error:
         fail(
-            f"vitsee {verb}: the folder that you are in is not there any more ({error.strerror}); go to "
-            f"one that is: cd PATH"
+            f"vitsee {verb}: the current folder no longer exists ({error.strerror}); change to another one: cd PATH"
         )
     speak_plainly()
     del sys.argv[1]  # Hydra expects nothing but its own arguments
@@ -70,13 +69,15 @@ def import_plugins() -> None:
 
 
 def answer_for(verb: str, do: Callable[[], None]) -> None:
-    """Call it; the user's mistakes become one line on standard error and an exit code."""
+    """Call it. The user's mistakes become one line on standard error and an exit code."""
     try:
         do()
     except Incomplete as waiting:
         fail(f"vitsee {verb}: {waiting}", INCOMPLETE)
     except Interrupted:
-        fail(f"vitsee {verb}: interrupted, state saved; the same command goes on", INTERRUPTED)
+        fail(
+            f"vitsee {verb}: interrupted, state saved; repeat the command to continue", INTERRUPTED
+        )
     except KeyboardInterrupt:
         fail(f"vitsee {verb}: interrupted", INTERRUPTED)
     except Exception as error:
@@ -87,7 +88,7 @@ def answer_for(verb: str, do: Callable[[], None]) -> None:
         if type(error).__module__.split(".")[0] != "submitit":
             raise
         words = " ".join(str(error).split("-----")[0].split())
-        fail(f"vitsee {verb}: a job did not end well: {words}; {UNFINISHED}", INCOMPLETE)
+        fail(f"vitsee {verb}: a job failed: {words}; {UNFINISHED}", INCOMPLETE)
 
 
 def fail(message: str, code: int = MISTAKE) -> None:
@@ -96,7 +97,7 @@ def fail(message: str, code: int = MISTAKE) -> None:
 
 
 def run() -> None:
-    """measure, tabulate and draw one experiment (or many, with -m)"""
+    """measure one experiment and draw its figures (with -m: several)"""
     if wants_help():
         return print(RUN_HELP.replace("{choices}", listing.choices()))
     if any(word.startswith("figure=") for word in sys.argv):
@@ -118,22 +119,22 @@ def run() -> None:
 
 
 waiting: dict[str, str] = {}
-"""Of a sweep in this process: what the experiments that are not complete wait for."""
+"""Why experiments of a sweep in this process are incomplete."""
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="run")
 def compose_and_run(cfg: DictConfig) -> None:
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         return one_of_many(cfg)
-    # Hydra writes a line of its own before an exception that passes through it, hence here.
+    # Hydra prints a line of its own about exceptions that pass through it.
     answer_for("run", lambda: perform(config.build(cfg)))
 
 
 def one_of_many(cfg: DictConfig) -> None:
-    """An experiment of a sweep: its mistakes go through Hydra, so that the other experiments are run.
+    """One experiment of a sweep. Its mistakes go through Hydra, so that the other experiments still run.
 
-    It may be a shard that others complete later in the sweep, so that it is incomplete is told at the end;
-    or, in a job on another machine, in that job's log.
+    A shard may be completed by others later in the sweep, so incomplete ones are reported at the end; a job on
+    another machine reports them in its log.
     """
     speak_plainly()
     experiment = config.build(cfg)
@@ -142,21 +143,21 @@ def one_of_many(cfg: DictConfig) -> None:
         perform(experiment)
         waiting.pop(question, None)
     except Interrupted:
-        fail("vitsee run: interrupted, state saved; the same command goes on", INTERRUPTED)
+        fail("vitsee run: interrupted, state saved; repeat the command to continue", INTERRUPTED)
     except Incomplete as what:
         waiting[question] = str(what)
         logging.getLogger("vitsee").info("%s", what)
 
 
 def perform(experiment: options.Experiment) -> None:
-    """Run one experiment and print where its tables and figures are."""
+    """Run one experiment and print the paths of its tables and figures."""
     from vitsee.gpus import run
 
     print(*run(experiment), sep="\n")
 
 
 def plot() -> None:
-    """draw result folders again from their CSVs; several of one analysis also in one figure"""
+    """redraw result folders from their CSVs; several of one analysis also in one figure"""
     if wants_help() or len(sys.argv) == 1:
         return print(
             "usage: vitsee plot PATH…   (result folders, e.g. outputs/cka/vit_mini/*, or model cards, *.md)"
@@ -175,7 +176,7 @@ def plot() -> None:
 
 
 def report() -> None:
-    """write one HTML page of results, figures and claims"""
+    """write one HTML page with results, figures and claims"""
     from vitsee.report import write
 
     if wants_help():
@@ -184,7 +185,7 @@ def report() -> None:
 
 
 def list_() -> None:
-    """what there is: analyses, models, datasets, protocols, recipes; layers of a model"""
+    """list analyses, models, datasets, figures, …, or the layers of a model"""
     kinds = listing.KINDS
     if wants_help() or len(sys.argv) == 1:
         return print(f"usage: vitsee list {'|'.join(kinds)}   (layers: model=NAME)")
@@ -197,7 +198,7 @@ def list_() -> None:
 
 
 def train() -> None:
-    """train a model by a recipe (under torchrun on several GPUs)"""
+    """train a model by a recipe (on several GPUs: under torchrun)"""
     if wants_help():
         names = "|".join(listing.names("recipe"))
         return print(f"usage: vitsee train recipe={names} [key=value …]")
@@ -233,7 +234,7 @@ def wants_help() -> bool:
 
 
 def complete() -> None:
-    """Tab: verbs first, then what fits the verb; Hydra's own completion for composed verbs."""
+    """Tab completion: verbs first, then what fits the verb; Hydra completes options."""
     line = os.environ.get("COMP_LINE", "")
     words = line.split()
     asking = any(word.startswith("query") for word in sys.argv)

@@ -4,55 +4,55 @@ from __future__ import annotations
 
 
 def usage(verbs: dict[str, str]) -> str:
-    """What the command can do, a line a verb."""
+    """The verbs of the command, one per line."""
     lines = "\n".join(f"  vitsee {name:6} {words.strip()}" for name, words in verbs.items())
     return f"""vitsee: see how vision models represent images
 
 {lines}
 
-`vitsee run` with nothing else compares all layers of a small trained ViT: no network, no GPU needed.
-`vitsee run --help` says what can be chosen; `vitsee list models` what there is.
+`vitsee run` alone compares all layers of a small trained ViT; it needs no network and no GPU.
+`vitsee run --help` lists the options, `vitsee list models` the models.
 Tab completion: eval "$(vitsee -sc install=bash)", for zsh eval "$(vitsee -sc install=zsh)"."""
 
 
 RUN_HELP = """usage: vitsee run [analysis=NAME] [model=NAME] [model@other=NAME] [dataset=NAME] [key=value …]
        vitsee run figure=NAME[,NAME…]|all [zoo=mini|paper] [key=value …]
 
-Measures one experiment, writes its tables (CSV) and draws its figures (PNG). The same command goes on
-where an interrupted one stopped, and draws again where everything is measured.
+Measures one experiment, writes its tables (CSV) and draws its figures (PNG). The same command resumes an
+interrupted run; if everything is already measured, it only redraws.
 
   vitsee run                                              CKA of vit_mini on scenes
-  vitsee run analysis=cka model=vit_l16                   the paper's, on a GPU machine
-  vitsee run model=vit_l16 model@other=r50x1              one model against another
+  vitsee run analysis=cka model=vit_l16                   as in the paper, on a GPU machine
+  vitsee run model=vit_l16 model@other=r50x1              between two models
   vitsee run model=timm model.timm=NAME dataset=folder dataset.root=PATH
-  vitsee run -m model=vit_b16,vit_l16                     one after the other; SLURM: hydra/launcher=slurm
+  vitsee run -m model=vit_b16,vit_l16                     one after the other; on SLURM: hydra/launcher=slurm
   vitsee run --from outputs/…/experiment.yaml             repeat a result
-  vitsee run figure=fig01 zoo=mini                        a published figure: all its panels, and its claims
-  vitsee run figure=all zoo=paper                         all of them, in one process
-  vitsee run figure=claims model=NAME model@other=NAME    the claims on any two models
-  vitsee run --import my_analysis.py analysis=mine        an analysis of your own: docs/extending.md
+  vitsee run figure=fig01 zoo=mini                        a published figure with all panels and claims
+  vitsee run figure=all zoo=paper                         all figures in one process
+  vitsee run figure=claims model=NAME model@other=NAME    test the claims on any two models
+  vitsee run --import my_analysis.py analysis=mine        your own analysis: docs/extending.md
 
 Choices
 {choices}
-  protocol   paper (10,240 images, 1,024 a minibatch, 20 repeats)
+  protocol   paper (10,240 images in minibatches of 1,024, 20 repeats)
 
 What is measured
   images=N             how many images (default: the analysis's own number)
   batch_size=256       images in a minibatch, at least 4
-  repeats=1            how often the images are drawn and shuffled anew
-  tolerance=0.01       stop as soon as the largest standard error is this small
-  seed=0               seed of the draw and the order
+  repeats=1            how often the images are drawn and shuffled
+  tolerance=0.01       stop once the largest standard error is this small
+  seed=0               seed that draws and orders the images
   precision=fp32       fp32, tf32 or bf16: arithmetic of the forward pass
   analysis.layers=…    paper, four, blocks, or patterns: 'analysis.layers=[blocks.*,norm]'
   analysis.tokens=all  all, cls or patches
   model.pretrained=false        random weights        model.checkpoint=PATH   local weights
   dataset.on_bad_image=skip     leave out images that cannot be decoded
 
-How and where (changes no number)
+How and where (changes no numbers)
   run.outputs=outputs  run.device=auto|cpu|cuda|cuda:N|mps  run.workers=N  run.progress=true
-  run.device=all       every GPU of this machine, a process each (run.gpus=N: so many of them)
-  run.shard=0 run.shards=1      this job's part of the minibatches; whoever is last writes the tables
-  run.save_every=10    minibatches between two checkpoints      run.pdf=true   figures as PDF too
+  run.device=all       every GPU of this machine, one process each (run.gpus=N: only N of them)
+  run.shard=0 run.shards=1      this job's share of the minibatches; the last job writes the tables
+  run.save_every=10    minibatches between checkpoints          run.pdf=true   also write PDFs
 
---cfg job shows the composed configuration.
+--cfg job prints the composed configuration.
 Exit codes: 0 done, 2 your mistake, 3 other shards are missing, 130 interrupted (state saved), 1 a bug."""

@@ -1,6 +1,6 @@
-"""vitsee from Python: run an experiment or load a result, and have its tables and figures at hand.
+"""vitsee from Python: run an experiment or load a result, and use its tables and figures.
 
-What is imported in functions is not paid for by `import vitsee`: reading results needs no torch.
+Imports inside functions keep `import vitsee` fast: reading results needs no torch.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ def run_experiment(*overrides: str, **options: Any) -> Result:
 
     overrides: as on the command line, e.g. "analysis=cka", "model@other=resnet_mini".
     options: the same with Python values, e.g. images=512, run={"outputs": "results"}; a string is taken
-        as if it were in quotes, a mapping changes the options that it names.
+        literally, and a mapping changes the options that it names.
 
-    The result is where the command puts it, and what is measured already is not measured again. A GPU is
-    used if there is one. One experiment at a time; it may be in a thread.
+    The result goes where the command puts it, and nothing is measured twice. A GPU is used if there is one.
+    Experiments run one at a time, in any thread.
 
-    Raises UserError, with the message of the command line, if something asked for cannot be done; its
-    subclass Incomplete if minibatches of other shards are missing; and Interrupted on Ctrl-C or SIGTERM
-    in the main thread: what was measured is saved then, and the same call goes on.
+    Raises UserError with the message of the command line; its subclass Incomplete if minibatches of other
+    shards are missing; and Interrupted on Ctrl-C or SIGTERM in the main thread. Then everything measured so
+    far is saved, and the same call resumes.
     """
     if "torch" not in sys.modules:  # as the command does; torch looks once, when it is imported
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -44,7 +44,7 @@ def run_experiment(*overrides: str, **options: Any) -> Result:
         if word.startswith(("-", "figure=")):
             raise UserError(
                 f"{word}: run_experiment runs one experiment; "
-                f"what runs several is for the command line: vitsee run {word} …"
+                f"use the command line to run several: vitsee run {word} …"
             )
     try:
         experiment = config.composed(words)
@@ -64,7 +64,7 @@ def run_experiment(*overrides: str, **options: Any) -> Result:
 def load(path: str | os.PathLike[str]) -> Result:
     """A result folder, e.g. "outputs/cka/vit_mini/scenes-30776c9f". Imports no torch.
 
-    Raises UserError if it is none, or has no tables yet.
+    Raises UserError if it is not a result folder, or has no tables yet.
     """
     from vitsee.results.folder import Results
     from vitsee.results.reading import read
@@ -80,11 +80,11 @@ def load(path: str | os.PathLike[str]) -> Result:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Result:
-    """What an experiment found. In a notebook it shows itself as its figure.
+    """The result of an experiment. Notebooks display its first figure.
 
-    path: its folder. tables: by name, as their CSVs say, one observation a row. labels: what figures
-    call the models and the data (model, other, dataset, images, repeats). made_with: versions, device,
-    git commit, digests, image ids, seconds, memory; what made_with.json says.
+    path: its folder. tables: by name, read from their CSVs, one observation per row. labels: how figures
+    name the models and the data (model, other, dataset, images, repeats). made_with: the contents of
+    made_with.json: versions, device, git commit, digests, image ids, seconds, memory.
     """
 
     path: Path
@@ -100,21 +100,21 @@ class Result:
 
     @property
     def table(self) -> pd.DataFrame:
-        """The main table: the one that is called like the analysis."""
+        """The main table, which has the name of the analysis."""
         return self.tables.get(self.analysis, next(iter(self.tables.values())))
 
     def matrix(self, column: str = "cka") -> pd.DataFrame:
-        """This column of the main table as rows x columns, both in the order of the layers (input first).
+        """A column of the main table as a matrix, in the order of the layers (input first).
 
-        Of `cka` (layers of the model) x (layers of the model, or of the other); of `head_similarity`
-        (sets of heads) x (layers of the other). Raises UserError for a table that has not one row for
-        each pair, or has no such column.
+        For `cka` (layers of the model) x (layers of the model, or of the other); for `head_similarity`
+        (sets of heads) x (layers of the other). Raises UserError if the table does not have one row for each
+        pair, or no such column.
         """
         table = self.table
         axes = [name for name in table if str(name).endswith("layer") or name == "heads"]
         if len(axes) != 2 or table.duplicated(axes).any():
             raise UserError(
-                f"the table of {self.analysis} is no matrix: it has not one row for each pair of layers; "
+                f"the table of {self.analysis} is not a matrix: it does not have one row for each pair of layers; "
                 f"use .table"
             )
         if column not in table:
@@ -125,7 +125,7 @@ class Result:
         return wide.loc[table[rows].unique(), table[columns].unique()]
 
     def figures(self) -> dict[str, Figure]:
-        """The figures of `vitsee plot` by name, drawn anew from the tables; their sizes are in inches."""
+        """The figures of `vitsee plot` by name, redrawn from the tables."""
         return self._analysis.figures(self.tables, self.labels)
 
     def __repr__(self) -> str:

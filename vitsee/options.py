@@ -34,21 +34,21 @@ class Model:
     checkpoint: str | None = None
     """Local weights: any file that torch or safetensors reads without running code, or .npz of the ViT authors."""
     checkpoint_key: str | None = None
-    """Which state dict of a checkpoint that holds several, e.g. teacher, state_dict_ema; by default the usual one."""
+    """Which state dict of a checkpoint with several, e.g. teacher or state_dict_ema; by default the usual one."""
     embedded: bool = False
-    """The weights ship with vitsee (vitsee/weights/<name>.safetensors)."""
+    """Whether the weights ship with vitsee (vitsee/weights/<name>.safetensors)."""
     seed: int = 0
     """Seed of random weights."""
     args: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of `timm.create_model`, e.g. {pad_type: same}."""
     pool: Pool | None = None
-    """cls or gap: a ViT with a class token, or without one and with global average pooling; by default timm's."""
+    """cls or gap: a ViT with a class token, or with global average pooling and none; by default as in timm."""
     remove_skip: list[int] = field(default_factory=list)
     """Blocks without their skip connections, counted from 0."""
     overlay: dict[str, Any] = field(default_factory=dict)
-    """What to change in timm's pretrained_cfg, e.g. {mean: [0.5, 0.5, 0.5], crop_pct: 0.9}."""
+    """Changes to timm's pretrained_cfg, e.g. {mean: [0.5, 0.5, 0.5], crop_pct: 0.9}."""
     dataset: str = "imagenette"
-    """The data set used when none is named."""
+    """The data set that is used by default."""
 
     def __post_init__(self) -> None:
         if not -(2**63) <= self.seed < 2**64:
@@ -67,29 +67,29 @@ class Dataset:
     """Images, in a fixed order, each with an id."""
 
     name: str = MISSING
-    """Short name used in paths; `auto` is the one that suits the model."""
+    """Short name used in paths; `auto` is the model's default data set."""
     kind: str = MISSING
-    """How it is read: scenes, folder (also a tar), imagenette, cifar10, cifar100 or hf."""
+    """Where the images come from: scenes, folder (or tar), imagenette, cifar10, cifar100 or hf."""
     root: str | None = None
     """Folder, tar file, or cache folder of a download."""
     split: str | None = None
-    """Which part: e.g. train, val or test."""
+    """For example train, val or test."""
     path: str | None = None
     """Hugging Face data set: owner/name, or a local folder."""
     config: str | None = None
     """Hugging Face configuration (subset) of the data set."""
     column: str | None = None
-    """Hugging Face column that holds the images; found by its type if not given."""
+    """Hugging Face column of the images; by default the first one of images."""
     take: int = 10240
     """Hugging Face: how many images to stream into the local cache."""
     seed: int = 0
-    """Seed of made images (scenes), and of the shuffling of a stream (hf)."""
+    """Seed of generated images (scenes) and of the shuffled stream (hf)."""
     resolution: int | None = None
-    """Side of made images in pixels (scenes); the model's own input size if not given."""
+    """Side of generated images in pixels (scenes); by default the model's input size."""
     size: int | None = None
-    """How many images to make (scenes)."""
+    """Number of generated images (scenes)."""
     on_bad_image: OnBadImage = OnBadImage.error
-    """error: stop and name the image; skip: leave it out for all models, count and list it."""
+    """error: stop and name the image. skip: leave it out for all models, and list it."""
 
 
 class Precision(Enum):
@@ -107,11 +107,11 @@ class Run:
     outputs: str = "outputs"
     """Folder of all results."""
     device: str = "auto"
-    """auto (cuda, else mps, else cpu), all (every GPU, a process each), cpu, cuda, cuda:N or mps."""
+    """auto (cuda, else mps, else cpu), all (every GPU, one process each), cpu, cuda, cuda:N or mps."""
     gpus: int | None = None
-    """How many GPUs share the work, a process each (with run.device=cpu: how many processes)."""
+    """How many GPUs share the work, one process each (with run.device=cpu: how many processes)."""
     workers: int | None = None
-    """Processes that decode images; by default as many as help."""
+    """Processes that decode images; by default as many as are useful."""
     shard: int = 0
     """This job measures minibatches shard, shard + shards, shard + 2 shards, …"""
     shards: int = 1
@@ -121,9 +121,9 @@ class Run:
     progress: bool = True
     """Show a progress bar."""
     pdf: bool = False
-    """Write figures as PDF too."""
+    """Also write figures as PDF."""
     memory_gb: float | None = None
-    """How much memory the sums of an analysis may take; by default all that the device has."""
+    """Memory that the sums of an analysis may use, in GB; by default all of the device's."""
 
     def __post_init__(self) -> None:
         self.outputs = str(
@@ -156,13 +156,13 @@ class Experiment:
     batch_size: int = MISSING
     """Images in a minibatch; by default the analysis's own number."""
     images: int | None = None
-    """How many images of the data set, drawn with `seed`; by default the analysis's own number."""
+    """How many images are drawn from the data set; by default the analysis's own number."""
     repeats: int = 1
-    """How many times images are drawn and shuffled anew."""
+    """How many times the images are drawn and shuffled."""
     tolerance: float | None = None
-    """Stop as soon as the largest standard error in the table is this small; at the latest after all images."""
+    """Stop once the largest standard error in the table is this small, or after all images."""
     seed: int = 0
-    """Seed of the draw and the order of the images."""
+    """Seed that draws and orders the images."""
     precision: Precision = Precision.fp32
     run: Run = field(default_factory=Run)
 
@@ -176,22 +176,22 @@ class Experiment:
         few = self.images is not None and self.images < self.batch_size
         if few and self.analysis.equal_minibatches:
             raise UserError(
-                f"images={self.images} is less than one minibatch (batch_size={self.batch_size}); "
-                f"ask for more images or a smaller batch_size"
+                f"images={self.images} is fewer than one minibatch (batch_size={self.batch_size}); "
+                f"use more images or a smaller batch_size"
             )
         if self.repeats < 1:
             raise UserError(f"repeats must be at least 1, got {self.repeats}")
         if self.repeats > 1 and not self.analysis.equal_minibatches:
             raise UserError(
-                f"repeats={self.repeats}: {self.analysis.name} does not depend on how images are cut into "
-                f"minibatches, so the same images again tell nothing new; ask for more images=…"
+                f"repeats={self.repeats}: {self.analysis.name} does not depend on how images are split into "
+                f"minibatches, so repeating them adds nothing; use more images=… instead"
             )
         if self.tolerance is not None:
             _check_tolerance(self)
 
     @property
     def least(self) -> int:
-        """Images that a minibatch must have."""
+        """The smallest minibatch."""
         return 4 if self.analysis.equal_minibatches else 1
 
     @property
@@ -201,11 +201,11 @@ class Experiment:
 
     @property
     def names(self) -> dict[str, str]:
-        """What results call the models, by role."""
+        """The models' names in results, by role."""
         return told_apart(self.models)
 
     def what(self) -> dict[str, Any]:
-        """Everything but `run`: what was asked, as plain values."""
+        """Everything but `run`, as plain values."""
         plain = OmegaConf.to_container(OmegaConf.structured(self), enum_to_str=True)
         assert isinstance(plain, dict)
         return {str(key): value for key, value in plain.items() if key != "run"}
@@ -244,13 +244,13 @@ def _check_tolerance(e: Experiment) -> None:
     for option, given in shared.items():
         if given:
             raise UserError(
-                f"tolerance={e.tolerance} with {option}: where to stop depends on all minibatches so far, "
-                f"which no process that shares the work has; use one of the two"
+                f"tolerance={e.tolerance} cannot be combined with {option}: where to stop depends on all "
+                f"minibatches so far, and no single process has them"
             )
 
 
 def _schema(kind: type, *open_to_any_key: str) -> DictConfig:
-    """The class as a schema; keys of these dictionaries are not declared, so any may be set."""
+    """The class as a schema. Any key may be set in these dictionaries."""
     schema = OmegaConf.structured(kind)
     for name in open_to_any_key:
         OmegaConf.set_struct(schema[name], False)

@@ -35,14 +35,14 @@ log = logging.getLogger(__name__)
 def run(experiment: Experiment, team: Alone | None = None) -> list[Path]:
     """Measure what is missing, then write the tables and draw the figures; return their paths.
 
-    team: with whom this process shares the work, if with anybody.
+    team: the processes that share the work; by default this one alone.
 
-    Raises UserError if something asked for cannot be done, Incomplete if other shards are missing,
-    and Interrupted on a signal; what was measured is saved then, and the same call goes on.
+    Raises UserError for the user's mistakes, Incomplete if other shards are missing, and Interrupted on a
+    signal. Then everything measured so far is saved, and the same call resumes.
     """
     study, team = Study(experiment), team or Alone()
     if team.writes:
-        import vitsee.plotting.style  # noqa: F401  (what cannot draw fails now, rather than after hours)
+        import vitsee.plotting.style  # noqa: F401  (if drawing is broken, fail now and not after hours)
     results = Results(Path(experiment.run.outputs) / study.folder, study.fingerprint)
     study.analysis.fit(study.memory)
     results.prepare()
@@ -89,7 +89,7 @@ def measure(study: Study, results: Results, earlier: list[Sums], team: Alone) ->
         if mine.minibatches:
             add_up(study, results, earlier, mine, path, team)
         else:
-            log.info("all of it is measured already")
+            log.info("everything is already measured")
 
 
 def add_up(
@@ -103,7 +103,7 @@ def add_up(
     doubts = Doubts(study.axes)
 
     def grouped(name: str) -> bool:
-        """Only the last pass is in the tables."""
+        """Only the tables need groups, and they are made of the last pass."""
         return stage == len(study.passes) - 1 and not name.startswith(e.analysis.ungrouped)
 
     def save() -> None:
@@ -127,15 +127,15 @@ def add_up(
                 if study.enough(sums):
                     break
         except UserError:
-            signals.check_soon()  # decoding processes may die of a signal that is meant for all
+            signals.check_soon()  # a signal to all processes may have killed those that decode
             raise
-        finally:  # whatever happened, what is in the sums is right and is kept
+        finally:  # whatever happened, the sums are correct so far
             save()
             results.save_launch(path, launch.end(device, batches.waited))
 
 
 def minibatches(study: Study, stage: int, todo: list[int]) -> Minibatches:
-    """Those minibatches of the plan, decoded for every model."""
+    """These minibatches of the plan, decoded for every model."""
     images, plan = study.passes[stage].images, study.passes[stage].plan
     return Minibatches(
         images,
@@ -184,7 +184,7 @@ def observer(
             except torch.OutOfMemoryError as error:
                 raise UserError(
                     f"not enough memory on {study.device} for minibatches of {e.batch_size} images; "
-                    f"try batch_size={max(e.least, e.batch_size // 2)} (what was measured is kept)"
+                    f"try batch_size={max(e.least, e.batch_size // 2)} (everything measured so far is kept)"
                 ) from error
             if batch.skipped:
                 terms[SKIPPED] = skipped(plan, batch)
@@ -194,7 +194,7 @@ def observer(
 
 
 def skipped(plan: Plan, batch: Minibatch) -> Tensor:
-    """(minibatches, batch_size) with 1 where an image of this minibatch could not be decoded."""
+    """(minibatches, batch_size): 1 for each image of this minibatch that could not be decoded."""
     marks = torch.zeros(len(plan), plan.batch_size)
     for position, index in enumerate(plan.batch(batch.index)):
         marks[batch.index, position] = index in batch.skipped
@@ -202,7 +202,7 @@ def skipped(plan: Plan, batch: Minibatch) -> Tensor:
 
 
 def gather(study: Study, results: Results, stage: int) -> Sums:
-    """Every shard's sums of a pass added up. Raises Incomplete if a minibatch is missing."""
+    """The sum over all shards of a pass. Raises Incomplete if a minibatch is missing."""
     minibatch_count = len(study.passes[stage].plan)
     states = results.load_states(minibatch_count, stage)
     total = reduce(add, states.values(), Sums.zero(minibatch_count))
@@ -213,7 +213,7 @@ def gather(study: Study, results: Results, stage: int) -> Sums:
         there = ", ".join(path.stem for path in states) or "nothing"
         of = f" (pass {stage + 1} of {passes})" if passes > 1 else ""
         raise Incomplete(
-            f"shard {how.shard} of {how.shards} is done{of}, but {waiting} (there is: {there}); "
+            f"shard {how.shard} of {how.shards} is done{of}, but {waiting} (available: {there}); "
             f"run the other shards, or the same command without run.shard to fill the gaps: "
             f"{results.path}"
         ) from None
@@ -225,7 +225,7 @@ def groups_left_out(total: Sums) -> list[Sums]:
 
 
 def drawn_again(study: Study, total: Sums) -> float:
-    """How often an image was drawn on average."""
+    """How many times an image was drawn on average."""
     if not study.passes:
         return 1.0
     measured = total.seen.nonzero().flatten().tolist()
@@ -233,7 +233,7 @@ def drawn_again(study: Study, total: Sums) -> float:
 
 
 def document(study: Study, results: Results, analysis: Analysis, totals: list[Sums]) -> None:
-    """Write made_with.json, and log what the user must know."""
+    """Write made_with.json and log the warnings."""
     record = provenance.made_with(study, totals)
     record["tolerance"] = stopped(study, totals[-1])
     record["skipped_images"] = skipped_ids(study, totals)
@@ -257,7 +257,7 @@ def document(study: Study, results: Results, analysis: Analysis, totals: list[Su
 
 
 def stopped(study: Study, total: Sums) -> dict[str, Any] | None:
-    """Which tolerance was asked for, and what was reached; None if none was."""
+    """The tolerance that was asked for, and the standard error that was reached; None without one."""
     asked = study.experiment.tolerance
     if asked is None:
         return None
@@ -273,7 +273,7 @@ def stopped(study: Study, total: Sums) -> dict[str, Any] | None:
 
 
 def skipped_ids(study: Study, totals: list[Sums]) -> list[str]:
-    """Ids of the images left out because they could not be decoded."""
+    """Ids of the images that could not be decoded."""
     found: dict[str, None] = {}
     for each, total in zip(study.passes, totals, strict=False):
         found |= {each.images.id(each.plan.batch(b)[at]): None for b, at in total.skipped}
@@ -281,7 +281,7 @@ def skipped_ids(study: Study, totals: list[Sums]) -> list[str]:
 
 
 def summary(launches: list[dict[str, Any]]) -> dict[str, float]:
-    """Time, speed and memory over all launches."""
+    """Time, speed and memory of all launches together."""
     seconds = sum(launch["seconds"] for launch in launches)
     images = sum(launch["images"] for launch in launches)
     waited = sum(launch["waiting_share"] * launch["seconds"] for launch in launches)

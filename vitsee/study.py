@@ -1,4 +1,4 @@
-"""An experiment with its models, layers, images and plan at hand, and the identity that follows from them."""
+"""An experiment with its models, layers, images and plan, and the identity that follows from them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from vitsee.sums import Sums
 log = logging.getLogger(__name__)
 
 LEAST = 5
-"""Minibatches before a standard error is trusted to stop at."""
+"""How many minibatches `tolerance` needs before it trusts a standard error."""
 
 UNREAD: dict[str, dict[str, str]] = {
     "model": {
@@ -48,13 +48,13 @@ UNREAD: dict[str, dict[str, str]] = {
         "other_layers": "the names that they select count",
     },
 }
-"""Options that the identity does not have, each with the reason why it needs none. All others count, new
-ones too; images count by the fingerprint of the data set, and their draw by the plan."""
+"""Options that are not part of the identity, and why. All others are, new ones too; images count by the
+fingerprint of the data set, and their draw by the plan."""
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass over data: the images there are, and which of them make up which minibatch."""
+    """One pass over data: its images, and which of them form each minibatch."""
 
     images: Images
     plan: Plan
@@ -62,7 +62,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Study:
-    """What an experiment needs to be measured; each part is made when first used, and checked then."""
+    """What it takes to measure an experiment; each part is made and checked on first use."""
 
     experiment: Experiment
 
@@ -78,7 +78,7 @@ class Study:
 
     @property
     def memory(self) -> float:
-        """Bytes that the sums may take: run.memory_gb, else all of the device's."""
+        """Bytes that the sums may use: run.memory_gb, or all of the device's memory."""
         asked = self.experiment.run.memory_gb
         return asked * 2**30 if asked else memory_of(self.device)
 
@@ -105,7 +105,7 @@ class Study:
 
     @cached_property
     def _surveyed(self) -> dict[str, list[Layer]]:
-        """Every layer that there is to read, by role, in the order they run."""
+        """Every layer that can be read, by role, in the order they run."""
         return {
             role: SURVEY[self.experiment.analysis.reads_of(role)](
                 model.net, tuple(model.data["input_size"])
@@ -114,7 +114,7 @@ class Study:
         }
 
     def warnings(self) -> list[str]:
-        """What the user must know about the choice of layers."""
+        """What the user should know about the choice of layers."""
         analysis = self.experiment.analysis
         if analysis.weights_only:
             return []
@@ -123,8 +123,8 @@ class Study:
             for role, model in self.models.items()
         }
         return [
-            f"{len(names)} layers of the {role} are left out, as the first axis of their output is not the "
-            f"images but, say, windows of them: {presets.alike(names)}"
+            f"{len(names)} layers of the {role} are left out because the first axis of their output is not "
+            f"the images (it may be windows): {presets.alike(names)}"
             for role, names in out.items()
             if names
         ]
@@ -182,7 +182,7 @@ class Study:
         return self.passes[-1].plan
 
     def _plan(self, stage: int, images: Images) -> Plan:
-        """Which images make up which minibatch. Raises UserError if there are not enough."""
+        """Which images form each minibatch. Raises UserError if there are too few."""
         e = self.experiment
         equal = e.analysis.equal_minibatches
         chosen = self.analysis.select(stage)
@@ -194,13 +194,12 @@ class Study:
         there, default = len(images), e.analysis.default_images
         if e.images is not None and e.images > there:
             raise UserError(
-                f"images={e.images} asked, but {e.dataset.name} has {there}; "
-                f"ask for images={there} or fewer"
+                f"images={e.images}, but {e.dataset.name} has {there}; use images={there} or fewer"
             )
         count = min(default, there) if e.images is None else e.images
         if equal and count < e.batch_size:
             raise UserError(
-                f"{e.dataset.name} has {there} images, less than one minibatch "
+                f"{e.dataset.name} has {there} images, fewer than one minibatch "
                 f"(batch_size={e.batch_size}); "
                 + (f"use batch_size={there // 2}" if there >= 8 else "at least 8 are needed")
             )
@@ -209,34 +208,34 @@ class Study:
         plan = Plan(there, count, e.batch_size, e.seed, e.repeats, equal)
         if plan.left_out:
             log.info(
-                "%d of %d images are left out: the last minibatch would not be full (batch_size=%d)",
+                "%d of %d images are left out because they do not fill a last minibatch (batch_size=%d)",
                 *(plan.left_out, count, e.batch_size),
             )
         return plan
 
     def _drawn(self, chosen: tuple[int, ...], count: int) -> tuple[int, ...]:
-        """So many of the images that the analysis chose. Raises UserError if it chose fewer."""
+        """This many of the images that the analysis chose. Raises UserError if it chose fewer."""
         if count > len(chosen):
             raise UserError(
-                f"images={count} asked, but {len(chosen)} of {self.experiment.dataset.name} are left; "
-                f"ask for images={len(chosen)} or fewer"
+                f"images={count}, but only {len(chosen)} of {self.experiment.dataset.name} are left; "
+                f"use images={len(chosen)} or fewer"
             )
         rng = np.random.default_rng(self.experiment.seed)
         return tuple(rng.permutation(np.array(chosen))[:count].tolist())
 
     @property
     def identity(self) -> str:
-        """The first eight hex digits of the fingerprint, as folders are called."""
+        """The first eight hex digits of the fingerprint, which end the folder's name."""
         return self.fingerprint[:8]
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256, as hex, of `made_of`: it changes when a number in the tables could."""
+        """SHA-256 of `made_of` in hex: it changes whenever a number in the tables could."""
         return hashlib.sha256(json.dumps(self.made_of, sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def made_of(self) -> dict[str, Any]:
-        """Everything that decides the numbers in the tables."""
+        """Everything that determines the numbers in the tables."""
         e = self.experiment
         made_of: dict[str, Any] = {
             "analysis": [e.analysis.name, e.analysis.version, self._options(), *source(e.analysis)],
@@ -255,35 +254,35 @@ class Study:
         return made_of
 
     def _options(self) -> dict[str, Any]:
-        """The analysis's options; layers count by the names they select."""
+        """The analysis's options. Layers count by the names that they select."""
         return _without(UNREAD["analysis"], self.experiment.what()["analysis"])
 
     def _architecture(self, role: str) -> dict[str, Any]:
-        """What the model of this role is besides its weights: all its options, and what they make."""
+        """What defines the model of this role besides its weights."""
         options = _without(UNREAD["model"], self.experiment.what()[role])
         return options | {"structure": structure(self.models[role].net)}
 
     @property
     def folder(self) -> str:
-        """Where the results go, below the folder of all outputs."""
+        """The result folder, relative to run.outputs."""
         e = self.experiment
         names = "-vs-".join(folder_name(name) for name in e.names.values())
         return f"{e.analysis.name}/{names}/{folder_name(self._data)}-{self.identity}"
 
     @property
     def _data(self) -> str:
-        """What was read besides the models, in a word."""
+        """The name of what was read besides the models."""
         return self.experiment.dataset.name if self.passes else "weights"
 
     def enough(self, sums: Sums) -> bool:
-        """Whether these sums are of the first minibatches, and `tolerance` lets it stop after them."""
+        """Whether these are the sums of the first minibatches, and `tolerance` is reached."""
         tolerance, measured = self.experiment.tolerance, int(sums.seen.sum())
         if tolerance is None or measured < LEAST or not (sums.seen[:measured] == 1).all():
             return False
         return self.analysis.error(sums) <= tolerance
 
     def labels(self, sums: Sums) -> Labels:
-        """How figures call what is measured. sums: of the last pass."""
+        """The labels of the figures. sums: of the last pass."""
         other, card = self.models.get("other"), self.models["model"].card
         measured, images = int(sums.seen.sum()), 0
         if self.passes:
@@ -321,13 +320,13 @@ def _without(names: Collection[str], options: dict[str, Any]) -> dict[str, Any]:
 
 
 def folder_name(name: str) -> str:
-    """The name as that of one folder: it leads nowhere else, and every file system can write it."""
+    """The name as a folder name that every file system accepts, and that leads to no other folder."""
     plain = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in name)
     return plain if plain.strip(". ") else "_" * max(1, len(plain))
 
 
 def choose_device(asked: str) -> torch.device:
-    """The device called so; `auto` is cuda, else mps, else cpu. Raises UserError if it is not there."""
+    """The device of this name; `auto` is cuda, else mps, else cpu. Raises UserError if it is not available."""
     there = {
         "cpu": True,
         "cuda": torch.cuda.is_available(),
@@ -354,7 +353,7 @@ def choose_device(asked: str) -> torch.device:
 
 
 def memory_of(device: torch.device) -> float:
-    """Bytes of memory that the device has in all."""
+    """Total memory of the device in bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
