@@ -74,7 +74,7 @@ MISTAKES = {
     "no repeats": (["run", "repeats=0"], "repeats must be at least 1, got 0"),
     "repeats of what needs none": (
         ["run", "analysis=position_similarity", "repeats=2"],
-        "repeats=2: position_similarity does not depend on how images are cut into minibatches",
+        "repeats=2: position_similarity does not depend on how images are split into minibatches",
     ),
     "a tolerance of nothing": (["run", "tolerance=0"], "tolerance must be above 0, .* got 0.0"),
     "a tolerance of shards": (
@@ -195,7 +195,7 @@ def test_a_result_records_what_it_was_made_with(run_tiny):
 def test_a_last_partial_minibatch_is_left_out_and_the_log_says_so(tiny, caplog):
     caplog.set_level("INFO")
     run(tiny("images=30"))
-    assert "6 of 30 images are left out: the last minibatch would not be full" in caplog.text
+    assert "6 of 30 images are left out because they do not fill a last minibatch" in caplog.text
 
 
 def test_an_experiment_file_repeats_the_experiment(command, run_tiny, tmp_path):

@@ -461,7 +461,7 @@ def test_missing_roots_are_refused(tmp_path):
     (tmp_path / "photos").mkdir()
     refused("dataset=folder needs the folder or .tar of the images: dataset.root=PATH")
     refused(r"photoss does not exist\. Did you mean photos\?", root=str(tmp_path / "photoss"))
-    refused("environment variable IMAGENET", name="imagenet_val")
+    refused(r"dataset=imagenet_val needs .*`vitsee list datasets` names env", name="imagenet_val")
 
 
 def test_an_empty_folder_or_tar_is_refused(tmp_path):
@@ -638,7 +638,8 @@ def test_a_split_that_is_not_there_is_never_all_of_the_root(tmp_path):
 
 
 def test_imagenet_val_may_have_its_classes_in_the_root(images):
-    asked = Dataset(name="imagenet_val", kind="folder", root=str(images), split="val")
+    words = ["dataset=imagenet_val", f"dataset.root={images}"]
+    asked = composed(*words).dataset
     assert len(datasets.load(asked, 32)) == 40
 
 

@@ -62,7 +62,7 @@ def run_experiment(*overrides: str, **options: Any) -> Result:
 
 
 def load(path: str | os.PathLike[str]) -> Result:
-    """A result folder, e.g. "outputs/cka/vit_mini/scenes-30776c9f". Imports no torch.
+    """A result folder, e.g. "outputs/cka/vit_mini/scenes-9d7112f8". Imports no torch.
 
     Raises UserError if it is not a result folder, or has no tables yet.
     """
@@ -111,7 +111,8 @@ class Result:
         pair, or no such column.
         """
         table = self.table
-        axes = [name for name in table if str(name).endswith("layer") or name == "heads"]
+        declared = self._analysis.columns.get(self.analysis)
+        axes = list(declared.grid) if declared else []
         if len(axes) != 2 or table.duplicated(axes).any():
             raise UserError(
                 f"the table of {self.analysis} is not a matrix: it does not have one row for each pair of layers; "

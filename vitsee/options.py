@@ -74,6 +74,8 @@ class Dataset:
     """Folder, tar file, or cache folder of a download."""
     split: str | None = None
     """For example train, val or test."""
+    split_is_root: bool = False
+    """Whether `root` may be the split's own folder, with the classes in it (folder)."""
     path: str | None = None
     """Hugging Face data set: owner/name, or a local folder."""
     config: str | None = None

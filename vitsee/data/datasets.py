@@ -50,7 +50,7 @@ def _folder(dataset: Dataset, resolution: int) -> Images:
     if not dataset.root:
         raise UserError(
             f"dataset={dataset.name} needs the folder or .tar of the images: dataset.root=PATH"
-            + (" (or the environment variable IMAGENET)" if "imagenet" in dataset.name else "")
+            f" (`vitsee list datasets` names environment variables that do it too)"
         )
     root = expanded(dataset.root)
     if not root.exists():
@@ -73,15 +73,15 @@ def _folder(dataset: Dataset, resolution: int) -> Images:
 def _part(dataset: Dataset, root: Path, there: set[str]) -> str:
     """The folder of the split below the root; nothing if all of the root is meant.
 
-    That is so if the root has the name of the split already, and for imagenet_val, whose classes may be
-    in the root. there: names of the folders in the root.
+    That is so if the root has the name of the split already, and if the root may be the split and has no folder
+    of another one. there: names of the folders in the root.
     """
     split = dataset.split
     if split is None or split in there:
         return split or ""
     if split in (root.name, root.stem):
         return ""
-    if dataset.name == "imagenet_val" and not there & {"train", "val", "test"}:
+    if dataset.split_is_root and not there & {"train", "val", "test"}:
         return ""
     if not there:
         raise UserError(f"{root} has no folder {split!r} (dataset.split), and no folders at all")

@@ -108,11 +108,11 @@ class Table:
 def read(path: Path, texts: Iterable[str] | None = None) -> pd.DataFrame:
     """The table in a CSV to the last digit. Raises UserError if the file holds none.
 
-    texts: columns of text; by default the names of layers and heads. A layer may be called 0 or NA.
+    texts: columns of text; by default those of layers, which may be called 0 or NA.
     """
     if texts is None:
         columns = map(str, _csv(path, nrows=0))
-        texts = [name for name in columns if name.endswith("layer") or name == "heads"]
+        texts = [name for name in columns if name.endswith("layer")]
     return _csv(path, dtype=dict.fromkeys(texts, str), na_values=[""])
 
 
