@@ -19,7 +19,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from test_laws import NEEDED
 
-from vitsee import cli, config, listing
+from vitsee import __version__, cli, config, listing
 from vitsee.analysis import REGISTERED, Analysis
 from vitsee.config import CONF, quoted
 from vitsee.models import cards, loader, presets
@@ -162,6 +162,15 @@ def test_links_lead_to_files_that_are_there(name):
         if "://" not in link and not (here / (link.partition("#")[0] or DOCS / name)).exists()
     ]
     assert not broken
+
+
+def test_the_citation_names_this_version_and_both_papers():
+    said = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert said["cff-version"] == "1.2.0"
+    assert said["version"] == __version__
+    papers = {reference["url"] for reference in said["references"]}
+    assert papers == {"https://arxiv.org/abs/2108.08810", "https://arxiv.org/abs/2010.11929"}
+    assert all(paper in (ROOT / "README.md").read_text(encoding="utf-8") for paper in papers)
 
 
 def test_pages_that_code_and_configuration_speak_of_are_there():
