@@ -179,6 +179,11 @@ class Analysis:
     """Layers of the second model; by default as `layers`."""
 
     def __post_init__(self) -> None:
+        if self.name != type(self).name:
+            raise UserError(
+                f"analysis.name={self.name}: the name of {type(self).name} cannot be changed; another "
+                f"analysis is chosen with analysis=NAME"
+            )
         self.cast: dict[str, str] = {}  # names of the models by role; the experiment fills it in
         self.cards: dict[str, Card] = {}  # and the study those model cards that there are
         self.layers = _patterns("layers", self.layers)
