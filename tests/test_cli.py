@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,9 @@ import pytest
 import torch
 from conftest import tiny_overrides, wait_until, write_images
 from hydra.errors import MissingConfigException
+from omegaconf import OmegaConf
 
+from vitsee import config
 from vitsee.errors import UserError
 from vitsee.mistakes import explain
 from vitsee.results.folder import Results
@@ -84,6 +87,15 @@ MISTAKES = {
     "a shard that is not there": (
         ["run", "run.shard=3", "run.shards=3"],
         r"must be in 0…2 .*got 3",
+    ),
+    "no shards": (["run", "run.shards=0"], "run.shards must be at least 1, got 0"),
+    "another name for an analysis": (
+        ["run", "analysis.name=foo"],
+        "analysis.name=foo: the name of cka cannot be changed; .* analysis=NAME",
+    ),
+    "the name of another analysis": (
+        ["run", "analysis.name=linear_probe", "batch_size=8"],
+        "analysis.name=linear_probe: the name of cka cannot be changed",
     ),
     "layers that are no pattern": (
         ["run", "analysis.layers=[1]"],
@@ -209,6 +221,54 @@ def test_an_experiment_file_repeats_the_experiment(command, run_tiny, tmp_path):
     copy = Path(out.split()[0])
     assert copy.relative_to(again) == (folder / "cka.csv").relative_to(tmp_path)
     assert copy.read_bytes() == (folder / "cka.csv").read_bytes()
+
+
+@pytest.fixture
+def experiment_file(tiny, tmp_path):
+    """An experiment.yaml of the tiny experiment."""
+    path = tmp_path / "experiment.yaml"
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(tiny())))
+    return path
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["model.args={depth:2}", "seed=010", "model.name=off", "analysis.layers=[*]", "seed=1_0"],
+)
+def test_a_change_to_an_experiment_file_means_what_it_means_without(word, experiment_file, tiny):
+    changed = config.load_experiment(experiment_file, [word])
+    assert changed.what() == tiny(word).what()
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("model=vit_nano", "for another model give the whole command without --from"),
+        ("model=null", "for another model give"),
+        ("analysis=cka", "for another analysis give"),
+        ("dataset=scenes", "for another dataset give"),
+        ("model@other=vit_nano", "for another model@other give"),
+        ("other=vit_nano", "for another other give"),
+        ("protocol=paper", "for another protocol give"),
+        ("+seed=1", r"\+seed=1: --from takes key=value"),
+        ("~seed", "~seed: --from takes key=value"),
+        ("seed=1,2", "with one value"),
+        ("-m", "-m cannot be given with --from"),
+        ("sed=1", "there is no option sed; .*Did you mean seed"),
+    ],
+)
+def test_what_an_experiment_file_cannot_be_changed_by_is_refused(
+    word, said, experiment_file, command
+):
+    code, _, err = command("run", "--from", str(experiment_file), word)
+    assert code == 2
+    assert re.search(said, err), err
+
+
+def test_a_folder_in_place_of_an_experiment_file_is_told(command, tmp_path):
+    code, _, err = command("run", "--from", str(tmp_path))
+    assert code == 2
+    assert f"{tmp_path} is a folder; name the experiment.yaml in it" in err
 
 
 def test_an_experiment_file_with_an_interpolation_is_refused(command, tmp_path):

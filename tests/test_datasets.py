@@ -116,6 +116,18 @@ def test_the_fingerprint_changes_with_the_set_of_images_not_with_its_place(tmp_p
     assert folder(tmp_path / "elsewhere").fingerprint != one.fingerprint
 
 
+def test_another_set_of_the_same_names_and_sizes_has_another_fingerprint(tmp_path):
+    for seed in (0, 1):
+        for i in range(200):
+            path = tmp_path / f"{seed}" / f"class{i % 2}" / f"{i}.bmp"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (4, 4), (i, seed, 0)).save(path)
+    one, other = tmp_path / "0", tmp_path / "1"
+    assert folder(one).fingerprint != folder(other).fingerprint
+    packed = [folder(tar_of(root, tmp_path / f"{root.name}.tar")) for root in (one, other)]
+    assert [folder(one).fingerprint, folder(other).fingerprint] == [p.fingerprint for p in packed]
+
+
 RED = (200, 40, 90)
 COLOURS = {
     "1": ("PNG", (255, 255, 255)),
@@ -619,6 +631,37 @@ def test_a_tar_that_is_cut_off_or_damaged_is_refused_wherever_that_is(damage, tm
     refused(r"cannot read .*images\.tar as an uncompressed tar", root=str(path))
 
 
+def packed_as(path: Path, names: list[tuple[str, Path]]) -> Path:
+    """A tar of these files under these names."""
+    with tarfile.open(path, "w") as tar:
+        for name, file in names:
+            tar.add(file, name)
+    return path
+
+
+def test_of_members_of_one_name_the_last_counts_as_when_a_tar_is_unpacked(tmp_path):
+    root = write_images(tmp_path / "images", 8)
+    before = write_images(tmp_path / "before", 2, seed=1) / "class0" / "000.png"
+    now = [(str(path.relative_to(root)), path) for path in sorted(root.glob("*/*"))]
+    packed = folder(packed_as(tmp_path / "updated.tar", [("./class0/000.png", before), *now]))
+    assert packed.fingerprint == folder(root).fingerprint
+    assert np.array_equal(packed.open(0), folder(root).open(0))
+
+
+@pytest.mark.parametrize("way", ["/{}/{}", "././{}/{}", "{}//{}", "{}/./{}", "x/../{}/{}"])
+def test_names_in_a_tar_are_those_that_unpacking_would_give(way, tmp_path):
+    root = write_images(tmp_path / "images", 8)
+    names = [(way.format(p.parent.name, p.name), p) for p in root.glob("*/*")]
+    packed = folder(packed_as(tmp_path / "images.tar", names))
+    assert packed.fingerprint == folder(root).fingerprint
+
+
+def test_tars_joined_by_cat_are_refused_as_the_second_would_be_left_out(tmp_path):
+    path = tar_of(write_images(tmp_path / "images", 8), tmp_path / "images.tar")
+    path.write_bytes(path.read_bytes() * 2)
+    refused(r"cannot read .*images\.tar .*more follows its end .*joined by cat", root=str(path))
+
+
 def test_the_split_of_a_tar_is_a_folder_in_it(tmp_path):
     write_images(tmp_path / "all" / "val", 4)
     write_images(tmp_path / "all" / "train", 6)
@@ -718,7 +761,7 @@ def test_what_opening_would_wait_for_is_refused_as_a_data_set(kind, tmp_path):
 def test_the_order_does_not_depend_on_how_the_folder_is_listed():
     entries = [image_files.Entry(n, 1) for n in ("A/1.png", "a/1.png", "a/01.png", "a/IMG1.png")]
     one, two = (image_files.Files(Path(), e, tar=False) for e in (entries, entries[::-1]))
-    assert (one.fingerprint, one.classes) == (two.fingerprint, ["A", "a"])
+    assert (one.entries, one.classes) == (two.entries, ["A", "a"])
 
 
 class Dies(images.Images):

@@ -94,7 +94,7 @@ def test_paths_in_a_tar_that_lead_out_of_it_write_nothing_and_read_nothing_else(
             member.type, member.linkname = kind, "/etc/passwd"
             tar.addfile(member)
     images = folder(path)
-    assert [images.id(i) for i in range(len(images))] == ["/abs/out.png", "class/in.png"]
+    assert [images.id(i) for i in range(len(images))] == ["abs/out.png", "class/in.png"]
     assert all(images.open(i).size == (8, 8) for i in range(2))
     assert [p.name for p in tmp_path.iterdir()] == ["evil.tar"]
 

@@ -61,7 +61,7 @@ OTHER: dict[str, list[str]] = {
 
 BY_CONTENT = {
     "name": "a label",
-    "kind": "how images are read: they count by name and size, or by their formula",
+    "kind": "how images are read: they count by name, size and some of their bytes, or by their formula",
     "root": "where they lie",
     "split_is_root": "which folder is read: images count by name and size",
     "path": "names the images of a stream, which count by content",

@@ -82,6 +82,11 @@ class Analysis:
     """Layers of the second model; by default the same patterns as `layers`."""
 
     def __post_init__(self) -> None:
+        if self.name != type(self).name:
+            raise UserError(
+                f"analysis.name={self.name}: the name of {type(self).name} cannot be changed; choose another "
+                f"analysis with analysis=NAME"
+            )
         self.layers = _patterns("layers", self.layers)
         if self.other_layers is not None:
             self.other_layers = _patterns("other_layers", self.other_layers)

@@ -13,13 +13,14 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
 from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import vitsee.analyses  # noqa: F401  (declares the schema of every analysis)
-from vitsee.analysis import REGISTERED
+from vitsee.analysis import REGISTERED, Analysis
 from vitsee.errors import UserError, unknown
 from vitsee.io import plain
 from vitsee.mistakes import explain
@@ -58,14 +59,22 @@ def build(cfg: DictConfig) -> Experiment:
     if cfg.dataset.name == "auto":
         cfg.dataset = _suitable_dataset(cfg)
     if OmegaConf.is_missing(cfg, "batch_size"):
-        cfg.batch_size = REGISTERED[cfg.analysis.name].default_batch_size
+        kind = OmegaConf.get_type(cfg.analysis)
+        assert kind is not None
+        assert issubclass(kind, Analysis)
+        cfg.batch_size = kind.default_batch_size
     experiment = OmegaConf.to_object(cfg)
     assert isinstance(experiment, Experiment)
     return experiment
 
 
 def load_experiment(path: Path, overrides: list[str]) -> Experiment:
-    """The experiment of an experiment.yaml, with `key=value` changes. Raises UserError if it is not one."""
+    """The experiment of an experiment.yaml, with `key=value` changes. Raises UserError if it is not one.
+
+    A value means what it means to `vitsee run` without --from: Hydra reads both.
+    """
+    if path.is_dir():
+        raise UserError(f"--from {path} is a folder; name the experiment.yaml in it")
     stored = plain.read(path)
     chosen = plain.analysis_of(stored, path)
     if chosen not in REGISTERED:
@@ -76,9 +85,28 @@ def load_experiment(path: Path, overrides: list[str]) -> Experiment:
         whole = OmegaConf.merge(schema, OmegaConf.create(stored))
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: {explain(error).removeprefix(': ')}") from error
-    merged = OmegaConf.merge(whole, OmegaConf.from_dotlist(overrides))
-    assert isinstance(merged, DictConfig)
-    return build(merged)
+    assert isinstance(whole, DictConfig)
+    for word in overrides:
+        key, value = _change(word)
+        OmegaConf.update(whole, key, value)
+    return build(whole)
+
+
+def _change(word: str) -> tuple[str, Any]:
+    """The option and the value of a `key=value`. Raises UserError for what else the command line knows."""
+    if word.startswith("-"):
+        raise UserError(f"{word} cannot be given with --from, which repeats one experiment")
+    read = OverridesParser.create().parse_override(quoted(word))
+    key, value = read.get_key_element(), read.value()
+    whole = key in ("analysis", "model", "dataset", "run", "protocol") or "@" in key
+    if (whole and not isinstance(value, Mapping)) or (key == "other" and value is not None):
+        raise UserError(
+            f"{word}: --from changes single options, such as seed=1 or model.checkpoint=PATH; "
+            f"for another {key} give the whole command without --from"
+        )
+    if read.type is not OverrideType.CHANGE or read.is_sweep_override():
+        raise UserError(f"{word}: --from takes key=value, with one value")
+    return key, value
 
 
 def _suitable_dataset(cfg: DictConfig) -> DictConfig:

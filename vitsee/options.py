@@ -131,6 +131,8 @@ class Run:
         self.outputs = str(
             expanded(self.outputs)
         )  # the shell leaves the ~ of run.outputs=~/results
+        if self.shards < 1:
+            raise UserError(f"run.shards must be at least 1, got {self.shards}")
         if not 0 <= self.shard < self.shards:
             raise UserError(
                 f"run.shard must be in 0…{self.shards - 1} (run.shards={self.shards}), "

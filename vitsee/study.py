@@ -41,7 +41,7 @@ UNREAD: dict[str, dict[str, str]] = {
         "checkpoint_key": "the weights count by value",
         "embedded": "the weights count by value",
         "seed": "random weights count by value",
-        "dataset": "the images count by name and size, or by their formula",
+        "dataset": "the images count by name, size and some of their bytes, or by their formula",
     },
     "analysis": {
         "layers": "the names that they select count",

@@ -6,19 +6,20 @@ import errno
 import hashlib
 import io
 import os
+import posixpath
 import re
 import stat
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from vitsee.data.images import Images
+from vitsee.data.images import Images, unreadable
 from vitsee.data.rgb import rgb
 from vitsee.errors import UserError, remedy
 
@@ -29,6 +30,15 @@ LARGEST = 2**30
 
 NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 """What the system says of a link that leads nowhere."""
+
+SAMPLE = 64
+"""Files, spread over the set, whose bytes tell it from another of the same names and sizes."""
+
+HEAD = 2**20
+"""Bytes of each of these that are read."""
+
+PADDING = 2**20
+"""Bytes after the end of a tar that are checked to be zeros: programs pad to blocks of up to that."""
 
 WAYS = 1000
 """Links below links may lead to one folder in so many ways; they can make billions of a few images."""
@@ -56,9 +66,23 @@ class Files(Images):
         self.classes = sorted(set(folders), key=_natural)
         index = {name: i for i, name in enumerate(self.classes)}
         self.labels = [index[name] for name in folders]
+
+    @cached_property
+    def fingerprint(self) -> str:  # type: ignore[override]  # read when it is asked for
+        """SHA-256 of the names and sizes of all files, and of the bytes of some.
+
+        Raises UserError if the system fails to read one of these.
+        """
         listing = "".join(f"{entry.name}\0{entry.size}\n" for entry in self.entries)
-        listed = listing.encode(errors="surrogateescape")  # names need not be Unicode
-        self.fingerprint = f"files/{hashlib.sha256(listed).hexdigest()}"
+        digest = hashlib.sha256(listing.encode(errors="surrogateescape"))  # not all is Unicode
+        for entry in self.entries[:: -(-len(self.entries) // SAMPLE)]:
+            try:
+                digest.update(self._read(replace(entry, size=min(entry.size, HEAD))))
+            except OSError as error:
+                if error.errno is not None:
+                    raise unreadable(entry.name, error) from error
+                digest.update(b"\0")  # a bad image, judged when it is used
+        return f"files/{digest.hexdigest()}"
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -193,10 +217,11 @@ def tar_entries(path: Path) -> list[Entry]:
     refuse_pipes("dataset.root", path)
     try:
         with tarfile.open(path, "r:") as tar:
-            members = [(m.name.removeprefix("./"), m) for m in _members(tar)]
+            # as unpacking it would: of several members of one name the last
+            members = {_plain(member.name): member for member in _members(tar)}
             entries = [
                 Entry(name, data.size, data.offset_data)
-                for name, member in members
+                for name, member in members.items()
                 if _counts(name) and (data := _data(tar, member)).isfile()
             ]
             end = tar.offset
@@ -205,6 +230,11 @@ def tar_entries(path: Path) -> list[Entry]:
             # tarfile takes a cut or damaged header for the end; the true one is a block of zeros.
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"damaged or cut off at byte {end}")
+            if any(file.read(PADDING)):
+                raise tarfile.ReadError(
+                    f"more follows its end at byte {end}, as when tars are joined by cat: unpack them into "
+                    f"one folder"
+                )
     except (tarfile.TarError, KeyError, OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"cannot read {path} as an uncompressed tar ({error}); dataset.root is a folder or a .tar"
@@ -220,6 +250,11 @@ def refuse_pipes(option: str, path: Path) -> None:
         raise UserError(
             f"{option}={path} is neither a folder nor a file, but a pipe, a socket or a device"
         )
+
+
+def _plain(name: str) -> str:
+    """A member's name below the root, as it would be unpacked."""
+    return posixpath.normpath(name).lstrip("/")
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

@@ -8,6 +8,8 @@ from typing import Any
 
 from PIL import Image
 
+from vitsee.errors import UserError
+
 
 class Images(ABC):
     """Images by index.
@@ -40,6 +42,14 @@ class Images(ABC):
     def changed_since(self, moment: float) -> list[str]:
         """Files of images, or the one file of all, that were written after this moment, in seconds since 1970."""
         return []
+
+
+def unreadable(name: str, error: OSError) -> UserError:
+    """That the system failed to read an image, which is not the image's fault."""
+    return UserError(
+        f"cannot read image {name} ({error.strerror or error}): not the image but the system "
+        f"failed, or the file was moved; when it can be read again the same command goes on"
+    )
 
 
 class Arrays(Images):

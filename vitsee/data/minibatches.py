@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from vitsee.data.images import Images
+from vitsee.data.images import Images, unreadable
 from vitsee.data.plan import Plan
 from vitsee.errors import UserError
 from vitsee.options import OnBadImage
@@ -45,10 +45,7 @@ def opened(images: Images, index: int) -> Image.Image:
         ) from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise UserError(
-                f"cannot read image {images.id(index)} ({error.strerror or error}): not the image but the system "
-                f"failed, or the file was moved; when it can be read again the same command goes on"
-            ) from error
+            raise unreadable(images.id(index), error) from error
         raise Undecodable(f"{type(error).__name__}: {error}") from error
 
 

@@ -31,7 +31,7 @@ def tell(study: Study, results: Results) -> None:
     """Say if the same configuration meant something else before, and if images changed midway.
 
     Changed weights, options or lists of images make another identity, so another folder. Images that
-    were edited in place and kept their size do not: the result would mix both, so there is a warning.
+    were edited in place and kept their size may not: the result would mix both, so there is a warning.
     """
     if not _record(results):
         results.save_json(RECORD, study.made_of)
