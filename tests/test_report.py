@@ -246,7 +246,7 @@ def test_damaged_files_and_unfinished_results_are_named_and_cost_no_other(output
         "scenes-1",
         "scenes-2/made_with.json is damaged: ",
         "extra.png: ",
-        "figure.json is damaged: panels[0] is no mapping",
+        "figure.json is damaged: panels[0] is not a mapping",
     ):
         assert name in words.replace("\n", " ")
     assert "40 images of folder" in words

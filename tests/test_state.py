@@ -153,7 +153,7 @@ def test_damaged_provenance_says_how_to_mend_it(tiny):
     folder = run(tiny())[0].parent
     (folder / "made_with.json").write_text("{")
     with pytest.raises(
-        UserError, match=r"made_with.json is damaged: .* give the same `vitsee run` again"
+        UserError, match=r"made_with.json is damaged: .* repeat the same `vitsee run`"
     ):
         plot(folder)
     run(tiny())
