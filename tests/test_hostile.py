@@ -143,7 +143,7 @@ def test_a_sparse_tar_that_claims_terabytes_is_refused(tmp_path):
     )
     if made.returncode:
         pytest.skip("this tar makes no sparse archives")
-    with pytest.raises(UserError, match=r"x\.png is stored sparse: pack without --sparse"):
+    with pytest.raises(UserError, match=r"x\.png is a sparse file: pack without --sparse"):
         folder(path)
 
 

@@ -1,4 +1,4 @@
-"""Data sets by their options; nothing is decoded until asked for."""
+"""Loads data sets by their options. Images are decoded only when they are used."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from vitsee.errors import UserError, expanded, nearest, unknown
 from vitsee.options import Dataset
 
 SCENES = 10_240
-"""How many scenes there are when nobody says; they are made when asked for."""
+"""Default number of scenes. They are generated on demand."""
 
 
 def load(dataset: Dataset, resolution: int) -> Images:
-    """The images of a configured data set. resolution: side in pixels of made images, if not configured.
+    """Return the images of a configured data set. resolution: side in pixels of generated images by default.
 
-    Raises UserError if it cannot be had.
+    Raises UserError if the data set is not available.
     """
     if dataset.kind not in KINDS:
         raise unknown(
@@ -49,7 +49,7 @@ def _scenes(dataset: Dataset, resolution: int) -> Images:
 def _folder(dataset: Dataset, resolution: int) -> Images:
     if not dataset.root:
         raise UserError(
-            f"dataset={dataset.name} needs the folder or .tar of the images: dataset.root=PATH"
+            f"dataset={dataset.name} needs a folder or .tar of images: dataset.root=PATH"
             + (" (or the environment variable IMAGENET)" if "imagenet" in dataset.name else "")
         )
     root = expanded(dataset.root)
@@ -71,10 +71,10 @@ def _folder(dataset: Dataset, resolution: int) -> Images:
 
 
 def _part(dataset: Dataset, root: Path, there: set[str]) -> str:
-    """The folder of the split below the root; nothing if all of the root is meant.
+    """Return the split's folder below the root, or an empty string if the root itself is the split.
 
-    That is so if the root has the name of the split already, and for imagenet_val, whose classes may be
-    in the root. there: names of the folders in the root.
+    The root is the split if it has the split's name, and for imagenet_val if it contains the classes.
+    there: names of the folders in the root.
     """
     split = dataset.split
     if split is None or split in there:

@@ -29,8 +29,8 @@ from vitsee.data.images import Images, Made
 from vitsee.data.minibatches import (
     Transform,
     Undecodable,
+    decoded,
     decoding,
-    opened,
     prepare_worker,
     transform_of,
     workers_for,
@@ -222,7 +222,7 @@ class Shown(TorchDataset):
     def __getitem__(self, at: tuple[int, int]) -> tuple[Tensor, int]:
         epoch, index = at
         with chance(self.seed, epoch, index):
-            pixels = self.transform(_opened(self.images, index))
+            pixels = self.transform(_decoded(self.images, index))
         return pixels, self.images.label(index)
 
 
@@ -234,12 +234,12 @@ class _Tested(TorchDataset):
     transform: Transform
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(_opened(self.images, index)), self.images.label(index)
+        return self.transform(_decoded(self.images, index)), self.images.label(index)
 
 
-def _opened(images: Images, index: int) -> Image.Image:
+def _decoded(images: Images, index: int) -> Image.Image:
     try:
-        return opened(images, index)
+        return decoded(images, index)
     except Undecodable as error:
         raise UserError(
             f"cannot decode image {images.id(index)} ({error}); mend or remove it"
