@@ -143,7 +143,7 @@ TINY_MISTAKES = {
     ),
     "an argument the model does not have": (
         ["model.args.depht=3"],
-        r"cannot be made with model.args=",
+        r"cannot be built with model.args=",
     ),
 }
 

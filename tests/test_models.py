@@ -187,7 +187,7 @@ def npz(path: Path, *, without: str = " ", **args: object) -> str:
         ({"without": "head"}, {}, r"2 parameters \(head\.weight, .*args=\{num_classes: 0\}"),
         ({"depth": 2}, {}, "it has 2 blocks instead of 1"),
         ({}, {"depth": 2}, "is not a checkpoint of VisionTransformer: .*encoderblock_1"),
-        ({}, {"init_values": 0.1}, r"nothing for 2 parameters \(blocks\.0\.ls1\.gamma"),
+        ({}, {"init_values": 0.1}, r"does not contain 2 of its parameters \(blocks\.0\.ls1\.gamma"),
     ],
     ids=["other classes", "no classifier", "more blocks", "fewer blocks", "LayerScale"],
 )
@@ -267,7 +267,7 @@ def test_a_pickle_that_wants_to_run_code_is_refused(how, tmp_path):
     else:
         torch.save({"state_dict": Harmful(trace)}, path)
     with pytest.raises(
-        UserError, match=r"bad\.pt was refused: it holds objects that could run code"
+        UserError, match=r"bad\.pt was refused: it contains objects that could run code"
     ):
         loader.load(tiny(checkpoint=str(path)), "cpu")
     assert not trace.exists()
@@ -297,12 +297,12 @@ def test_a_checkpoint_that_is_not_there_is_refused_with_the_nearest(saved):
 
 FOREIGN = {
     "empty": b"",
-    "of zeros": bytes(100),
-    "a pointer of Git LFS, not the weights: run `git lfs pull`": b"version https://git-lfs.github",
-    r"HDF5 \(Keras\?\), which is not read; convert it": b"\x89HDF\r\n\x1a\n",
+    "all zeros": bytes(100),
+    "a Git LFS pointer, not the weights: run `git lfs pull`": b"version https://git-lfs.github",
+    r"HDF5 \(Keras\?\), which vitsee does not read; convert it": b"\x89HDF\r\n\x1a\n",
     "compressed with gzip: unpack it first": b"\x1f\x8b\x08",
-    "a web page or XML, no checkpoint": b"<!DOCTYPE html>",
-    "damaged or no checkpoint that torch.save wrote; save its state dict alone": b"hello",
+    "a web page or XML, not a checkpoint": b"<!DOCTYPE html>",
+    "damaged or was not written by torch.save; save only its state dict": b"hello",
 }
 
 
@@ -388,7 +388,7 @@ def test_another_object_is_refused_by_the_name_of_its_class_without_torch_s_advi
     with pytest.raises(UserError) as caught:
         loaded(tmp_path / "x.pt")
     message = str(caught.value)
-    assert "objects that could run code (test_models.Unknown); save its state dict alone" in message
+    assert "objects that could run code (test_models.Unknown); save only its state dict" in message
     assert "weights_only" not in message
     assert message.isprintable()
     assert loaded(tmp_path / "x.pt", WEIGHTS)  # as advised
@@ -399,7 +399,7 @@ def test_a_whole_model_and_a_torchscript_program_are_refused_with_what_to_save(t
     net = timm_architecture.build(tiny())
     torch.save(net, tmp_path / "whole.pt")
     refused(
-        r"vision_transformer\.VisionTransformer\); save its state dict alone \(torch\.save",
+        r"vision_transformer\.VisionTransformer\); save only its state dict \(torch\.save",
         checkpoint=str(tmp_path / "whole.pt"),
     )
     torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), tmp_path / "script.pt")
@@ -515,7 +515,7 @@ def test_among_several_state_dicts_the_user_chooses(tmp_path):
     refused(message, checkpoint=str(path))
     assert loaded(path, checkpoint_key="online").digest == loader.digest(WEIGHTS)
     refused(
-        r"_key=onlin: checkpoint .* does not contain such a state dict; it contains: online, target\. Did you mean online\?",
+        r"_key=onlin: checkpoint .* such a state dict; it contains: online, target\. Did you mean online\?",
         checkpoint=str(path),
         checkpoint_key="onlin",
     )
@@ -739,7 +739,8 @@ def test_damaged_weights_are_refused(saved, tmp_path):
     save_file(weights, tmp_path / "nan.safetensors")
     path = str(tmp_path / "nan.safetensors")
     refused(
-        r"the weights of tiny are damaged: blocks\.1\.norm1\.weight has NaN or Inf", checkpoint=path
+        r"the weights of tiny are damaged: blocks\.1\.norm1\.weight contains NaN or Inf",
+        checkpoint=path,
     )
 
 
@@ -752,7 +753,7 @@ def test_an_unknown_architecture_is_refused_with_the_nearest():
 
 def test_an_unknown_tag_is_refused_with_those_that_exist():
     refused(
-        r"timm has no weights 'augreg_in22k' of vit_tiny_patch16_224; there are: .*augreg_in21k.*"
+        r"timm has no weights 'augreg_in22k' for vit_tiny_patch16_224; available: .*augreg_in21k.*"
         r"Did you mean augreg_in21k\?",
         timm="vit_tiny_patch16_224.augreg_in22k",
     )
@@ -763,7 +764,7 @@ def test_an_unknown_tag_is_refused_with_those_that_exist():
     [({"dept": 1}, "unexpected keyword argument 'dept'"), ({"num_heads": 7}, "divisible")],
 )
 def test_wrong_arguments_are_refused_with_timm_s_reason(args, message):
-    refused(rf"test_vit cannot be made with model\.args=.*{message}", args=args)
+    refused(rf"test_vit cannot be built with model\.args=.*{message}", args=args)
 
 
 def test_an_unknown_key_of_the_overlay_is_refused_with_the_nearest():
@@ -805,7 +806,7 @@ def test_a_wrong_value_in_the_overlay_is_refused_with_what_it_may_be(key):
     ids=str,
 )
 def test_arguments_that_make_no_model_are_refused_in_one_line(args):
-    refused(re.escape(f"test_vit cannot be made with model.args={args}: "), args=args)
+    refused(re.escape(f"test_vit cannot be built with model.args={args}: "), args=args)
 
 
 @pytest.mark.parametrize(
@@ -817,7 +818,7 @@ def test_arguments_that_make_no_model_are_refused_in_one_line(args):
     ],
 )
 def test_a_model_that_cannot_be_run_is_refused_with_the_reason(timm_name, args, command):
-    said = re.escape(f"{timm_name} with model.args={args} cannot be run on images of 3 x ")
+    said = re.escape(f"{timm_name} with model.args={args} cannot run on images of 3 x ")
     refused(said, timm=timm_name, args=args)
     options = (f"model.args.{key}={value!r}" for key, value in args.items())
     code, _, err = command("list", "layers", "model=timm", f"model.timm={timm_name}", *options)
@@ -832,7 +833,7 @@ def test_a_vit_without_pooling_runs():
     "args", [{"img_size": 10**6}, {"embed_dim": 10**7}, {"num_classes": 10**12}], ids=str
 )
 def test_a_model_larger_than_the_memory_is_refused_before_it_is_made(args):
-    refused(r"GiB of weights, and this machine \d+ GiB of memory", args=args)
+    refused(r"GiB of weights, but this machine has \d+ GiB of memory", args=args)
 
 
 def test_what_would_pass_by_the_checks_is_refused_with_the_option_to_use(saved):
@@ -868,9 +869,9 @@ MISDESCRIBED = {
     '{"architecture": 5}': "does not name an architecture",
     '{"architecture": "resnt50"}': "'resnt50', which timm does not have. Did you mean resnet50",
     '{"architecture": "test_vit", "pretrained_cfg": "x"}': "its pretrained_cfg must be a mapping, got 'x'",
-    '{"architecture": "test_vit", "pretrained_cfg": {"x": 1}}': "cannot be made with its config.json: ",
-    '{"architecture": "test_vit", "num_classes": "x"}': "cannot be made with its config.json: TypeError",
-    '{"architecture": "test_vit", "pretrained_cfg": {"mean": "x"}}': ": its mean must be a number a ",
+    '{"architecture": "test_vit", "pretrained_cfg": {"x": 1}}': "cannot be built with its config.json: ",
+    '{"architecture": "test_vit", "num_classes": "x"}': "cannot be built with its config.json: TypeError",
+    '{"architecture": "test_vit", "pretrained_cfg": {"mean": "x"}}': ": its mean must be one number per ",
 }
 
 
@@ -883,7 +884,7 @@ def test_a_folder_that_describes_no_model_is_refused_with_the_reason(config, tmp
 def test_a_folder_with_weights_loads(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(DESCRIBED))
     asked = {"timm": f"local-dir:{tmp_path}", "pretrained": True}
-    refused(r"has a config\.json, but no weights \(model\.safetensors, ", **asked)
+    refused(r"has a config\.json but no weights \(model\.safetensors, ", **asked)
     assert loader.load(tiny(**asked | {"pretrained": False}), "cpu")  # as advised
     save_file(WEIGHTS, tmp_path / "a.safetensors")
     found = loader.load(tiny(**asked), "cpu")

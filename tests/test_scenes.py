@@ -96,7 +96,7 @@ def test_images_to_train_on_that_are_not_as_they_were_written_are_made_again(
         path.write_bytes(changed.get(damage, flipped))
     assert np.array_equal(kept_in(tmp_path).open(7), Scenes("train").image(7))
     assert path.read_bytes() == content
-    assert f"{path} is not as it was written: it is made again" in caplog.text
+    assert f"{path} is damaged; generating it again" in caplog.text
 
 
 def test_images_to_train_on_are_an_npy_file_that_numpy_reads(tmp_path):
@@ -133,7 +133,7 @@ def test_a_process_that_dies_while_images_are_made_is_explained(tmp_path, monkey
         raise BrokenProcessPool
 
     monkeypatch.setattr(examples, "_make", killed)
-    with pytest.raises(UserError, match="a process that makes images died, most often for want of"):
+    with pytest.raises(UserError, match="a process that generates images died, usually out of"):
         kept_in(tmp_path)
 
 

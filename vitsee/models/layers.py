@@ -34,7 +34,7 @@ class Patches:
 
 _UNITS = (
     r"blocks\.\d+\.\d+",  # EfficientNet, MobileNet
-    r"blocks\.\d+",  # ViT, Mixer
+    r"blocks\.\d+",  # ViT, MLP-Mixer
     r"layer\d+\.\d+",  # ResNet
     r"(stages|layers|levels)\.\d+\.blocks\.\d+",  # BiT, ConvNeXt, Swin
     r"stages\.\d+\.\d+",
