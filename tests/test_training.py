@@ -35,7 +35,7 @@ from vitsee.options import Dataset, Model, Pool, Precision, Run
 from vitsee.parallel.interrupt import Interrupted
 from vitsee.results.folder import Results
 from vitsee.training import checkpoint, examples, recipes, trainer
-from vitsee.training.checkpoint import Checkpoints, Damaged
+from vitsee.training.checkpoint import BadCheckpoint, Checkpoints
 from vitsee.training.examples import Augmented, Mixup, Schedule, Splits
 from vitsee.training.ranks import Ranks
 from vitsee.training.recipes import Decay, Optimiser, Recipe, Training
@@ -215,7 +215,7 @@ class TestCheckpoints:
             flipped[at] ^= 1 << at % 8
             newest.write_bytes(flipped)
             with contextlib.suppress(
-                Damaged
+                BadCheckpoint
             ):  # what is unnoticed was not read, as a space in the header
                 checkpoint.restore(newest, trainer.net, trainer.optimiser, identity_of(home))
                 assert same_content(flipped, content), at

@@ -100,7 +100,7 @@ def test_a_mistake_of_all_is_told_once(start, tmp_path):
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes by /proc")
 def test_a_killed_process_is_told_and_the_same_command_goes_on(tiny, tmp_path, monkeypatch):
     whole = run(tiny(f"run.outputs={tmp_path / 'whole'}"))[0].parent
-    killed, go_on = threading.Event(), gpus._go_on
+    killed, go_on = threading.Event(), gpus._release
 
     def kill() -> None:
         wait_until(lambda: list(tmp_path.rglob("o/**/001-of-002.pt")))
@@ -113,7 +113,7 @@ def test_a_killed_process_is_told_and_the_same_command_goes_on(tiny, tmp_path, m
 
     asked = [f"run.outputs={tmp_path / 'o'}", "run.gpus=2", "run.save_every=1"]
     with monkeypatch.context() as patch:
-        patch.setattr(gpus, "_go_on", once_killed)
+        patch.setattr(gpus, "_release", once_killed)
         threading.Thread(target=kill, daemon=True).start()
         with pytest.raises(
             UserError, match=r"a process died without a message \(killed by SIGKILL\)"
