@@ -149,7 +149,7 @@ def test_a_panel_that_cannot_be_measured_says_why(outputs):
     path.write_text(json.dumps(about))
     words = " ".join(read(report([outputs])).words.split())
     assert "ResNet cka resnet: not trained yet at this scale" in words
-    assert "not measured yet: vitsee run figure=fig01" not in words
+    assert "not measured yet. Continue with vitsee run figure=fig01" not in words
 
 
 def test_ids_are_given_once(outputs):

@@ -214,9 +214,8 @@ class TestCheckpoints:
             flipped = bytearray(content)
             flipped[at] ^= 1 << at % 8
             newest.write_bytes(flipped)
-            with contextlib.suppress(
-                BadCheckpoint
-            ):  # what is unnoticed was not read, as a space in the header
+            # what is unnoticed was not read, as a space in the header
+            with contextlib.suppress(BadCheckpoint):
                 checkpoint.restore(newest, trainer.net, trainer.optimiser, identity_of(home))
                 assert same_content(flipped, content), at
         assert before == 3

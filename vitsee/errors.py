@@ -59,16 +59,12 @@ _REMEDIES = {
     ("EBUSY", "ETXTBSY", "ENOTEMPTY"): "another process is using it: wait for that process to end",
     ("ENOSPC",): "free some space",
     ("EDQUOT",): "free some of your quota",
-    (
-        "EFBIG",
-    ): "the file system or a limit (ulimit -f) does not allow files this large: raise the limit",
+    ("EFBIG",): "the file system or ulimit -f does not allow files this large: raise the limit",
     ("EROFS",): "mount the file system read-write",
     ("EMFILE", "ENFILE"): "raise the limit on open files (ulimit -n 4096), or use run.workers=0",
     ("EAGAIN", "ENOMEM"): "free some memory, or use fewer run.workers",
-    (
-        "EIO",
-    ): "the disk or the file server is failing: check its log, then run the same command again",
-    ("ESTALE",): "the file server has lost track of it: run the same command again",
+    ("EIO",): "the disk or file server is failing: check its log, then repeat the same command",
+    ("ESTALE",): "the file server has lost track of it: repeat the same command",
 }
 """What the user can do about a system error, by the error's name."""
 _BY_NUMBER = {
@@ -80,7 +76,7 @@ _BY_NUMBER = {
 
 def remedy(error: OSError) -> str:
     """Return what the user can do about a system error."""
-    return _BY_NUMBER.get(error.errno, "fix this, then run the same command again")
+    return _BY_NUMBER.get(error.errno, "fix this, then repeat the same command")
 
 
 def refused(error: OSError) -> str:

@@ -164,9 +164,8 @@ def _listing(folder: str) -> _Listing:
                 listing.links.append((entry.name, os.path.realpath(entry.path)))
             elif _counts(entry.name):
                 mode, size = _mode_and_size(entry.path)
-                if mode == 0 or stat.S_ISREG(
-                    mode
-                ):  # opening a pipe or a device could block forever
+                # Opening a pipe or a device could block forever.
+                if mode == 0 or stat.S_ISREG(mode):
                     listing.images.append((entry.name, size))
     return listing
 

@@ -83,7 +83,7 @@ def lease(path: Path, pattern: str, wanted: Callable[[], list[int]]) -> Iterator
             if any(rival.path == path for rival in rivals) or todo <= taken:
                 raise Busy(
                     f"{path.parent.parent} is being measured by {'; '.join(c.holder for c in rivals)}: "
-                    f"wait for it, or stop it and run the same command again"
+                    f"wait for it, or stop it and repeat the same command"
                 )
             mine = _write(Lease(path, sorted(todo - taken)))
     if mine is None:

@@ -246,7 +246,7 @@ def _nothing(paths: list[Path], contents: Contents) -> UserError:
     if contents.unfinished:
         first = contents.unfinished[0]
         return UserError(
-            f"no result in {where} is finished ({len(contents.unfinished)} are unfinished); resume with the same "
+            f"no result in {where} is finished ({len(contents.unfinished)} unfinished); resume with the same "
             f"`vitsee run`, or with: vitsee run --from {first / 'experiment.yaml'}"
         )
     there = sorted(each.name for path in paths for each in path.iterdir())[:10]

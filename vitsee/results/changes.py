@@ -23,7 +23,7 @@ def refuse_foreign(study: Study, results: Results) -> None:
     if changed:
         raise UserError(
             f"{results.path} contains another experiment, with other {' and '.join(changed)}; move it away and "
-            f"run the same command again"
+            f"repeat the same command"
         )
 
 

@@ -110,7 +110,7 @@ def kept(images: Images, cache: Path, run: Run) -> Images:
         raise unwritable(cached.path, error) from error
     except BrokenProcessPool as error:
         raise UserError(
-            "a process that generates images died, usually out of memory; run the same command again"
+            "a process that generates images died, usually out of memory; repeat the same command"
         ) from error
     return cached
 
