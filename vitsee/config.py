@@ -44,7 +44,7 @@ _one_at_a_time = threading.Lock()
 
 @contextmanager
 def _hydra_apart() -> Iterator[None]:
-    """Reset Hydra's global state within the block, and restore it afterwards for whoever uses Hydra too."""
+    """Within the block, reset Hydra's global state, which the caller may be using. Restore it afterwards."""
     with _one_at_a_time:
         theirs, base = GlobalHydra.instance().hydra, VersionBase.instance().version_base
         GlobalHydra.instance().clear()

@@ -9,7 +9,7 @@ from pathlib import Path
 from vitsee.data.downloads import cifar, imagenette, split_of
 from vitsee.data.hugging_face import streamed
 from vitsee.data.image_files import Files, in_folder, tar_entries
-from vitsee.data.images import Images, Made
+from vitsee.data.images import Generated, Images
 from vitsee.errors import UserError, expanded, nearest, unknown
 from vitsee.options import Dataset
 
@@ -43,7 +43,7 @@ def _scenes(dataset: Dataset, resolution: int) -> Images:
         if value < least:
             raise UserError(f"dataset.{option} must be at least {least}, got {value}")
     scenes = Scenes(split=split, seed=dataset.seed, resolution=side, size=size)
-    return Made(scenes, CLASSES, f"scenes/{split}")
+    return Generated(scenes, CLASSES, f"scenes/{split}")
 
 
 def _folder(dataset: Dataset, resolution: int) -> Images:

@@ -242,7 +242,5 @@ def _natural(name: str) -> list[Any]:
     """Return a sorting key in which img2 comes before img10."""
     parts = re.split(r"(\d{1,18})", name.lower())
     numbered = [int(part) if i % 2 else part for i, part in enumerate(parts)]
-    return [
-        numbered,
-        name,
-    ]  # img1, img01 and IMG1 tie: the name breaks the tie, alike on every machine
+    # img1, img01 and IMG1 tie: the name breaks the tie, on every machine in the same way.
+    return [numbered, name]

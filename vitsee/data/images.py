@@ -62,7 +62,7 @@ class Arrays(Images):
         return Image.fromarray(self.source.data[index])
 
 
-class Made(Images):
+class Generated(Images):
     """Procedurally generated images (scenes)."""
 
     def __init__(self, scenes: Any, classes: Iterable[str], name: str) -> None:

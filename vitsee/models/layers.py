@@ -49,10 +49,10 @@ def survey(net: nn.Module, input_size: tuple[int, int, int]) -> list[Layer]:
     net may be on any device, including torch's meta device. input_size: (3, H, W). Raises UserError if the
     model does not accept such images.
     """
-    return described(net, input_size, record_modules)
+    return layers_of(net, input_size, record_modules)
 
 
-def described(net: nn.Module, input_size: tuple[int, int, int], attach: Attach) -> list[Layer]:
+def layers_of(net: nn.Module, input_size: tuple[int, int, int], attach: Attach) -> list[Layer]:
     """Return a layer for each output that the hooks of `attach` report, in the same order."""
 
     def both(net: nn.Module, seen: Record) -> list[RemovableHandle]:

@@ -112,7 +112,7 @@ def _nothing_matches(net: nn.Module, layers: list[Layer], pattern: str) -> str:
 def preset(net: nn.Module, layers: list[Layer], name: str) -> list[str]:
     """Return the names of a preset's layers whose first axis is the images; empty for an unknown architecture."""
     of_images = {layer.name for layer in layers if layer.images}
-    return [layer for layer in _preset(net, layers, name) if layer in of_images]
+    return [n for n in _preset(net, layers, name) if n in of_images]
 
 
 def _preset(net: nn.Module, layers: list[Layer], name: str) -> list[str]:

@@ -153,8 +153,8 @@ def skips(net: nn.Module, name: str) -> bool:
 def _addition(net: nn.Module, name: str) -> Addition | None:
     block, branch = split(name)
     part = "" if branch == "unit" else f"+{branch}"
-    found = additions(net.get_submodule(block))
-    return next((addition for addition in found if addition.name == part), None)
+    known = additions(net.get_submodule(block))
+    return next((addition for addition in known if addition.name == part), None)
 
 
 def attach(
@@ -217,7 +217,7 @@ def survey(
     elif all(layer.prefix is None for layer in modules):
         convolutions = (m.name for m in modules if isinstance(net.get_submodule(m.name), nn.Conv2d))
         names = [*convolutions][:1] + names
-    return layers.described(net, input_size, lambda net, seen: _record(net, names, seen))
+    return layers.layers_of(net, input_size, lambda net, seen: _record(net, names, seen))
 
 
 def survey_outputs(net: nn.Module, input_size: tuple[int, int, int]) -> list[Layer]:
@@ -227,7 +227,7 @@ def survey_outputs(net: nn.Module, input_size: tuple[int, int, int]) -> list[Lay
     def record(net: nn.Module, seen: Record) -> list[RemovableHandle]:
         return layers.record_modules(net, seen) + _record(net, within, seen)
 
-    return layers.described(net, input_size, record)
+    return layers.layers_of(net, input_size, record)
 
 
 def attach_outputs(

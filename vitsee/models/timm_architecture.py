@@ -137,7 +137,7 @@ def timm_model(model: Model, file: Path | None = None) -> nn.Module:
 
     place = {} if file is None else {"file": str(file), "source": ""}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Initializing zero-element")  # an error says so later
+        warnings.filterwarnings("ignore", "Initializing zero-element")  # reported as an error later
         net = timm.create_model(
             model.timm,
             pretrained=file is not None,

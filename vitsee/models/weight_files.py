@@ -91,7 +91,7 @@ def require_file(path: Path) -> None:
         if path.is_dir():
             inside = sorted(one.name for one in path.iterdir() if one.is_file())
             raise UserError(
-                f"checkpoint {path} is a folder; name a file in it: {few(inside) or '(it contains none)'}"
+                f"checkpoint {path} is a folder; name a file in it: {few(inside) or 'it contains none'}"
             )
         if path.exists() and not path.is_file():
             raise UserError(f"checkpoint {path} is a pipe or a device, not a file")

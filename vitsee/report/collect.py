@@ -233,9 +233,7 @@ def _no_folder(path: Path) -> UserError:
             "vitsee report PATH"
         )
     if not beside:
-        return UserError(
-            f"there is no folder {path}, and {above.resolve()} does not contain any folders"
-        )
+        return UserError(f"there is no folder {path}, and no folder in {above.resolve()}")
     return unknown(f"there is no folder {path}", str(path), beside, "existing folders")
 
 

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from vitsee.data import datasets
-from vitsee.data.images import Images, Made
+from vitsee.data.images import Generated, Images
 from vitsee.data.minibatches import (
     Transform,
     Undecodable,
@@ -82,7 +82,7 @@ class Splits:
             )
         order = np.random.default_rng([recipe.seed, len(train)]).permutation(len(train))
         chosen = order[: max(1, round(recipe.fraction * len(train)))]
-        train, test = (kept(images, cache, training.run) for images in (train, test))
+        train, test = (in_cache(images, cache, training.run) for images in (train, test))
         return cls(train, test, chosen)
 
     def held_out(self, count: int | None) -> range:
@@ -90,14 +90,16 @@ class Splits:
         return range(min(len(self.test), count or len(self.test)))
 
 
-def kept(images: Images, cache: Path, run: Run) -> Images:
+def in_cache(images: Images, cache: Path, run: Run) -> Images:
     """Return the images; procedurally generated ones are generated once, in parallel, into the cache folder.
 
     Raises UserError if the folder cannot be written, the disk is full, or a process is killed.
     """
-    if not isinstance(images, Made):
+    if not isinstance(images, Generated):
         return images
-    cached = Kept(images, cache / f"{images.fingerprint.replace('/', '-')}-{len(images)}.npy")
+    cached = CachedImages(
+        images, cache / f"{images.fingerprint.replace('/', '-')}-{len(images)}.npy"
+    )
     try:
         cache.mkdir(parents=True, exist_ok=True)
         writing.clear(cache)
@@ -115,7 +117,7 @@ def kept(images: Images, cache: Path, run: Run) -> Images:
     return cached
 
 
-def _make(images: Kept, run: Run) -> None:
+def _make(images: CachedImages, run: Run) -> None:
     """Generate the images into their file, atomically."""
     from tqdm import tqdm
 
@@ -137,13 +139,13 @@ def _make(images: Kept, run: Run) -> None:
         file.write(digest.digest())
 
 
-class Kept(Made):
+class CachedImages(Generated):
     """Generated images cached in a .npy file, (N, H, W, 3) uint8, followed by a SHA-256 of the file.
 
     Images are read one by one, because a read error in a memory-mapped file would kill the process.
     """
 
-    def __init__(self, made: Made, path: Path) -> None:
+    def __init__(self, made: Generated, path: Path) -> None:
         super().__init__(made.scenes, made.classes, made.name)
         self.path, side = path, made.scenes.resolution
         self.shape = (side, side, 3)
