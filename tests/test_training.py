@@ -507,8 +507,8 @@ def test_an_image_that_a_training_cannot_have_is_named_in_one_line(
     def fails(self, index: int) -> Image.Image:
         raise error
 
-    monkeypatch.setattr(examples.Kept, "open", fails)
-    monkeypatch.setattr(examples.Kept, "id", lambda self, index: "scenes/train/000000")
+    monkeypatch.setattr(examples.CachedImages, "open", fails)
+    monkeypatch.setattr(examples.CachedImages, "id", lambda self, index: "scenes/train/000000")
     with pytest.raises(UserError, match=f"^{said}") as caught:
         train(asked)
     assert len(str(caught.value).splitlines()) == 1
@@ -520,7 +520,7 @@ def test_a_decoding_process_that_dies_in_a_training_is_explained(tmp_path, monke
     def dies(self, index: int) -> Image.Image:
         os._exit(1)
 
-    monkeypatch.setattr(examples.Kept, "open", dies)
+    monkeypatch.setattr(examples.CachedImages, "open", dies)
     with pytest.raises(UserError, match=r"process that decodes images died .*run\.workers=0"):
         train(replace(asked, run=replace(asked.run, workers=1)))
 
@@ -617,7 +617,7 @@ class TestCard:
             colour = (255 if index % 16 > 7 else 0, 16 * (index % 16), 16 * (index % 16))
             return Image.new("RGB", (28, 28), colour)
 
-        monkeypatch.setattr(examples.Kept, "open", flat)
+        monkeypatch.setattr(examples.CachedImages, "open", flat)
         assert trainer.pixel_probe(splits, 32) > 2 / 16
 
 

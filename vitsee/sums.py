@@ -62,7 +62,7 @@ class Sums:
 
     @property
     def skipped(self) -> list[tuple[int, int]]:
-        """(minibatch, position in it) of the images that could not be decoded."""
+        """The images that could not be decoded, as (minibatch, position in it)."""
         marks = self._whole.get(SKIPPED)
         return [] if marks is None else [(b, at) for b, at in marks.nonzero().tolist()]
 

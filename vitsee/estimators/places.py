@@ -21,7 +21,7 @@ _FEATURES = 4096
 _WORKSPACE = 2**22
 """Entries of float64 Gram matrices (32 MiB) in memory at a time."""
 _PAIRS = 16384
-"""Pairs of examples that are multiplied in float64 at a time."""
+"""Pairs of examples multiplied in float64 at a time."""
 
 
 def tokens(layer: Layer, output: Tensor) -> Tensor:

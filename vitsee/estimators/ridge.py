@@ -117,7 +117,7 @@ def from_rows(rows: Tensor, labels: Tensor, classes: int) -> Ridge:
 
 
 def _scale(mean: Tensor, variance: Tensor) -> Tensor:
-    """What standardised features are multiplied by; 0 for those that vary by rounding alone."""
+    """Return the factors that standardise features; 0 for those that vary only by rounding."""
     deviation = variance.clamp(min=0).sqrt()
     return torch.where(deviation > ROUNDING * mean.abs(), 1 / (deviation + EPSILON), 0.0)
 

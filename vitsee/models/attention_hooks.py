@@ -21,7 +21,7 @@ from vitsee.models.layout import IMAGES, Output, Record, dry_run
 
 
 class _Intercept(TorchFunctionMode):
-    """Passes every call of scaled_dot_product_attention, with its result, to `seen`."""
+    """Calls `seen` for each call of scaled_dot_product_attention, with its arguments and result."""
 
     def __init__(self, seen: Callable[[Attention], None]) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from vitsee.analysis import Layer
 from vitsee.models.layout import Attach, Output, Record, measure
 
 Step = tuple[float, float]
-"""Pixels of the input from one place to the next, (rows, columns)."""
+"""Input pixels from one location to the next, (rows, columns)."""
 
 _PATCHES = "."
 """Key of the patch embedding's output among those of modules; no module can have this name."""

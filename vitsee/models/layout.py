@@ -34,7 +34,7 @@ _PIXELS = 6720
 
 @dataclass(frozen=True)
 class Growth:
-    """By how much each axis of an output for one image grows when the input grows by `more` pixels."""
+    """How much each axis of an output for one image grows when the input grows by `more` pixels."""
 
     more: int
     axes: tuple[int, ...]

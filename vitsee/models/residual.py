@@ -160,9 +160,9 @@ def _addition(net: nn.Module, name: str) -> Addition | None:
 def attach(
     net: nn.Module, layer: Layer, deliver: Callable[[Residual], None]
 ) -> list[RemovableHandle]:
-    """Hooks that hand over what is added here in each forward pass, without a copy.
+    """Add hooks that deliver the skip and branch of this addition in each forward pass, without a copy.
 
-    The tensors are only right while `deliver` runs: a block may change its branch in place after.
+    The tensors are valid only while `deliver` runs: a block may change its branch in place afterwards.
     """
     block, addition = net.get_submodule(split(layer.name)[0]), _addition(net, layer.name)
     if addition is not None and skips(net, layer.name):

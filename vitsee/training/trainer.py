@@ -135,7 +135,7 @@ class Trainer:
         self._draw_apart()
 
     def _new(self) -> nn.Module:
-        """The model before the first step."""
+        """Return the model before the first step."""
         recipe, model = self.training.recipe, self.training.model
         self.started_from = ""
         if recipe.start:
