@@ -103,7 +103,7 @@ MISTAKES = {
     ),
     "a number for a choice": (
         ["run", "analysis=0"],
-        "these options make no configuration: .*must be a string",
+        "invalid configuration: .*must be a string",
     ),
     "no such list": (["list", "modles"], "no list of 'modles'; .*Did you mean models?"),
     "no such result": (
@@ -155,7 +155,7 @@ TINY_MISTAKES = {
     ),
     "an argument the model does not have": (
         ["model.args.depht=3"],
-        r"cannot be made with model.args=",
+        r"cannot be built with model.args=",
     ),
 }
 
@@ -460,7 +460,7 @@ def test_the_default_data_set_suits_the_model():
 
 def test_the_slurm_extra_is_asked_for_when_it_is_missing():
     missing = MissingConfigException("", "hydra/launcher/submitit_slurm", ["basic", "slurm"])
-    assert "needs the launcher for SLURM: pip install 'vitsee[slurm]'" in explain(missing)
+    assert "needs the SLURM launcher: pip install 'vitsee[slurm]'" in explain(missing)
 
 
 def test_the_paper_protocol_is_the_paper_s():
@@ -567,7 +567,8 @@ def test_an_unwritable_result_says_so_whatever_the_reason(tmp_path, monkeypatch)
 
     monkeypatch.setattr(os, "replace", read_only)
     with pytest.raises(
-        UserError, match="Read-only file system; mount it writable, or choose another"
+        UserError,
+        match="Read-only file system; mount the file system read-write, or choose another",
     ):
         results.write("cka.csv", b"x")
     assert list(tmp_path.iterdir()) == []

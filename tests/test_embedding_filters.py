@@ -141,7 +141,9 @@ def test_filters_of_an_image_without_three_channels_are_refused():
 def test_filters_with_nan_or_inf_are_refused(value):
     weights = torch.randn(64, 3, 16, 16)
     weights[3, 1, 2, 2] = value
-    with pytest.raises(UserError, match=r"filters of the patch embedding have NaN or Inf; the che"):
+    with pytest.raises(
+        UserError, match=r"filters of the patch embedding contain NaN or Inf; the che"
+    ):
         EmbeddingFilters().of_weights({"model": with_filters(weights)})
 
 

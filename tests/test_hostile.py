@@ -64,7 +64,7 @@ def test_an_npz_whose_header_claims_more_than_there_is_is_refused(tmp_path):
 def test_arguments_of_a_model_from_a_stranger_are_data(tmp_path):
     trace = tmp_path / "it-ran"
     args = {"_target_": "os.system", "_args_": [f"touch {trace}"]}
-    with pytest.raises(UserError, match=r"cannot be made with model\.args="):
+    with pytest.raises(UserError, match=r"cannot be built with model\.args="):
         loader.load(Model(name="m", timm="test_vit", pretrained=False, args=args), "cpu")
     assert not trace.exists()
 
@@ -143,7 +143,7 @@ def test_a_sparse_tar_that_claims_terabytes_is_refused(tmp_path):
     )
     if made.returncode:
         pytest.skip("this tar makes no sparse archives")
-    with pytest.raises(UserError, match=r"x\.png is stored sparse: pack without --sparse"):
+    with pytest.raises(UserError, match=r"x\.png is a sparse file: pack without --sparse"):
         folder(path)
 
 

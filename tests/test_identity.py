@@ -239,7 +239,7 @@ def test_a_state_of_another_experiment_is_set_aside(tiny, caplog):
     shutil.copy(other.parent / "state/000-of-001.pt", mine.parent / "state/000-of-001.pt")
     assert run(tiny())[0].read_bytes() == before
     assert "000-of-001.pt is set aside" in caplog.text
-    assert "it is of another experiment, or of another version of the analysis" in caplog.text
+    assert "it belongs to another experiment, or to another version of the analysis" in caplog.text
 
 
 def test_a_state_of_other_layers_as_a_further_shard_is_set_aside(tiny, caplog):
@@ -276,7 +276,9 @@ def test_a_folder_that_somebody_gave_the_name_of_another_result_is_not_overwritt
     one.rename(two)
     code, _, err = run_tiny("seed=2")
     assert code == 2
-    assert re.search(r"holds another experiment, with other plan; move it away and give the", err)
+    assert re.search(
+        r"contains another experiment, with other plan; move it away and repeat the", err
+    )
     assert (two / "experiment.yaml").read_text() == experiment
     two.rename(tmp_path / "away")
     assert run_tiny("seed=2")[0] == 0

@@ -239,8 +239,8 @@ def test_a_pattern_for_layers_that_are_not_of_images_is_refused_with_the_reason(
         net = timm.create_model("swin_tiny_patch4_window7_224").eval()
     every = layers.survey(net, (3, 224, 224))
     message = (
-        r"the output of layers\.0\.blocks\.0\.attn \(\d+ of the \d+ layers that .* matches\) does not have "
-        r"the images as its first axis but, say, windows of them.*; choose .* such as blocks"
+        r"the first axis of the output of layers\.0\.blocks\.0\.attn is not the images but, for example, "
+        r"windows of them \(\d+ of the \d+ layers that .* matches\).*; choose .* such as blocks"
     )
     with pytest.raises(UserError, match=message):
         presets.choose(net, every, [pattern])
@@ -354,7 +354,9 @@ def test_a_model_without_parameters_is_surveyed():
 
 def test_a_size_that_a_model_cannot_take_is_refused_with_its_own_reason():
     net = timm.create_model("levit_128s", img_size=128).eval()
-    message = r"LevitDistilled cannot take images of 3 x 224 x 224 \(.+\); model\.args\.img_size"
+    message = (
+        r"LevitDistilled does not accept images of 3 x 224 x 224 \(.+\); model\.args\.img_size"
+    )
     with pytest.raises(UserError, match=message) as error:
         layers.survey(net, (3, 224, 224))
     assert "\n" not in str(error.value)

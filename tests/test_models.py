@@ -67,7 +67,7 @@ def test_every_configured_model_has_a_comment_that_says_what_it_is(name):
 def test_a_small_model_that_does_not_ship_yet_says_how_to_train_it():
     missing = Model(name="vit_huge_mini", timm="test_vit", embedded=True)
     message = (
-        r"do not ship with vitsee yet \(there are: .*vit_mini.*\); train them: scripts/zoo.sh vit_h"
+        r"do not ship with vitsee yet \(available: .*vit_mini.*\); train them: scripts/zoo.sh vit_h"
     )
     with pytest.raises(UserError, match=message):
         loader.load(missing, "cpu")
@@ -76,7 +76,7 @@ def test_a_small_model_that_does_not_ship_yet_says_how_to_train_it():
 @pytest.mark.parametrize("name", ["mixer_b32", "mixer_h14"])
 def test_a_model_that_nobody_publishes_is_not_replaced_by_another(name):
     with pytest.raises(
-        UserError, match=r"there are no published weights of mixer_.*checkpoint=PATH"
+        UserError, match=r"there are no published weights for mixer_.*checkpoint=PATH"
     ):
         loader.load(configured(name), "cpu")
 
@@ -187,7 +187,7 @@ def npz(path: Path, *, without: str = " ", **args: object) -> str:
         ({"without": "head"}, {}, r"2 parameters \(head\.weight, .*args=\{num_classes: 0\}"),
         ({"depth": 2}, {}, "it has 2 blocks instead of 1"),
         ({}, {"depth": 2}, "is not a checkpoint of VisionTransformer: .*encoderblock_1"),
-        ({}, {"init_values": 0.1}, r"nothing for 2 parameters \(blocks\.0\.ls1\.gamma"),
+        ({}, {"init_values": 0.1}, r"does not contain 2 of its parameters \(blocks\.0\.ls1\.gamma"),
     ],
     ids=["other classes", "no classifier", "more blocks", "fewer blocks", "LayerScale"],
 )
@@ -267,7 +267,7 @@ def test_a_pickle_that_wants_to_run_code_is_refused(how, tmp_path):
     else:
         torch.save({"state_dict": Harmful(trace)}, path)
     with pytest.raises(
-        UserError, match=r"bad\.pt was refused: it holds objects that could run code"
+        UserError, match=r"bad\.pt was refused: it contains objects that could run code"
     ):
         loader.load(tiny(checkpoint=str(path)), "cpu")
     assert not trace.exists()
@@ -297,12 +297,12 @@ def test_a_checkpoint_that_is_not_there_is_refused_with_the_nearest(saved):
 
 FOREIGN = {
     "empty": b"",
-    "of zeros": bytes(100),
-    "a pointer of Git LFS, not the weights: run `git lfs pull`": b"version https://git-lfs.github",
-    r"HDF5 \(Keras\?\), which is not read; convert it": b"\x89HDF\r\n\x1a\n",
+    "all zeros": bytes(100),
+    "a Git LFS pointer, not the weights: run `git lfs pull`": b"version https://git-lfs.github",
+    r"HDF5 \(Keras\?\), which vitsee does not read; convert it": b"\x89HDF\r\n\x1a\n",
     "compressed with gzip: unpack it first": b"\x1f\x8b\x08",
-    "a web page or XML, no checkpoint": b"<!DOCTYPE html>",
-    "damaged or no checkpoint that torch.save wrote; save its state dict alone": b"hello",
+    "a web page or XML, not a checkpoint": b"<!DOCTYPE html>",
+    "damaged or was not written by torch.save; save only its state dict": b"hello",
 }
 
 
@@ -388,7 +388,7 @@ def test_another_object_is_refused_by_the_name_of_its_class_without_torch_s_advi
     with pytest.raises(UserError) as caught:
         loaded(tmp_path / "x.pt")
     message = str(caught.value)
-    assert "objects that could run code (test_models.Unknown); save its state dict alone" in message
+    assert "objects that could run code (test_models.Unknown); save only its state dict" in message
     assert "weights_only" not in message
     assert message.isprintable()
     assert loaded(tmp_path / "x.pt", WEIGHTS)  # as advised
@@ -399,7 +399,7 @@ def test_a_whole_model_and_a_torchscript_program_are_refused_with_what_to_save(t
     net = timm_architecture.build(tiny())
     torch.save(net, tmp_path / "whole.pt")
     refused(
-        r"vision_transformer\.VisionTransformer\); save its state dict alone \(torch\.save",
+        r"vision_transformer\.VisionTransformer\); save only its state dict \(torch\.save",
         checkpoint=str(tmp_path / "whole.pt"),
     )
     torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), tmp_path / "script.pt")
@@ -418,7 +418,7 @@ def test_what_a_wrapper_puts_before_all_names_is_cut_off_and_this_is_said(prefix
     found = loaded(tmp_path / "x.pth", under(prefix))
     assert found.digest == loader.digest(WEIGHTS)
     assert found.taken.record() == {"file": "x.pth", "prefix": prefix}
-    assert f"x.pth: its names were read without {prefix}" in caplog.text
+    assert f"x.pth: removed the prefix {prefix} from its names" in caplog.text
 
 
 def test_names_inside_a_compiled_model_are_read_without_its_wrapper(tmp_path):
@@ -430,7 +430,7 @@ def test_other_classes_behind_a_prefix_are_told_as_such(tmp_path):
     ten = timm_architecture.build(tiny(args={"num_classes": 10}), seed=5).state_dict()
     torch.save(under("module.backbone.", ten), tmp_path / "x.pth")
     refused(
-        r"2 of another shape \(head\.weight .* If it is of other classes: model\.args=\{num_classes: 10\}",
+        r"2 with another shape \(head\.weight .* If it has other classes: model\.args=\{num_classes: 10\}",
         checkpoint=str(tmp_path / "x.pth"),
     )
     assert loaded(tmp_path / "x.pth", args={"num_classes": 10})
@@ -440,7 +440,8 @@ def test_a_prefix_that_no_wrapper_is_known_for_is_advised_and_the_advice_works(t
     torch.save(under("tower.", BACKBONE) | {"tower.pool": torch.zeros(2)}, tmp_path / "x.pth")
     told = dict(checkpoint=str(tmp_path / "x.pth"), args=HEADLESS)
     refused(
-        r"All weights of the model are there, in names that begin with tower: .*_key=tower$", **told
+        r"All weights of the model are there, under names that begin with tower: .*_key=tower$",
+        **told,
     )
     torch.save(
         {"state_dict": under("tower.") | {"loss.weight": torch.zeros(2)}}, tmp_path / "x.pth"
@@ -483,7 +484,7 @@ def test_of_averaged_and_raw_weights_the_averaged_are_taken_and_both_can_be_chos
         "also": ["state_dict"],
     }
     assert (
-        "x.pth holds several sets of weights: state_dict_ema was taken, not state_dict "
+        "x.pth contains several sets of weights: using state_dict_ema, not state_dict "
         "(model.checkpoint_key=state_dict)" in caplog.text
     )
     raw = loaded(tmp_path / "x.pth", checkpoint_key="state_dict")
@@ -510,11 +511,11 @@ def test_the_only_state_dict_that_fits_is_taken_wherever_it_is(tmp_path):
 def test_among_several_state_dicts_the_user_chooses(tmp_path):
     path = tmp_path / "x.pth"
     torch.save({"online": under("module."), "target": under("module.")}, path)
-    message = r"several state dicts, all of which fit: online, target; choose one: .*_key=online$"
+    message = r"several state dicts, more than one of which fits: online, target; choose one: .*_key=online$"
     refused(message, checkpoint=str(path))
     assert loaded(path, checkpoint_key="online").digest == loader.digest(WEIGHTS)
     refused(
-        r"_key=onlin: checkpoint .* no such state dict; it holds: online, target\. Did you mean online\?",
+        r"_key=onlin: checkpoint .* such a state dict; it contains: online, target\. Did you mean online\?",
         checkpoint=str(path),
         checkpoint_key="onlin",
     )
@@ -522,10 +523,10 @@ def test_among_several_state_dicts_the_user_chooses(tmp_path):
     assert loaded(path).taken.key == "online"
     torch.save({"a": {"x": torch.ones(2)}, "b": {"y": torch.ones(2)}}, path)
     refused("none of which fits the model as it is: a, b; choose one", checkpoint=str(path))
-    refused(r"1 unexpected \(x\)\. No name is", checkpoint=str(path), checkpoint_key="a")
+    refused(r"1 unexpected \(x\)\. None of the model", checkpoint=str(path), checkpoint_key="a")
     torch.save(WEIGHTS, path)
     refused(
-        "has no teacher: it is one state dict, whose names begin with: blocks, ",
+        "has no teacher: it is a single state dict, whose names begin with: blocks, ",
         checkpoint=str(path),
         checkpoint_key="teacher",
     )
@@ -562,7 +563,7 @@ def test_mae_s_decoder_and_mask_token_are_left_out_and_this_is_said(tmp_path, ca
     found = loaded(tmp_path / "mae.pth", content, args=HEADLESS)
     assert found.digest == loader.digest(BACKBONE)
     assert found.taken.left_out == list(extra)
-    assert "mae.pth: left out what the model does not have: mask_token, decoder_e" in caplog.text
+    assert "mae.pth: ignored what the model does not have: mask_token, decoder_e" in caplog.text
 
 
 def test_lightning_s_checkpoint_loads(tmp_path):
@@ -579,7 +580,7 @@ def test_a_classifier_is_left_out_only_if_none_is_asked_for(tmp_path):
     assert found.taken.left_out == ["head.weight", "head.bias"]
     torch.save(WEIGHTS | {"aux.weight": torch.ones(2)}, tmp_path / "x.pth")
     refused(
-        r"1 unexpected \(aux\.weight\)\. All weights of the model are there, and more: save them",
+        r"1 unexpected \(aux\.weight\)\. All weights of the model are there, among others: save them",
         checkpoint=str(tmp_path / "x.pth"),
     )
 
@@ -658,8 +659,8 @@ def test_tensors_that_are_no_floating_point_numbers_are_refused_by_name(kind, na
     odd = under("module.", WEIGHTS | {name: ODD[kind](WEIGHTS[name])})
     torch.save({"state_dict": odd}, tmp_path / "x.pth")
     refused(
-        rf"x\.pth was refused: module\.{name} is .*{kind}.*, and weights are float32, .*; save the weights "
-        "as they were before",
+        rf"x\.pth was refused: module\.{name} is .*{kind}.*, but weights must be float32, .*; save the weights "
+        "before quantising",
         checkpoint=str(tmp_path / "x.pth"),
     )
 
@@ -705,7 +706,7 @@ def test_a_checkpoint_that_does_not_fit_names_the_keys(saved, tmp_path):
     save_file(weights, tmp_path / "odd.safetensors")
     refused(
         r"does not fit the model: 1 missing \(norm\.weight\); 1 unexpected \(stranger\.weight\); "
-        r"1 of another shape \(blocks\.0\.mlp\.fc1\.bias \(3,\) instead of",
+        r"1 with another shape \(blocks\.0\.mlp\.fc1\.bias \(3,\) instead of",
         checkpoint=str(tmp_path / "odd.safetensors"),
     )
 
@@ -716,7 +717,7 @@ def test_a_checkpoint_of_other_classes_says_what_to_set(tmp_path):
         tmp_path / "ten.safetensors",
     )
     path = str(tmp_path / "ten.safetensors")
-    refused(r"If it is of other classes: model\.args=\{num_classes: 10\}", checkpoint=path)
+    refused(r"If it has other classes: model\.args=\{num_classes: 10\}", checkpoint=path)
     assert loader.load(tiny(checkpoint=path, args={"num_classes": 10}), "cpu").net.num_classes == 10
 
 
@@ -738,7 +739,8 @@ def test_damaged_weights_are_refused(saved, tmp_path):
     save_file(weights, tmp_path / "nan.safetensors")
     path = str(tmp_path / "nan.safetensors")
     refused(
-        r"the weights of tiny are damaged: blocks\.1\.norm1\.weight has NaN or Inf", checkpoint=path
+        r"the weights of tiny are damaged: blocks\.1\.norm1\.weight contains NaN or Inf",
+        checkpoint=path,
     )
 
 
@@ -751,7 +753,7 @@ def test_an_unknown_architecture_is_refused_with_the_nearest():
 
 def test_an_unknown_tag_is_refused_with_those_that_exist():
     refused(
-        r"timm has no weights 'augreg_in22k' of vit_tiny_patch16_224; there are: .*augreg_in21k.*"
+        r"timm has no weights 'augreg_in22k' for vit_tiny_patch16_224; available: .*augreg_in21k.*"
         r"Did you mean augreg_in21k\?",
         timm="vit_tiny_patch16_224.augreg_in22k",
     )
@@ -762,7 +764,7 @@ def test_an_unknown_tag_is_refused_with_those_that_exist():
     [({"dept": 1}, "unexpected keyword argument 'dept'"), ({"num_heads": 7}, "divisible")],
 )
 def test_wrong_arguments_are_refused_with_timm_s_reason(args, message):
-    refused(rf"test_vit cannot be made with model\.args=.*{message}", args=args)
+    refused(rf"test_vit cannot be built with model\.args=.*{message}", args=args)
 
 
 def test_an_unknown_key_of_the_overlay_is_refused_with_the_nearest():
@@ -804,7 +806,7 @@ def test_a_wrong_value_in_the_overlay_is_refused_with_what_it_may_be(key):
     ids=str,
 )
 def test_arguments_that_make_no_model_are_refused_in_one_line(args):
-    refused(re.escape(f"test_vit cannot be made with model.args={args}: "), args=args)
+    refused(re.escape(f"test_vit cannot be built with model.args={args}: "), args=args)
 
 
 @pytest.mark.parametrize(
@@ -816,7 +818,7 @@ def test_arguments_that_make_no_model_are_refused_in_one_line(args):
     ],
 )
 def test_a_model_that_cannot_be_run_is_refused_with_the_reason(timm_name, args, command):
-    said = re.escape(f"{timm_name} with model.args={args} cannot be run on images of 3 x ")
+    said = re.escape(f"{timm_name} with model.args={args} cannot run on images of 3 x ")
     refused(said, timm=timm_name, args=args)
     options = (f"model.args.{key}={value!r}" for key, value in args.items())
     code, _, err = command("list", "layers", "model=timm", f"model.timm={timm_name}", *options)
@@ -831,7 +833,7 @@ def test_a_vit_without_pooling_runs():
     "args", [{"img_size": 10**6}, {"embed_dim": 10**7}, {"num_classes": 10**12}], ids=str
 )
 def test_a_model_larger_than_the_memory_is_refused_before_it_is_made(args):
-    refused(r"GiB of weights, and this machine \d+ GiB of memory", args=args)
+    refused(r"GiB of weights, but this machine has \d+ GiB of memory", args=args)
 
 
 def test_what_would_pass_by_the_checks_is_refused_with_the_option_to_use(saved):
@@ -845,7 +847,7 @@ def test_what_would_pass_by_the_checks_is_refused_with_the_option_to_use(saved):
 
 
 def test_an_unknown_source_of_a_model_is_refused_with_those_that_exist():
-    refused(r"unknown source 'hf-hubb'; there are: hf-hub, local-dir", timm="hf-hubb:a/b")
+    refused(r"unknown source 'hf-hubb'; available: hf-hub, local-dir", timm="hf-hubb:a/b")
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
@@ -862,14 +864,14 @@ DESCRIBED = {
 MISDESCRIBED = {
     "{": "is not JSON: Expecting",
     "\\x00": "is not JSON",
-    "[1]": 'names no architecture of timm, e.g. "architecture": "resnet50"',
-    "{}": "names no architecture",
-    '{"architecture": 5}': "names no architecture",
+    "[1]": 'does not name an architecture of timm, e.g. "architecture": "resnet50"',
+    "{}": "does not name an architecture",
+    '{"architecture": 5}': "does not name an architecture",
     '{"architecture": "resnt50"}': "'resnt50', which timm does not have. Did you mean resnet50",
     '{"architecture": "test_vit", "pretrained_cfg": "x"}': "its pretrained_cfg must be a mapping, got 'x'",
-    '{"architecture": "test_vit", "pretrained_cfg": {"x": 1}}': "cannot be made with its config.json: ",
-    '{"architecture": "test_vit", "num_classes": "x"}': "cannot be made with its config.json: TypeError",
-    '{"architecture": "test_vit", "pretrained_cfg": {"mean": "x"}}': ": its mean must be a number a ",
+    '{"architecture": "test_vit", "pretrained_cfg": {"x": 1}}': "cannot be built with its config.json: ",
+    '{"architecture": "test_vit", "num_classes": "x"}': "cannot be built with its config.json: TypeError",
+    '{"architecture": "test_vit", "pretrained_cfg": {"mean": "x"}}': ": its mean must be one number per ",
 }
 
 
@@ -882,7 +884,7 @@ def test_a_folder_that_describes_no_model_is_refused_with_the_reason(config, tmp
 def test_a_folder_with_weights_loads(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(DESCRIBED))
     asked = {"timm": f"local-dir:{tmp_path}", "pretrained": True}
-    refused(r"has a config\.json, but no weights \(model\.safetensors, ", **asked)
+    refused(r"has a config\.json but no weights \(model\.safetensors, ", **asked)
     assert loader.load(tiny(**asked | {"pretrained": False}), "cpu")  # as advised
     save_file(WEIGHTS, tmp_path / "a.safetensors")
     found = loader.load(tiny(**asked), "cpu")
@@ -890,7 +892,7 @@ def test_a_folder_with_weights_loads(tmp_path):
     assert found.weights == f"local-dir {tmp_path}/a.safetensors"
     save_file(WEIGHTS, tmp_path / "b.safetensors")
     refused(
-        r"several files of weights \(a\.safetensors, b\.safetensors\); choose one: model\.checkpoint=.*a\.",
+        r"several weight files \(a\.safetensors, b\.safetensors\); choose one: model\.checkpoint=.*a\.",
         **asked,
     )
     assert loader.load(tiny(**asked, checkpoint=f"{tmp_path}/a.safetensors"), "cpu")
@@ -898,14 +900,14 @@ def test_a_folder_with_weights_loads(tmp_path):
 
 @pytest.mark.parametrize("name", ["../../etc", "a/b/c", "", "a b"])
 def test_a_name_of_no_repository_is_refused_without_asking_the_hub(name):
-    refused("is no name of a repository of the Hugging Face hub; they are", timm=f"hf-hub:{name}")
+    refused("is not a valid repository name of the Hugging Face hub; write", timm=f"hf-hub:{name}")
     overlay = {"hf_hub_id": name or "../"}
-    refused("is no name of a repository", timm="test_vit", pretrained=True, overlay=overlay)
+    refused("is not a valid repository name", timm="test_vit", pretrained=True, overlay=overlay)
 
 
 @pytest.mark.parametrize("revision", ["../y", "b@c", ""])
 def test_a_revision_that_leads_elsewhere_is_refused(revision):
-    refused(r"is no revision; e\.g\. x/y@main", timm=f"hf-hub:x/y@{revision}")
+    refused(r"is not a valid revision; e\.g\. x/y@main", timm=f"hf-hub:x/y@{revision}")
 
 
 NAMES = {
@@ -980,7 +982,7 @@ def test_a_model_without_published_weights_is_refused():
     published = {name.partition(".")[0] for name in timm.list_pretrained()}
     name = next(name for name in timm.list_models("vit_*") if name not in published)
     refused(
-        f"there are no published weights of {name}; name a local file", timm=name, pretrained=True
+        f"there are no published weights for {name}; name a local file", timm=name, pretrained=True
     )
 
 
@@ -1070,7 +1072,7 @@ def test_a_download_that_fails_is_refused_with_the_reason(name, reachable_hub):
         reason = " ".join(str(error).split())
         refused(rf"could not be downloaded \({reason}\); ", timm=name, pretrained=True)
     reachable_hub(EntryNotFoundError("404"))
-    refused(r"has none of (model\.safetensors|config\.json)", timm=name, pretrained=True)
+    refused(r"does not contain (model\.safetensors|config\.json)", timm=name, pretrained=True)
 
 
 def test_a_model_described_on_the_hub_is_refused_within_seconds_without_a_network(tmp_path):

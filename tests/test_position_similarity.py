@@ -117,7 +117,9 @@ def test_embeddings_with_nan_or_inf_are_refused(value):
     net = model("test_vit")
     with torch.no_grad():
         net.pos_embed[0, 4, 2] = value
-    with pytest.raises(UserError, match=r"the position embeddings have NaN or Inf; the checkpoint"):
+    with pytest.raises(
+        UserError, match=r"the position embeddings contain NaN or Inf; the checkpoint"
+    ):
         measured(net)
 
 

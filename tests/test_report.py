@@ -132,7 +132,9 @@ def test_the_page_has_every_figure_table_and_claim(outputs):
 def test_a_panel_that_is_not_measured_says_so_and_a_measured_one_is_linked(outputs):
     shown = read(report([outputs]))
     words = " ".join(shown.words.split())
-    assert "1 of 2 panels is not measured yet: vitsee run figure=fig01 zoo=mini goes on" in words
+    assert (
+        "1 of 2 panels is not measured yet. Continue with vitsee run figure=fig01 zoo=mini" in words
+    )
     assert "ResNet cka not measured cka/resnet/scenes-00000000" in words
     ids = {a["id"] for tag, a in shown.tags if "id" in a}
     inner = {link[1:] for link in shown.links.values() if link.startswith("#")}
@@ -147,7 +149,7 @@ def test_a_panel_that_cannot_be_measured_says_why(outputs):
     path.write_text(json.dumps(about))
     words = " ".join(read(report([outputs])).words.split())
     assert "ResNet cka resnet: not trained yet at this scale" in words
-    assert "not measured yet: vitsee run figure=fig01" not in words
+    assert "not measured yet. Continue with vitsee run figure=fig01" not in words
 
 
 def test_ids_are_given_once(outputs):
@@ -246,7 +248,7 @@ def test_damaged_files_and_unfinished_results_are_named_and_cost_no_other(output
         "scenes-1",
         "scenes-2/made_with.json is damaged: ",
         "extra.png: ",
-        "figure.json is damaged: panels[0] is no mapping",
+        "figure.json is damaged: panels[0] is not a mapping",
     ):
         assert name in words.replace("\n", " ")
     assert "40 images of folder" in words
@@ -279,7 +281,7 @@ def test_a_folder_that_is_not_there_is_answered_with_the_nearest(outputs):
 def test_without_results_it_says_what_there_is_and_what_makes_some(tmp_path):
     (tmp_path / "notes").mkdir()
     with pytest.raises(
-        UserError, match=r"no results in .* \(there is: notes\); `vitsee run` writes"
+        UserError, match=r"no results in .* \(it contains: notes\); `vitsee run` writes"
     ):
         report([tmp_path])
 
@@ -292,7 +294,9 @@ def test_unfinished_results_alone_are_said_to_be_unfinished(tmp_path):
 
 def test_without_outputs_it_says_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="there is no folder outputs here; `vitsee run` makes one"):
+    with pytest.raises(
+        UserError, match="there is no folder outputs here; `vitsee run` creates one"
+    ):
         report(*asked([]))
 
 
@@ -310,7 +314,7 @@ def test_an_unknown_option_is_answered_with_those_there_are():
 
 
 def test_o_without_a_file_says_so():
-    with pytest.raises(UserError, match="-o needs the name of a file"):
+    with pytest.raises(UserError, match="-o needs a file name"):
         asked(["outputs", "-o"])
 
 

@@ -208,8 +208,8 @@ def test_a_block_that_is_not_known_is_named_with_what_is(name, block):
     net = timm.create_model(name).eval()
     with pytest.raises(UserError, match=block) as error:
         residual.survey(net, (3, 224, 224))
-    assert "it is not known where it adds a branch to its residual stream" in str(error.value)
-    assert "choose a model that is made of blocks of timm that are known: _eff" in str(error.value)
+    assert "vitsee does not know where this class adds to the residual stream" in str(error.value)
+    assert "choose a model made of known timm blocks: _eff" in str(error.value)
     assert "vision_transformer.Block" in str(error.value)
 
 

@@ -53,7 +53,9 @@ def test_a_row_and_a_point_for_each_card(tmp_path):
 
 @pytest.mark.parametrize("change", [{"dataset": "cifar10 (y)"}, {"test_images": 5}])
 def test_accuracies_on_other_images_are_not_compared(change, tmp_path):
-    with pytest.raises(UserError, match=r"cannot be compared, they are of different images: .*;"):
+    with pytest.raises(
+        UserError, match=r"cannot be compared, because they are for different images: .*;"
+    ):
         written(tmp_path, CARD, replace(CARD, name="b", **change))
 
 
@@ -112,7 +114,8 @@ def test_images_of_other_classes_than_the_models_are_refused(tmp_path, images):
 def test_a_model_of_two_classifiers_is_refused(tmp_path):
     words = ["model=timm", "model.timm=deit_tiny_distilled_patch16_224", "model.pretrained=false"]
     with pytest.raises(
-        UserError, match=r"classifier of VisionTransformerDist\w* is not one module"
+        UserError,
+        match=r"VisionTransformerDist\w* does not have a classifier that is a single module",
     ):
         measured(tmp_path, *words, "dataset=scenes", "model.args={depth: 1, num_classes: 16}")
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vitsee.data.images import Made
+from vitsee.data.images import Generated
 from vitsee.data.scenes import CLASSES, Scenes
 from vitsee.errors import UserError
 from vitsee.options import Run
 from vitsee.training import examples
-from vitsee.training.examples import Kept, kept
+from vitsee.training.examples import CachedImages, in_cache
 
 
 def test_an_image_depends_on_seed_split_and_index_alone():
@@ -60,21 +60,21 @@ def test_the_fingerprint_names_what_the_pixels_depend_on():
 
 def test_images_to_train_on_are_made_once(tmp_path, monkeypatch):
     scenes, run = Scenes("train", size=40), Run(progress=False)
-    images = kept(Made(scenes, CLASSES, "scenes/train"), tmp_path, run)
+    images = in_cache(Generated(scenes, CLASSES, "scenes/train"), tmp_path, run)
     assert len(images) == 40
     assert all(np.array_equal(images.open(i), scenes.image(i)) for i in (0, 17, 39))
     monkeypatch.setattr(Scenes, "image", None)
-    again = kept(Made(scenes, CLASSES, "scenes/train"), tmp_path, run)
+    again = in_cache(Generated(scenes, CLASSES, "scenes/train"), tmp_path, run)
     assert np.array_equal(again.open(5), images.open(5))
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def kept_in(cache: Path) -> Kept:
+def kept_in(cache: Path) -> CachedImages:
     """40 scenes to train on; none is made if they lie in this folder already."""
-    images = kept(
-        Made(Scenes("train", size=40), CLASSES, "scenes/train"), cache, Run(progress=False)
+    images = in_cache(
+        Generated(Scenes("train", size=40), CLASSES, "scenes/train"), cache, Run(progress=False)
     )
-    assert isinstance(images, Kept)
+    assert isinstance(images, CachedImages)
     return images
 
 
@@ -96,7 +96,7 @@ def test_images_to_train_on_that_are_not_as_they_were_written_are_made_again(
         path.write_bytes(changed.get(damage, flipped))
     assert np.array_equal(kept_in(tmp_path).open(7), Scenes("train").image(7))
     assert path.read_bytes() == content
-    assert f"{path} is not as it was written: it is made again" in caplog.text
+    assert f"{path} is damaged; generating it again" in caplog.text
 
 
 def test_images_to_train_on_are_an_npy_file_that_numpy_reads(tmp_path):
@@ -129,11 +129,11 @@ def test_a_full_disk_while_images_are_made_is_told_in_one_line_and_leaves_nothin
 
 
 def test_a_process_that_dies_while_images_are_made_is_explained(tmp_path, monkeypatch):
-    def killed(images: Kept, run: Run) -> None:
+    def killed(images: CachedImages, run: Run) -> None:
         raise BrokenProcessPool
 
     monkeypatch.setattr(examples, "_make", killed)
-    with pytest.raises(UserError, match="a process that makes images died, most often for want of"):
+    with pytest.raises(UserError, match="a process that generates images died, usually out of"):
         kept_in(tmp_path)
 
 

@@ -76,7 +76,7 @@ def test_a_damaged_state_file_is_set_aside_and_measured_again_to_the_same_bytes(
     assert run(tiny())[0].read_bytes() == before
     assert counted == [[0, 1, 2, 3, 4]] * 2
     assert "000-of-001.pt is set aside as 000-of-001.pt." in caplog.text
-    assert "checksum is wrong; what it held is measured again" in caplog.text
+    assert "checksum is wrong; its content is measured again" in caplog.text
     assert len(list(state.parent.glob("*.aside"))) == 1
 
 
@@ -108,7 +108,7 @@ def test_sums_of_another_plan_are_set_aside(tiny, caplog):
     results = Results(folder, Study(tiny()).fingerprint)
     results.save_state(folder / "state/001-of-002.pt", Sums.zero(7))
     assert run(tiny())
-    assert "it is of 7 minibatches instead of 5" in caplog.text
+    assert "it is for 7 minibatches instead of 5" in caplog.text
 
 
 def test_what_two_files_count_is_counted_once(tiny, caplog, tmp_path):
@@ -118,7 +118,7 @@ def test_what_two_files_count_is_counted_once(tiny, caplog, tmp_path):
     shutil.copy(csv.parent / "state/000-of-001.pt", csv.parent / "state/001-of-002.pt")
     csv.unlink()
     assert run(tiny())[0].read_bytes() == before
-    assert "it counts minibatches that another file counts too" in caplog.text
+    assert "it contains minibatches that another file contains too" in caplog.text
 
 
 def test_what_a_killed_process_left_half_written_is_removed_later(tmp_path, monkeypatch):
@@ -153,7 +153,7 @@ def test_damaged_provenance_says_how_to_mend_it(tiny):
     folder = run(tiny())[0].parent
     (folder / "made_with.json").write_text("{")
     with pytest.raises(
-        UserError, match=r"made_with.json is damaged: .* give the same `vitsee run` again"
+        UserError, match=r"made_with.json is damaged: .* repeat the same `vitsee run`"
     ):
         plot(folder)
     run(tiny())

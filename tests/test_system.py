@@ -145,7 +145,10 @@ def test_names_of_more_than_255_bytes_are_told_to_be_shortened(run_tiny):
     for option in ("dataset.root", "model.checkpoint", "run.outputs"):
         code, _, err = run_tiny(f"{option}=/tmp/{'a' * 300}")
         assert code == 2
-        assert "File name too long; most file systems take names of 255 bytes: shorten it" in err
+        assert (
+            "File name too long; most file systems allow names of up to 255 bytes: shorten it"
+            in err
+        )
         assert len(err.strip().splitlines()) == 1
 
 

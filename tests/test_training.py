@@ -35,8 +35,8 @@ from vitsee.options import Dataset, Model, Pool, Precision, Run
 from vitsee.parallel.interrupt import Interrupted
 from vitsee.results.folder import Results
 from vitsee.training import checkpoint, examples, recipes, trainer
-from vitsee.training.checkpoint import Checkpoints, Damaged
-from vitsee.training.examples import Mixer, Schedule, Shown, Splits
+from vitsee.training.checkpoint import BadCheckpoint, Checkpoints
+from vitsee.training.examples import Augmented, Mixup, Schedule, Splits
 from vitsee.training.ranks import Ranks
 from vitsee.training.recipes import Decay, Optimiser, Recipe, Training
 from vitsee.training.trainer import Trainer, train
@@ -189,7 +189,7 @@ class TestCheckpoints:
         folder = train(wee(home))
         assert {name: (folder / name).read_bytes() for name in whole} == whole
         assert f"{newest} is set aside as {newest.name}." in caplog.text
-        said = "the training goes on from step 2 of training.previous.safetensors"
+        said = "the training resumes from step 2 of training.previous.safetensors"
         assert said in caplog.text
 
     @pytest.mark.parametrize("damage", ["cut", "empty", "text", "gone", "a folder", "a pipe"])
@@ -214,9 +214,8 @@ class TestCheckpoints:
             flipped = bytearray(content)
             flipped[at] ^= 1 << at % 8
             newest.write_bytes(flipped)
-            with contextlib.suppress(
-                Damaged
-            ):  # what is unnoticed was not read, as a space in the header
+            # what is unnoticed was not read, as a space in the header
+            with contextlib.suppress(BadCheckpoint):
                 checkpoint.restore(newest, trainer.net, trainer.optimiser, identity_of(home))
                 assert same_content(flipped, content), at
         assert before == 3
@@ -230,7 +229,9 @@ class TestCheckpoints:
         shutil.copy(checkpoints_in(tmp_path / "other").paths[0], newest)
         folder = train(wee(home))
         assert {name: (folder / name).read_bytes() for name in whole} == whole
-        assert f"it is of the training {identity_of(tmp_path / 'other')}, not of" in caplog.text
+        assert (
+            f"it belongs to the training {identity_of(tmp_path / 'other')}, not to" in caplog.text
+        )
 
     @pytest.mark.parametrize("count", [1, 2])
     def test_only_damaged_ones_are_refused_and_removing_them_trains_from_the_beginning(
@@ -241,7 +242,10 @@ class TestCheckpoints:
             path.write_bytes(path.read_bytes()[:-100])
         for path in paths[count:]:
             path.unlink()
-        advice = {1: "remove it to train from the beg", 2: "remove both to train from the beg"}
+        advice = {
+            1: "remove it to start the training again",
+            2: "remove both to start the training again",
+        }
         with pytest.raises(
             UserError, match=rf"^the checkpoint .* is damaged \(.*{advice[count]}"
         ) as e:
@@ -275,7 +279,7 @@ class TestCheckpoints:
 
         trainer = Trainer(wee(home))
         trainer.team = Two(count=2)
-        with pytest.raises(UserError, match=r"found different checkpoints, this one of step 3"):
+        with pytest.raises(UserError, match=r"found different checkpoints, this one for step 3"):
             trainer.resume(checkpoints_in(home))
 
 
@@ -380,7 +384,7 @@ class TestShown:
     def test_augmentation_depends_on_seed_epoch_and_image_alone(self, tmp_path):
         asked = wee(tmp_path, **AUGMENTED)
         transform = examples.augmentation(asked.recipe, Trainer(asked).data)
-        shown = Shown(splits_of(asked, tmp_path).train, transform, 0)
+        shown = Augmented(splits_of(asked, tmp_path).train, transform, 0)
         first, _ = shown[(0, 5)]
         torch.manual_seed(123)
         assert shown[(0, 5)][0].equal(first)
@@ -401,21 +405,21 @@ class TestShown:
 
     def test_smoothed_targets_are_those_of_the_equation(self):
         recipe = Recipe(name="r", images_seen=1, label_smoothing=0.1)
-        _, targets = Mixer(recipe, 4)(0, torch.zeros(2, 3, 4, 4), torch.tensor([1, 3]))
+        _, targets = Mixup(recipe, 4)(0, torch.zeros(2, 3, 4, 4), torch.tensor([1, 3]))
         expected = [[0.025, 0.925, 0.025, 0.025], [0.025, 0.025, 0.025, 0.925]]
         torch.testing.assert_close(targets, torch.tensor(expected))
 
     def test_mixup_blends_images_and_targets_alike(self):
         recipe = Recipe(name="r", images_seen=1, mixup=1.0)
         pixels = torch.eye(4).reshape(4, 1, 2, 2)
-        mixed, targets = Mixer(recipe, 4)(0, pixels.clone(), torch.arange(4))
+        mixed, targets = Mixup(recipe, 4)(0, pixels.clone(), torch.arange(4))
         torch.testing.assert_close(mixed.reshape(4, 4), targets)
         assert 0 < targets[0, 0] < 1
 
     def test_mixup_of_an_odd_number_is_refused(self):
         recipe = Recipe(name="r", images_seen=1, mixup=1.0, batch_size=3)
-        with pytest.raises(UserError, match=r"mixup mixes pairs, but .* is 3 images"):
-            Mixer(recipe, 4)(0, torch.zeros(3, 3, 4, 4), torch.arange(3))
+        with pytest.raises(UserError, match=r"mixup mixes pairs of images, but .* is 3 images"):
+            Mixup(recipe, 4)(0, torch.zeros(3, 3, 4, 4), torch.arange(3))
 
 
 @pytest.mark.parametrize(
@@ -428,7 +432,7 @@ class TestShown:
         ({"images_seen": 8}, "8 images are not enough for a step of recipe.batch_size=16"),
         ({"batch_size": 0}, "recipe.batch_size must be at least 1, got 0"),
         ({"lr": -1.0}, "recipe.lr must be more than 0, got -1.0"),
-        ({"augmentation": "flip"}, r"wants options by name, such as {hflip: 0.5}, got 'flip'"),
+        ({"augmentation": "flip"}, r"must be options by name, such as {hflip: 0.5}, got 'flip'"),
         ({"train_split": "test"}, "the held-out images are the training images"),
         (
             {"model": {"args": {"num_classes": 3}}},
@@ -465,14 +469,16 @@ def test_a_folder_of_images_is_trained_on_and_a_broken_one_named(tmp_path):
     assert (card.classes, card.test_images, card.train_images) == (2, 16, 32)
     (tmp_path / "photos/val/class9").mkdir()
     (tmp_path / "photos/val/class1/001.png").rename(tmp_path / "photos/val/class9/001.png")
-    with pytest.raises(UserError, match=r"not the same classes .*: 1 are in one only, as class9"):
+    with pytest.raises(
+        UserError, match=r"different classes .*: 1 are in only one of them, e.g. class9"
+    ):
         train(asked)
     (tmp_path / "photos/val/class9/001.png").rename(tmp_path / "photos/val/class1/001.png")
     (tmp_path / "photos/train/class0/000.png").write_bytes(b"no image")
     for workers in (0, 1):
         broken = replace(asked, run=replace(asked.run, workers=workers))
         with pytest.raises(
-            UserError, match=r"^cannot decode image class0/000.png .*mend or remove it$"
+            UserError, match=r"^cannot decode image class0/000.png .*fix or remove it$"
         ):
             train(broken)
 
@@ -501,8 +507,8 @@ def test_an_image_that_a_training_cannot_have_is_named_in_one_line(
     def fails(self, index: int) -> Image.Image:
         raise error
 
-    monkeypatch.setattr(examples.Kept, "open", fails)
-    monkeypatch.setattr(examples.Kept, "id", lambda self, index: "scenes/train/000000")
+    monkeypatch.setattr(examples.CachedImages, "open", fails)
+    monkeypatch.setattr(examples.CachedImages, "id", lambda self, index: "scenes/train/000000")
     with pytest.raises(UserError, match=f"^{said}") as caught:
         train(asked)
     assert len(str(caught.value).splitlines()) == 1
@@ -514,7 +520,7 @@ def test_a_decoding_process_that_dies_in_a_training_is_explained(tmp_path, monke
     def dies(self, index: int) -> Image.Image:
         os._exit(1)
 
-    monkeypatch.setattr(examples.Kept, "open", dies)
+    monkeypatch.setattr(examples.CachedImages, "open", dies)
     with pytest.raises(UserError, match=r"process that decodes images died .*run\.workers=0"):
         train(replace(asked, run=replace(asked.run, workers=1)))
 
@@ -570,7 +576,7 @@ class TestPool:
         torch.testing.assert_close(logits, net.head(kept[0].mean(1)))
 
     def test_a_model_that_has_no_such_choice_says_so(self):
-        with pytest.raises(UserError, match=r"resnet18 cannot be made with .*model.pool=gap: "):
+        with pytest.raises(UserError, match=r"resnet18 cannot be built with .*model.pool=gap: "):
             timm_architecture.build(Model(name="r", timm="resnet18", pool=Pool.gap))
 
 
@@ -611,7 +617,7 @@ class TestCard:
             colour = (255 if index % 16 > 7 else 0, 16 * (index % 16), 16 * (index % 16))
             return Image.new("RGB", (28, 28), colour)
 
-        monkeypatch.setattr(examples.Kept, "open", flat)
+        monkeypatch.setattr(examples.CachedImages, "open", flat)
         assert trainer.pixel_probe(splits, 32) > 2 / 16
 
 
@@ -702,7 +708,7 @@ def test_augmentation_can_be_given_on_the_command_line():
 def test_a_batch_that_ranks_cannot_share_evenly_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(
-        UserError, match=r"batch_size=16 cannot be shared evenly by 3 processes; try 15"
+        UserError, match=r"batch_size=16 cannot be divided evenly among 3 processes; try 15"
     ):
         train(wee(tmp_path))
 

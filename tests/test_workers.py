@@ -78,7 +78,7 @@ def test_the_error_of_one_is_told_once_and_the_work_of_the_other_kept(start, ima
     (line,) = [line for line in process.err.splitlines() if "cannot decode image" in line]
     assert bad.name in line
     assert (
-        "(process 1 of 2, on cpu; the work of the others is kept, and the same command goes on)"
+        "(process 1 of 2, on cpu; the work of the other processes is kept, and the same command resumes)"
         in line
     )
     (kept,) = [p for p in tmp_path.rglob("000-of-002.pt") if Sums.load(p).seen.sum() == 3]
@@ -101,7 +101,7 @@ def test_a_mistake_of_all_is_told_once(start, tmp_path):
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes by /proc")
 def test_a_killed_process_is_told_and_the_same_command_goes_on(tiny, tmp_path, monkeypatch):
     whole = run(tiny(f"run.outputs={tmp_path / 'whole'}"))[0].parent
-    killed, go_on = threading.Event(), gpus._go_on
+    killed, go_on = threading.Event(), gpus._release
 
     def kill() -> None:
         wait_until(lambda: list(tmp_path.rglob("o/**/001-of-002.pt")))
@@ -114,10 +114,10 @@ def test_a_killed_process_is_told_and_the_same_command_goes_on(tiny, tmp_path, m
 
     asked = [f"run.outputs={tmp_path / 'o'}", "run.gpus=2", "run.save_every=1"]
     with monkeypatch.context() as patch:
-        patch.setattr(gpus, "_go_on", once_killed)
+        patch.setattr(gpus, "_release", once_killed)
         threading.Thread(target=kill, daemon=True).start()
         with pytest.raises(
-            UserError, match=r"a process ended without a word \(killed by SIGKILL\)"
+            UserError, match=r"a process died without a message \(killed by SIGKILL\)"
         ):
             gpus.run(tiny(*asked))
     shared = gpus.run(tiny(*asked))[0].parent
@@ -158,14 +158,14 @@ class TestDevices:
     def test_without_a_gpu_one_process_does_it_all_and_says_so(self, gpus, caplog):
         gpus(0)
         assert gpus.choose(Run(device="all")) == ["auto"]
-        assert "run.device=all, but there is no GPU here that torch can use" in caplog.text
+        assert "run.device=all, but torch finds no usable GPU here" in caplog.text
         assert gpus.choose(Run(gpus=3)) == ["auto"]
-        assert "run.gpus=3, but there is no GPU here" in caplog.text
+        assert "run.gpus=3, but torch finds no usable GPU here" in caplog.text
 
     def test_more_than_there_are_is_as_many_as_there_are(self, gpus, caplog):
         gpus(2)
         assert gpus.choose(Run(gpus=3)) == ["cuda:0", "cuda:1"]
-        assert "run.gpus=3, but there are only 2 here: these are used" in caplog.text
+        assert "run.gpus=3, but there are only 2 here: using these" in caplog.text
 
     def test_one_named_gpu_is_one(self, gpus):
         gpus(2)

@@ -1,4 +1,4 @@
-"""The composed configuration as typed options."""
+"""Composes configurations with Hydra and checks them against the typed options."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ CONF = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "conf"
 
 
 def composed(words: list[str]) -> Experiment:
-    """The experiment that `vitsee run` with these words asks for. Raises what `mistake` explains."""
+    """Return the experiment that `vitsee run` with these arguments describes.
+
+    Raises UserError, and Hydra's and OmegaConf's errors, which `mistakes.mistake` explains.
+    """
     with _hydra_apart(), initialize_config_dir(str(CONF), version_base="1.3"):
         return build(compose("run", [quoted(word) for word in words]))
 
@@ -42,7 +45,7 @@ _one_at_a_time = threading.Lock()
 
 @contextmanager
 def _hydra_apart() -> Iterator[None]:
-    """A process has one Hydra: within the block nobody else's, afterwards again whose it was."""
+    """Within the block, reset Hydra's global state, which the caller may be using. Restore it afterwards."""
     with _one_at_a_time:
         theirs, base = GlobalHydra.instance().hydra, VersionBase.instance().version_base
         GlobalHydra.instance().clear()
@@ -54,7 +57,7 @@ def _hydra_apart() -> Iterator[None]:
 
 
 def build(cfg: DictConfig) -> Experiment:
-    """The composed configuration as typed objects. Raises UserError for an option that is not declared."""
+    """Return the composed configuration as typed objects. Raises UserError for an undeclared option."""
     refuse_undeclared(cfg)
     if cfg.dataset.name == "auto":
         cfg.dataset = _suitable_dataset(cfg)
@@ -69,7 +72,7 @@ def build(cfg: DictConfig) -> Experiment:
 
 
 def load_experiment(path: Path, overrides: list[str]) -> Experiment:
-    """The experiment of an experiment.yaml, with `key=value` changes. Raises UserError if it is not one.
+    """Return the experiment of an experiment.yaml, with `key=value` changes. Raises UserError if it is invalid.
 
     A value means what it means to `vitsee run` without --from: Hydra reads both.
     """
@@ -78,7 +81,7 @@ def load_experiment(path: Path, overrides: list[str]) -> Experiment:
     stored = plain.read(path)
     chosen = plain.analysis_of(stored, path)
     if chosen not in REGISTERED:
-        raise unknown(f"there is no analysis {chosen}", chosen, REGISTERED, "there are")
+        raise unknown(f"there is no analysis {chosen}", chosen, REGISTERED, "available")
     schema = OmegaConf.structured(Experiment)
     schema.analysis = OmegaConf.structured(REGISTERED[chosen])
     try:
@@ -110,7 +113,7 @@ def _change(word: str) -> tuple[str, Any]:
 
 
 def _suitable_dataset(cfg: DictConfig) -> DictConfig:
-    """The data set that suits the model, with what the user changed in `dataset=auto`."""
+    """Return the data set that suits the model, with the user's changes to `dataset=auto`."""
     schema = OmegaConf.structured(Dataset)
     chosen = OmegaConf.load(CONF / "dataset" / f"{cfg.model.dataset}.yaml")
     assert isinstance(chosen, DictConfig)
@@ -126,7 +129,7 @@ def _suitable_dataset(cfg: DictConfig) -> DictConfig:
 
 
 def refuse_undeclared(node: DictConfig, prefix: str = "") -> None:
-    """Hydra lets `+key=value` add keys that nothing reads; here that is an error. Raises UserError."""
+    """Raise UserError for a key that nothing reads: Hydra lets `+key=value` add any key."""
     kind = OmegaConf.get_type(node)
     if not is_dataclass(kind):
         return
@@ -149,7 +152,7 @@ PATHS = (
 
 
 def quoted(word: str) -> str:
-    """The word, its value in quotes if it is a path with letters that Hydra's grammar does not know."""
+    """Return the argument, with its value quoted if it is a path that Hydra's grammar cannot parse."""
     key, _, value = word.partition("=")
     if key not in PATHS:
         return word
@@ -161,13 +164,13 @@ def quoted(word: str) -> str:
 
 
 def in_quotes(text: str) -> str:
-    """The text as a quoted value of Hydra's grammar, where backslashes count before a quote only."""
+    """Return the text as a quoted value in Hydra's grammar, where a backslash escapes only before a quote."""
     escaped = re.sub(r'(\\*)"', r'\1\1\\"', text)
     return '"{}"'.format(re.sub(r"(\\+)\Z", r"\1\1", escaped))
 
 
 def override(key: str, value: Any) -> str:
-    """`key=value` with a Python value: what it holds is taken literally, a mapping changes what it names."""
+    """Return `key=value` for a Python value. Strings are taken literally; a mapping is merged by key."""
     return f"{key}={_literal(value)}"
 
 

@@ -1,4 +1,4 @@
-"""Errors that are the user's to fix; the command line shows their message and no traceback."""
+"""Errors that the user can fix. The command line shows their message without a traceback."""
 
 from __future__ import annotations
 
@@ -10,31 +10,34 @@ from difflib import get_close_matches
 from pathlib import Path
 
 WHOLE = 100
-"""So many names are told in full,"""
+"""The longest list of names that a message gives in full."""
 FEW = 10
-"""and of more than that only so many, the nearest first."""
+"""How many names of a longer list a message gives, the closest matches first."""
 
 
 class UserError(ValueError):
-    """Something asked for cannot be done; the message says what can. Exit code 2."""
+    """The request cannot be carried out. The message says what can. Exit code 2."""
 
 
 class Incomplete(UserError):
-    """A result was asked for before every minibatch was counted exactly once. Exit code 3."""
+    """A result was requested before every minibatch had been counted exactly once. Exit code 3."""
 
 
 class Busy(Incomplete):
-    """Another process is measuring it at this moment."""
+    """Another process is currently measuring this result."""
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:
-    """` Did you mean x?`, or nothing if no valid word is near."""
+    """Return ` Did you mean x?`, or an empty string if no valid word is close."""
     close = get_close_matches(word, list(valid), 1)
     return f" Did you mean {close[0]}?" if close else ""
 
 
 def unknown(problem: str, word: str, valid: Iterable[str], lead: str) -> UserError:
-    """What was asked, what exists, the nearest match; of very many that exist, a few and how many."""
+    """Return the error for an unknown name: the problem, the valid names and the closest match.
+
+    A list of more than `WHOLE` names is shortened, and the message says how many are left out.
+    """
     names = sorted(valid)
     more = ""
     if len(names) > WHOLE:
@@ -45,25 +48,25 @@ def unknown(problem: str, word: str, valid: Iterable[str], lead: str) -> UserErr
 
 
 _REMEDIES = {
-    ("EACCES", "EPERM"): "ask its owner for the right to it",
+    ("EACCES", "EPERM"): "ask its owner for permission",
     ("ENOENT",): "check the name",
-    ("ENOTDIR",): "a part of this path is a file: check the name",
-    ("EISDIR",): "it is a folder where a file is needed: move it away",
+    ("ENOTDIR",): "part of this path is a file, not a folder: check the name",
+    ("EISDIR",): "there is a folder where a file is needed: move it away",
     ("EEXIST",): "it is in the way: move it away",
-    ("ENAMETOOLONG",): "most file systems take names of 255 bytes: shorten it",
-    ("ELOOP",): "it is a link that leads to itself: mend or remove it",
+    ("ENAMETOOLONG",): "most file systems allow names of up to 255 bytes: shorten it",
+    ("ELOOP",): "it is a link that leads back to itself: fix or remove it",
     ("ENXIO", "ENODEV"): "it is a pipe or a device, not a file: remove it",
-    ("EBUSY", "ETXTBSY", "ENOTEMPTY"): "another process uses it: wait for that one to end",
+    ("EBUSY", "ETXTBSY", "ENOTEMPTY"): "another process is using it: wait for that process to end",
     ("ENOSPC",): "free some space",
     ("EDQUOT",): "free some of your quota",
-    ("EFBIG",): "the file system or a limit (ulimit -f) allows no file as large: raise the limit",
-    ("EROFS",): "mount it writable",
-    ("EMFILE", "ENFILE"): "raise the limit of open files (ulimit -n 4096), or use run.workers=0",
+    ("EFBIG",): "the file system or ulimit -f does not allow files this large: raise the limit",
+    ("EROFS",): "mount the file system read-write",
+    ("EMFILE", "ENFILE"): "raise the limit on open files (ulimit -n 4096), or use run.workers=0",
     ("EAGAIN", "ENOMEM"): "free some memory, or use fewer run.workers",
-    ("EIO",): "the disk or the file server fails: see its log, then give the same command again",
-    ("ESTALE",): "the file server has lost it: give the same command again",
+    ("EIO",): "the disk or file server is failing: check its log, then repeat the same command",
+    ("ESTALE",): "the file server has lost track of it: repeat the same command",
 }
-"""What to do about what the system refuses, by the names of its errors."""
+"""What the user can do about a system error, by the error's name."""
 _BY_NUMBER = {
     number: advice
     for names, advice in _REMEDIES.items()
@@ -72,12 +75,12 @@ _BY_NUMBER = {
 
 
 def remedy(error: OSError) -> str:
-    """What to do about it."""
-    return _BY_NUMBER.get(error.errno, "see to it, then give the same command again")
+    """Return what the user can do about a system error."""
+    return _BY_NUMBER.get(error.errno, "fix this, then repeat the same command")
 
 
 def refused(error: OSError) -> str:
-    """What the system refused, of which file if it says so, and what to do; in one line."""
+    """Return one line for a system error: the file if it is known, the reason and the remedy."""
     words = error.strerror or " ".join(str(error).split()) or type(error).__name__
     named = [str(p) for p in (error.filename, error.filename2) if isinstance(p, (str, Path))]
     of = f"cannot use {' as '.join(named)}: " if named else ""
@@ -85,25 +88,29 @@ def refused(error: OSError) -> str:
 
 
 def unwritable(path: Path, error: OSError) -> UserError:
-    """What the system refused to write, and what to do."""
+    """Return the error for a file that cannot be written, with the reason and the remedy."""
     return UserError(
         f"cannot write {path}: {error.strerror or error}; {remedy(error)}, or choose another folder "
-        f"with run.outputs=PATH, or for `vitsee plot` a copy of this one (what was saved before is kept)"
+        f"with run.outputs=PATH (for `vitsee plot`: work on a copy of this one). Everything saved so far is kept"
     )
 
 
 def expanded(path: str) -> Path:
-    """The path with the home folder in place of `~`. Raises UserError if there is no such home."""
+    """Return the path with `~` replaced by the home folder. Raises UserError if that folder is unknown."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
         whose = Path(path).parts[0]
-        why = "the variable HOME is not set" if whose == "~" else f"there is no user {whose[1:]}"
+        why = (
+            "the environment variable HOME is not set"
+            if whose == "~"
+            else f"there is no user {whose[1:]}"
+        )
         raise UserError(f"{path}: {why}; write the path in full") from error
 
 
 def printable(message: str) -> str:
-    """In one line, and without what a terminal would obey: file names may hold any character."""
+    """Return the message with control characters and line breaks escaped: a file name may contain any."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
         for c in message
@@ -111,14 +118,14 @@ def printable(message: str) -> str:
 
 
 class _Plain(logging.Formatter):
-    """The message alone, in one line."""
+    """Formats a record as its message alone, on one line."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
 
 
 def speak_plainly(level: int = logging.INFO) -> None:
-    """Log vitsee's messages as lines of their own on standard error."""
+    """Log vitsee's messages to standard error, one per line."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Plain())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

@@ -1,4 +1,4 @@
-"""One command on several devices: a process a device, one display, one error, and nobody's work lost."""
+"""One command on several devices: one process per device, one progress bar, one error, and no work lost."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from vitsee.parallel.team import Member
 
 log = logging.getLogger(__name__)
 Outcome = list[Path] | BaseException
-"""What a member wrote, or why it did not."""
+"""The paths that a member wrote, or the error that ended it."""
 PATIENCE = 30
-"""Seconds for a member to end once it has said its last word, or was asked to end."""
+"""Seconds that a member has to end after its last message, or after it was asked to end."""
 
 
 def run(experiment: Experiment) -> list[Path]:
-    """`runner.run` with a process on each device that is asked for by run.device=all or run.gpus=N."""
+    """Run the experiment as `runner.run` does, with one process per device of run.device=all or run.gpus=N."""
     devices = choose(experiment.run)
     if len(devices) == 1 or experiment.analysis.weights_only:
         how = replace(experiment.run, device=devices[0], gpus=None)
@@ -41,7 +41,10 @@ def run(experiment: Experiment) -> list[Path]:
 
 
 def choose(how: Run) -> list[str]:
-    """The devices of the processes that share the work; fewer than asked, with a warning, if need be."""
+    """Return the device of each process. Logs a warning if there are fewer GPUs than requested.
+
+    Raises UserError if run.gpus does not fit run.device.
+    """
     if how.device == "cpu":
         return ["cpu"] * (how.gpus or 1)
     if how.device != "all" and how.gpus is None:
@@ -56,26 +59,26 @@ def choose(how: Run) -> list[str]:
     asked = f"run.gpus={how.gpus}" if how.gpus else "run.device=all"
     if there == 0:
         log.warning(
-            "warning: %s, but there is no GPU here that torch can use: one process does it all",
+            "warning: %s, but torch finds no usable GPU here: one process does all the work",
             asked,
         )
         return ["auto" if how.device == "all" else how.device]
     if wanted > there:
-        log.warning("warning: %s, but there are only %d here: these are used", asked, there)
+        log.warning("warning: %s, but there are only %d here: using these", asked, there)
     return [f"cuda:{i}" for i in range(min(wanted, there))]
 
 
 @dataclass
 class Team:
-    """The processes that share an experiment, seen from the one that starts them."""
+    """The processes that share an experiment, as seen by the process that starts them."""
 
     experiment: Experiment
     devices: list[str]
 
     def run(self) -> list[Path]:
-        """What the first member wrote. Raises the worst that happened to a member, once.
+        """Run all members and return the paths that the first one wrote. Raises the members' worst error.
 
-        The others measure on meanwhile, and what they measured is kept.
+        If one member fails, the others continue, and their work is kept.
         """
         context, size = get_context("spawn"), len(self.devices)
         members: dict[Connection, BaseProcess] = {}
@@ -90,7 +93,7 @@ class Team:
                 for member in members.values():
                     member.start()
                 for there in theirs:
-                    there.close()  # so that the end of a member is the end of its line
+                    there.close()  # so that a connection closes when its member ends
                 outcomes = self._follow(members, signals)
             finally:
                 for member in members.values():
@@ -98,7 +101,7 @@ class Team:
         return _verdict(outcomes)
 
     def part(self, number: int) -> Experiment:
-        """The experiment as one member runs it: its shard of this job's shard, on its device."""
+        """Return the experiment as one member runs it: its shard of this job's shard, on its device."""
         how, size = self.experiment.run, len(self.devices)
         device = torch.device(self.devices[number])
         mine = replace(
@@ -114,20 +117,20 @@ class Team:
     def _follow(
         self, members: dict[Connection, BaseProcess], signals: Interruptible
     ) -> dict[str, Outcome]:
-        """Show the members' progress until all have ended; what became of them, by name."""
+        """Show the members' progress until all have ended. Return their outcomes by name."""
         size, there = len(members), dict(members)
         names = {
             line: f"process {number} of {size}, on {device}"
             for number, (line, device) in enumerate(zip(members, self.devices, strict=True))
         }
         outcomes: dict[str, Outcome] = {}
-        meeting: list[Connection] = []
-        told = False
+        waiting: list[Connection] = []
+        stopping = False
         title = f"{self.experiment.analysis.name} on {size} devices"
         with tqdm(desc=title, total=0, disable=not self.experiment.run.progress) as bar:
             while there:
-                if signals.asked and not told:  # it may have come to this process alone
-                    told = True
+                if signals.asked and not stopping:  # the signal may have reached this process alone
+                    stopping = True
                     for member in there.values():
                         member.terminate()
                 for line in connection.wait(list(there), timeout=0.2):
@@ -145,40 +148,39 @@ class Team:
                     elif what == "done":
                         bar.update(value)
                     elif what == "measured":
-                        meeting.append(line)
+                        waiting.append(line)
                     else:
                         outcomes[names[line]] = value
                 failed = [name for name, one in outcomes.items() if isinstance(one, BaseException)]
                 if failed:
-                    bar.set_postfix_str(f"{failed[0]} failed, the others go on", refresh=False)
-                if failed or len(meeting) == len(
-                    there
-                ):  # without all, the sums say what is missing
-                    _go_on(meeting)
+                    bar.set_postfix_str(f"{failed[0]} failed, the others continue", refresh=False)
+                # After a failure nobody waits: the incomplete sums say which minibatches are missing.
+                if failed or len(waiting) == len(there):
+                    _release(waiting)
         return outcomes
 
 
-def _go_on(meeting: list[Connection]) -> None:
-    """Tell the members that wait for the others to go on."""
-    for line in meeting:
+def _release(waiting: list[Connection]) -> None:
+    """Let the members that wait for the others continue."""
+    for line in waiting:
         with suppress(OSError):
             line.send(None)
-    meeting.clear()
+    waiting.clear()
 
 
 def _died(member: BaseProcess) -> BaseException:
     code = member.exitcode or 0
-    if -code in Interruptible.stops:  # it came before the member could listen
+    if -code in Interruptible.stops:  # the signal came before the member could handle it
         return Interrupted()
     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     return UserError(
-        f"a process ended without a word ({how}), most often for want of memory; "
+        f"a process died without a message ({how}), usually out of memory; "
         f"try a smaller batch_size or fewer run.gpus"
     )
 
 
 def _verdict(outcomes: dict[str, Outcome]) -> list[Path]:
-    """The paths that were written. Raises the worst failure otherwise, and says whose it was."""
+    """Return the paths that were written. Raises the worst failure, and names the process."""
     failed = {n: one for n, one in outcomes.items() if isinstance(one, BaseException)}
     if not failed:
         return [path for paths in outcomes.values() if isinstance(paths, list) for path in paths]
@@ -186,21 +188,21 @@ def _verdict(outcomes: dict[str, Outcome]) -> list[Path]:
     same_for_all = len(failed) == len(outcomes) and len({str(one) for one in failed.values()}) == 1
     if _gravity(worst) == 0 or same_for_all or isinstance(worst, Interrupted):
         raise worst
-    kept = f"({name}; the work of the others is kept, and the same command goes on)"
+    kept = f"({name}; the work of the other processes is kept, and the same command resumes)"
     if isinstance(worst, UserError):
         raise type(worst)(f"{worst} {kept}")
     raise RuntimeError(f"{worst} {kept}")
 
 
 def _gravity(failure: BaseException) -> int:
-    """A bug before a mistake before what merely follows from another's failure."""
+    """Return 2 for a bug, 1 for a mistake or an interruption, 0 for a consequence of another's failure."""
     if isinstance(failure, Incomplete):
         return 0
     return 1 if isinstance(failure, (UserError, Interrupted)) else 2
 
 
 def _end(member: BaseProcess) -> None:
-    """End a member that still runs: it is asked to save, and killed if it does not."""
+    """Ask a member that is still running to save and end, and kill it if it does not."""
     if member.pid is None:
         return
     if member.is_alive():
@@ -212,9 +214,10 @@ def _end(member: BaseProcess) -> None:
 
 
 def _member(experiment: Experiment, number: int, size: int, line: Connection) -> None:
-    """What a process of the team does: its part, told to who started it."""
+    """Run one member's part of the experiment and send its outcome to the process that started the team."""
     speak_plainly(logging.INFO if number == 0 else logging.ERROR)
-    for announced in Interruptible.announcements:  # to all processes of a job: save and end then
+    # A scheduler sends these to all processes of a job; with a handler, the member saves before it ends.
+    for announced in Interruptible.announcements:
         signal.signal(announced, lambda *_: None)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if experiment.run.device == "cpu":
@@ -224,7 +227,7 @@ def _member(experiment: Experiment, number: int, size: int, line: Connection) ->
         outcome = runner.run(experiment, Member(line, writes=number == 0))
     except (UserError, Interrupted) as failure:
         outcome = failure
-    except (KeyboardInterrupt, EOFError, BrokenPipeError):  # the latter: who started it is no more
+    except (KeyboardInterrupt, EOFError, BrokenPipeError):  # the latter two: the parent has ended
         outcome = Interrupted()
     except Exception as bug:
         mistake = mistakes.mistake(bug)
@@ -235,7 +238,7 @@ def _member(experiment: Experiment, number: int, size: int, line: Connection) ->
 
 
 def _end_with_parent() -> None:
-    """Ask this process to save and end when the one that started it is no more."""
+    """Make this process save and end when the process that started it has ended."""
     parent = parent_process()
     if parent is not None:
         parent.join()

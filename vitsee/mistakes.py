@@ -1,4 +1,4 @@
-"""What the user asked for that cannot be, in one line that names what can."""
+"""The user's mistakes as one-line messages that name the valid choices."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from vitsee.errors import UserError, refused, unknown
 
 
 def of_composition(error: BaseException) -> bool:
-    """Was it raised by what reads and composes configurations? Not all their errors are of their own kinds."""
+    """Return whether Hydra, OmegaConf or a parser under them raised this error, whatever its class."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     where = str(frames[-1].f_globals.get("__name__")) if frames else ""
     return where.split(".")[0] in ("hydra", "omegaconf", "antlr4", "yaml")
 
 
 def mistake(error: BaseException) -> str | None:
-    """What the user asked for that cannot be, in one line; None if the error is not the user's to mend.
+    """Return the message for an error that the user can fix; None for any other error.
 
-    What the system refuses (OSError) is nearly never a bug: paths, rights, disks and limits are the user's.
+    An OSError is almost never a bug: paths, permissions, disks and limits are the user's to fix.
     """
     if isinstance(error, (HydraException, OmegaConfBaseException, UserError)):
         return explain(error)
     if isinstance(error, OSError):
         return refused(error)
     if of_composition(error):
-        return f"these options make no configuration: {' '.join(str(error).split())}"
+        return f"invalid configuration: {' '.join(str(error).split())}"
     return None
 
 
 def explain(error: BaseException) -> str:
-    """A wrong key, option or value, in one line that names the valid ones."""
+    """Return one line that says which key, option or value is wrong, and which are valid."""
     if isinstance(error, OverrideParseException):
         if "=" not in str(error.override):
             return f"cannot read {error.override!r}: options are written key=value"
         key, _, value = str(error.override).partition("=")
         return (
-            f"cannot read {error.override!r}: quote a value with special characters, once for the shell and "
-            f"once for vitsee: '{key}=\"{value}\"'"
+            f"cannot read {error.override!r}: quote a value with special characters twice, for the shell and "
+            f"for vitsee: '{key}=\"{value}\"'"
         )
     ends = (OmegaConfBaseException, MissingConfigException, UserError, OSError)
     while not isinstance(error, ends):
@@ -67,5 +67,5 @@ def _no_such_choice(error: MissingConfigException) -> str:
         return str(error).splitlines()[0]
     group, _, option = str(error.missing_cfg_file).rpartition("/")
     if option.startswith("submitit"):
-        return f"{group}={option} needs the launcher for SLURM: pip install 'vitsee[slurm]'"
+        return f"{group}={option} needs the SLURM launcher: pip install 'vitsee[slurm]'"
     return str(unknown(f"there is no {group}={option}", option, error.options, f"{group} can be"))

@@ -1,4 +1,4 @@
-"""What two models of one name are called, so that axes and folders tell them apart."""
+"""Names that tell two models apart on axes and in folder names."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 _ENDINGS = re.compile(r"(\.(safetensors|ckpt|pth|pt|bin|npz|tar))+\Z", re.IGNORECASE)
 _LONGEST = 60
-"""Letters that are added to a name; file systems take 255 for both."""
+"""Most characters added to a name. File systems allow 255 for both models together."""
 
 
 def told_apart(models: Mapping[str, Model]) -> dict[str, str]:
-    """The models' names by role; those that are equal with what differs: their checkpoints, else their options.
+    """Return the models' names by role. Equal names get a suffix: the checkpoint, or the options that differ.
 
-    Two models that are the same in all that is asked for keep one name.
+    Two models with the same options keep the same name.
     """
     own = {role: model.name for role, model in models.items()}
     if len(own) < 2 or len(set(own.values())) > 1:
@@ -37,7 +37,7 @@ def told_apart(models: Mapping[str, Model]) -> dict[str, str]:
 
 
 def _of_checkpoints(one: Model, other: Model) -> tuple[str, str] | None:
-    """The files' names, or the nearest folders that differ where the files are called the same."""
+    """Return the checkpoints' file names, or the nearest parent folders that differ if those are equal."""
     ones, others = (PurePath(model.checkpoint or "") for model in (one, other))
     folders = zip_longest(ones.parent.parts[::-1], others.parent.parts[::-1], fillvalue="")
     stems = (_ENDINGS.sub("", ones.name), _ENDINGS.sub("", others.name))
@@ -49,11 +49,11 @@ def _of_options(one: Model, other: Model) -> tuple[str, str]:
     ones, others = _decisive(one), _decisive(other)
     keys = [key for key in ones | others if ones.get(key) != others.get(key)]
     if "pretrained" in keys and "seed" in keys:
-        keys.remove("seed")  # of one of them only
-    return _said(ones, keys), _said(others, keys)
+        keys.remove("seed")  # only the random model has one
+    return _listed(ones, keys), _listed(others, keys)
 
 
-def _said(options: Mapping[str, Any], keys: list[str]) -> str:
+def _listed(options: Mapping[str, Any], keys: list[str]) -> str:
     return ",".join(f"{key}={_plain(options[key])}" for key in keys if key in options)
 
 
@@ -63,15 +63,15 @@ def _plain(value: Any) -> str:
 
 
 def _decisive(model: Model) -> dict[str, Any]:
-    """The options that make a model what it is, those of `args` and `overlay` one by one."""
+    """Return the options that a model's function depends on, with the entries of `args` and `overlay`."""
     random = not model.pretrained and model.checkpoint is None
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for each in fields(model):
         value = getattr(model, each.name)
         if each.name in ("args", "overlay"):
-            found |= value
+            options |= value
         elif each.name == "seed" and not random:
-            continue  # draws nothing
+            continue  # nothing is drawn
         elif each.name not in ("name", "dataset", "embedded") and value not in (None, []):
-            found[each.name] = value
-    return found
+            options[each.name] = value
+    return options

@@ -1,21 +1,22 @@
-"""What cannot be true of a minibatch's terms, found before they are saved."""
+"""Sanity checks of a minibatch's terms, made before the terms are saved."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 Impossibility = tuple[str, tuple[str, ...], Tensor]
-"""A statement that cannot be true, the roles of the models whose layers the axes are, and where it holds."""
+"""A statement that must never hold, the role of the model whose layers each axis lists, and a mask of where it
+does hold."""
 
 
 class Impossible(RuntimeError):
-    """A number that no input can give: of a bug, or of failing hardware. It is not saved."""
+    """A number that no input can produce, from a bug or from failing hardware. It is not saved."""
 
 
 class Doubts:
-    """Impossibilities of the minibatches added since the last checkpoint, judged only there.
+    """The checks of the minibatches since the last save, evaluated only at the next one.
 
-    They stay on the device until then, so that no minibatch waits for the device.
+    Until then the masks stay on the device, so that no minibatch waits for a synchronisation.
     """
 
     def __init__(self, axes: dict[str, list[str]]) -> None:
@@ -26,7 +27,7 @@ class Doubts:
         self.pending += [(minibatch, one) for one in impossibilities]
 
     def settle(self) -> None:
-        """Forget them if none holds. Raises Impossible, which names the first one's layers and minibatch."""
+        """Evaluate and forget the checks. Raises Impossible with the layers and minibatch of the first failure."""
         for minibatch, (statement, roles, mask) in self.pending:
             if not mask.any():
                 continue
@@ -37,6 +38,6 @@ class Doubts:
             )
             raise Impossible(
                 f"minibatch {minibatch}, {' and '.join(layers)}: {statement}. No input can give this: it is "
-                f"a bug of vitsee or of a library, or failing hardware. What was saved before is kept"
+                f"a bug in vitsee or in a library, or failing hardware. Everything saved so far is kept"
             )
         self.pending.clear()

@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full, or read by nobody: words may be lost there, measurements not."""
+"""Standard streams that may be closed, full or unread: output may be lost there, measurements must not."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any, TextIO
 from vitsee.errors import remedy
 
 UNPRINTED, CLOSED_PIPE = 2, 141
-"""Exit codes where standard output took not all words: it failed, or its reader has gone (128 + SIGPIPE)."""
+"""Exit codes for incomplete standard output: writing failed, or the reader is gone (128 + SIGPIPE)."""
 
 
 class Steady:
-    """A text stream on which writing never fails.
+    """A text stream whose `write` never raises OSError.
 
-    failure: why the last words that were lost could not be written.
+    failure: the last error that lost output, or None.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -30,9 +30,7 @@ class Steady:
     def write(self, text: str) -> int:
         try:
             return self.stream.write(text)
-        except (
-            UnicodeEncodeError
-        ):  # the name of a file may hold what the terminal's encoding has not
+        except UnicodeEncodeError:  # a file name may not fit the terminal's encoding
             code = self.stream.encoding
             return self.stream.write(text.encode(code, "backslashreplace").decode(code))
         except OSError as error:
@@ -46,7 +44,7 @@ class Steady:
             self.failure = error
 
     def end(self) -> None:
-        """Write what is left, or drop it if that fails: the interpreter would complain of it when it ends."""
+        """Flush, or drop the rest if that fails; otherwise the interpreter would complain at exit."""
         self.flush()
         if self.failure:
             with suppress(OSError):
@@ -57,9 +55,10 @@ class Steady:
 
 @contextmanager
 def steady() -> Iterator[None]:
-    """Within the block writing to standard output and standard error never fails.
+    """Within the block, writing to standard output and standard error never fails.
 
-    A block that ends well exits all the same with a code of its own if standard output took not all.
+    Raises SystemExit (`UNPRINTED` or `CLOSED_PIPE`) at the end of a successful block if standard output
+    is incomplete.
     """
     _open_closed()
     before = sys.stdout, sys.stderr
@@ -75,10 +74,10 @@ def steady() -> Iterator[None]:
         if isinstance(out.failure, BrokenPipeError):
             sys.exit(CLOSED_PIPE)
         if out.failure:
-            words = f"{out.failure.strerror}; {remedy(out.failure)}"
+            reason = f"{out.failure.strerror}; {remedy(out.failure)}"
             print(
-                f"vitsee: not all could be printed to standard output: {words} (what was measured and "
-                f"drawn is kept)",
+                f"vitsee: could not print everything to standard output: {reason} (all measurements and figures "
+                f"are kept)",
                 file=sys.stderr,
             )
             sys.exit(UNPRINTED)
@@ -89,11 +88,11 @@ def steady() -> Iterator[None]:
 
 
 def _open_closed() -> None:
-    """Give closed standard streams the null device: else the next file that is opened takes their place."""
+    """Open the null device for closed standard streams, whose descriptors the next open file would take."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115

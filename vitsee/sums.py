@@ -1,7 +1,7 @@
-"""The only state an analysis keeps: named sums, and which minibatches are in them.
+"""The sums that an analysis adds up over minibatches, and the files that hold them.
 
-Everything an analysis measures is a sum over minibatches, so two partial results combine by `+`.
-Resuming, splitting over GPUs and submitting a SLURM array are therefore one operation, and `seen`
+Everything an analysis measures on images is a sum over minibatches, so two partial results combine by `+`.
+Resuming, splitting over GPUs and submitting a SLURM array are therefore the same operation, and `seen`
 (itself a sum) says exactly which minibatches a result covers.
 """
 
@@ -20,18 +20,18 @@ from torch import Tensor
 from vitsee.errors import Incomplete
 
 HEAD = b"vitsee sums 3\n"
-"""How a file of sums begins; then come the SHA-256 of the rest, and the rest."""
+"""The first bytes of a file of sums. The SHA-256 of the content and the content follow."""
 SKIPPED = "skipped"
-"""A term of the runner's own, which minibatches without such images leave out: (minibatches, batch_size),
-1 where an image could not be decoded."""
+"""The runner's own term, (minibatches, batch_size), 1 where an image could not be decoded. Minibatches without
+such images do not have it."""
 
 
 class Damaged(Exception):
-    """A file of sums is not as it was written."""
+    """A file of sums was changed or cut off, or belongs to another experiment."""
 
 
 GROUPS = 10
-"""Minibatch i is in group i modulo this; what is without one group tells how much the whole may be off."""
+"""Minibatch i is in group i modulo this. Leaving out one group at a time gives confidence intervals."""
 ALL = -1
 """The group of terms that are kept as one sum over all minibatches."""
 
@@ -40,11 +40,11 @@ Terms = dict[str, Tensor]
 
 @dataclass
 class Sums:
-    """Named float64 tensors summed over minibatches, apart for each group of them.
+    """Named float64 tensors summed over minibatches, separately for each group of minibatches.
 
     seen: (minibatches,) int64, how often each minibatch of the plan was added; 1 everywhere at the end.
-    parts: the sums by group and name; they stay on the device of the first ones added.
-    axes: what the positions along an axis are called, e.g. {"model": ["blocks.0", "blocks.1"]}.
+    parts: the sums by group and name, on the device of the first ones added.
+    axes: labels of the positions along each axis, e.g. {"model": ["blocks.0", "blocks.1"]}.
     """
 
     seen: Tensor
@@ -62,17 +62,17 @@ class Sums:
 
     @property
     def skipped(self) -> list[tuple[int, int]]:
-        """(minibatch, position in it) of the images that could not be decoded."""
+        """The images that could not be decoded, as (minibatch, position in it)."""
         marks = self._whole.get(SKIPPED)
         return [] if marks is None else [(b, at) for b, at in marks.nonzero().tolist()]
 
     @property
     def groups(self) -> list[int]:
-        """The groups that have sums of their own."""
+        """The groups for which sums are kept separately."""
         return sorted(self.parts.keys() - {ALL})
 
     def without(self, group: int) -> Sums:
-        """What all minibatches but those of a group add up to."""
+        """Return the sums over all minibatches except those of one group."""
         seen = self.seen.clone()
         seen[group::GROUPS] = 0
         rest = {key: part for key, part in self.parts.items() if key != group}
@@ -80,7 +80,7 @@ class Sums:
 
     @classmethod
     def zero(cls, minibatches: int) -> Sums:
-        """Nothing measured yet of a plan of so many minibatches."""
+        """Return empty sums for a plan of this many minibatches."""
         return cls(seen=torch.zeros(minibatches, dtype=torch.int64))
 
     @classmethod
@@ -92,7 +92,7 @@ class Sums:
         axes: dict[str, list[str]],
         grouped: Callable[[str], bool] = lambda name: True,
     ) -> Sums:
-        """The contribution of one minibatch. grouped: which terms have a sum for each group."""
+        """Return the contribution of one minibatch. grouped: whether a term is summed per group."""
         one = cls.zero(minibatches)
         one.seen[index] = 1
         for name, term in terms.items():
@@ -118,7 +118,7 @@ class Sums:
         return Sums(self.seen + more.seen, parts, self.axes)
 
     def complete(self) -> Sums:
-        """Itself, if every minibatch is in it exactly once. Raises Incomplete otherwise."""
+        """Return the sums if they contain every minibatch exactly once. Raises Incomplete otherwise."""
         missing = (self.seen == 0).nonzero().flatten().tolist()
         twice = (self.seen > 1).nonzero().flatten().tolist()
         if missing or twice:
@@ -133,7 +133,7 @@ class Sums:
         return self
 
     def to(self, device: torch.device) -> Sums:
-        """With its terms on the device (on the CPU for MPS, which has no float64)."""
+        """Return the sums with their terms on the device (on the CPU for MPS, which has no float64)."""
         where = torch.device("cpu") if device.type == "mps" else device
         return Sums(self.seen, self._moved(where), self.axes)
 
@@ -144,7 +144,7 @@ class Sums:
         }
 
     def packed(self, owner: str = "") -> bytes:
-        """Plain tensors on the CPU and lists, with their checksum, for `load`. owner: whose sums they are."""
+        """Return the sums as bytes with a checksum, for `load`. owner: fingerprint of the experiment and pass."""
         buffer = io.BytesIO()
         parts = self._moved(torch.device("cpu"))
         torch.save({"owner": owner, "seen": self.seen, "parts": parts, "axes": self.axes}, buffer)
@@ -153,33 +153,33 @@ class Sums:
 
     @classmethod
     def load(cls, path: Path, owner: str | None = None) -> Sums:
-        """What `packed` made; no code in the file is run.
+        """Return the sums in a file that `packed` wrote, without running any code in the file.
 
-        owner: whose sums they must be, if that matters. Raises Damaged if a byte of the file has changed, or
-        the sums are somebody else's.
+        owner: the fingerprint that the file must carry; None accepts any. Raises Damaged if a byte of the
+        file has changed, or if it belongs to another owner.
         """
         packed = path.read_bytes()
         checked = len(HEAD) + hashlib.sha256().digest_size
         content = memoryview(packed)[checked:]
         if packed.startswith(HEAD[:12]) and not packed.startswith(HEAD):
-            raise Damaged("it is of another version of vitsee")
+            raise Damaged("it was written by another version of vitsee")
         if packed[:checked] != HEAD + hashlib.sha256(content).digest():
-            raise Damaged("it is cut off or changed: its checksum is wrong")
+            raise Damaged("it is truncated or corrupt: its checksum is wrong")
         try:
             stored = torch.load(io.BytesIO(content), weights_only=True)
             whose = stored.pop("owner")
             sums = cls(**stored)
             assert sums.seen.dtype is torch.int64
             assert sums.seen.ndim == 1
-        except Exception as error:  # its checksum is right, so somebody else wrote it
-            raise Damaged("it holds no sums of this version of vitsee") from error
+        except Exception as error:  # its checksum is right, so something else wrote it
+            raise Damaged("it does not hold sums of this version of vitsee") from error
         if owner not in (None, whose):
-            raise Damaged("it is of another experiment, or of another version of the analysis")
+            raise Damaged("it belongs to another experiment, or to another version of the analysis")
         return sums
 
 
 def _added(some: Terms, more: Terms) -> Terms:
-    """Sums of both by name; what one lacks counts as 0."""
+    """Return the sums of both by name. A missing term counts as 0."""
     both = {name: term + more[name].to(term.device) for name, term in some.items() if name in more}
     return {**some, **more, **both}
 

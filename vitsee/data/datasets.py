@@ -1,4 +1,4 @@
-"""Data sets by their options; nothing is decoded until asked for."""
+"""Loads data sets by their options. Images are decoded only when they are used."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 from vitsee.data.downloads import cifar, imagenette, split_of
 from vitsee.data.hugging_face import streamed
 from vitsee.data.image_files import Files, in_folder, tar_entries
-from vitsee.data.images import Images, Made
+from vitsee.data.images import Generated, Images
 from vitsee.errors import UserError, expanded, nearest, unknown
 from vitsee.options import Dataset
 
 SCENES = 10_240
-"""How many scenes there are when nobody says; they are made when asked for."""
+"""Default number of scenes. They are generated on demand."""
 
 
 def load(dataset: Dataset, resolution: int) -> Images:
-    """The images of a configured data set. resolution: side in pixels of made images, if not configured.
+    """Return the images of a configured data set. resolution: side in pixels of generated images by default.
 
-    Raises UserError if it cannot be had.
+    Raises UserError if the data set is not available.
     """
     if dataset.kind not in KINDS:
         raise unknown(
@@ -43,14 +43,14 @@ def _scenes(dataset: Dataset, resolution: int) -> Images:
         if value < least:
             raise UserError(f"dataset.{option} must be at least {least}, got {value}")
     scenes = Scenes(split=split, seed=dataset.seed, resolution=side, size=size)
-    return Made(scenes, CLASSES, f"scenes/{split}")
+    return Generated(scenes, CLASSES, f"scenes/{split}")
 
 
 def _folder(dataset: Dataset, resolution: int) -> Images:
     if not dataset.root:
         raise UserError(
-            f"dataset={dataset.name} needs the folder or .tar of the images: dataset.root=PATH"
-            f" (`vitsee list datasets` names environment variables that do it too)"
+            f"dataset={dataset.name} needs a folder or .tar of images: dataset.root=PATH"
+            f" (`vitsee list datasets` names environment variables that set it too)"
         )
     root = expanded(dataset.root)
     if not root.exists():
@@ -71,10 +71,10 @@ def _folder(dataset: Dataset, resolution: int) -> Images:
 
 
 def _part(dataset: Dataset, root: Path, there: set[str]) -> str:
-    """The folder of the split below the root; nothing if all of the root is meant.
+    """Return the split's folder below the root, or an empty string if the root itself is the split.
 
-    That is so if the root has the name of the split already, and if the root may be the split and has no folder
-    of another one. there: names of the folders in the root.
+    The root is the split if it has the split's name, or if `split_is_root` and it has no folder of another split.
+    there: names of the folders in the root.
     """
     split = dataset.split
     if split is None or split in there:

@@ -1,4 +1,4 @@
-"""Imagenette and CIFAR, downloaded once and checked."""
+"""Imagenette and CIFAR, downloaded once and verified."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def imagenette(dataset: Dataset, resolution: int) -> Images:
     if not (unpacked / split).is_dir():
         if unpacked.exists():
             raise UserError(
-                f"{unpacked} has no folder {split!r}: remove it, and it is unpacked anew"
+                f"{unpacked} has no folder {split!r}: remove it, and it will be unpacked again"
             )
         url, md5 = Imagenette._ARCHIVES["320px"]
         _download(dataset, url, md5, lambda: _unpack(root / Path(url).name, unpacked))
@@ -33,7 +33,7 @@ def imagenette(dataset: Dataset, resolution: int) -> Images:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Unpack the archive's one folder whole or not at all: torchvision would take a part for the whole."""
+    """Unpack the archive's only folder atomically: torchvision would take a partial folder for a whole one."""
     from torchvision.datasets.utils import extract_archive
 
     partial = writing.unfinished(folder)
@@ -41,7 +41,7 @@ def _unpack(archive: Path, folder: Path) -> None:
         extract_archive(archive, partial)
         os.replace(partial / folder.name, folder)
     except OSError:
-        if not folder.is_dir():  # by another process meanwhile, whole
+        if not folder.is_dir():  # else another process has unpacked it meanwhile
             raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -54,34 +54,35 @@ def cifar(dataset: Dataset, resolution: int) -> Images:
     split = split_of(dataset, ("train", "test"), "test")
     root = cache_of(dataset)
     try:
-        found = source(root, train=split == "train")
-    except RuntimeError:  # not there, or damaged
+        loaded = source(root, train=split == "train")
+    except RuntimeError:  # missing or damaged
 
         def unpacked() -> Any:
             if not (root / source.base_folder).exists():
                 _unpack(root / source.filename, root / source.base_folder)
-            return source(root, train=split == "train", download=True)  # mends what is damaged
+            return source(root, train=split == "train", download=True)  # repairs damaged files
 
-        found = _download(dataset, source.url, source.tgz_md5, unpacked)
-    return Arrays(found, f"{dataset.kind}/{split}")
+        loaded = _download(dataset, source.url, source.tgz_md5, unpacked)
+    return Arrays(loaded, f"{dataset.kind}/{split}")
 
 
 def at_home(path: Path) -> str:
-    """The path as a person writes it, ~ for the home folder."""
+    """Return the path with ~ for the home folder."""
     return f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(path)
 
 
 def _download(dataset: Dataset, url: str, md5: str, unpack: Callable[[], Any]) -> Any:
-    """What `unpack` returns once the archive is in the cache folder; errors say what to do.
+    """Download the archive into the cache folder if needed, and return what `unpack` returns.
 
-    An archive that is whole already, fetched before or put there by hand, needs no network.
+    A complete archive, downloaded before or copied by hand, needs no network. Raises UserError that says
+    what to do.
     """
     from torchvision.datasets.utils import check_integrity, download_url
 
     root = cache_of(dataset)
     archive = root / Path(url).name
     remedy = (
-        f"fetch {url} on a machine that can and put it into {at_home(root)}, "
+        f"download {url} on a machine with network access and copy it to {at_home(root)}, "
         f"or use dataset=scenes, or dataset=folder dataset.root=PATH"
     )
     fetched = check_integrity(archive, md5)
@@ -95,11 +96,11 @@ def _download(dataset: Dataset, url: str, md5: str, unpack: Callable[[], Any]) -
                 download_url(url, root, partial.name, md5)
         return unpack()
     except (OSError, RuntimeError) as error:
-        raise UserError(f"download of dataset={dataset.name} failed ({error}); {remedy}") from error
+        raise UserError(f"downloading dataset={dataset.name} failed ({error}); {remedy}") from error
 
 
 def cache_of(dataset: Dataset) -> Path:
-    """Where downloads are kept."""
+    """Return the folder that downloads are kept in."""
     return expanded(dataset.root or "~/.cache/vitsee")
 
 

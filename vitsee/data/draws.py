@@ -1,4 +1,4 @@
-"""Which images train a few-shot probe and which are held out; a function of labels, shots and seeds alone."""
+"""Draws the training and held-out images of linear probes, from labels, shots and seeds alone."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from vitsee.data.images import Images
 
 HELD_OUT = 2**32 - 1
-"""Seed of the images held out: one draw for all seeds, apart from every training draw."""
+"""Seed of the held-out images: one draw for all seeds, disjoint from every training draw."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Data set indices of the images that train the probes, by seed, and that choose the penalty.
+    """Data set indices of the images that train the probes, and of the held-out images that choose the penalty.
 
-    train: (seeds, n). union: those of any seed, ascending. labels: (len(union),).
+    train: (seeds, n). held_out: ascending. labels: (len(union),), of the training images of any seed.
     """
 
     classes: list[str]
@@ -31,29 +31,30 @@ class Draw:
 
     @property
     def union(self) -> np.ndarray:
+        """The training images of any seed, ascending."""
         return np.unique(self.train)
 
     @property
     def positions(self) -> np.ndarray:
-        """(seeds, n) where the training images of each seed stand in the union."""
+        """Positions in the union of each seed's training images, (seeds, n)."""
         return np.searchsorted(self.union, self.train)
 
 
 def draw(images: Images, shots: int, held_out: int | None, seeds: list[int]) -> Draw:
-    """The draw of every seed, and the images held out.
+    """Draw the training images of every seed, and the held-out images.
 
-    Few shots: of each class, `held_out` (default `shots`) images are set apart once, and every seed draws
-    `shots` of the others. shots=0: the last `held_out` of each class are set apart and all others train;
-    by default the last tenth of the images (of CIFAR the last 5,000, as Raghu et al. 2021 do), and of each
-    class where images are listed class by class. Raises UserError if a class has too few images, or there
-    are no two classes.
+    With shots: of each class, `held_out` images (default: `shots`) are held out once, and every seed draws
+    `shots` of the others. With shots=0: the last `held_out` images of each class are held out, and all
+    others train. By default these are the last tenth of the images (the last 5,000 of CIFAR, as in Raghu
+    et al. 2021), or of each class if the images are sorted by class. Raises UserError if a class has too
+    few images, or if there are fewer than two classes.
     """
     labels = np.array([images.label(i) for i in range(len(images))])
     members = [np.flatnonzero(labels == k) for k in range(len(images.classes))]
     if len(members) < 2:
         raise UserError(
-            f"a probe needs labels of at least two classes, but all {len(images)} training images are of "
-            f"one ({images.classes[0]!r}); put the images of each class into a folder of its name"
+            f"a probe needs at least two classes, but all {len(images)} training images have "
+            f"the same one ({images.classes[0]!r}); put the images of each class into a folder of its own"
         )
     apart = (
         [held_out or shots] * len(members) if held_out or shots else _last_tenth(labels, members)
@@ -70,14 +71,14 @@ def draw(images: Images, shots: int, held_out: int | None, seeds: list[int]) -> 
 
 
 def _last_tenth(labels: np.ndarray, members: list[np.ndarray]) -> list[int]:
-    """How many images of each class are in the last tenth; a tenth of each if classes are listed in turn."""
+    """Return how many images of each class are in the last tenth; a tenth of each if sorted by class."""
     if (np.diff(labels) >= 0).all():
         return [-(-len(m) // 10) for m in members]
     return [int((m >= len(labels) * 9 // 10).sum()) for m in members]
 
 
 def _shots(pools: list[np.ndarray], shots: int, seed: int) -> np.ndarray:
-    """So many images of every pool, ascending; 0: all."""
+    """Draw this many images of every pool, ascending; 0: all."""
     rng = np.random.default_rng(seed)
     drawn = [rng.permutation(pool)[:shots] if shots else pool for pool in pools]
     return np.sort(np.concatenate(drawn))
@@ -94,9 +95,9 @@ def _refuse_few(
     fits = (
         f"analysis.shots={least // 2} or less, or a smaller analysis.held_out"
         if shots and least >= 2
-        else "a training set with more images a class"
+        else "a training set with more images per class"
     )
     raise UserError(
         f"class {name!r} has {there} training images, but {needed} are needed ({shots or 1} to train, "
-        f"{held_out} held out to choose the penalty), and so in {few} of {len(members)} classes; use {fits}"
+        f"{held_out} held out to choose the penalty); {few} of {len(members)} classes have too few. Use {fits}"
     )

@@ -1,4 +1,4 @@
-"""Images of the Hugging Face hub, streamed once into a tar."""
+"""Data sets of the Hugging Face hub, streamed once into a tar."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vitsee.io.reachable import require
 from vitsee.options import Dataset
 
 BUFFER = 1000
-"""Hugging Face: images held to be shuffled while streaming; a set sorted by class is mixed no wider."""
+"""Size of the shuffle buffer while streaming. In a data set sorted by class, no farther images are mixed."""
 
 
 def streamed(dataset: Dataset, resolution: int) -> Images:
@@ -36,7 +36,7 @@ def streamed(dataset: Dataset, resolution: int) -> Images:
 
 
 def _asked(dataset: Dataset) -> str:
-    """A file name for what is asked of a Hugging Face data set; two differ if anything asked does."""
+    """Return a file name for the requested images, unique to the options that select them."""
     keys = ("path", "config", "split", "column", "take", "seed")
     asked = {key: value for key, value in asdict(dataset).items() if key in keys}
     if Path(str(dataset.path)).exists():
@@ -46,7 +46,7 @@ def _asked(dataset: Dataset) -> str:
 
 
 def _stream_to(path: Path, dataset: Dataset) -> None:
-    """Write `take` images of a shuffled Hugging Face stream to a tar, as they are, whole or not at all."""
+    """Write `take` images of a shuffled Hugging Face stream to a tar, unchanged and atomically."""
     try:
         import datasets
     except ImportError:
@@ -67,7 +67,7 @@ def _stream_to(path: Path, dataset: Dataset) -> None:
         with writing.whole(path) as partial, tarfile.open(partial, "w") as tar:
             for i, example in enumerate(stream):
                 _append(tar, _class_of(example, features), i, example[column])
-    except Exception as error:  # an interrupted stream has many names, by library
+    except Exception as error:  # each library raises errors of its own for an interrupted stream
         reason = next(iter(str(error).splitlines()), "")
         raise UserError(
             f"cannot stream dataset.path={dataset.path} (config={dataset.config}, "
@@ -76,16 +76,16 @@ def _stream_to(path: Path, dataset: Dataset) -> None:
 
 
 def _column(features: Any, kind: type, asked: str | None) -> str:
-    """The column of images: the one asked for, else the first of that type."""
+    """Return the column of images: the requested one, else the first of that type."""
     there = [name for name, feature in features.items() if isinstance(feature, kind)]
     if not there or (asked and asked not in there):
-        found = f"those of images are: {', '.join(there)}" if there else "none holds images"
-        raise ValueError(f"the columns are: {', '.join(features)}; {found}")
+        usable = f"those with images are: {', '.join(there)}" if there else "none contains images"
+        raise ValueError(f"the columns are: {', '.join(features)}; {usable}")
     return asked or there[0]
 
 
 def _class_of(example: dict[str, Any], features: Any) -> str:
-    """The example's class as a folder name; `all` if it has none or, as in hidden test sets, label -1."""
+    """Return the example's class as a folder name; `all` for no label, or for -1 as in hidden test sets."""
     named = [name for name, feature in features.items() if hasattr(feature, "names")]
     column = "label" if "label" in features else next(iter(named), "")
     label, names = example.get(column), getattr(features.get(column), "names", None)
@@ -95,13 +95,15 @@ def _class_of(example: dict[str, Any], features: Any) -> str:
 
 
 def _append(tar: tarfile.TarFile, folder: str, index: int, image: dict[str, Any] | None) -> None:
-    """Add an image under a name that tells its content, so that the fingerprint follows the content.
+    """Add an image under a name with a hash of its content, so that the fingerprint depends on the content.
 
-    One that is missing or damaged is kept as it is, for `on_bad_image` to judge when it is used.
+    A missing or damaged image is stored as it is. `on_bad_image` decides what happens when it is used.
     """
     content = _content(image or {"bytes": b""})
     digest = hashlib.sha256(content).hexdigest()[:8]
-    member = tarfile.TarInfo(f"{folder}/{index:06d}-{digest}.jpg")  # Pillow goes by the content
+    member = tarfile.TarInfo(
+        f"{folder}/{index:06d}-{digest}.jpg"
+    )  # Pillow goes by content, not by name
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))
 

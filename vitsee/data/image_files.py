@@ -1,4 +1,4 @@
-"""Image files of a folder or of a tar, found and read in place."""
+"""Image files in a folder or in a tar, read in place."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ from vitsee.errors import UserError, remedy
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
 
 LARGEST = 2**30
-"""Bytes of the largest image file that is read."""
+"""Largest size of an image file, in bytes."""
 
 NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-"""What the system says of a link that leads nowhere."""
+"""System errors for a broken link."""
 
 SAMPLE = 64
-"""Files, spread over the set, whose bytes tell it from another of the same names and sizes."""
+"""Number of files, spread over the set, whose bytes tell it from a set of the same names and sizes."""
 
 HEAD = 2**20
-"""Bytes of each of these that are read."""
+"""Bytes that are read of each of them."""
 
 PADDING = 2**20
-"""Bytes after the end of a tar that are checked to be zeros: programs pad to blocks of up to that."""
+"""Bytes after the end of a tar that must be zeros; programs pad to blocks of up to this size."""
 
 WAYS = 1000
-"""Links below links may lead to one folder in so many ways; they can make billions of a few images."""
+"""Most paths through nested links to one folder; a few links can turn a few images into billions."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One image file of a folder or tar: its path there, and where its bytes are in the tar."""
+    """One image file: its path in the folder or tar, and its size and offset in the tar."""
 
     name: str
     size: int
@@ -54,9 +54,9 @@ class Entry:
 
 
 class Files(Images):
-    """Image files of a folder or of a tar; the folder that holds a file is its class.
+    """Image files in a folder or in a tar. The folder that contains a file is its class.
 
-    Files of a tar are read in place: nothing is unpacked, and worker processes share no file position.
+    A tar is read in place: nothing is unpacked, and worker processes do not share a file position.
     """
 
     def __init__(self, root: Path, entries: Iterable[Entry], tar: bool) -> None:
@@ -101,16 +101,16 @@ class Files(Images):
             return rgb(image)
 
     def _read(self, entry: Entry) -> bytes:
-        """The file's bytes. Raises OSError; without an `errno` if the file alone is to blame for it."""
+        """Return the file's bytes. Raises OSError, without an `errno` if only this file is at fault."""
         path = self.root if self.tar else self.root / entry.name
         try:
             with open(path, "rb") as file:
                 file.seek(entry.offset)
                 return file.read(entry.size)
         except OSError as error:
-            led_nowhere = entry.size == 0 and error.errno in NOWHERE
-            closed = error.errno == errno.EACCES and os.access(path.parent, os.R_OK | os.X_OK)
-            if self.tar or not (led_nowhere or closed):
+            broken_link = entry.size == 0 and error.errno in NOWHERE
+            forbidden = error.errno == errno.EACCES and os.access(path.parent, os.R_OK | os.X_OK)
+            if self.tar or not (broken_link or forbidden):
                 raise
             raise OSError(error.strerror) from error
 
@@ -120,32 +120,32 @@ class Files(Images):
 
 
 def in_folder(root: Path) -> Files:
-    """Image files below a folder; links to folders are followed, but not around in circles.
+    """Return the image files below a folder. Links to folders are followed, but not in circles.
 
-    Raises UserError if there are none, if a folder cannot be listed, and for links below links that lead
-    into one folder in very many ways.
+    Raises UserError if there are no images, if a folder cannot be listed, or if nested links lead to one
+    folder along too many paths.
     """
     try:
-        entries = list(_found(root))
+        entries = list(_walk(root))
     except OSError as error:
         raise UserError(
             f"cannot list {error.filename} ({error.strerror}); {remedy(error)}"
         ) from error
     if not entries:
         raise UserError(
-            f"there are no images in {root}; looked for {', '.join(ENDINGS)} in it and its folders"
+            f"there are no images in {root}; looked for {', '.join(ENDINGS)} in it and its subfolders"
         )
     return Files(root, entries, tar=False)
 
 
-def _found(root: Path) -> Iterator[Entry]:
-    """The image files below a folder, hidden folders left out.
+def _walk(root: Path) -> Iterator[Entry]:
+    """Yield the image files below a folder, without hidden folders.
 
-    A link is not followed to a folder that we are in, on the way of links that led here, or above one.
+    A link to a folder that contains the current one, directly or through links, is not followed.
     """
     ways: Counter[str] = Counter()
     listed = lru_cache(maxsize=100)(_listing)  # links may lead to a folder again and again
-    # A folder by its true path, its name below the root, and the true folders whose links led there.
+    # A folder's real path, its name below the root, and the real folders whose links led there.
     ahead: list[tuple[str, str, tuple[str, ...]]] = [(os.path.realpath(root), "", ())]
     while ahead:
         folder, below, way = ahead.pop()
@@ -161,7 +161,7 @@ def _found(root: Path) -> Iterator[Entry]:
             ways[target] += bool(way)
             if ways[target] > WAYS:
                 raise UserError(
-                    f"links below links lead to {target} in more than {WAYS} ways, as {below}{name}; "
+                    f"nested links lead to {target} along more than {WAYS} paths, e.g. {below}{name}; "
                     f"remove some of the links in {root} and in the folders that they lead to"
                 )
             ahead.append((target, f"{below}{name}/", on))
@@ -169,7 +169,7 @@ def _found(root: Path) -> Iterator[Entry]:
 
 @dataclass
 class _Listing:
-    """What is in a folder: images with their sizes, folders, and links to folders with their true paths."""
+    """The content of a folder: images with sizes, folders, and links to folders with real paths."""
 
     images: list[tuple[str, int]]
     folders: list[str]
@@ -177,43 +177,42 @@ class _Listing:
 
 
 def _listing(folder: str) -> _Listing:
-    found = _Listing([], [], [])
+    listing = _Listing([], [], [])
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir(follow_symlinks=False):
-                found.folders.append(entry.name)
+                listing.folders.append(entry.name)
             elif entry.is_symlink() and stat.S_ISDIR(_mode_and_size(entry.path)[0]):
-                found.links.append((entry.name, os.path.realpath(entry.path)))
+                listing.links.append((entry.name, os.path.realpath(entry.path)))
             elif _counts(entry.name):
                 mode, size = _mode_and_size(entry.path)
-                if mode == 0 or stat.S_ISREG(
-                    mode
-                ):  # to open a pipe or a device could wait for ever
-                    found.images.append((entry.name, size))
-    return found
+                # Opening a pipe or a device could block forever.
+                if mode == 0 or stat.S_ISREG(mode):
+                    listing.images.append((entry.name, size))
+    return listing
 
 
 def _counts(name: str) -> bool:
-    """Is this an image file, by its ending, neither hidden nor in a hidden folder?"""
+    """Return whether this is an image file by its ending, neither hidden nor in a hidden folder."""
     hidden = any(part.startswith(".") for part in name.split("/"))
     return name.lower().endswith(ENDINGS) and not hidden
 
 
 def _mode_and_size(path: str) -> tuple[int, int]:
-    """Of a file or of what a link leads to; zeros if it leads nowhere, which decoding then reports."""
+    """Return mode and size of a file or of a link's target; zeros for a broken link, which decoding reports."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError as error:
         if error.errno not in NOWHERE:
             raise
         return 0, 0
-    return found.st_mode, found.st_size
+    return status.st_mode, status.st_size
 
 
 def tar_entries(path: Path) -> list[Entry]:
-    """Image files of a tar. Raises UserError if it is not a whole one."""
+    """Return the image files in a tar. Raises UserError if it is not a complete, uncompressed tar."""
     refuse_pipes("dataset.root", path)
     try:
         with tarfile.open(path, "r:") as tar:
@@ -227,17 +226,17 @@ def tar_entries(path: Path) -> list[Entry]:
             end = tar.offset
         with open(path, "rb") as file:
             file.seek(end)
-            # tarfile takes a cut or damaged header for the end; the true one is a block of zeros.
+            # tarfile takes a truncated or damaged header for the end; the real end is a block of zeros.
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError(f"damaged or cut off at byte {end}")
+                raise tarfile.ReadError(f"damaged or truncated at byte {end}")
             if any(file.read(PADDING)):
                 raise tarfile.ReadError(
-                    f"more follows its end at byte {end}, as when tars are joined by cat: unpack them into "
-                    f"one folder"
+                    f"more data follows its end at byte {end}, as when tars are joined by cat: unpack them "
+                    f"into one folder"
                 )
     except (tarfile.TarError, KeyError, OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"cannot read {path} as an uncompressed tar ({error}); dataset.root is a folder or a .tar"
+            f"cannot read {path} as an uncompressed tar ({error}); dataset.root must be a folder or a .tar"
         ) from error
     if not entries:
         raise UserError(f"there are no images in {path}; looked for {', '.join(ENDINGS)}")
@@ -245,37 +244,38 @@ def tar_entries(path: Path) -> list[Entry]:
 
 
 def refuse_pipes(option: str, path: Path) -> None:
-    """Raise UserError for what is there but is no file or folder: to open it could wait for ever."""
+    """Raise UserError for a path that exists but is not a file or folder: opening it could block forever."""
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise UserError(
-            f"{option}={path} is neither a folder nor a file, but a pipe, a socket or a device"
+            f"{option}={path} is neither a folder nor a file: it is a pipe, a socket or a device"
         )
 
 
 def _plain(name: str) -> str:
-    """A member's name below the root, as it would be unpacked."""
+    """Return a member's name below the root, as it would be unpacked."""
     return posixpath.normpath(name).lstrip("/")
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members in their order. Raises ReadError for sizes that no tar has, and for sparse files."""
+    """Yield the members in order. Raises ReadError for impossible sizes, and for sparse files."""
     before = -1
     for member in tar:
-        if member.size < 0 or tar.offset <= before:  # tarfile alone would read in circles
-            raise tarfile.ReadError(f"{member.name} is of {member.size} bytes")
+        if member.size < 0 or tar.offset <= before:  # tarfile itself would loop
+            raise tarfile.ReadError(f"{member.name} has an impossible size of {member.size} bytes")
         if member.issparse():
-            raise tarfile.ReadError(f"{member.name} is stored sparse: pack without --sparse")
+            raise tarfile.ReadError(f"{member.name} is a sparse file: pack without --sparse")
         before = tar.offset
         yield member
 
 
 def _data(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tarfile.TarInfo:
-    """The member with the bytes: for a hard link, the first one of that file."""
+    """Return the member that stores the bytes: for a hard link, the first member of that file."""
     return tar.getmember(member.linkname) if member.islnk() else member
 
 
 def _natural(name: str) -> list[Any]:
-    """Sorting key in which img2 comes before img10."""
+    """Return a sorting key in which img2 comes before img10."""
     parts = re.split(r"(\d{1,18})", name.lower())
     numbered = [int(part) if i % 2 else part for i, part in enumerate(parts)]
-    return [numbered, name]  # img1, img01 and IMG1 tie: the name itself decides, on every machine
+    # img1, img01 and IMG1 tie: the name breaks the tie, on every machine in the same way.
+    return [numbered, name]

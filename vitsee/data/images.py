@@ -1,4 +1,4 @@
-"""What a data set is: images in a fixed order, each with an id and a label."""
+"""The interface of a data set: images in a fixed order, each with an id and a label."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitsee.errors import UserError
 class Images(ABC):
     """Images by index.
 
-    classes: names, in the order of the labels. fingerprint: changes when the set of images does.
+    classes: class names in the order of the labels. fingerprint: changes when the set of images changes.
     """
 
     classes: list[str]
@@ -25,35 +25,34 @@ class Images(ABC):
 
     @abstractmethod
     def id(self, index: int) -> str:
-        """A name that stays the same between machines."""
+        """Return a name that is the same on all machines."""
 
     @abstractmethod
     def label(self, index: int) -> int:
-        """Index into `classes`."""
+        """Return an index into `classes`."""
 
     @abstractmethod
     def open(self, index: int) -> Image.Image:
-        """The decoded RGB image; raises whatever its decoder raises, and OSError with an `errno` if the
-        system could not read the file.
+        """Return the decoded RGB image. EXIF orientation is not applied, as in common evaluation code.
 
-        As in the field's evaluation code, an EXIF orientation is not applied.
+        Raises whatever the decoder raises, and OSError with an `errno` if the system cannot read the file.
         """
 
     def changed_since(self, moment: float) -> list[str]:
-        """Files of images, or the one file of all, that were written after this moment, in seconds since 1970."""
+        """Return the image files, or the tar, written after this time (in seconds since 1970)."""
         return []
 
 
 def unreadable(name: str, error: OSError) -> UserError:
-    """That the system failed to read an image, which is not the image's fault."""
+    """Return the error of a system that failed to read an image, which is not the image's fault."""
     return UserError(
-        f"cannot read image {name} ({error.strerror or error}): not the image but the system "
-        f"failed, or the file was moved; when it can be read again the same command goes on"
+        f"cannot read image {name} ({error.strerror or error}): the system failed, not the image, or the file "
+        f"was moved. Once the file can be read again, the same command resumes"
     )
 
 
 class Arrays(Images):
-    """Images that torchvision holds in memory (CIFAR)."""
+    """Images that torchvision keeps in memory (CIFAR)."""
 
     def __init__(self, source: Any, name: str) -> None:
         self.source, self.name = source, name
@@ -73,8 +72,8 @@ class Arrays(Images):
         return Image.fromarray(self.source.data[index])
 
 
-class Made(Images):
-    """Images made by formula (scenes)."""
+class Generated(Images):
+    """Procedurally generated images (scenes)."""
 
     def __init__(self, scenes: Any, classes: Iterable[str], name: str) -> None:
         self.scenes, self.classes, self.name = scenes, list(classes), name

@@ -1,4 +1,4 @@
-"""Minibatches of images on the device: decoded and transformed in worker processes, in a fixed order."""
+"""Loads minibatches: images are decoded and transformed in worker processes, in a fixed order."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Transform = Callable[[Image.Image], Tensor]
 
 
 class Undecodable(Exception):
-    """An image file is not one that can be read; the message says why. It is that file's fault alone."""
+    """An image file cannot be decoded, and only the file is at fault. The message says why."""
 
 
-def opened(images: Images, index: int) -> Image.Image:
-    """The decoded image. Raises Undecodable if it cannot be decoded, whatever its decoder raised.
+def decoded(images: Images, index: int) -> Image.Image:
+    """Return the decoded image. Raises Undecodable if it cannot be decoded, whatever its decoder raised.
 
-    Raises UserError if not the image but the system is to blame, for which no image is to be left out: a
-    file system that went away, too many open files, no memory.
+    Raises UserError for a failure of the system, for which no image may be skipped: a lost file system, too
+    many open files, no memory.
     """
     try:
         return images.open(index)
@@ -41,7 +41,7 @@ def opened(images: Images, index: int) -> Image.Image:
         raise
     except MemoryError as error:
         raise UserError(
-            f"not enough memory to decode image {images.id(index)}; try run.workers=0, or remove it"
+            f"not enough memory to decode image {images.id(index)}; try run.workers=0, or remove the image"
         ) from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -53,9 +53,9 @@ def opened(images: Images, index: int) -> Image.Image:
 class Minibatch:
     """One minibatch of the plan.
 
-    index: its number in the plan. ids: data set indices of its images. skipped: those of images that
-    could not be decoded. pixels: by role of the model, (N, 3, H, W) float32 as its transform makes
-    them. labels: (N,) int64.
+    index: its number in the plan. ids: data set indices of its N images. skipped: indices of images that
+    could not be decoded. pixels: for each model's role, (N, 3, H, W) float32 after the model's transform.
+    labels: (N,) int64.
     """
 
     index: int
@@ -66,11 +66,11 @@ class Minibatch:
 
 
 Item = tuple[int, dict[str, Tensor] | None, int, Exception | None]
-"""Index of an image, its pixels, its label, and why there are none."""
+"""An image's index, its pixels by preprocessing, its label, and why it has no pixels."""
 
 
 @dataclass
-class _Decoded(TorchDataset):
+class _Preprocessed(TorchDataset):
     """Images as each model sees them: {preprocessing: (3, H, W)}, or None with the reason."""
 
     images: Images
@@ -78,7 +78,7 @@ class _Decoded(TorchDataset):
 
     def __getitem__(self, index: int) -> Item:
         try:
-            image = opened(self.images, index)
+            image = decoded(self.images, index)
         except (Undecodable, UserError) as reason:
             return index, None, -1, reason
         pixels = {name: transform(image) for name, transform in self.transforms.items()}
@@ -86,18 +86,18 @@ class _Decoded(TorchDataset):
 
 
 def transform_of(data: dict[str, Any]) -> Transform:
-    """A model's own evaluation transform, from timm's data configuration."""
+    """Return a model's own evaluation transform, from timm's data configuration."""
     from timm.data import create_transform
 
     return create_transform(**data, is_training=False)
 
 
 class Minibatches:
-    """Iterates over the minibatches `todo` of a plan; each image is decoded once for all models.
+    """Iterates over the minibatches `todo` of a plan. Each image is decoded once for all models.
 
-    data: by role, the model's data configuration (timm's `resolve_model_data_config`). Images that
-    cannot be decoded raise UserError, or are left out for all models with `on_bad_image=skip`.
-    waited: seconds spent waiting for minibatches after the first.
+    data: each role's data configuration (timm's `resolve_model_data_config`). An image that cannot be
+    decoded raises UserError, or is skipped for all models with `on_bad_image=skip`. waited: seconds spent
+    waiting for minibatches after the first.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Minibatches:
         self.preprocessing = {role: repr(sorted(config.items())) for role, config in data.items()}
         transforms = {self.preprocessing[role]: transform_of(data[role]) for role in data}
         self.loader = DataLoader(
-            _Decoded(images, transforms),
+            _Preprocessed(images, transforms),
             batch_sampler=[plan.batch(b) for b in todo],
             num_workers=workers_for(device) if workers is None else workers,
             collate_fn=_collate,
@@ -136,7 +136,7 @@ class Minibatches:
             with decoding():
                 ids, pixels, labels, bad = next(loaded)
             waited, began = time.perf_counter() - began, 0.0
-            if index != self.todo[0]:  # the first wait is the start of the worker processes
+            if index != self.todo[0]:  # the first wait is for the worker processes to start
                 self.waited += waited
             self._judge(index, ids, bad)
             yield Minibatch(
@@ -149,21 +149,21 @@ class Minibatches:
             began = time.perf_counter()
 
     def _judge(self, index: int, ids: list[int], bad: dict[int, Exception]) -> None:
-        """Raise UserError if images could not be decoded and that is not to be passed over."""
+        """Raise UserError if images could not be decoded and may not be skipped, or too few remain."""
         for reason in bad.values():
             if isinstance(reason, UserError):
                 raise reason
         if bad and self.on_bad_image is OnBadImage.error:
             first, reason = next(iter(bad.items()))
             raise UserError(
-                f"cannot decode image {self.images.id(first)} ({reason}); mend or remove it, or leave "
-                f"out such images with dataset.on_bad_image=skip"
+                f"cannot decode image {self.images.id(first)} ({reason}); fix or remove it, or skip "
+                f"such images with dataset.on_bad_image=skip"
             )
         needed = 4 if self.plan.equal else 1
         if len(ids) < needed:
             raise UserError(
-                f"minibatch {index} has {len(ids)} images that can be decoded, but at least {needed} "
-                f"are needed; the first of {len(bad)} that cannot: {self.images.id(next(iter(bad)))}"
+                f"minibatch {index} has only {len(ids)} images that can be decoded, but needs at least {needed}; "
+                f"{len(bad)} cannot be decoded, the first is {self.images.id(next(iter(bad)))}"
             )
 
     def _move(self, tensor: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ class Minibatches:
 def _collate(
     items: list[Item],
 ) -> tuple[list[int], dict[str, Tensor], Tensor, dict[int, Exception]]:
-    """Stack the decoded images; indices and reasons of the others."""
+    """Stack the decoded images. Return their indices, pixels and labels, and the reasons of the others."""
     good = [(index, pixels, label) for index, pixels, label, _ in items if pixels is not None]
     bad = {index: reason for index, _, _, reason in items if reason is not None}
     names = good[0][1] if good else {}
@@ -183,7 +183,7 @@ def _collate(
 
 @contextmanager
 def decoding() -> Iterator[None]:
-    """A worker process that dies within the block is a UserError; one's UserError is told without its traceback."""
+    """Within the block, turn a worker's death or UserError into a UserError without the worker's traceback."""
     try:
         yield
     except UserError as error:
@@ -192,27 +192,27 @@ def decoding() -> Iterator[None]:
         if not str(error).startswith("DataLoader worker"):
             raise
         raise UserError(
-            f"a process that decodes images died ({str(error).splitlines()[0]}), most often for want "
-            f"of memory or of space in /dev/shm; try run.workers=0 or a smaller batch_size"
+            f"a process that decodes images died ({str(error).splitlines()[0]}), usually out of memory "
+            f"or out of space in /dev/shm; try run.workers=0 or a smaller batch_size"
         ) from error
 
 
 def workers_for(device: torch.device, processes: int = 1) -> int:
-    """How many processes decode images for each of the processes that measure on this machine.
+    """Return the number of decoding processes for each of the measuring processes on this machine.
 
-    On a CPU the model needs the cores too; on a GPU decoding must keep up with it.
+    On a CPU, the model needs cores too. On a GPU, decoding must keep up with the model.
     """
     share = cores() // processes
     return max(0, min(2, share - 1)) if device.type == "cpu" else max(1, min(16, share))
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def prepare_worker(worker: int) -> None:
-    """One thread a worker; what a terminal sends is the main process's to handle."""
+    """Set up a worker process: one thread, and no reaction to a terminal's signals, which the main process handles."""
     torch.set_num_threads(1)
     for number in OF_TERMINALS:
         signal.signal(number, signal.SIG_IGN)

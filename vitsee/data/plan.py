@@ -1,4 +1,4 @@
-"""Which images make up which minibatch: a pure function of the experiment, so that any machine agrees."""
+"""Assigns images to minibatches, as a function of the experiment alone, so that all machines agree."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from vitsee.errors import UserError
 class Plan:
     """`images` of `size` images, drawn without replacement and cut into minibatches, `repeats` times.
 
-    Each repeat draws and shuffles anew. A last partial minibatch is left out where all must be `equal`.
-    chosen: these images in this order instead of a draw.
+    Each repeat draws and shuffles again. equal: drop a last, smaller minibatch. chosen: use these images in
+    this order instead of a draw.
     """
 
     size: int
@@ -39,19 +39,19 @@ class Plan:
 
     @property
     def left_out(self) -> int:
-        """Images of each repeat that do not fill a minibatch."""
+        """Images of each repeat that are dropped because they do not fill a minibatch."""
         return self.images % self.batch_size if self.equal else 0
 
     @property
     def planned(self) -> int:
-        """Images of all minibatches of all repeats."""
+        """Number of images in all minibatches of all repeats."""
         return (self.images - self.left_out) * self.repeats
 
     def __len__(self) -> int:
         return self.per_repeat * self.repeats
 
     def batch(self, index: int) -> list[int]:
-        """Data set indices of one minibatch."""
+        """Return the data set indices of one minibatch."""
         repeat, within = divmod(index, self.per_repeat)
         start = within * self.batch_size
         end = min(start + self.batch_size, self.images)
@@ -60,18 +60,18 @@ class Plan:
         return _order(self.size, self.seed, repeat)[start:end].tolist()
 
     def used(self, minibatches: int) -> list[int]:
-        """Data set indices of the first minibatches, each once, in the order they are first used."""
+        """Return the data set indices in the first minibatches, each once, in order of first use."""
         return list(dict.fromkeys(i for b in range(minibatches) for i in self.batch(b)))
 
     def positions(self, index: int, ids: list[int]) -> list[int]:
-        """Where these images of a minibatch stand among all that are planned."""
+        """Return the positions of these images of a minibatch among all planned images."""
         repeat, within = divmod(index, self.per_repeat)
         start = repeat * (self.images - self.left_out) + within * self.batch_size
         place = {image: start + i for i, image in enumerate(self.batch(index))}
         return [place[image] for image in ids]
 
     def fresh(self, index: int) -> float:
-        """Share of a minibatch's images that no earlier minibatch has."""
+        """Return the share of a minibatch's images that no earlier minibatch contains."""
         repeat = index // self.per_repeat
         if repeat == 0:
             return 1.0
@@ -79,13 +79,13 @@ class Plan:
         return 1 - _drawn_before(self, repeat)[batch].mean().item()
 
     def todo(self, seen: Tensor, shard: int, shards: int) -> list[int]:
-        """Minibatches of this shard that `seen` does not count yet."""
+        """Return the minibatches of this shard that `seen` does not count yet."""
         return [b for b in range(shard, len(self), shards) if not seen[b]]
 
 
 @lru_cache(maxsize=2)
 def _drawn_before(plan: Plan, repeat: int) -> np.ndarray:
-    """(size,) whether an image is in a minibatch of the repeats before this one."""
+    """Return whether each image is in a minibatch of an earlier repeat, (size,) bool."""
     drawn = np.zeros(plan.size, bool)
     for before in range(repeat):
         drawn[_order(plan.size, plan.seed, before)[: plan.images - plan.left_out]] = True

@@ -1,4 +1,4 @@
-"""Any decoded image as 8-bit RGB, by value; what does not say which value is white is refused by name."""
+"""Conversion of decoded images to 8-bit RGB. Formats without a defined white are refused."""
 
 from __future__ import annotations
 
@@ -9,47 +9,49 @@ from PIL import Image
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT
 
 LONGEST = 1000
-"""A side may be so many times the other one; a line of pixels would be resized to gigabytes."""
+"""Largest aspect ratio. Resizing a thin line of pixels would take gigabytes."""
 SIGNED = 2
-"""TIFF's sample format of numbers below and above 0."""
+"""TIFF's sample format of signed integers."""
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """The image as 8-bit RGB; transparency is dropped, greys of 9 to 16 bits keep their highest 8.
+    """Return the image as 8-bit RGB. Transparency is dropped; greys of 9 to 16 bits keep their highest 8 bits.
 
-    Raises ValueError for signed numbers, 32-bit integers (mode I) and floats (F): nothing in their files
-    says which value is white, and a guess from each image's range would make one image of a set brighter
-    than it is and the next one darker. Also for what cannot be an image to resize, and for EPS, a program.
+    Raises ValueError for signed integers, 32-bit integers (mode I) and floats (F): nothing in the file says
+    which value is white, and guessing from each image's range would make some images brighter and others
+    darker than they are. Raises ValueError also for extreme aspect ratios, and for EPS, which is a program.
     """
     width, height = image.size
     if not 0 < max(image.size) <= LONGEST * min(image.size):
-        raise ValueError(f"{width} x {height} pixels are no image that can be resized")
+        raise ValueError(f"an image of {width} x {height} pixels cannot be resized")
     if image.format == "EPS":
-        raise ValueError("EPS is a program that draws: run it, and save what it draws as PNG")
+        raise ValueError("EPS is a program, not an image: render it and save the result as PNG")
     image.load()
     # PPM and older PNG readers give 16-bit greys, scaled to 0 … 65535, as mode I.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG")):
         return Image.fromarray(_highest_bits(image)).convert("RGB")
     if image.mode in ("I", "F") or (image.mode == "L" and _tag(image, SAMPLEFORMAT) == SIGNED):
-        kind = {"I": "integers of 32 bits", "F": "floats"}.get(image.mode, "signed numbers")
+        kind = {"I": "32-bit integers", "F": "floats"}.get(image.mode, "signed integers")
         low, high = image.getextrema()
         between = "" if image.mode == "L" else f" between {low:g} and {high:g}"
         raise ValueError(
-            f"{kind}{between} do not say which one is white: save greys as unsigned 8 or 16 bits"
+            f"{kind}{between} do not define which value is white: save greys as unsigned 8-bit or 16-bit integers"
         )
-    image.info.pop("transparency", None)  # dropped without Pillow's advice to keep it
+    image.info.pop("transparency", None)  # avoids Pillow's warning that it is dropped
     return (image.convert("LA") if image.mode == "La" else image).convert("RGB")
 
 
 def _highest_bits(image: Image.Image) -> np.ndarray:
-    """(H, W) uint8 of greys of up to 16 bits. Pillow unpacks a TIFF of 12 bits but does not scale it, and
-    leaves 16-bit greys whose 0 is white as they are."""
+    """Return greys of up to 16 bits as (H, W) uint8.
+
+    Pillow unpacks a 12-bit TIFF without scaling it, and does not invert 16-bit greys in which 0 is white.
+    """
     bits = 12 if _tag(image, BITSPERSAMPLE) == 12 else 16
     greys = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
     return 255 - greys if _tag(image, PHOTOMETRIC_INTERPRETATION) == 0 else greys
 
 
 def _tag(image: Image.Image, number: int) -> Any:
-    """A TIFF's tag, the first value if there are several; None if the image has none."""
-    found = getattr(image, "tag_v2", {}).get(number)
-    return found[0] if isinstance(found, tuple) and found else found
+    """Return a TIFF tag, the first value if it has several; None if the image does not have the tag."""
+    value = getattr(image, "tag_v2", {}).get(number)
+    return value[0] if isinstance(value, tuple) and value else value

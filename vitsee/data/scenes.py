@@ -1,11 +1,11 @@
-"""`scenes`, the embedded data set: images made by formula, as many as wanted, at any resolution.
+"""`scenes`, the built-in data set: procedurally generated images, any number, at any resolution.
 
-A background of dead leaves (occluding disks with scale-free radii: Matheron 1968; its statistics are
-those of natural images: Lee, Mumford and Huang 2001), and on it two textured disks that carry the
-class: which of four textures both have (local) and which way the line between them runs (global).
-A quarter of the images has a third disk of another texture, which must be told from the two. Position,
-distance, size, colour, contrast, phase and clutter vary without meaning. A share of the images is faint:
-of little contrast and much noise, so that the clear ones are learned soon and the others with much data.
+The background is a dead-leaves image (occluding disks with scale-free radii: Matheron 1968), whose
+statistics are those of natural images (Lee, Mumford and Huang 2001). Two textured disks on it carry the
+class: which of four textures both have (local), and the direction of the line between them (global). A
+quarter of the images contains a third disk with another texture as a distractor. Position, distance,
+size, colour, contrast, phase and clutter vary independently of the class. Some images are faint, with low
+contrast and strong noise: the clear images are learned early, the faint ones only with much data.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from functools import partial
 import numpy as np
 
 VERSION = 2
-"""Raised when the formula changes."""
+"""Increased when the generator changes."""
 TEXTURES = ("vertical stripes", "horizontal stripes", "checks", "rings")
 ARRANGEMENTS = ("side by side", "rising", "one above the other", "falling")
 CLASSES = tuple(f"{t}, {a}" for t, a in itertools.product(TEXTURES, ARRANGEMENTS))
@@ -28,29 +28,29 @@ CLUTTER = 30
 CLUTTER_RADII = (0.04, 0.35)
 PART_RADII = (0.15, 0.2)
 WAVELENGTHS = (0.075, 0.11)
-"""4 to 6 pixels of 56: more than one period in a patch of 8."""
+"""4 to 6 pixels at a resolution of 56: more than one period in a patch of 8."""
 CONTRASTS = (0.15, 0.5)
 DISTANCES = (0.36, 0.6)
 SHIFT = 0.12
-"""How far the middle of the two parts may be from the middle of the image."""
+"""Largest distance of the centre of the two disks from the centre of the image."""
 TURN = 0.36
-"""How far, in radians, the line between them may be off its direction."""
+"""Largest deviation of the line between the disks from its direction, in radians."""
 NOISE = 0.02
 FAINT = 0.4
-"""Share of the images that are faint,"""
+"""Share of faint images."""
 FAINT_CONTRASTS = (0.01, 0.1)
 FAINT_NOISE = 0.06
 DISTRACTED = 0.25
-"""Share of the images with a third disk."""
+"""Share of images with a third disk."""
 APART = 0.28
-"""Its least distance from the two."""
+"""Smallest distance of the third disk from the other two."""
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """Images of one split; image i depends on (seed, split, i) alone, its label is i modulo 16.
+    """Images of one split. Image i depends only on (seed, split, i) and has label i modulo 16.
 
-    resolution: side in pixels. size: how many images there are.
+    resolution: side in pixels. size: number of images.
     """
 
     split: str = "test"
@@ -60,18 +60,18 @@ class Scenes:
 
     @property
     def fingerprint(self) -> str:
-        """What the pixels depend on."""
+        """Everything that the pixels depend on."""
         return f"scenes-{VERSION}/{self.split}/seed{self.seed}/{self.resolution}px"
 
     def __len__(self) -> int:
         return self.size
 
     def label(self, index: int) -> int:
-        """Index into CLASSES; every class is as frequent."""
+        """Return an index into CLASSES. All classes are equally frequent."""
         return index % len(CLASSES)
 
     def image(self, index: int) -> np.ndarray:
-        """(resolution, resolution, 3) uint8."""
+        """Return image `index`, (resolution, resolution, 3) uint8."""
         rng = np.random.default_rng([VERSION, self.seed, SPLITS.index(self.split), index])
         texture, arrangement = divmod(self.label(index), len(ARRANGEMENTS))
         base = rng.uniform(0.3, 0.7, 3)
@@ -86,7 +86,7 @@ class Scenes:
 
 @dataclass(frozen=True)
 class Canvas:
-    """pixels: (H, W, 3) float32 of about 0 to 1. centres: (H,) their coordinates between 0 and 1."""
+    """An image being painted. pixels: (H, W, 3) float32, about 0 to 1. centres: (H,) coordinates in [0, 1]."""
 
     pixels: np.ndarray
     centres: np.ndarray
@@ -111,14 +111,14 @@ class Canvas:
             return
         x = (self.centres[low[0] : high[0]] - np.float32(middle[0]))[None, :]
         y = (self.centres[low[1] : high[1]] - np.float32(middle[1]))[:, None]
-        # Edges are soft over one pixel, so that a scene is the same at every resolution.
+        # Edges are antialiased over one pixel, so that a scene looks the same at every resolution.
         cover = np.clip((radius - np.sqrt(x * x + y * y)) * side + 0.5, 0, 1)[..., None]
         region = self.pixels[low[1] : high[1], low[0] : high[0]]
         region += cover * (colour(x, y) - region)
 
 
 def clutter(rng: np.random.Generator, base: np.ndarray) -> list[Callable[[Canvas], None]]:
-    """Dead leaves: shaded disks whose radii are distributed as r^-3, in colours around the base."""
+    """Return dead leaves: shaded disks with radii distributed as r^-3, in colours around the base."""
     low, high = CLUTTER_RADII
     u = rng.random(CLUTTER)
     radii = 1 / np.sqrt(u / high**2 + (1 - u) / low**2)
@@ -136,7 +136,7 @@ def clutter(rng: np.random.Generator, base: np.ndarray) -> list[Callable[[Canvas
 def parts(
     rng: np.random.Generator, texture: int, arrangement: int, contrasts: tuple[float, float]
 ) -> list[Callable[[Canvas], None]]:
-    """The textured disks: the two that carry the class, last, and sometimes one of another texture."""
+    """Return the textured disks: sometimes a distractor of another texture, then the two that carry the class."""
     angle = np.pi / 4 * arrangement + rng.uniform(-TURN, TURN)
     half = rng.uniform(*DISTANCES) / 2 * np.array([np.cos(angle), -np.sin(angle)])
     radius = rng.uniform(*PART_RADII)
@@ -151,7 +151,7 @@ def parts(
 
 
 def free_place(rng: np.random.Generator, taken: list[np.ndarray]) -> np.ndarray:
-    """The first of ten random places that is apart from those taken, else the farthest."""
+    """Return the first of ten random places that is far enough from those taken, else the farthest."""
     places = rng.uniform(0.1, 0.9, (10, 2))
     distances = np.min([np.linalg.norm(places - place, axis=1) for place in taken], axis=0)
     apart = np.flatnonzero(distances > APART)
@@ -165,7 +165,7 @@ def textured_disk(
     texture: int,
     contrasts: tuple[float, float],
 ) -> Callable[[Canvas], None]:
-    """A disk of about this radius with this texture in random colours, contrast, wavelength, phase."""
+    """Return a disk of about this radius, with this texture and random colours, contrast, wavelength and phase."""
     pattern = partial(
         TEXTURE_OF[texture], 2 * np.pi / rng.uniform(*WAVELENGTHS), rng.uniform(0, 2 * np.pi, 2)
     )
@@ -181,7 +181,7 @@ def textured_disk(
 
 
 def shaded(colour: np.ndarray, slope: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A colour that grows lighter along a slope."""
+    """Return a colour that gets lighter along a slope."""
     return colour + (slope[0] * x + slope[1] * y)[..., None]
 
 
@@ -192,7 +192,7 @@ def textured(
     x: np.ndarray,
     y: np.ndarray,
 ) -> np.ndarray:
-    """A colour modulated by a pattern between -1 and 1."""
+    """Return a colour modulated by a pattern between -1 and 1."""
     return mean + contrast * pattern(x, y)[..., None]
 
 

@@ -1,1 +1,1 @@
-"""Formulas: one function per equation, with no options and no files."""
+"""Estimators: one function per equation, without options or files."""

@@ -1,4 +1,4 @@
-"""Attention weights, and what is computed from them: distances and rollout."""
+"""Attention weights, mean attention distance and attention rollout."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitsee.estimators.kernels import float64_device
 from vitsee.setting import Layer
 
 _CHUNK_BYTES = {"cpu": 2**20, "cuda": 2**28}
-"""Size of the attention weights that are made at a time: the cache of a CPU, little of a GPU's memory."""
+"""Size of the attention weights computed at a time: they fit into a CPU's cache, and take little GPU memory."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Attention:
     output: Tensor
 
     def weights(self) -> Iterator[tuple[slice, Tensor]]:
-        """Slices of the images and their weights, (images, heads, tokens, tokens) float32.
+        """Yield slices of the minibatch and their weights, (images, heads, tokens, tokens) float32.
 
-        Each is made when asked for and few images wide, so that all of them are never in memory.
+        Each slice covers few images and is computed on demand, so that the weights are never all in memory.
         """
         n, heads, tokens, _ = self.query.shape
         limit = _CHUNK_BYTES.get(self.query.device.type, 2**28)
@@ -51,9 +51,9 @@ class Attention:
 
 
 def token_distances(layer: Layer) -> Tensor:
-    """Distance in pixels between the patches of every two tokens, (tokens, tokens) float32.
+    """Return the distance in pixels between the patches of every pair of tokens, (tokens, tokens) float32.
 
-    From and to tokens before the first patch (class, registers) it is 0, so that they drop out of sums.
+    It is 0 from and to prefix tokens (class, registers), so that they drop out of sums.
     """
     assert layer.grid is not None
     assert layer.pitch is not None
@@ -68,25 +68,25 @@ def token_distances(layer: Layer) -> Tensor:
 
 
 def attention_distance(attention: Attention, layer: Layer, *, renormalize: bool = False) -> Tensor:
-    """Mean attention distance in pixels of every head, (N, heads) float64.
+    """Return the mean attention distance in pixels of every head, (N, heads) float64.
 
-    The mean over patches q of sum_k A[q, k] |position(q) - position(k)|, with k over patches only:
-    what a patch attends to class token and registers counts as distance 0, as in the authors' code;
-    renormalize: divided by what it attends to patches (Dosovitskiy et al. 2021, Fig. 7; Raghu et al.
-    2021, Fig. 3). Never more than one chunk of the weights is in memory.
+    This is the mean over patches q of sum_k A[q, k] |position(q) - position(k)|, with k over patches only
+    (Dosovitskiy et al. 2021, Fig. 7; Raghu et al. 2021, Fig. 3). Attention to prefix tokens counts as
+    distance 0, as in the authors' code. renormalize: divide by the attention to patches instead. At most
+    one chunk of the weights is in memory.
     """
     prefix = layer.prefix or 0
     between = token_distances(layer).to(attention.query.device)
-    found = []
+    distances = []
     for _, weights in attention.weights():
         mass = weights[..., prefix:, prefix:].sum(-1) if renormalize else 1.0
         of_query = weights.mul_(between).sum(-1)[..., prefix:] / mass
-        found.append(of_query.to(float64_device(of_query), torch.float64).mean(-1))
-    return torch.cat(found)
+        distances.append(of_query.to(float64_device(of_query), torch.float64).mean(-1))
+    return torch.cat(distances)
 
 
 def uniform_distance(layer: Layer, *, renormalize: bool = False) -> float:
-    """The `attention_distance` in pixels of a head that attends to all tokens alike."""
+    """Return the `attention_distance` in pixels of a head that attends uniformly to all tokens."""
     assert layer.grid is not None
     patches = layer.grid[0] * layer.grid[1]
     attended = patches if renormalize else patches + (layer.prefix or 0)
@@ -94,10 +94,10 @@ def uniform_distance(layer: Layer, *, renormalize: bool = False) -> float:
 
 
 def rollout(weights: Sequence[Tensor], start: Tensor) -> Tensor:
-    """How the tokens of the output mix those of the input, by attention and residual connections.
+    """Return how input tokens contribute to output tokens through attention and residual connections.
 
-    weights: of every block in running order, (N, tokens, tokens), rows that sum to 1. start: (Q, tokens)
-    weights over the output's tokens. Returns start Â_L … Â_2 Â_1, (N, Q, tokens), where Â = (A + I) / 2
+    weights: of every block in running order, (N, tokens, tokens), with rows that sum to 1. start: (Q, tokens)
+    weights over the output tokens. Returns start Â_L … Â_2 Â_1, (N, Q, tokens), where Â = (A + I) / 2
     (Abnar and Zuidema 2020, eq. 1 and 2).
     """
     mixed = start

@@ -1,4 +1,4 @@
-"""Tensor formulas, one function per equation, nothing else: no state, no configuration, no files.
+"""Gram matrices, unbiased HSIC and summed absolute gradients, one function per equation.
 
 Axes: A, B layers of the two models; N examples of a minibatch; F features of one example.
 """
@@ -17,32 +17,32 @@ from vitsee.errors import UserError
 from vitsee.estimators.arithmetic import tf32
 
 _AT_ONCE = {"cpu": 2_560_000, "cuda": 2**24}
-"""Values (features times examples) that are centred and multiplied at once: 10 MB stay in a CPU's cache, 64 MB
-are enough work for a GPU."""
+"""Values (features times examples) that are centred and multiplied at once: 10 MB fit into a CPU's cache, 64 MB
+keep a GPU busy."""
 _PIECE = {"cpu": 1000, "cuda": 16384}
-"""Features whose products are summed one after the other in float32; so few keep features with outliers
-exact to 1e-6. The sums of pieces that are multiplied at once are added up in float32, all others in float64."""
+"""Features whose products are accumulated in float32. Few enough that features with outliers stay exact to
+1e-6. Pieces that are multiplied at once are added in float32, all others in float64."""
 _ROWS = {"cpu": 64, "cuda": 128}
-"""Least examples of a block of the Gram matrix; blocks below the diagonal are mirrored, not computed."""
+"""Fewest examples in a block of the Gram matrix. Blocks below the diagonal are mirrored, not computed."""
 _CENTRE = 16
-"""Examples, evenly spaced in the minibatch, whose mean is the centre: few, because reading takes time."""
+"""Number of examples, evenly spaced in the minibatch, whose mean is the centre. Few, because reading is slow."""
 
 
 def gram(x: Tensor, product: str = "fp32") -> Tensor:
-    """Linear-kernel Gram matrix of (N, ...) features, for unbiased HSIC: (N, N) float64.
+    """Return the linear-kernel Gram matrix of (N, ...) features, for unbiased HSIC: (N, N) float64.
 
-    Features with large means are centred at about their mean over the examples. That does not change
-    unbiased HSIC, because U-centring removes every term a_i + a_j (Szekely and Rizzo 2014), and makes
-    float32 products safe where means are much larger than standard deviations. Features that do not
-    vary between the examples beyond rounding count as constant: their Gram matrix is exactly 0. The
+    Features with large means are centred near their mean over the examples. This does not change
+    unbiased HSIC, because U-centring removes every term a_i + a_j (Szekely and Rizzo 2014), and it makes
+    float32 products safe where means are much larger than standard deviations. Features that vary
+    between the examples by no more than rounding count as constant: their Gram matrix is exactly 0. The
     features are read in pieces and never copied whole.
-    product: how the centred features are rounded before they are multiplied: fp32 (not at all), tf32
-    (by CUDA) or bf16; the products are summed in float32 and float64 whatever it is. Raises UserError
-    for tf32 where there is no CUDA.
+    product: how the centred features are rounded before multiplication: fp32 (not at all), tf32 (by
+    CUDA) or bf16. The products are always summed in float32 and float64. Raises UserError for tf32
+    without CUDA.
     """
     if product == "tf32" and x.device.type != "cuda":
         raise UserError(
-            f"analysis.products=tf32 exists on CUDA devices only, not on {x.device.type}; "
+            f"analysis.products=tf32 works on CUDA devices only, not on {x.device.type}; "
             f"use analysis.products=fp32 or bf16"
         )
     rows = _rows(x.detach())
@@ -51,7 +51,7 @@ def gram(x: Tensor, product: str = "fp32") -> Tensor:
 
 
 def gram_pieces(rows: Tensor, product: str = "fp32") -> Tensor:
-    """Sum over pieces of the features of the centred piece's Gram matrix, (N, F) -> (N, N) float64."""
+    """Return the sum of the Gram matrices of all centred pieces of the features, (N, F) -> (N, N) float64."""
     n, device = len(rows), rows.device.type
     k = torch.zeros(n, n, dtype=torch.float64, device=float64_device(rows))
     block = max(_ROWS.get(device, 128), n // 4)
@@ -67,14 +67,14 @@ def gram_pieces(rows: Tensor, product: str = "fp32") -> Tensor:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """(N, ...) -> (N, F) without a copy, also where channels come last in memory; F in any order."""
+    """(N, ...) -> (N, F) without a copy, also for channels-last memory. The order of F may change."""
     if x.ndim == 4 and not x.is_contiguous():
         x = x.permute(0, 2, 3, 1)
     return x.flatten(1)
 
 
 def _pieces(rows: Tensor) -> Iterator[Tensor]:
-    """(N, F) -> views (pieces, N, features of a piece), which together hold each feature once."""
+    """(N, F) -> views (pieces, N, features of a piece), which together contain every feature once."""
     n, features = rows.shape
     device = rows.device.type
     width = _width(features, _PIECE.get(device, 16384))
@@ -88,18 +88,18 @@ def _pieces(rows: Tensor) -> Iterator[Tensor]:
 
 @lru_cache
 def _width(features: int, longest: int) -> int:
-    """Of equal pieces, which leave no rest if there are such without needing twice as many."""
+    """Return the width of equal pieces. They leave no remainder unless that takes twice as many pieces."""
     least = math.ceil(features / longest)
     fitting = (pieces for pieces in range(least, 2 * least) if features % pieces == 0)
     return features // next(fitting, least)
 
 
 def _centred(pieces: Tensor, product: str) -> Tensor:
-    """The pieces minus about their mean over the examples, (pieces, N, features) float32.
+    """Return the pieces minus roughly their mean over the examples, (pieces, N, features) float32.
 
-    What is subtracted from all examples alike changes nothing. It only has to make means small beside
-    deviations: the mean of some of the examples does, and where means are small already, nothing is
-    subtracted, which saves a copy (on a GPU, to know that would cost a synchronisation).
+    Subtracting the same values from all examples does not change HSIC. The means only have to become small
+    compared with the deviations, so the mean of a few examples suffices. Where means are already small,
+    nothing is subtracted, which saves a copy (not on a GPU, where finding out costs a synchronisation).
     """
     some = pieces[:, :: max(1, pieces.shape[1] // _CENTRE)]
     mean = some.mean(1, keepdim=True, dtype=torch.float32)
@@ -112,20 +112,20 @@ def _centred(pieces: Tensor, product: str) -> Tensor:
 
 
 def _small(mean: Tensor, x: Tensor) -> bool:
-    """Is the mean (pieces, 1, features) no larger than what x (pieces, n, features) deviates from it?"""
+    """Return whether the means (pieces, 1, features) are small compared with x (pieces, n, features)."""
     few = x[:, ::4]
     return bool(2 * mean.square().sum() <= few.square().sum() / few.shape[1])
 
 
 @lru_cache(maxsize=2)
 def _scratch(size: int) -> Tensor:
-    """Memory that is used again and again: new memory costs a CPU more than the arithmetic on it."""
+    """Return a reused buffer: on a CPU, allocating memory costs more than the arithmetic on it."""
     with torch.inference_mode(False):
         return torch.empty(size)
 
 
 def _products(x: Tensor, y: Tensor) -> Tensor:
-    """Sum over pieces of x yᵀ, in float32 whatever the factors are."""
+    """Return the sum of x yᵀ over pieces, in float32 whatever the type of the factors."""
     if x.dtype == torch.bfloat16 and x.device.type == "cuda":
         products = torch.bmm(x, y.mT, out_dtype=torch.float32)
     else:
@@ -134,19 +134,19 @@ def _products(x: Tensor, y: Tensor) -> Tensor:
 
 
 def float64_device(x: Tensor) -> torch.device:
-    """Where float64 arithmetic on this tensor's data is done: its own device, or the CPU for MPS."""
+    """Return the device for float64 arithmetic on this tensor: its own, or the CPU for MPS."""
     return torch.device("cpu") if x.device.type == "mps" else x.device
 
 
 def _rounding(rows: Tensor) -> Tensor:
-    """Largest trace of a centred Gram matrix that rounding alone could make, () float64."""
+    """Return the largest trace of a centred Gram matrix that rounding alone can produce, () float64."""
     relative = max(torch.finfo(rows.dtype).eps, 2e-6)
     norm = torch.linalg.vector_norm(rows[0].float())
     return len(rows) * (relative * norm.to(float64_device(rows), torch.float64)) ** 2
 
 
 def u_centre(k: Tensor) -> Tensor:
-    """U-centred Gram matrix, (N, N) -> (N, N) with zero diagonal (Szekely and Rizzo 2014, eq. 2.6).
+    """Return the U-centred Gram matrix, (N, N) -> (N, N) with zero diagonal (Szekely and Rizzo 2014, eq. 2.6).
 
     <u_centre(K), u_centre(L)> / (N (N - 3)) is HSIC_1 of K and L (Song et al. 2012, eq. 5).
     Raises ValueError if N < 4.
@@ -161,22 +161,22 @@ def u_centre(k: Tensor) -> Tensor:
 
 
 def hsic(u: Tensor, v: Tensor) -> Tensor:
-    """HSIC_1 of every pair of U-centred Gram matrices, (A, N, N) and (B, N, N) -> (A, B).
+    """Return HSIC_1 of every pair of U-centred Gram matrices, (A, N, N) and (B, N, N) -> (A, B).
 
-    Song et al. 2012, eq. 5; used per minibatch by Nguyen et al. 2021, eq. 3. May be negative for
-    two layers; of a layer with itself it is a squared norm, so >= 0.
+    Song et al. 2012, eq. 5; used per minibatch by Nguyen et al. 2021, eq. 3. It may be negative for two
+    layers. For a layer with itself it is a squared norm, so >= 0.
     """
     n = u.shape[-1]
     return u.flatten(1) @ v.flatten(1).mT / (n * (n - 3))
 
 
 def absolute_gradients(values: Tensor, pixels: Tensor, at_once: int) -> Tensor:
-    """Sum over channels, images and RGB of |d values / d pixels|: (N, C), (N, 3, H, W) -> (H, W) float64.
+    """Return |d values / d pixels| summed over channels, images and RGB: (N, C), (N, 3, H, W) -> (H, W) float64.
 
-    The absolute value is that of each channel's gradient (Luo et al. 2016). Images do not depend on
-    each other, so that the gradient of a channel's sum over images is every image's own. On a GPU
-    `at_once` channels share one backward pass, where torch can vectorise it; on a CPU that gains
-    nothing. Values that do not depend on the pixels have gradient 0.
+    The absolute value is taken of each channel's gradient (Luo et al. 2016). Images do not depend on each
+    other, so the gradient of a channel's sum over images contains each image's own gradient. On a GPU,
+    `at_once` channels share one backward pass if torch can vectorise it. On a CPU this would gain nothing.
+    Values that do not depend on the pixels have gradient 0.
     """
     count = values.shape[1]
     total = torch.zeros(pixels.shape[-2:], dtype=torch.float64, device=float64_device(pixels))
@@ -192,7 +192,7 @@ def absolute_gradients(values: Tensor, pixels: Tensor, at_once: int) -> Tensor:
 
 
 def _gradients(values: Tensor, pixels: Tensor, seeds: Tensor, vectorised: bool) -> Iterator[Tensor]:
-    """Gradients with respect to the pixels for each of the seeds, (some, N, 3, H, W) at a time."""
+    """Yield the gradients with respect to the pixels for all seeds, (some, N, 3, H, W) at a time."""
     if vectorised:
         try:
             yield torch.autograd.grad(
@@ -200,7 +200,7 @@ def _gradients(values: Tensor, pixels: Tensor, seeds: Tensor, vectorised: bool) 
             )[0]
             return
         except RuntimeError as error:
-            if "vmap" not in str(error):  # which not every operation of every torch can do
+            if "vmap" not in str(error):  # not every operation supports vmap in every torch version
                 raise
     for seed in seeds:
         yield torch.autograd.grad(values, pixels, seed, retain_graph=True)[0][None]

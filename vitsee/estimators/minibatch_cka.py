@@ -1,4 +1,4 @@
-"""CKA as a ratio of sums over minibatches: the terms that are summed, the estimate and its standard error."""
+"""CKA as a ratio of sums over minibatches: the summed terms, the estimate and its standard error."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ Array = TypeVar("Array", "Tensor", np.ndarray)
 
 
 def cka_terms(ab: Tensor, aa: Tensor, bb: Tensor, fresh: float) -> dict[str, Tensor]:
-    """What one minibatch adds to the sums of `cka_and_error`.
+    """Return what one minibatch adds to the sums that `cka_and_error` takes.
 
-    ab: HSIC_1 of every a with every b, (A, B), or of pairs, (P,). aa: (A,) or (P,), and bb: (B,) or (P,),
-    of each with itself. fresh: the share of the images that no earlier minibatch has (`View.fresh`).
+    ab: HSIC_1 of every layer a with every layer b, (A, B), or of pairs, (P,). aa: (A,) or (P,), and bb: (B,) or
+    (P,), of each layer with itself. fresh: the share of the images that no earlier minibatch contains
+    (`View.fresh`).
     """
     a, b = _along(ab, aa, bb)
     return {
@@ -34,13 +35,13 @@ def cka_terms(ab: Tensor, aa: Tensor, bb: Tensor, fresh: float) -> dict[str, Ten
 
 
 def cka_and_error(terms: dict[str, np.ndarray], minibatches: int) -> tuple[np.ndarray, np.ndarray]:
-    """CKA and its standard error from sums over minibatches, each (A, B), or (P,) for pairs.
+    """Return CKA and its standard error from sums over minibatches, each (A, B), or (P,) for pairs.
 
     The error is that of a ratio of sums by the delta method: minibatch i moves the ratio by
     ab_i / sqrt(aa bb) - cka / 2 (aa_i / aa + bb_i / bb), and the squares of these add up. Images that
-    are drawn again count once: all minibatches tell how much one varies, but only fresh images make the
-    error smaller. It is NaN for one minibatch, and not resolved below about 1e-8. Undefined entries are
-    NaN.
+    are drawn again count once: all minibatches contribute to the variance of one minibatch, but only fresh
+    images reduce the error. It is NaN for one minibatch, and not resolved below about 1e-8. Undefined
+    entries are NaN.
     """
     ab = terms["ab"]
     aa, bb = _along(ab, terms["aa"], terms["bb"])

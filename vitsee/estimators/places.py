@@ -1,4 +1,4 @@
-"""Representations place by place: tokens of a layer, patches of the input, their Gram matrices and HSIC.
+"""Gram matrices and HSIC of single places: tokens of a layer or patches of the input.
 
 Axes: T, P places (tokens, patches) in row-major order; N examples of a minibatch; F features of a place;
 M = N (N - 1) / 2 pairs of examples.
@@ -17,15 +17,15 @@ from vitsee.estimators.kernels import float64_device
 from vitsee.setting import Layer
 
 _FEATURES = 4096
-"""Features that are summed in float32 before float64 takes over."""
+"""Features whose products are accumulated in float32; these sums are added in float64."""
 _WORKSPACE = 2**22
-"""Entries of Gram matrices (32 MiB) that exist in float64 at a time."""
+"""Entries of float64 Gram matrices (32 MiB) in memory at a time."""
 _PAIRS = 16384
-"""Pairs of examples that are multiplied in float64 at a time."""
+"""Pairs of examples multiplied in float64 at a time."""
 
 
 def tokens(layer: Layer, output: Tensor) -> Tensor:
-    """Representation of each place, (T, N, F): of the tokens after the prefix, or of a map."""
+    """Return the representation of each place, (T, N, F): the tokens after the prefix, or a map's locations."""
     if layer.is_map:
         return layer.channels_first(output).flatten(2).permute(2, 0, 1)
     return output[:, layer.prefix :].transpose(0, 1)
@@ -34,12 +34,12 @@ def tokens(layer: Layer, output: Tensor) -> Tensor:
 def patches(
     pixels: Tensor, grid: tuple[int, int], step: tuple[float, float] | None = None
 ) -> Tensor:
-    """The input cut into rows x columns patches, (N, C, H, W) -> (rows * columns, N, C * height * width).
+    """Cut the input into rows x columns patches, (N, C, H, W) -> (rows * columns, N, C * height * width).
 
-    step: height and width of the patches that tokens are made of, from the upper left; pixels beyond the
-    last are in none. Without it patch (r, c) has the pixels (y, x) with floor(y * rows / H) = r and
-    floor(x * columns / W) = c: every pixel is in one patch. Smaller patches than others are filled up
-    with zeros, which do not vary and so do not count. The grid must not be finer than the pixels.
+    step: height and width of the model's own patches, counted from the upper left. Pixels beyond the last
+    patch are dropped. Without it, patch (r, c) contains the pixels (y, x) with floor(y * rows / H) = r and
+    floor(x * columns / W) = c, so that every pixel is in one patch. Smaller patches are padded with zeros,
+    which do not vary and so do not count. The grid must not be finer than the pixels.
     """
     (height, width), (rows, columns) = pixels.shape[2:], grid
     down, right = step or (None, None)
@@ -51,7 +51,7 @@ def patches(
 
 
 def _pieces(length: int, count: int, step: float | None, device: torch.device) -> Tensor:
-    """Indices of `count` consecutive pieces of range(length), (count, longest); `length` fills up."""
+    """Return the indices of `count` consecutive pieces of range(length), (count, longest), padded with `length`."""
     if step is None:
         ends = [-(-i * length // count) for i in range(count + 1)]
     else:
@@ -63,12 +63,12 @@ def _pieces(length: int, count: int, step: float | None, device: torch.device) -
 
 
 def pair_grams(x: Tensor) -> Tensor:
-    """U-centred linear-kernel Gram matrix of each place, (T, N, F) -> (T, M) float32.
+    """Return the U-centred linear-kernel Gram matrix of each place, (T, N, F) -> (T, M) float32.
 
-    Only the pairs i < j: the matrices are symmetric and their diagonal is zero (`kernels.u_centre`).
-    Features are centred over the examples. As in `kernels.gram`, a place that does not vary beyond
-    rounding has exact zeros. Besides the result, memory for one copy of a few places is needed.
-    Raises ValueError if N < 4.
+    Only the pairs i < j are kept: the matrices are symmetric with zero diagonal (`kernels.u_centre`).
+    Features are centred over the examples. As in `kernels.gram`, a place that varies by no more than
+    rounding gives exact zeros. Besides the result, a few places are copied at a time. Raises ValueError
+    if N < 4.
     """
     places, n = x.shape[:2]
     if n < 4:
@@ -87,11 +87,11 @@ def pair_grams(x: Tensor) -> Tensor:
 
 
 def _centred_grams(x: Tensor) -> Tensor:
-    """Gram matrix of each place's features, centred over the examples, (T, N, F) -> (T, N, N) float64."""
+    """Return the Gram matrix of each place's centred features, (T, N, F) -> (T, N, N) float64."""
     places, n = x.shape[:2]
     k = torch.zeros(places, n, n, dtype=torch.float64, device=float64_device(x))
     for part in x.split(_FEATURES, dim=2):
-        # The first example goes first: equal features then give exact zeros.
+        # Subtracting the first example first makes equal features give exact zeros.
         centred = part.float() - part[:, :1].float()
         centred -= centred.mean(1, keepdim=True)
         k += (centred @ centred.mT).to(k)
@@ -102,9 +102,9 @@ def _centred_grams(x: Tensor) -> Tensor:
 
 
 def pair_hsic(u: Tensor, v: Tensor, n: int) -> Tensor:
-    """HSIC_1 of every two places over n examples, (T, M) and (P, M) of `pair_grams` -> (T, P) float64.
+    """Return HSIC_1 of every pair of places over n examples, (T, M) and (P, M) of `pair_grams` -> (T, P) float64.
 
-    Song et al. 2012, eq. 5, as the inner product of U-centred Gram matrices: each pair counts twice.
+    Song et al. 2012, eq. 5, as the inner product of U-centred Gram matrices, in which each pair counts twice.
     """
     products = torch.zeros(len(u), len(v), dtype=torch.float64, device=u.device)
     for a, b in zip(u.split(_PAIRS, dim=1), v.split(_PAIRS, dim=1), strict=True):
@@ -113,15 +113,15 @@ def pair_hsic(u: Tensor, v: Tensor, n: int) -> Tensor:
 
 
 def self_hsic(u: Tensor, n: int) -> Tensor:
-    """HSIC_1 of each place with itself over n examples, (T, M) -> (T,) float64; >= 0."""
+    """Return HSIC_1 of each place with itself over n examples, (T, M) -> (T,) float64, >= 0."""
     return torch.linalg.vector_norm(u, dim=1, dtype=torch.float64).square() * (2 / (n * (n - 3)))
 
 
 def locations(maps: Tensor, channels: int, grid: tuple[int, int]) -> Tensor:
-    """A CNN's maps as (N, rows x columns, D) on the grid of its last stage (Raghu et al. 2021, linear probes).
+    """Pool a CNN's maps to the grid of its last stage, (N, C, H, W) -> (N, rows x columns, D).
 
-    (N, C, H, W) maps are cut into k x k patches, flattened so that C k² comes close to the last stage's
-    channels, and averaged over the grid; for k see `patch_side`.
+    The maps are cut into k x k patches, flattened so that D = C k² comes close to the last stage's channels,
+    and averaged over the grid; for k see `patch_side` (Raghu et al. 2021, linear probes).
     """
     k = patch_side(tuple(maps.shape[1:]), channels, grid)
     patches = torch.nn.functional.pixel_unshuffle(maps, k)
@@ -129,7 +129,7 @@ def locations(maps: Tensor, channels: int, grid: tuple[int, int]) -> Tensor:
 
 
 def patch_side(shape: tuple[int, ...], channels: int, grid: tuple[int, int]) -> int:
-    """The largest k that divides a (C, H, W) map into no fewer patches than the grid, with C k² <= channels."""
+    """Return the largest k that divides a (C, H, W) map into at least the grid's patches, with C k² <= channels."""
     c, h, w = shape
     return max(
         k

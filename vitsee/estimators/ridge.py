@@ -1,7 +1,7 @@
-"""Ridge regression in closed form from sums or rows, for every penalty at once.
+"""Ridge regression in closed form, from sums or rows, for all penalties at once.
 
-Axes: leading ones (...) count independent probes; N examples, D features, K classes, R components.
-Everything is float64: small penalties need it, and so do features with means far above their deviations.
+Axes: ... independent probes; N examples; D features; K classes; R components.
+The regression is in float64, for small penalties and for features with means far above their deviations.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 EPSILON = 1e-5
-"""Added to the standard deviations that features are divided by, as big_vision's few-shot probe does."""
+"""Added to the standard deviations that features are divided by, as in big_vision's few-shot probe."""
 ROUNDING = 2e-6
-"""A standard deviation that is a smaller share of the mean than this is rounding: the feature is constant."""
+"""A feature counts as constant if its standard deviation divided by its mean is smaller than this."""
 
 
 @dataclass(frozen=True)
 class Ridge:
     """Solutions W of (ZᵀZ + l2 I) W = ZᵀY for every l2, kept as an eigendecomposition.
 
-    Z are the standardised training features, Y the targets, +1 for the example's class and -1 for the
-    others. The bias is not penalised. For n < D examples the n x n matrix ZZᵀ is decomposed instead.
+    Z are the standardised training features. Y are the targets, +1 for the example's class and -1 for the
+    others. The bias is not penalised. For n < D examples, the n x n matrix ZZᵀ is decomposed instead.
 
     mean, scale: (..., D), z = (x - mean) scale, with scale 0 for constant features. basis: (..., D, R)
     and projections: (..., R, K), W = basis (eigenvalues + l2)^-1 projections. bias: (..., K).
@@ -38,20 +38,20 @@ class Ridge:
     defined: Tensor
 
     def standardised(self, x: Tensor) -> Tensor:
-        """(..., N, D) features -> (..., N, D) float64."""
+        """Standardise features, (..., N, D) -> (..., N, D) float64."""
         return (x.double() - self.mean[..., None, :]) * self.scale[..., None, :]
 
     def weights(self, l2: Tensor) -> Tensor:
-        """W for one penalty a probe: (...) -> (..., D, K)."""
+        """Return W for one penalty per probe: (...) -> (..., D, K)."""
         return self.basis @ (self.projections / (self.eigenvalues + l2[..., None])[..., None])
 
     def linear(self, l2: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights (..., D, K) and intercepts (..., K) for features as they are, one penalty a probe."""
+        """Return weights (..., D, K) and intercepts (..., K) for raw features, for one penalty per probe."""
         weights = self.scale[..., :, None] * self.weights(l2)
         return weights, self.bias - (self.mean[..., None, :] @ weights)[..., 0, :]
 
     def scores_of_each(self, x: Tensor, grid: list[float]) -> list[Tensor]:
-        """Scores, (..., N, K), for every penalty of the grid; the features are projected once."""
+        """Return the scores, (..., N, K), for every penalty of the grid. The features are projected once."""
         components = self.standardised(x) @ self.basis
         return [
             (components / (self.eigenvalues + l2)[..., None, :]) @ self.projections
@@ -61,11 +61,11 @@ class Ridge:
 
 
 def from_sums(counts: Tensor, class_sums: Tensor, products: Tensor) -> Ridge:
-    """The primal form, from terms that add up over examples.
+    """Solve the primal form, from terms that add up over examples.
 
-    counts: (..., K) examples of each class. class_sums: (..., K, D) sums of their features, from which
-    the sum over all and XᵀY follow. products: (..., D, D), XᵀX. The sums are not centred, because shards
-    do not know the mean; what float64 loses by that stays far below the rounding of float32 features.
+    counts: (..., K) examples per class. class_sums: (..., K, D) sums of their features, which give the
+    total sum and XᵀY. products: (..., D, D), XᵀX. The sums are not centred, because shards do not know the
+    mean. The resulting error in float64 is far below the rounding of float32 features.
     """
     finite = products.isfinite().all(-1).all(-1) & class_sums.isfinite().all(-1).all(-1)
     products, class_sums = products.nan_to_num(0, 0, 0), class_sums.nan_to_num(0, 0, 0)
@@ -89,9 +89,9 @@ def from_sums(counts: Tensor, class_sums: Tensor, products: Tensor) -> Ridge:
 
 
 def from_rows(rows: Tensor, labels: Tensor, classes: int) -> Ridge:
-    """The dual form, from the examples themselves: (..., N, D) features and (N,) labels.
+    """Solve the dual form, from the examples themselves: (..., N, D) features and (N,) labels.
 
-    A label of -1 marks an example that is missing; its row does not count.
+    A label of -1 marks a missing example, whose row is ignored.
     """
     there = (labels >= 0).to(rows.dtype)
     one_hot = torch.nn.functional.one_hot(labels.clamp(min=0), classes) * there[:, None]
@@ -117,18 +117,18 @@ def from_rows(rows: Tensor, labels: Tensor, classes: int) -> Ridge:
 
 
 def _scale(mean: Tensor, variance: Tensor) -> Tensor:
-    """What standardised features are multiplied by; 0 for those that vary by rounding alone."""
+    """Return the factors that standardise features; 0 for those that vary only by rounding."""
     deviation = variance.clamp(min=0).sqrt()
     return torch.where(deviation > ROUNDING * mean.abs(), 1 / (deviation + EPSILON), 0.0)
 
 
 def _solvable(scale: Tensor, counts: Tensor) -> Tensor:
-    """Whether some feature varies and there are examples of two classes."""
+    """Return whether some feature varies and there are examples of at least two classes."""
     return (scale > 0).any(-1) & ((counts > 0).sum(-1) >= 2)
 
 
 def correct(scores: Tensor, labels: Tensor, defined: Tensor) -> Tensor:
-    """How many of (..., N, K) scores are largest for the (N,) labels: (...).
+    """Return how many of (..., N, K) scores are largest for the (N,) labels: (...).
 
     NaN where the probe is not defined or a score is not finite.
     """
@@ -138,9 +138,9 @@ def correct(scores: Tensor, labels: Tensor, defined: Tensor) -> Tensor:
 
 
 def best(held_out: Tensor, grid: list[float]) -> Tensor:
-    """The penalty with the most correct held-out examples, the largest of equals: (..., G) -> (...).
+    """Return the penalty with the most correct held-out examples, on ties the largest: (..., G) -> (...).
 
-    NaN where a count is.
+    NaN where any count is NaN.
     """
     order = torch.tensor(grid, dtype=torch.float64, device=held_out.device).sort(descending=True)
     chosen = order.values[held_out[..., order.indices].nan_to_num(-1).argmax(-1)]
@@ -148,6 +148,6 @@ def best(held_out: Tensor, grid: list[float]) -> Tensor:
 
 
 def stack(each: list[Ridge]) -> Ridge:
-    """Solutions of the same shapes along a new first axis."""
+    """Stack solutions of the same shapes along a new first axis."""
     names = [f.name for f in fields(Ridge)]
     return Ridge(**{name: torch.stack([getattr(one, name) for one in each]) for name in names})

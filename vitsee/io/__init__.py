@@ -1,1 +1,1 @@
-"""Files as they are read and written, whole and checked."""
+"""Safe reading and atomic writing of files."""

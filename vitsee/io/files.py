@@ -1,4 +1,4 @@
-"""Reading files that anybody may have made: plain ones only, never waiting for a pipe, and no hidden ones."""
+"""Reading files of unknown origin: regular files only, without waiting for a pipe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vitsee.errors import UserError
 
 
 def opened(path: Path) -> BinaryIO:
-    """The file, to be read. Raises UserError if it is a pipe or a device, and OSError as `open` does."""
+    """Open the file for reading. Raises UserError if it is a pipe or a device, and OSError as `open` does."""
     file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         return file
@@ -20,17 +20,17 @@ def opened(path: Path) -> BinaryIO:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """Opening a pipe would wait until somebody writes into it, which may be never."""
+    """Open without blocking: opening a pipe would wait until something is written to it."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 def content(path: Path) -> bytes:
-    """All of the file. Raises what `opened` does."""
+    """Return the whole content of the file. Raises the errors of `opened`."""
     with opened(path) as file:
         return file.read()
 
 
 def visible(folder: Path, ending: str) -> list[Path]:
-    """The plain files of the folder with this ending, but hidden ones, which editors and systems leave."""
-    found = sorted(folder.glob(f"*{ending}"))
-    return [path for path in found if not path.name.startswith(".") and path.is_file()]
+    """Return the folder's regular files with this ending, without hidden ones (editors and systems leave some)."""
+    paths = sorted(folder.glob(f"*{ending}"))
+    return [path for path in paths if not path.name.startswith(".") and path.is_file()]

@@ -1,4 +1,4 @@
-"""YAML of unknown origin as plain values: no tags, no aliases, no interpolations, so nothing that acts."""
+"""YAML of unknown origin read as plain values, without tags, aliases or interpolations."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from vitsee.errors import UserError
 from vitsee.io.files import opened
 
 LARGEST = 2**20
-"""Bytes of the largest experiment.yaml that is read."""
+"""Largest size of an experiment.yaml, in bytes."""
 DEEPEST = 30
-"""Mappings and lists in each other of the deepest one."""
+"""Deepest nesting of mappings and lists in an experiment.yaml."""
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises UserError if it is none, or has more than plain values.
+    """Return the mapping in a YAML file. Raises UserError if it is not a mapping of plain values.
 
-    Aliases can make a small file fill the memory, and interpolations read the environment; escapes
-    such as "\\x24{" are seen too, because what is judged is what was read.
+    Aliases can make a small file fill the memory, and interpolations read the environment. The parsed
+    values are checked, so that escapes such as "\\x24{" are found too.
     """
     try:
         with opened(path) as file:
@@ -35,32 +35,34 @@ def read(path: Path) -> dict[str, Any]:
         for event in yaml.parse(content, yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent):
                 raise UserError(f"{path} has an alias (*{event.anchor}); {_ONLY}")
-        found = yaml.safe_load(content)
+        stored = yaml.safe_load(content)
     except (yaml.YAMLError, UnicodeError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path} is not an experiment: {reason}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is not an experiment: it is no mapping of names to values")
-    _refuse_interpolations(path, found, DEEPEST)
-    return found
+    if not isinstance(stored, dict):
+        raise UserError(f"{path} is not an experiment: it is not a mapping of names to values")
+    _refuse_interpolations(path, stored, DEEPEST)
+    return stored
 
 
 def analysis_of(stored: dict[str, Any], path: Path) -> str:
-    """The name of the analysis that a stored experiment asks for. Raises UserError if it names none."""
+    """Return the name of a stored experiment's analysis. Raises UserError if it does not name one."""
     analysis = stored.get("analysis")
     if not isinstance(analysis, dict) or not isinstance(analysis.get("name"), str):
-        raise UserError(f"{path} is not an experiment: it names no analysis")
+        raise UserError(f"{path} is not an experiment: it does not name an analysis")
     return analysis["name"]
 
 
-_ONLY = "an experiment.yaml has plain values only"
+_ONLY = "an experiment.yaml may contain plain values only"
 
 
 def _refuse_interpolations(path: Path, value: Any, depth: int) -> None:
     if depth == 0:
-        raise UserError(f"{path} is not an experiment: it is nested more than {DEEPEST} deep")
+        raise UserError(
+            f"{path} is not an experiment: it is nested more than {DEEPEST} levels deep"
+        )
     if isinstance(value, str) and "${" in value:
         raise UserError(f"{path} has an interpolation (${{…}}); {_ONLY}")
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Is the network there: an answer within seconds, where libraries would hang or retry for minutes."""
+"""A quick check for a network connection, where libraries would hang or retry for minutes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from vitsee.errors import UserError
 
 
 def require(url: str, what: str, remedy: str, seconds: float = 8) -> None:
-    """Return if the host of `url` answers; raise UserError (what, why, remedy) if it does not in time.
+    """Raise UserError (what, why, remedy) unless the host of `url` answers within the time limit.
 
-    Looking up a host's name can hang for longer than any time limit of a socket, hence the thread.
-    Proxies of the environment are used, as by the downloads themselves.
+    Looking up a host's name can hang for longer than any socket timeout, hence the thread. The proxies of
+    the environment are used, as for the downloads themselves.
     """
     answer: list[str] = []
     asking = threading.Thread(target=lambda: answer.append(_ask(url, seconds)), daemon=True)
@@ -29,7 +29,7 @@ def require(url: str, what: str, remedy: str, seconds: float = 8) -> None:
 
 
 def _ask(url: str, seconds: float) -> str:
-    """Why the host does not answer, or nothing if it does (an HTTP error is an answer too)."""
+    """Return why the host does not answer, or an empty string if it does. An HTTP error is an answer too."""
     try:
         with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds):
             return ""

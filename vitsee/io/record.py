@@ -1,12 +1,13 @@
-"""The shape of made_with.json and figure.json, checked when they are read, because people edit and cut them."""
+"""Schemas of made_with.json and figure.json, checked on reading because people edit these files."""
 
 from __future__ import annotations
 
 from typing import Any
 
 Shape = Any
-"""A type; a tuple of shapes, any of which will do (None: null); [shape] for a list; {str: shape} for a mapping
-of any names; {name: shape} for these names, where one that ends with `?` may be missing. More may be there."""
+"""A type; a tuple of alternative shapes (None: null); [shape] for a list; {str: shape} for a mapping of any
+names; {name: shape} for a mapping with these names, of which those that end with `?` are optional. Other names
+are allowed."""
 
 LABELS: Shape = {
     "model": str,
@@ -43,17 +44,17 @@ MADE_WITH: Shape = {
 }
 PANEL: Shape = {"title": str, "analysis": str, "results?": [str], "missing?": [str]}
 FIGURE: Shape = {"name?": str, "zoo?": str, "caption?": str, "panels?": [PANEL]}
-"""What a report reads of a figure.json."""
+"""The part of a figure.json that a report reads."""
 COMPOSED: Shape = {
     "name": str,
     "caption": str,
     "rows": [[str]],
     "panels": [PANEL | {"name": str, "figure": str, "results": [str], "missing": [str]}],
 }
-"""What drawing one needs."""
+"""The part of a figure.json that drawing needs."""
 
-_WORDS = {
-    str: "a text",
+_KINDS = {
+    str: "a string",
     int: "a whole number",
     float: "a number",
     bool: "true or false",
@@ -62,17 +63,17 @@ _WORDS = {
 
 
 def misfit(value: Any, shape: Shape, place: str = "it") -> str | None:
-    """What about the value has not this shape, in words; None if it fits."""
+    """Return where and how the value differs from the shape; None if it fits."""
     if isinstance(shape, tuple):
-        found = [misfit(value, one, place) for one in shape]
-        return None if None in found else found[0]
+        misfits = [misfit(value, one, place) for one in shape]
+        return None if None in misfits else misfits[0]
     if isinstance(shape, list):
         if not isinstance(value, list):
-            return f"{place} is no list"
+            return f"{place} is not a list"
         parts = [(f"{place}[{i}]", one, shape[0]) for i, one in enumerate(value)]
     elif isinstance(shape, dict):
         if not isinstance(value, dict):
-            return f"{place} is no mapping of names to values"
+            return f"{place} is not a mapping of names to values"
         within = "" if place == "it" else f"{place}."
         if str in shape:
             parts = [(f"{within}{name}", one, shape[str]) for name, one in value.items()]
@@ -83,8 +84,8 @@ def misfit(value: Any, shape: Shape, place: str = "it") -> str | None:
                     return f"{within}{name} is missing"
             parts = [(f"{within}{n}", value[n], s) for n, (_, s) in known.items() if n in value]
     else:
-        return None if _is(value, shape) else f"{place} is not {_WORDS[shape]}"
-    return next((words for at, one, s in parts if (words := misfit(one, s, at))), None)
+        return None if _is(value, shape) else f"{place} is not {_KINDS[shape]}"
+    return next((reason for at, one, s in parts if (reason := misfit(one, s, at))), None)
 
 
 def _is(value: Any, kind: type | None) -> bool:
@@ -92,6 +93,6 @@ def _is(value: Any, kind: type | None) -> bool:
         return value is None
     if kind is float:
         return isinstance(value, float) or _is(value, int)
-    if kind is int:  # of which True is one, and which JSON lets be of any length
+    if kind is int:  # True is an int in Python, and JSON allows integers of any length
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
     return isinstance(value, kind)

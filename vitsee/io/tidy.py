@@ -1,4 +1,4 @@
-"""What a table has: its columns and what they hold, checked when a CSV is read, because people edit them."""
+"""Schemas of the CSV tables, checked on reading because people edit these files."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from vitsee.io.files import opened
 
 @dataclass(frozen=True)
 class Whole:
-    """Whole numbers from this one on."""
+    """Whole numbers, at least `least`."""
 
     least: int = 0
 
 
 class Error(float):
-    """Standard errors, which are not below 0."""
+    """Standard errors, which are never negative."""
 
 
 Kind = type[str] | type[float] | Whole | tuple[str, ...]
-"""What a column holds: text, numbers (NaN where not defined), whole numbers, or one of these words."""
+"""What a column contains: text, numbers (NaN where undefined), whole numbers, or one of these words."""
 LONGEST = 2**12
-"""Letters of the longest name; bytes of the first line that are looked at."""
+"""Characters of the longest name, and bytes of the first line that are inspected."""
 MODELS = ("model", "other")
-"""The words of a column that says which of two models a row is of."""
+"""The values of a column that says which of two models a row belongs to."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """What a table has; it may have more columns.
+    """The schema of a table, which may have further columns.
 
-    columns: what each holds, by name.
-    keys: the columns that together tell rows apart; by default all but the float ones.
-    grid: columns that make a whole grid for each value of the others that tell rows apart.
-    optional: whether a result may lack the table.
+    columns: the kind of each column, by name.
+    keys: the columns that together identify a row; by default all except the float ones.
+    grid: key columns whose combinations must all be present, for each value of the other keys.
+    optional: whether the table may be missing from a result.
     """
 
     columns: Mapping[str, Kind]
@@ -50,7 +50,7 @@ class Table:
     optional: bool = False
 
     def read(self, path: Path) -> pd.DataFrame:
-        """The table in a CSV, each grid in order. Raises UserError that says where it is wrong."""
+        """Return the table in a CSV, each grid in order. Raises UserError that says where it is wrong."""
         texts = [n for n, kind in self.columns.items() if kind is str or isinstance(kind, tuple)]
         table = read(path, texts)
         for name in self.columns:
@@ -69,11 +69,11 @@ class Table:
         if twice.any():
             place = int(twice.argmax())
             same = ", ".join(f"{name} {table[name][place]}" for name in keys)
-            raise wrong(path, f"line {place + 2} has again what an earlier line has: {same}")
+            raise wrong(path, f"line {place + 2} repeats an earlier line: {same}")
         return self._in_order(path, table, keys) if self.grid else table
 
     def _in_order(self, path: Path, table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-        """The table with each grid in order, as figures take it. Raises UserError if one has a gap."""
+        """Return the table with each grid in order, as figures need it. Raises UserError if one has a gap."""
         apart = [name for name in keys if name not in self.grid]
         group: np.ndarray = np.zeros(len(table), int)
         if apart:
@@ -96,8 +96,8 @@ class Table:
             of = "".join(f", {name} {table[name][first]}" for name in apart)
             raise wrong(
                 path,
-                f"{size[bad] - rows[bad]} of {size[bad]} rows are missing of the grid "
-                f"{' x '.join(self.grid)}{of}",
+                f"{size[bad] - rows[bad]} of {size[bad]} rows of the grid "
+                f"{' x '.join(self.grid)}{of} are missing",
             )
         order = np.lexsort((*places[::-1], group))
         if np.array_equal(order, np.argsort(group, kind="stable")):
@@ -106,7 +106,7 @@ class Table:
 
 
 def read(path: Path, texts: Iterable[str] | None = None) -> pd.DataFrame:
-    """The table in a CSV to the last digit. Raises UserError if the file holds none.
+    """Return the table in a CSV, with all digits. Raises UserError if the file is not a table.
 
     texts: columns of text; by default those of layers, which may be called 0 or NA.
     """
@@ -117,7 +117,7 @@ def read(path: Path, texts: Iterable[str] | None = None) -> pd.DataFrame:
 
 
 def as_written(path: Path) -> pd.DataFrame:
-    """The table in a CSV, every cell as text. Raises UserError if the file holds none."""
+    """Return the table in a CSV, every cell as text. Raises UserError if the file is not a table."""
     return _csv(path, dtype=str)
 
 
@@ -135,45 +135,45 @@ def _csv(path: Path, **how: Any) -> pd.DataFrame:
     except UnicodeDecodeError as error:
         raise wrong(path, "it is not UTF-8 text") from error
     except pd.errors.ParserWarning as error:
-        raise wrong(path, "its lines have more cells than its first one") from error
+        raise wrong(path, "its lines have more cells than its header") from error
     except ValueError as error:
         raise wrong(path, " ".join(str(error).split()) or type(error).__name__) from error
 
 
 def wrong(path: Path, reason: str) -> UserError:
-    """What is wrong with a file of a result, and what to do."""
+    """Return the error for a damaged file of a result."""
     return UserError(
-        f"{path} is damaged: {reason.rstrip('.')}; give the same `vitsee run` again: it is written anew"
+        f"{path} is damaged: {reason.rstrip('.')}; repeat the same `vitsee run` to write it again"
     )
 
 
 def _checked(path: Path, column: pd.Series, kind: Kind) -> pd.Series:
-    """The column as what it holds. Raises UserError that names the first line that holds something else."""
+    """Return the column with its kind's type. Raises UserError that names the first line that does not fit."""
     if kind is str:
-        found = column.fillna("")
-        bad, needed = found.str.len() > LONGEST, f"a name of at most {LONGEST} letters"
+        values = column.fillna("")
+        bad, needed = values.str.len() > LONGEST, f"a name of at most {LONGEST} characters"
     elif isinstance(kind, tuple):
-        found, bad, needed = column, ~column.isin(kind), f"one of: {', '.join(kind)}"
+        values, bad, needed = column, ~column.isin(kind), f"one of: {', '.join(kind)}"
     else:
-        found, bad = _numbers(column)
+        values, bad = _numbers(column)
         needed = "a number"
         if isinstance(kind, Whole):
-            bad = ~(found.between(kind.least, 2**53) & (found % 1 == 0))
-            needed = f"a whole number from {kind.least} on"
+            bad = ~(values.between(kind.least, 2**53) & (values % 1 == 0))
+            needed = f"a whole number, at least {kind.least}"
         elif kind is Error and not bad.any():
-            bad, needed = found < 0, "a standard error, which is never below 0"
+            bad, needed = values < 0, "a standard error, which is never negative"
     if bad.any():
         place = int(bad.argmax())
         there = "" if pd.isna(column[place]) else str(column[place])
         there = f"{there[:40]}…" if len(there) > 80 else there
         raise wrong(path, f"line {place + 2}, column {column.name}: {there!r} is not {needed}")
-    return found.astype("int64") if isinstance(kind, Whole) else found
+    return values.astype("int64") if isinstance(kind, Whole) else values
 
 
 def _numbers(column: pd.Series) -> tuple[pd.Series, pd.Series]:
-    """The column as numbers, NaN where it has nothing; and where it has something else."""
+    """Return the column as numbers, with NaN for empty cells, and a mask of the cells that are not numbers."""
     if column.dtype.kind in "iuf":
         return column, column.isna() & False
-    words = column.fillna("").astype(str).str.strip()
-    found = pd.to_numeric(words, errors="coerce")
-    return found, found.isna() & ~words.str.lower().isin(["", "nan"])
+    texts = column.fillna("").astype(str).str.strip()
+    numbers = pd.to_numeric(texts, errors="coerce")
+    return numbers, numbers.isna() & ~texts.str.lower().isin(["", "nan"])

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: first under a name that nobody else can choose, then renamed."""
+"""Atomic writing of files: first under a unique temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 LEFT = 3600.0
-"""Seconds after which what was half written is taken for left behind."""
+"""Age in seconds at which a temporary file counts as abandoned."""
 
 
 def unfinished(path: Path) -> Path:
-    """A name beside this one for what is not whole yet; no other process or machine chooses the same."""
+    """Return a temporary name in the same folder that no other process or machine uses."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Within the block, the name of a file to fill; at its end the file is called `path`.
+    """Yield the name of a temporary file to write, which becomes `path` when the block ends.
 
-    If anything fails there is no new file, and a previous one stays.
+    If anything fails, no new file appears, and a previous one stays.
     """
     partial = unfinished(path)
     try:
@@ -37,9 +37,9 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def clear(folder: Path) -> None:
-    """Remove what was left half written in this folder, by a process that was killed, an hour ago or more."""
+    """Remove temporary files in this folder that a killed process left an hour ago or earlier."""
     for partial in folder.glob(".*.partial"):
         with suppress(OSError):  # another process may have removed or finished it
-            parts = (partial, *partial.rglob("*"))  # of a folder that is being unpacked
+            parts = (partial, *partial.rglob("*"))  # it may be a folder that is being unpacked
             if time.time() - max(part.stat().st_mtime for part in parts) > LEFT:
                 shutil.rmtree(partial) if partial.is_dir() else partial.unlink()

@@ -1,4 +1,4 @@
-"""The attention of timm's transformers, read where scaled_dot_product_attention is called."""
+"""Reads the attention of timm's transformers by intercepting scaled_dot_product_attention."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vitsee.setting import Layer
 
 
 class _Intercept(TorchFunctionMode):
-    """Passes every call of scaled_dot_product_attention, with its result, to `seen`."""
+    """Calls `seen` for each call of scaled_dot_product_attention, with its arguments and result."""
 
     def __init__(self, seen: Callable[[Attention], None]) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Attention:
-    """The arguments of scaled_dot_product_attention by its own signature."""
+    """Return the attention of a call; the parameters are those of scaled_dot_product_attention."""
     bias = attn_mask
     if bias is not None and bias.dtype == torch.bool:
         bias = torch.zeros(bias.shape, device=bias.device).masked_fill_(~bias, -math.inf)
@@ -65,7 +65,7 @@ def _attention(
 def attach(
     net: nn.Module, layer: Layer, deliver: Callable[[Attention], None]
 ) -> list[RemovableHandle]:
-    """Hooks that hand over what the attention module of this name computes in each forward pass."""
+    """Add hooks that deliver the attention that this layer computes in each forward pass."""
     module = net.get_submodule(layer.name)
     intercept = _Intercept(deliver)
 
@@ -83,27 +83,27 @@ def attach(
 
 
 def fuse(net: nn.Module, fused: bool) -> None:
-    """Let timm call scaled_dot_product_attention or not, whatever its setting TIMM_FUSED_ATTN says."""
+    """Make timm call scaled_dot_product_attention, or not, whatever TIMM_FUSED_ATTN says."""
     for module in net.modules():
         if hasattr(module, "fused_attn"):
             setattr(module, "fused_attn", fused)  # noqa: B010
 
 
 def survey(net: nn.Module, input_size: tuple[int, int, int]) -> list[Layer]:
-    """Every module that attends from all tokens to all tokens, in the order they run.
+    """Return all modules that attend from every token to every token, in running order.
 
-    net may be on any device, also torch's meta device. input_size: (3, H, W). Raises UserError that
-    says why if there is none: no attention, windows, channels instead of tokens, or another formula.
+    net may be on any device, including torch's meta device. input_size: (3, H, W). Raises UserError with
+    the reason if there are none: no attention, windows, channels instead of tokens, or another formula.
     """
     calls: dict[str, list[Attention]] = {}
 
     def record(net: nn.Module, seen: Record) -> list[RemovableHandle]:
-        calls.clear()  # of a dry run that failed, if there was one
-        return _record(net, lambda name, found: calls.setdefault(name, []).append(found))
+        calls.clear()  # a previous dry run may have failed halfway
+        return _record(net, lambda name, computed: calls.setdefault(name, []).append(computed))
 
     dry_run(net, (IMAGES, *input_size), record)
     patches = layers.patches(net, input_size)
-    found, refused = [], []
+    usable, refused = [], []
     for name, computed in calls.items():
         heads, tokens, features = _sizes(computed[0])
         output = Output((tokens, heads * features))
@@ -112,23 +112,23 @@ def survey(net: nn.Module, input_size: tuple[int, int, int]) -> list[Layer]:
         if reason:
             refused.append(f"{name} ({type(net.get_submodule(name)).__name__}) {reason}")
         else:
-            found.append(replace(layer, shape=(heads, tokens, features)))
-    if not found:
+            usable.append(replace(layer, shape=(heads, tokens, features)))
+    if not usable:
         raise UserError(_no_attention(net, refused))
-    return found
+    return usable
 
 
-def _sizes(found: Attention) -> tuple[int, int, int]:
-    """Heads, tokens and features of a head."""
-    *_, heads, tokens, features = (1, *found.query.shape)
+def _sizes(attention: Attention) -> tuple[int, int, int]:
+    """Return the numbers of heads, of tokens, and of features per head."""
+    *_, heads, tokens, features = (1, *attention.query.shape)
     return heads, tokens, features
 
 
-def _refusal(layer: Layer, found: list[Attention]) -> str:
-    """Why this attention is not from every token to every token of the image, empty if it is."""
-    query, key = found[0].query.shape, found[0].key.shape
-    if len(found) > 1:
-        return f"computes {len(found)} attentions, whose weights are combined in its own way"
+def _refusal(layer: Layer, computed: list[Attention]) -> str:
+    """Return why this attention is not from every token to every token; empty if it is."""
+    query, key = computed[0].query.shape, computed[0].key.shape
+    if len(computed) > 1:
+        return f"computes {len(computed)} attentions and combines their weights in its own way"
     if len(query) != 4 or query[0] != IMAGES:
         return f"attends within windows of {query[-2]} tokens"
     if query[-2] != key[-2]:
@@ -152,22 +152,22 @@ def _no_attention(net: nn.Module, refused: list[str]) -> str:
     elif own:
         why = f"its {', '.join(own)} compute attention by a formula of their own"
     else:
-        why = "no module of it computes any"
+        why = "none of its modules computes attention"
     return (
         f"{kind} has no softmax attention from every token to every token: {why}; analyses of attention "
-        f"need a ViT, DeiT, BEiT, EVA, a ViT with relative positions or a hybrid"
+        f"need a ViT, DeiT, BEiT, EVA, ViT with relative positions, or hybrid"
     )
 
 
 def _record(net: nn.Module, seen: Callable[[str, Attention], None]) -> list[RemovableHandle]:
-    """Hooks that hand over every attention that is computed, by the name of the innermost module."""
+    """Add hooks that deliver every attention computed, with the name of the innermost module."""
     running: list[str] = []
-    intercept = _Intercept(lambda found: seen(running[-1], found))
+    intercept = _Intercept(lambda attention: seen(running[-1], attention))
 
     def enter(name: str) -> Callable[[nn.Module, object], None]:
         def hook(module: nn.Module, args: object) -> None:
             running.append(name)
-            if not name:  # the model itself
+            if not name:  # this is the model itself
                 intercept.__enter__()
 
         return hook

@@ -1,7 +1,4 @@
-"""The model card of a trained model: what it is, how it was made, how good it is; for people and for figures.
-
-A card is Markdown that opens with a YAML block, as on model hubs.
-"""
+"""Model cards of trained models: Markdown files with a YAML block at the top, as on model hubs."""
 
 from __future__ import annotations
 
@@ -20,13 +17,13 @@ FENCE = "---\n"
 
 @dataclass(frozen=True)
 class Card:
-    """Facts of a trained model.
+    """The facts about a trained model.
 
-    accuracy: share of `test_images` held-out images that are classified right.
-    pixel_probe: what ridge regression on pixels reaches on the same images (scenes only). train_images:
-    different images shown. images_seen: images shown. flops_per_image: floating-point operations of a
-    forward pass, a multiplication and an addition being two. training_flops: of forward and backward
-    passes of the training. started_from: the weights before it, by name and digest.
+    accuracy: share of `test_images` held-out images classified correctly. pixel_probe: accuracy of ridge
+    regression on pixels on the same images (scenes only). train_images: number of distinct training images.
+    images_seen: images shown, counting repeats. flops_per_image: floating-point operations of a forward
+    pass; a multiply-add counts as two. training_flops: of all forward and backward passes. started_from:
+    name and digest of the initial weights, if the model was fine-tuned.
     """
 
     name: str
@@ -50,7 +47,7 @@ class Card:
 
     @property
     def family(self) -> str:
-        """What the model is, however it was trained."""
+        """The architecture with its changes, independent of the training."""
         changed = {key: self.model.get(key) for key in ("pool", "remove_skip")}
         return ", ".join(
             [
@@ -61,13 +58,13 @@ class Card:
 
     @property
     def training(self) -> dict[str, Any]:
-        """What the training took, as columns of tables of several models."""
+        """The cost of the training, as columns for tables of several models."""
         names = ("family", "train_images", "images_seen", "training_flops")
         return {name: getattr(self, name) for name in names}
 
     @property
     def markdown(self) -> str:
-        """The card as it is written beside the weights."""
+        """The text of the card file, which is stored next to the weights."""
         facts = asdict(self)
         front = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)
         rows = "\n".join(f"| {what} | {value} |" for what, value in self._rows())
@@ -91,7 +88,7 @@ class Card:
                 f"accuracy on {self.test_images:,} held-out images",
                 f"{self.accuracy:.1%} (chance {1 / self.classes:.2%})",
             ),
-            ("images seen", f"{self.images_seen:,} of {self.train_images:,} different ones"),
+            ("images seen", f"{self.images_seen:,} ({self.train_images:,} distinct)"),
             ("FLOPs of a forward pass", f"{self.flops_per_image:.3g}"),
             ("FLOPs of the training", f"{self.training_flops:.3g}"),
             ("stored as", self.stored_as),
@@ -113,11 +110,11 @@ SHAPE: Shape = {
     "recipe": {},
     "model": {},
 }
-"""Of the facts in a card."""
+"""The schema of a card's YAML block."""
 
 
 def beside(weights: Path) -> Card | None:
-    """The card of a file of weights, if there is one."""
+    """Return the card next to a weight file; None if there is no readable card."""
     path = weights.with_suffix(".md")
     try:
         return read(path) if path.is_file() else None
@@ -126,7 +123,7 @@ def beside(weights: Path) -> Card | None:
 
 
 def read(path: Path) -> Card:
-    """The card in a file. Raises UserError if it is none."""
+    """Return the card in a file. Raises UserError if the file is not a card."""
     none = f"{path} is not a model card of `vitsee train`"
     try:
         _, front, _ = content(path).decode().split(FENCE, 2)
@@ -142,5 +139,5 @@ def read(path: Path) -> Card:
     if reason := misfit(facts, SHAPE):
         raise UserError(f"{none}: {reason}")
     if not 0 <= facts["accuracy"] <= 1 or facts["test_images"] < 1:
-        raise UserError(f"{none}: its accuracy is no share of its test_images")
+        raise UserError(f"{none}: its accuracy must be in [0, 1] and its test_images at least 1")
     return Card(**{field.name: facts[field.name] for field in fields(Card)})

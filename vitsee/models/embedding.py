@@ -1,4 +1,4 @@
-"""What a model's weights say about patches: the filters that embed them and the embeddings of their positions."""
+"""The patch-embedding filters and position embeddings in a model's weights."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _INSTEAD = {
     "linear_tokens": "mixes tokens by layers with weights for each position",
     "gate.proj": "mixes tokens by layers with weights for each position",
 }
-"""What models without absolute position embeddings have instead, by a part of the name of what they have."""
+"""What models without absolute position embeddings do instead, by a part of a module's or parameter's name."""
 
 
 def filters(net: nn.Module) -> Tensor:
-    """Weights of the convolution that embeds patches of the image, (filters, 3, rows, columns) float64.
+    """Return the weights of the patch-embedding convolution, (filters, 3, rows, columns) float64.
 
-    Raises UserError if the model has none that sees the image itself.
+    Raises UserError if the model does not have one that sees the image itself.
     """
     embedding = _embedding(net)
     convolution, backbone = getattr(embedding, "proj", None), getattr(embedding, "backbone", None)
@@ -52,10 +52,10 @@ def filters(net: nn.Module) -> Tensor:
 
 
 def principal_components(filters: Tensor) -> tuple[Tensor, Tensor]:
-    """Components of (D, ...) filters after subtracting their mean, (K, ...), and shares of variance, (K,).
+    """Return the principal components of (D, ...) filters, (K, ...), and their shares of variance, (K,).
 
-    K = min(D - 1, weights of a filter). Components have unit length, and their weight of largest
-    magnitude is positive. Those whose variance is no more than rounding are NaN.
+    K = min(D - 1, weights of a filter). Components have unit length, and their weight of largest magnitude
+    is positive. Components whose variance is no larger than rounding are NaN.
     """
     points = filters.flatten(1)
     points = points - points.mean(0)
@@ -71,10 +71,10 @@ def principal_components(filters: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def positions(net: nn.Module) -> Tensor:
-    """Absolute position embeddings of the patches, (rows, columns, features) float64.
+    """Return the absolute position embeddings of the patches, (rows, columns, features) float64.
 
-    Those of class, distillation and register tokens, which come first, are left out. Raises
-    UserError if the model has none, and says what it has instead.
+    Prefix tokens (class, distillation, registers) are left out. Raises UserError if the model does not
+    have any, with what it does instead.
     """
     embeddings = getattr(net, "pos_embed", None)
     grid = getattr(_embedding(net), "grid_size", None)
@@ -90,7 +90,7 @@ def positions(net: nn.Module) -> Tensor:
 
 
 def cosines(x: Tensor) -> Tensor:
-    """Cosine of every two vectors, (rows, columns, features) -> (rows, columns, rows, columns).
+    """Return the cosine of every pair of vectors, (rows, columns, features) -> (rows, columns, rows, columns).
 
     NaN for vectors of length zero.
     """
@@ -100,21 +100,21 @@ def cosines(x: Tensor) -> Tensor:
 
 
 def _embedding(net: nn.Module) -> nn.Module | None:
-    """What makes the patch tokens; Mixer calls it stem."""
+    """Return the module that makes the patch tokens; MLP-Mixer calls it stem."""
     return getattr(net, "patch_embed", None) or getattr(net, "stem", None)
 
 
 def _finite(weights: Tensor, what: str) -> Tensor:
-    """The weights in float64 on the CPU. Raises UserError if they have NaN or Inf."""
+    """Return the weights in float64 on the CPU. Raises UserError if they contain NaN or Inf."""
     if not weights.isfinite().all():
         raise UserError(
-            f"{what} have NaN or Inf; the checkpoint is damaged or its training diverged"
+            f"{what} contain NaN or Inf; the checkpoint is damaged or its training diverged"
         )
     return weights.detach().cpu().double()
 
 
 def _instead(net: nn.Module) -> str:
-    """How a model without absolute position embeddings knows positions, as a verb phrase."""
+    """Return how a model without absolute position embeddings encodes positions, as a verb phrase."""
     embeddings = getattr(net, "pos_embed", None)
     if isinstance(embeddings, Tensor):
         shape = " x ".join(map(str, embeddings.shape))
@@ -130,5 +130,5 @@ def _instead(net: nn.Module) -> str:
         if "pos_embed" in name:
             return f"has them in a form that vitsee does not read ({name})"
     if not any("attn" in name for name in names):
-        return "has none: it is convolutional, so that filters act on neighbouring positions"
+        return "has none: it is convolutional, so its filters act on neighbouring positions"
     return "has none that vitsee knows"

@@ -1,4 +1,4 @@
-"""Which state dict of a file the model takes, and whether every weight of it fits."""
+"""Chooses a state dict in a checkpoint and loads it into a model, if every weight fits."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ KEYS = (
     "network",
     "teacher",
 )
-"""Where trainers keep the weights, the first that is there; the first four as timm takes them."""
+"""Keys under which trainers store the weights, in order of preference; the first four as in timm."""
 
 WRAPPERS = (
     "module",
@@ -57,26 +57,26 @@ WRAPPERS = (
     "student",
     "teacher",
 )
-"""Attributes that wrappers and trainers keep a model in, which then begin all its names."""
+"""Attributes in which wrappers and trainers keep a model. They become prefixes of all its names."""
 
 EXTRAS = re.compile(
-    r"mask_token"  # DINOv2, iBOT, MAE: stands for patches that are hidden in training
+    r"mask_token"  # DINOv2, iBOT, MAE: replaces patches that are masked in training
     r"|head\.(mlp|last_layer)\..+|(dino|ibot)_head\..+"  # projections of DINO, iBOT, DINOv2
     r"|decoder_(embed|pos_embed|blocks|norm|pred)(\..+)?"  # MAE
-    r"|pre_logits\..+"  # a layer that timm has left out since
+    r"|pre_logits\..+"  # a layer that timm has removed
     r"|n_averaged"  # torch.optim.swa_utils
     r"|(.+\.)?num_batches_tracked"  # BatchNorm; used in training only
 )
-"""Entries that training has beside the model, by the names that are well known."""
+"""Well-known names of entries that training adds to a checkpoint, and that are not part of the model."""
 
 
 @dataclass(frozen=True)
 class Taken:
-    """What of a checkpoint is in the model.
+    """Which parts of a checkpoint were loaded.
 
-    file: its name. key: of the state dict in the file; none if the file is one. also: keys of others
-    that hold the same names. prefix: what its names began with and is cut off. left_out: entries that
-    are not the model's. resampled: what was interpolated to the model's resolution or patch size.
+    file: its name. key: key of the state dict in the file; None if the file is a state dict. also: keys of
+    other state dicts with the same names. prefix: removed from all names. left_out: entries that the model
+    does not have. resampled: entries that were interpolated to the model's resolution or patch size.
     """
 
     file: str = ""
@@ -87,45 +87,45 @@ class Taken:
     resampled: list[str] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
-        """The parts that say something."""
+        """Return the fields that are not empty."""
         return {name: value for name, value in vars(self).items() if value}
 
     @property
     def warnings(self) -> list[str]:
-        """What makes the model another one than was trained."""
+        """Messages about weights that differ from the trained ones."""
         names = ", ".join(self.resampled)
         return [f"{self.file} was resampled to another shape: {names}"] if names else []
 
     def say(self) -> None:
-        """Log what the user may not expect."""
+        """Log what the user may not expect about the loaded weights."""
         if self.also:
             log.info(
-                *("%s holds several sets of weights: %s was taken, not %s", self.file, self.key),
+                *("%s contains several sets of weights: using %s, not %s", self.file, self.key),
                 *(f"{', '.join(self.also)} (model.checkpoint_key={self.also[0]})",),
             )
         if self.prefix:
-            log.info("%s: its names were read without %s", self.file, self.prefix)
+            log.info("%s: removed the prefix %s from its names", self.file, self.prefix)
         if self.left_out:
-            log.info("%s: left out what the model does not have: %s", self.file, few(self.left_out))
+            log.info("%s: ignored what the model does not have: %s", self.file, few(self.left_out))
         for warning in self.warnings:
             log.warning("warning: %s", warning)
 
 
 def fill(net: nn.Module, path: Path, key: str | None = None, keep: Iterable[str] = ()) -> Taken:
-    """Load every weight of the model from a file, and say what was taken.
+    """Load every weight of the model from a file, and return and log which parts were used.
 
-    key: which state dict of the file. keep: modules that keep the weights they have, whatever the file
-    holds. Raises UserError if the file cannot be read safely, has not all weights, or has others.
+    key: which state dict of the file. keep: modules that keep their current weights. Raises UserError if the
+    file cannot be read safely, or if its weights are incomplete or do not fit.
     """
     require_file(path)
     if is_npz(path):
         if key or keep:
             what = f"model.checkpoint_key={key}" if key else "a new classifier"
-            raise UserError(f"{path}: {what} is for files of PyTorch, not for .npz")
+            raise UserError(f"{path}: {what} works for PyTorch files only, not for .npz")
         taken = Taken(path.name, resampled=load_npz(net, path))
     else:
-        found = _state_dicts(read_checked(path))
-        chosen, state = _choose(net, found, key, keep, path)
+        states = _state_dicts(read_checked(path))
+        chosen, state = _choose(net, states, key, keep, path)
         _refuse_types(net, state, path)
         fit = _best_fit(net, state, keep, path)
         if fit.problems:
@@ -138,7 +138,7 @@ def fill(net: nn.Module, path: Path, key: str | None = None, keep: Iterable[str]
         taken = Taken(
             path.name,
             key=chosen or None,
-            also=[] if key else _same_names(found, chosen),
+            also=[] if key else _same_names(states, chosen),
             prefix=fit.prefix,
             left_out=fit.left_out,
             resampled=fit.resampled,
@@ -151,11 +151,11 @@ def fill(net: nn.Module, path: Path, key: str | None = None, keep: Iterable[str]
 
 
 def _state_dicts(loaded: Mapping[Any, Any]) -> dict[str, dict[str, Tensor]]:
-    """Every dictionary in a file that holds tensors by name, by its dotted key; the file itself is ''."""
+    """Return every dictionary of named tensors in a file, by its dotted key; the key of the file itself is ''."""
     import torch
 
-    found: dict[str, dict[str, Tensor]] = {}
-    looks = iter(range(1000))  # dictionaries may hold each other
+    states: dict[str, dict[str, Tensor]] = {}
+    looks = iter(range(1000))  # dictionaries may contain each other
 
     def look(value: Mapping[Any, Any], key: str, depth: int) -> None:
         if depth > 3 or next(looks, None) is None:
@@ -165,45 +165,52 @@ def _state_dicts(loaded: Mapping[Any, Any]) -> dict[str, dict[str, Tensor]]:
             name: one.detach() for name, one in named.items() if isinstance(one, torch.Tensor)
         }
         if tensors:
-            found[key] = tensors
+            states[key] = tensors
         for name, one in named.items():
             if isinstance(one, Mapping):
                 look(one, f"{key}.{name}" if key else name, depth + 1)
 
     look(loaded, "", 0)
-    return found
+    return states
 
 
 def _choose(
     net: nn.Module,
-    found: dict[str, dict[str, Tensor]],
+    states: dict[str, dict[str, Tensor]],
     key: str | None,
     keep: Iterable[str],
     path: Path,
 ) -> tuple[str, dict[str, Tensor]]:
-    """The key and the state dict that was asked for, else the usual one, else the only one that fits."""
-    if not found:
-        raise UserError(f"checkpoint {path} holds no tensors by name; {ALONE}")
+    """Return key and state dict: the requested one, else one with a usual key, else the only one that fits.
+
+    Raises UserError if none or several fit.
+    """
+    if not states:
+        raise UserError(f"checkpoint {path} does not contain named tensors; {ALONE}")
     if key:
-        return key, _asked(found, key, path)
+        return key, _requested(states, key, path)
     for usual in KEYS:
-        if usual in found:
-            return usual, found[usual]
-    below = next((b for b in ([k for k in found if k.startswith(f"{u}.")] for u in KEYS) if b), [])
-    rivals = below or list(found)
+        if usual in states:
+            return usual, states[usual]
+    below = next((b for b in ([k for k in states if k.startswith(f"{u}.")] for u in KEYS) if b), [])
+    rivals = below or list(states)
     if len(rivals) > 1:
-        fitting = [k for k in rivals if _fits(net, found[k], keep, path)]
+        fitting = [k for k in rivals if _fits(net, states[k], keep, path)]
         if len(fitting) != 1:
             which = fitting or rivals
-            why = "all of which fit" if fitting else "none of which fits the model as it is"
+            why = (
+                "more than one of which fits"
+                if fitting
+                else "none of which fits the model as it is"
+            )
             choices = ", ".join(k or "(the file itself)" for k in which)
             named = next(k for k in which if k)
             raise UserError(
-                f"checkpoint {path} holds several state dicts, {why}: {choices}; choose one: "
+                f"checkpoint {path} contains several state dicts, {why}: {choices}; choose one: "
                 f"model.checkpoint_key={named}"
             )
         rivals = fitting
-    return rivals[0], found[rivals[0]]
+    return rivals[0], states[rivals[0]]
 
 
 def _fits(net: nn.Module, state: dict[str, Tensor], keep: Iterable[str], path: Path) -> bool:
@@ -214,38 +221,41 @@ def _fits(net: nn.Module, state: dict[str, Tensor], keep: Iterable[str], path: P
         return False
 
 
-def _asked(found: dict[str, dict[str, Tensor]], key: str, path: Path) -> dict[str, Tensor]:
-    """The state dict at this key, or what of one begins so. Raises UserError with those that exist."""
-    if key in found:
-        return found[key]
-    for name, state in found.items():
+def _requested(states: dict[str, dict[str, Tensor]], key: str, path: Path) -> dict[str, Tensor]:
+    """Return the state dict at this key, or the entries whose names begin with it.
+
+    Raises UserError with the keys that exist.
+    """
+    if key in states:
+        return states[key]
+    for name, state in states.items():
         within = f"{name}." if name else ""
         if f"{key}.".startswith(within):
             start = f"{key}."[len(within) :]
             part = {n[len(start) :]: t for n, t in state.items() if start and n.startswith(start)}
             if part:
                 return part
-    deeper = [name for name in found if name.startswith(f"{key}.")]
+    deeper = [name for name in states if name.startswith(f"{key}.")]
     if len(deeper) == 1:
-        return found[deeper[0]]
-    choices = deeper or [name for name in found if name]
+        return states[deeper[0]]
+    choices = deeper or [name for name in states if name]
     if not choices:
         raise UserError(
-            f"checkpoint {path} has no {key}: it is one state dict, whose names begin with: "
-            f"{few(sorted({name.partition('.')[0] for name in found['']}), 8)}"
+            f"checkpoint {path} has no {key}: it is a single state dict, whose names begin with: "
+            f"{few(sorted({name.partition('.')[0] for name in states['']}), 8)}"
         )
     raise unknown(
-        f"model.checkpoint_key={key}: checkpoint {path} holds no such state dict",
+        f"model.checkpoint_key={key}: checkpoint {path} does not contain such a state dict",
         key,
         choices,
-        "it holds",
+        "it contains",
     )
 
 
-def _same_names(found: dict[str, dict[str, Tensor]], chosen: str) -> list[str]:
-    """Keys of other state dicts of the same model, e.g. the raw weights beside averaged ones."""
-    names = {key: {_wrapped(name)[1] for name in state} for key, state in found.items()}
-    return [key for key in found if key not in ("", chosen) and names[key] == names.get(chosen)]
+def _same_names(states: dict[str, dict[str, Tensor]], chosen: str) -> list[str]:
+    """Return the keys of other state dicts of the same model, e.g. raw weights next to averaged ones."""
+    names = {key: {_wrapped(name)[1] for name in state} for key, state in states.items()}
+    return [key for key in states if key not in ("", chosen) and names[key] == names.get(chosen)]
 
 
 # --- fitting it to the model ---------------------------------------------------------------------
@@ -253,7 +263,7 @@ def _same_names(found: dict[str, dict[str, Tensor]], chosen: str) -> list[str]:
 
 @dataclass(frozen=True)
 class _Fit:
-    """How a state dict fits the model once this prefix is cut off its names; no problems: it does."""
+    """How a state dict fits the model after this prefix is removed; it fits if there are no problems."""
 
     prefix: str
     weights: Mapping[str, Tensor]
@@ -265,14 +275,14 @@ class _Fit:
 
 
 def _best_fit(net: nn.Module, state: dict[str, Tensor], keep: Iterable[str], path: Path) -> _Fit:
-    """With no prefix if that fits, else with the shortest that does, else with what fits best."""
+    """Return the fit with the shortest prefix that works, else the best fit. Raises UserError if none is possible."""
     state = _uncompiled(state)
     starts = {start for name in state for start in _starts(name)}
     best, failed = None, None
     for prefix in sorted({"", *starts}, key=lambda start: (len(start), start)):
         try:
             fit = _fit(net, state, prefix, keep)
-        except Exception as error:  # of timm's conversion, which knows certain files only
+        except Exception as error:  # timm's conversion handles certain files only
             failed = failed or error
             continue
         if not fit.problems:
@@ -287,20 +297,20 @@ def _best_fit(net: nn.Module, state: dict[str, Tensor], keep: Iterable[str], pat
 
 
 def _uncompiled(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the names that torch.compile gives to parts of a model."""
+    """Return the state dict without the names that torch.compile adds to parts of a model."""
     plain = {name.replace("._orig_mod.", "."): tensor for name, tensor in state.items()}
     return plain if len(plain) == len(state) else state
 
 
 def _starts(name: str) -> list[str]:
-    """What of the name could be cut off: `module.`, `module.backbone.`, …"""
+    """Return the prefixes that could be removed from a name: `module.`, `module.backbone.`, …"""
     words = name.split(".")[:-1]
     count = next((i for i, word in enumerate(words[:4]) if word not in WRAPPERS), len(words[:4]))
     return [".".join(words[: i + 1]) + "." for i in range(count)]
 
 
 def _wrapped(name: str) -> tuple[str, str]:
-    """The wrappers that a name begins with, and the rest of it."""
+    """Return the wrappers that a name begins with, and the rest of the name."""
     start = next(reversed(_starts(name)), "")
     return start, name.removeprefix(start)
 
@@ -329,7 +339,7 @@ def _fit(net: nn.Module, state: dict[str, Tensor], prefix: str, keep: Iterable[s
     problems = {
         "missing": [name for name in own if name not in weights],
         "unexpected": strangers,
-        "of another shape": other,
+        "with another shape": other,
     }
     return _Fit(
         prefix=prefix,
@@ -347,13 +357,13 @@ def _classifier_entries(net: nn.Module) -> set[str]:
 
 
 def classifiers(net: nn.Module) -> list[str]:
-    """Where timm says that the model's classifier is, whether it has one or not."""
+    """Return the names that timm gives the model's classifier, whether or not the model has one."""
     named = getattr(net, "pretrained_cfg", {}).get("classifier") or ()
     return [named] if isinstance(named, str) else list(named)
 
 
 def _converted(net: nn.Module, state: dict[str, Tensor]) -> Mapping[str, Tensor]:
-    """The state dict after the architecture's own conversion in timm (other layouts, other resolutions)."""
+    """Return the state dict after timm's conversion for the architecture (other layouts and resolutions)."""
     convert = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return state
@@ -362,7 +372,7 @@ def _converted(net: nn.Module, state: dict[str, Tensor]) -> Mapping[str, Tensor]
 
 
 def _refuse_types(net: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Raise UserError for tensors that are no floating-point numbers where the model has such."""
+    """Raise UserError for tensors of unusable types, e.g. integers where the model has floats."""
     own = net.state_dict()
     for name, tensor in state.items():
         twin = own.get(name, own.get(_wrapped(name)[1]))
@@ -372,14 +382,14 @@ def _refuse_types(net: nn.Module, state: Mapping[str, Tensor], path: Path) -> No
             kind = None if floats == tensor.is_floating_point() else f"of {_short(tensor.dtype)}"
         if kind:
             raise UserError(
-                f"checkpoint {path} was refused: {name} is {kind}, and weights are float32, float16, "
-                f"bfloat16 or float64; save the weights as they were before they were quantised or cast"
+                f"checkpoint {path} was refused: {name} is {kind}, but weights must be float32, float16, "
+                f"bfloat16 or float64; save the weights before quantising or casting them"
             )
     refuse_larger(path, sum(tensor.numel() * tensor.element_size() for tensor in state.values()))
 
 
 def _unusable(tensor: Tensor) -> str | None:
-    """What kind of tensor it is, if the weights of no model are of that kind."""
+    """Return the tensor's kind if it cannot be a model's weight; None if it can."""
     import torch
 
     usual = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -399,7 +409,7 @@ def _short(what: object) -> str:
 
 
 def _remedy(net: nn.Module, fit: _Fit, state: dict[str, Tensor], key: str) -> str:
-    """What to do so that it fits, in a sentence that is true for this file."""
+    """Return a sentence that says how to make this checkpoint fit."""
     own = net.state_dict()
     heads = _classifier_entries(net) & set(own)
     missing = {name for name in own if name not in fit.weights}
@@ -408,21 +418,21 @@ def _remedy(net: nn.Module, fit: _Fit, state: dict[str, Tensor], key: str) -> st
         return " If it has no classifier: model.args={num_classes: 0}"
     if not fit.strangers and other and not missing and other <= heads:
         classes = len(fit.weights[min(other)])
-        return f" If it is of other classes: model.args={{num_classes: {classes}}}"
+        return f" If it has other classes: model.args={{num_classes: {classes}}}"
     names = set(own) - heads
     share, starts = _starts_of_most(state, names)
     if starts and all(starts):
         within = [start.rstrip(".") for start in starts]
         keys = [f"{key}.{start}" if key else start for start in within]
         return (
-            f" {'All' if share == 1 else 'Most'} weights of the model are there, in names that begin with "
+            f" {'All' if share == 1 else 'Most'} weights of the model are there, under names that begin with "
             f"{_or(within)}: model.checkpoint_key={_or(keys)}"
         )
     if share == 1 and not other:
-        return " All weights of the model are there, and more: save them without the others"
+        return " All weights of the model are there, among others: save them without the others"
     if not fit.matching:
         return (
-            " No name is the model's: it is of another architecture, or of another library than timm. "
+            " None of the model's names match: the checkpoint is for another architecture, or not from timm. "
             "Choose the architecture that it was made with: model.timm=NAME"
         )
     return (
@@ -432,7 +442,7 @@ def _remedy(net: nn.Module, fit: _Fit, state: dict[str, Tensor], key: str) -> st
 
 
 def _starts_of_most(state: Mapping[str, Tensor], names: set[str]) -> tuple[float, list[str]]:
-    """What most of these names follow in a state dict, if half of them do, and how large a share does."""
+    """Return the prefixes that precede most of these names in a state dict, if at least half, and the share."""
     counts: Counter[str] = Counter()
     for name in state:
         cuts = [0] + [i + 1 for i, letter in enumerate(name) if letter == "."]

@@ -1,4 +1,4 @@
-"""Published weights on this machine: cached, in a folder, or downloaded."""
+"""Finds published weights in a cache or a folder, or downloads them."""
 
 from __future__ import annotations
 
@@ -6,27 +6,23 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitsee.errors import UserError, nearest, unknown
 from vitsee.io.reachable import require
 from vitsee.models.weight_files import few, line
 from vitsee.options import Model
 
-if TYPE_CHECKING:
-    pass
-
-
 REMEDY = (
-    "download it where there is a network and set HF_HUB_CACHE to that cache, or name a local file with "
+    "download it on a machine with network access and set HF_HUB_CACHE to that cache, or name a local file with "
     "model.checkpoint=PATH, or use random weights with model.pretrained=false"
 )
 
 
 def check_source(model: Model, source: str, place: str) -> None:
-    """Raise UserError unless the architecture is described there, on the hub or in a folder."""
+    """Raise UserError unless a config.json on the hub or in a folder describes the architecture."""
     if source == "hf-hub":
-        # timm would ask by itself, but retries for most of a minute without a network
+        # timm would fetch it itself, but without a network it retries for most of a minute
         config = _fetch_from_hub(model, *_repository(model, place), "config.json")
     elif source == "local-dir":
         config = Path(place) / "config.json"
@@ -34,10 +30,10 @@ def check_source(model: Model, source: str, place: str) -> None:
             raise UserError(f"model.timm={model.timm}: there is no {config}")
     else:
         raise unknown(
-            f"model.timm={model.timm} is of an unknown source {source!r}",
+            f"model.timm={model.timm} has an unknown source {source!r}",
             source,
             ["hf-hub", "local-dir"],
-            "there are",
+            "available",
         )
     _check_config(config)
 
@@ -52,7 +48,9 @@ def _check_config(path: Path) -> None:
         raise UserError(f"{path} is not JSON: {line(error)}") from error
     named = config.get("architecture") if isinstance(config, dict) else None
     if not isinstance(named, str):
-        raise UserError(f'{path} names no architecture of timm, e.g. "architecture": "resnet50"')
+        raise UserError(
+            f'{path} does not name an architecture of timm, e.g. "architecture": "resnet50"'
+        )
     name = named.partition(".")[0]
     if not timm.is_model(name):
         hint = nearest(name, timm.list_models())
@@ -63,7 +61,7 @@ def _check_config(path: Path) -> None:
 
 
 def _repository(model: Model, place: str) -> tuple[str, str | None]:
-    """Name and revision of a repository of the hub. Raises UserError if it can be the name of none."""
+    """Return the name and revision of a hub repository. Raises UserError if the name is not valid."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -72,38 +70,40 @@ def _repository(model: Model, place: str) -> tuple[str, str | None]:
         validate_repo_id(name)
     except HFValidationError as error:
         raise UserError(
-            f"model={model.name}: {name!r} is no name of a repository of the Hugging Face hub; they are "
-            f"written owner/name or owner/name@revision, with letters, digits and - _ . only"
+            f"model={model.name}: {name!r} is not a valid repository name of the Hugging Face hub; write "
+            f"owner/name or owner/name@revision, with letters, digits and - _ . only"
         ) from error
     if at and (not re.fullmatch(r"[\w./-]+", revision) or ".." in revision):
-        raise UserError(f"model={model.name}: {revision!r} is no revision; e.g. {name}@main")
+        raise UserError(
+            f"model={model.name}: {revision!r} is not a valid revision; e.g. {name}@main"
+        )
     return name, revision or None
 
 
 def weights_in(folder: Path) -> Path:
-    """The file of weights that timm would load from a folder. Raises UserError unless there is one."""
+    """Return the weight file that timm would load from a folder. Raises UserError unless there is exactly one."""
     from timm.models._hub import _EXT_PRIORITY, _PREFERRED_FILES
 
     for name in _PREFERRED_FILES:
         if (folder / name).is_file():
             return folder / name
     for ending in _EXT_PRIORITY:
-        found = sorted(folder.glob(f"*{ending}"))
-        if len(found) == 1:
-            return found[0]
-        if found:
+        files = sorted(folder.glob(f"*{ending}"))
+        if len(files) == 1:
+            return files[0]
+        if files:
             raise UserError(
-                f"{folder} has several files of weights ({few(p.name for p in found)}); choose one: "
-                f"model.checkpoint={found[0]}"
+                f"{folder} has several weight files ({few(p.name for p in files)}); choose one: "
+                f"model.checkpoint={files[0]}"
             )
     raise UserError(
-        f"{folder} has a config.json, but no weights ({', '.join(_PREFERRED_FILES)}); name a file with "
+        f"{folder} has a config.json but no weights ({', '.join(_PREFERRED_FILES)}); name a file with "
         f"model.checkpoint=PATH, or use random weights with model.pretrained=false"
     )
 
 
 def fetched(model: Model, source: str, place: Any) -> Path:
-    """Local path of published weights, downloaded if they are not in the cache."""
+    """Return the local path of published weights, downloading them if they are not cached."""
     import torch
     from timm.models._hub import download_cached_file
 
@@ -137,10 +137,10 @@ def _fetch_from_hub(model: Model, repository: str, revision: str | None, name: s
         try:
             return Path(hf_hub_download(repository, file, revision=revision))
         except Exception as error:
-            # the local one means that the hub gave no answer, not that the file does not exist
+            # LocalEntryNotFoundError means that the hub did not answer, not that the file does not exist
             absent = isinstance(error, EntryNotFoundError)
             if absent and not isinstance(error, LocalEntryNotFoundError):
                 continue
             reason = " ".join(str(error).split())
             raise UserError(f"{what} could not be downloaded ({reason}); {REMEDY}") from error
-    raise UserError(f"{what} has none of {', '.join(wanted)}; {REMEDY}")
+    raise UserError(f"{what} does not contain {' or '.join(wanted)}; {REMEDY}")

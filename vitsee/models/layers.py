@@ -1,4 +1,4 @@
-"""The layers of a model and what their axes are, found by dry runs."""
+"""The layers of a model and the meaning of their axes, from dry runs."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from vitsee.models.layout import Attach, Output, Record, measure
 from vitsee.setting import Layer
 
 Step = tuple[float, float]
-"""Pixels of the input from one place to the next, (rows, columns)."""
+"""Input pixels from one location to the next, (rows, columns)."""
 
 _PATCHES = "."
-"""What the output of the patch embedding is called among those of modules; no module can be called so."""
+"""Key of the patch embedding's output among those of modules; no module can have this name."""
 
 
 @dataclass(frozen=True)
 class Patches:
-    """The patches that a model makes tokens of.
+    """The patches that a model turns into tokens.
 
-    grid: rows and columns. step: the stride of what embeds them, be they apart or overlapping. more: by
-    how many patches there are more in the taller and in the wider input of `layout.measure`.
+    grid: rows and columns. step: stride of the patch embedding, whether or not the patches overlap. more:
+    how many more patches there are in the taller and in the wider input of `layout.measure`.
     """
 
     grid: tuple[int, int]
@@ -34,26 +34,26 @@ class Patches:
 
 _UNITS = (
     r"blocks\.\d+\.\d+",  # EfficientNet, MobileNet
-    r"blocks\.\d+",  # ViT, Mixer
+    r"blocks\.\d+",  # ViT, MLP-Mixer
     r"layer\d+\.\d+",  # ResNet
     r"(stages|layers|levels)\.\d+\.blocks\.\d+",  # BiT, ConvNeXt, Swin
     r"stages\.\d+\.\d+",
     r"features\.\d+",  # VGG, DenseNet
 )
-"""How timm names the repeated units of its families, most specific first."""
+"""How timm names the repeated blocks of its families, most specific first."""
 
 
 def survey(net: nn.Module, input_size: tuple[int, int, int]) -> list[Layer]:
-    """Every module with a tensor output that runs exactly once a forward pass, in the order they end.
+    """Return all modules with a tensor output that run exactly once per forward pass, in the order they end.
 
-    net may be on any device, also torch's meta device. input_size: (3, H, W). Raises UserError if the
-    model cannot take such images.
+    net may be on any device, including torch's meta device. input_size: (3, H, W). Raises UserError if the
+    model does not accept such images.
     """
-    return found(net, input_size, record_modules)
+    return layers_of(net, input_size, record_modules)
 
 
-def found(net: nn.Module, input_size: tuple[int, int, int], attach: Attach) -> list[Layer]:
-    """Every output that the hooks of `attach` report, in the order they do, with what its axes are."""
+def layers_of(net: nn.Module, input_size: tuple[int, int, int], attach: Attach) -> list[Layer]:
+    """Return a layer for each output that the hooks of `attach` report, in the same order."""
 
     def both(net: nn.Module, seen: Record) -> list[RemovableHandle]:
         return attach(net, seen) + _record_embedding(net, seen)
@@ -64,12 +64,12 @@ def found(net: nn.Module, input_size: tuple[int, int, int], attach: Attach) -> l
 
 
 def patches(net: nn.Module, input_size: tuple[int, int, int]) -> Patches | None:
-    """The model's patches; None if it has none on a grid, or if their step is not known."""
+    """Return the model's patches; None if they are not on a grid, or if their step is unknown."""
     return _patches(net, measure(net, input_size, _record_embedding).get(_PATCHES))
 
 
 def record_modules(net: nn.Module, seen: Record) -> list[RemovableHandle]:
-    """Hooks that report the output of every module."""
+    """Add hooks that report the output of every module."""
 
     def hook(name: str) -> Callable[[nn.Module, object, object], None]:
         return lambda module, args, output: seen(name, output)
@@ -84,7 +84,7 @@ def describe(
     input_size: tuple[int, int, int],
     patches: Patches | None,
 ) -> Layer:
-    """The layer with what its axes are, in a model with these patches."""
+    """Return the layer with the meaning of its axes, in a model with these patches."""
     layer = Layer(name, output.shape, None, _has_class_token(net), images=output.images)
     if not output.images:
         return layer
@@ -100,17 +100,17 @@ def describe(
 
 
 def _has_class_token(net: nn.Module) -> bool:
-    """timm's ViT says so; of BEiT, EVA and the relative-position ViT only the parameter shows it."""
+    """Return whether there is a class token: BEiT, EVA and the relative-position ViT only have the parameter."""
     return bool(getattr(net, "has_class_token", getattr(net, "cls_token", None) is not None))
 
 
 def _embedding_module(net: nn.Module) -> nn.Module | None:
-    """What makes the patch tokens; Mixer calls it stem."""
+    """Return the module that makes the patch tokens; MLP-Mixer calls it stem."""
     return getattr(net, "patch_embed", None) or getattr(net, "stem", None)
 
 
 def _record_embedding(net: nn.Module, seen: Record) -> list[RemovableHandle]:
-    """A hook that reports the patch tokens as they are made, if the model makes any."""
+    """Add a hook that reports the patch embedding's output, if the model has a patch embedding."""
     embedding = _embedding_module(net)
     if embedding is None or not getattr(embedding, "num_patches", None):
         return []
@@ -118,13 +118,13 @@ def _record_embedding(net: nn.Module, seen: Record) -> list[RemovableHandle]:
 
 
 def _patches(net: nn.Module, embedded: Output | None) -> Patches | None:
-    """The patches, of which this is the output of the embedding: tokens, or a map."""
+    """Return the patches, from the output of the patch embedding: tokens, or a feature map."""
     grid = getattr(_embedding_module(net), "grid_size", None)
     if embedded is None or embedded.taller is None or embedded.wider is None or not grid:
         return None
     rows, columns = int(grid[0]), int(grid[1])
     down, right = (sum(growth.axes) for growth in (embedded.taller, embedded.wider))
-    if len(embedded.shape) == 2:  # a row more is `columns` tokens more
+    if len(embedded.shape) == 2:  # one more row means `columns` more tokens
         (down, odd), (right, strange) = divmod(down, columns), divmod(right, rows)
         if odd or strange:
             return None
@@ -133,7 +133,7 @@ def _patches(net: nn.Module, embedded: Output | None) -> Patches | None:
 
 
 def _prefix(net: nn.Module, output: Output, patches: Patches | None) -> int | None:
-    """Number of prefix tokens if the output is a sequence of tokens, (tokens, features), else None."""
+    """Return the number of prefix tokens if the output is a token sequence, (tokens, features), else None."""
     there = getattr(_embedding_module(net), "num_patches", None)
     if there is None or len(output.shape) != 2:
         return None
@@ -148,9 +148,9 @@ def _prefix(net: nn.Module, output: Output, patches: Patches | None) -> int | No
 def _places(
     output: Output, input_size: tuple[int, int, int]
 ) -> tuple[tuple[int, int], Step, bool] | None:
-    """Grid and step of a map, and whether its channels are the last axis; None if it is not known to be one.
+    """Return a feature map's grid, step and whether channels are last; None if the output is not clearly a map.
 
-    Rows are the axis that grows with the height of the input, columns the one that grows with its width.
+    Rows are the axis that grows with the input's height, columns the one that grows with its width.
     """
     shape = output.shape
     if len(shape) != 3:
@@ -163,13 +163,13 @@ def _places(
             others = grown[0][columns], grown[1][rows], grown[0][channels], grown[1][channels]
             if down and right and not any(others):
                 return (shape[rows], shape[columns]), (down, right), channels == 2
-    if shape[1:] == (1, 1):  # one place, that of the whole input
+    if shape[1:] == (1, 1):  # a single location, which covers the whole input
         return (1, 1), (input_size[1], input_size[2]), False
     return None
 
 
 def depths_of(net: nn.Module, names: list[str]) -> dict[str, float | None]:
-    """Share of the blocks that have run when each layer has, its own included, for names in running order."""
+    """Return each layer's depth: the share of blocks that have run, including its own. names: in running order."""
     units = units_of([name for name, _ in net.named_modules()])
     depths: dict[str, float | None] = {}
     done = 0
@@ -181,9 +181,9 @@ def depths_of(net: nn.Module, names: list[str]) -> dict[str, float | None]:
 
 
 def units_of(names: list[str]) -> list[str]:
-    """Names of the repeated units (blocks), in the order they run."""
+    """Return the names of the repeated blocks (units), in running order."""
     for kind in _UNITS:
-        found = [name for name in names if re.fullmatch(kind, name)]
-        if found:
-            return found
+        units = [name for name in names if re.fullmatch(kind, name)]
+        if units:
+            return units
     return []

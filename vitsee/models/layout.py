@@ -1,4 +1,4 @@
-"""What the axes of a layer's output are, measured: dry runs of the model with more images, and with larger ones."""
+"""Finds the meaning of the axes of a layer's output, by dry runs with more images and with larger ones."""
 
 from __future__ import annotations
 
@@ -19,31 +19,32 @@ from torch.utils.hooks import RemovableHandle
 from vitsee.errors import UserError
 
 Record = Callable[[str, object], None]
-"""Told the name of what has just been computed, and the output."""
+"""Called with the name of a module that has just run, and its output."""
 Attach = Callable[[nn.Module, Record], list[RemovableHandle]]
-"""Puts hooks into a model, which tell a `Record` what they see, in the order it runs."""
+"""Adds hooks to a model that call a `Record` for each output, in running order."""
 Shapes = dict[str, tuple[int, ...] | None]
-"""Of what hooks reported, by name; None for what came more than once, or is no tensor with features."""
+"""The shapes of the reported outputs by name; None for repeated outputs, and for any that are not tensors with
+features."""
 
 IMAGES = 3
-"""How many images a dry run has to tell the images from other axes."""
+"""Number of images in the dry run that identifies the axis of images."""
 _PIXELS = 6720
-"""A multiple of this many pixels is added to the height or the width: 2^6 x 3 x 5 x 7, so of nearly every step."""
+"""A multiple of this is added to the height or width. It is 2^6 x 3 x 5 x 7, so divisible by nearly every step."""
 
 
 @dataclass(frozen=True)
 class Growth:
-    """By how much each axis of an output for one image grows when the input grows by `more` pixels."""
+    """How much each axis of an output for one image grows when the input grows by `more` pixels."""
 
     more: int
     axes: tuple[int, ...]
 
     def step(self, growth: int) -> float:
-        """Pixels of the input of one step along an axis that grows by so much, 0 if it has none.
+        """Return the input pixels per step along an axis with this growth; 0 if there is no constant step.
 
-        Steps that divide `more` show as they are. For others the growth is rounded, up or down, so that
-        the step lies between more / (growth + 1) and more / (growth - 1): it is the whole number there, if
-        there is one alone. An axis that grows in any other way does not have equal steps.
+        A step that divides `more` is exact. For other steps the growth was rounded up or down, so the step
+        lies between more / (growth + 1) and more / (growth - 1). It is the whole number in this range if
+        there is exactly one. Otherwise the steps are not equal.
         """
         if growth <= 0:
             return 0
@@ -55,11 +56,11 @@ class Growth:
 
 @dataclass(frozen=True)
 class Output:
-    """What dry runs say of one output.
+    """One output, as dry runs show it.
 
-    shape: for one image. images: whether its first axis is the images; if not, it is windows of them,
-    say, or none of them is in it. taller, wider: how it grows with the height and the width of the
-    input; None if the model cannot be run so far with others than its own.
+    shape: for one image. images: whether its first axis is the images; if not, it may be windows of
+    images, for example. taller, wider: how the shape grows with the input's height and width; None if the
+    model cannot run up to this output with another size.
     """
 
     shape: tuple[int, ...]
@@ -69,9 +70,9 @@ class Output:
 
 
 def measure(net: nn.Module, input_size: tuple[int, int, int], attach: Attach) -> dict[str, Output]:
-    """What the hooks of `attach` report, in the order they do, with what each axis depends on.
+    """Return the outputs that the hooks of `attach` report, in running order, and what their axes depend on.
 
-    input_size: (3, H, W). Raises UserError if the model cannot take it.
+    input_size: (3, H, W). Raises UserError if the model does not accept it.
     """
     channels, height, width = input_size
     one = dry_run(net, (1, *input_size), attach)
@@ -92,12 +93,12 @@ def measure(net: nn.Module, input_size: tuple[int, int, int], attach: Attach) ->
 
 
 def dry_run(net: nn.Module, size: tuple[int, ...], attach: Attach) -> Shapes:
-    """Shapes of what the hooks of `attach` report for (N, 3, H, W) zeros, in the order they do.
+    """Return the shapes of the outputs that the hooks of `attach` report for (N, 3, H, W) zeros.
 
-    On torch's meta device, where nothing is computed, or where the model is if it cannot be run there.
-    Raises UserError if the model cannot take such an input.
+    The model runs on torch's meta device, where nothing is computed, or on its own device if that fails.
+    Raises UserError if the model does not accept such an input.
     """
-    with suppress(Exception):  # whatever it is, it comes again if it is the model's own
+    with suppress(Exception):  # the model's own errors will occur again below
         return _run(_twin(net), size, attach, {}, _OnMeta())
     try:
         return _run(net, size, attach, {})
@@ -107,27 +108,27 @@ def dry_run(net: nn.Module, size: tuple[int, ...], attach: Attach) -> Shapes:
         shape = " x ".join(map(str, size[1:]))
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"{type(net).__name__} cannot take images of {shape} ({lines[0]}); model.args.img_size says for "
-            f"which size a model is built, model.overlay.input_size which size its images have"
+            f"{type(net).__name__} does not accept images of {shape} ({lines[0]}); model.args.img_size sets the "
+            f"size that a model is built for, model.overlay.input_size the size of its images"
         ) from error
 
 
 def _enlarged(net: nn.Module, size: tuple[int, ...], attach: Attach) -> Shapes:
-    """As `dry_run` with another size than the model's, as far as the model can be run with it."""
+    """Return the shapes for another input size than the model's, as far as the model runs with it."""
     ran: Shapes = {}
-    with suppress(Exception):  # what ran before a model of one size failed has been reported
+    with suppress(Exception):  # outputs before the failure have already been reported
         twin = _twin(net)
         for module in twin.modules():
             if hasattr(module, "strict_img_size"):
                 setattr(module, "strict_img_size", False)  # noqa: B010
             if isinstance(module, PatchEmbed):
-                module.img_size = None  # it would want multiples of the patch
+                module.img_size = None  # otherwise it demands multiples of the patch size
         _run(twin, size, attach, ran, _OnMeta(lenient=True))
     return ran
 
 
 def _twin(net: nn.Module) -> nn.Module:
-    """A copy of the model on the meta device: its modules, and of its numbers the shapes alone."""
+    """Return a copy of the model on the meta device, whose tensors have shapes but no values."""
     numbers: dict[int, Any] = {id(x): x.to("meta") for x in net.buffers()}
     for x in net.parameters():
         numbers[id(x)] = nn.Parameter(x.detach().to("meta"), requires_grad=False)
@@ -141,7 +142,7 @@ def _run(
     ran: Shapes,
     on_meta: _OnMeta | None = None,
 ) -> Shapes:
-    """`ran` with what the hooks report in one forward pass of zeros, put there as they do."""
+    """Run one forward pass on zeros. Return `ran`, to which the shapes are added as the hooks report them."""
 
     def seen(name: str, output: object) -> None:
         once = name not in ran and isinstance(output, Tensor) and output.ndim >= 2
@@ -152,7 +153,7 @@ def _run(
         stack.enter_context(torch.no_grad())
         if on_meta is not None:
             device = torch.device("meta")
-            stack.enter_context(device)  # of tensors that are made on the way too
+            stack.enter_context(device)  # for tensors that are created on the way too
             stack.enter_context(on_meta)
         for handle in attach(net, seen):
             stack.callback(handle.remove)
@@ -161,9 +162,9 @@ def _run(
 
 
 class _OnMeta(TorchFunctionMode):
-    """Shapes at no cost, also of recurrent layers, which torch would run step by step.
+    """Computes shapes at no cost, also for recurrent layers, which torch would run step by step.
 
-    lenient: embeddings and biases of positions that were made for another size are added to nothing.
+    lenient: skip position embeddings and biases that do not fit the size.
     """
 
     def __init__(self, *, lenient: bool = False) -> None:
@@ -201,22 +202,22 @@ _SUMS = {
 
 
 def _lstm(x: Tensor, hidden: tuple[Tensor, Tensor], *options: Any) -> tuple[Tensor, ...]:
-    """Outputs as of `torch.lstm`, without their values."""
+    """Return outputs with the shapes of `torch.lstm`, without values."""
     directions = 2 if options[5] else 1
     return x.new_empty(*x.shape[:-1], directions * hidden[0].shape[-1]), *hidden
 
 
 def _more(pixels: int) -> int:
-    """How many pixels are added to this many: a multiple of all usual steps, and of itself where that is not far.
+    """Return how many pixels to add: a multiple of all usual steps, and of `pixels` itself if that is not too many.
 
-    A model whose windows must divide its input is divided by them again then.
+    Windows that must divide the input's size then divide the larger size too.
     """
     both = math.lcm(pixels, _PIXELS)
     return both if both <= 10 * _PIXELS else _PIXELS
 
 
 def _growth(before: tuple[int, ...], after: tuple[int, ...] | None, more: int) -> Growth | None:
-    """How the axes but the images' grow, if it is known."""
+    """Return how all axes except the images' grow; None if unknown."""
     if after is None or len(after) != len(before):
         return None
     return Growth(more, tuple(b - a for a, b in zip(before[1:], after[1:], strict=True)))

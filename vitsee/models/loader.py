@@ -1,4 +1,4 @@
-"""Models with their weights: from a local file, random, embedded, or from the hub."""
+"""Loads models with their weights: from a local file, from vitsee itself, from the hub, or random."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ EMBEDDED = Path(__file__).parents[1] / "weights"
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to be watched.
+    """A model that is ready to be measured.
 
-    label: what figures call it. net: in evaluation mode, without gradients, on the device; it takes
+    label: its name in figures. net: in evaluation mode, without gradients, on the device; it takes
     normalised pixels. data: timm's data configuration (input_size, interpolation, mean, std, crop_pct,
-    crop_mode). weights: where they come from, in words. digest: SHA-256 of names and values. card: how
-    they were trained, if a model card lies beside them. taken: what of the file they are from.
+    crop_mode). weights: their source, for people. digest: SHA-256 of names and values. card: the model card
+    next to the weights, if there is one. taken: which parts of the checkpoint were used.
     """
 
     name: str
@@ -58,9 +58,9 @@ class Loaded:
 
 
 def load(model: Model, device: str | torch.device, name: str | None = None) -> Loaded:
-    """The model with its weights. Raises UserError if they cannot be had exactly as asked for.
+    """Return the model with its weights. Raises UserError if these weights are not available.
 
-    name: what to call it where its own name does not tell it from another model.
+    name: replaces the model's own name if that is ambiguous.
     """
     import torch
 
@@ -102,24 +102,24 @@ def _card(model: Model) -> Card | None:
 
 
 def shipped(name: str) -> Path:
-    """Where the weights of a model that ships with vitsee are, or would be."""
+    """Return the path where a model's weights ship with vitsee, whether or not they exist."""
     return EMBEDDED / f"{name}.safetensors"
 
 
 def _from_package(model: Model) -> nn.Module:
-    """The model with the weights that ship with vitsee. Raises UserError if they do not yet."""
+    """Return the model with the weights that ship with vitsee. Raises UserError if there are none."""
     path = shipped(model.name)
     if not path.is_file():
-        there = ", ".join(sorted(found.stem for found in EMBEDDED.glob("*.safetensors")))
+        there = ", ".join(sorted(file.stem for file in EMBEDDED.glob("*.safetensors")))
         raise UserError(
-            f"the weights of model={model.name} do not ship with vitsee yet (there are: {there}); train them: "
+            f"the weights of model={model.name} do not ship with vitsee yet (available: {there}); train them: "
             f"scripts/zoo.sh {model.name}"
         )
     return _from_file(model, path)[0]
 
 
 def digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and values of a state dict, as hex."""
+    """Return the SHA-256 of the names, types, shapes and values of a state dict, as hex."""
     import torch
 
     total = hashlib.sha256()
@@ -133,16 +133,16 @@ def digest(state: Mapping[str, Tensor]) -> str:
 def _refuse_nonfinite(model: Model, net: nn.Module) -> None:
     for name, tensor in net.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise UserError(f"the weights of {model.name} are damaged: {name} has NaN or Inf")
+            raise UserError(f"the weights of {model.name} are damaged: {name} contains NaN or Inf")
 
 
 def published(model: Model) -> nn.Module:
-    """The model with its published weights, on the CPU. Raises UserError if they cannot be had."""
+    """Return the model with its published weights, on the CPU. Raises UserError if they are not available."""
     return _from_hub(model)[0]
 
 
 def classifier_names(net: nn.Module) -> list[str]:
-    """Names of the modules that turn features into logits; none if the model has no classifier."""
+    """Return the names of the modules that turn features into logits; empty if there is no classifier."""
     there = dict(net.named_modules())
     return [
         name
@@ -152,9 +152,9 @@ def classifier_names(net: nn.Module) -> list[str]:
 
 
 def without_classifier(model: Model, path: Path) -> nn.Module:
-    """The architecture with all weights of a file but those of its classifier, which are random.
+    """Return the architecture with all weights of a file except the classifier's, which are random.
 
-    Raises UserError if the rest does not fit.
+    Raises UserError if the other weights do not fit.
     """
     net = build(model)
     fill(net, path, model.checkpoint_key, keep=classifier_names(net))
@@ -162,7 +162,7 @@ def without_classifier(model: Model, path: Path) -> nn.Module:
 
 
 def _from_hub(model: Model) -> tuple[nn.Module, str, Taken]:
-    """The published weights, from a local folder or cache if they are there, else downloaded."""
+    """Return the model with published weights, from a local folder, from the cache, or downloaded."""
     from timm.models._builder import _resolve_pretrained_source
 
     frame = skeleton(model)
@@ -170,11 +170,11 @@ def _from_hub(model: Model) -> tuple[nn.Module, str, Taken]:
         source, place = _resolve_pretrained_source(pretrained_cfg(frame))
     except Exception as error:
         raise UserError(
-            f"model.overlay={model.overlay}: no weights are found by it: {reason_of(error)}"
+            f"model.overlay={model.overlay} does not lead to any weights: {reason_of(error)}"
         ) from error
     if not source:
         raise UserError(
-            f"there are no published weights of {model.timm}; name a local file with "
+            f"there are no published weights for {model.timm}; name a local file with "
             f"model.checkpoint=PATH, or use random weights with model.pretrained=false"
         )
     if source == "local-dir":
@@ -198,6 +198,6 @@ def _from_hub(model: Model) -> tuple[nn.Module, str, Taken]:
 
 
 def _from_file(model: Model, path: Path) -> tuple[nn.Module, Taken]:
-    """The architecture with all of its weights from a local file, and nothing left random."""
+    """Return the architecture with all its weights from a local file."""
     net = build(model)
     return net, fill(net, path, model.checkpoint_key)

@@ -1,4 +1,4 @@
-""".npz files as the ViT authors published them."""
+"""Loads .npz checkpoints in the ViT authors' format."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 
 def load_npz(net: nn.Module, path: Path) -> list[str]:
-    """Weights as the ViT authors published them, read by timm; what of them was resampled."""
+    """Load a checkpoint of the ViT authors with timm, and return the names of resampled weights.
+
+    Raises UserError if the file does not fit the model.
+    """
     import numpy as np
     import torch
 
@@ -32,7 +35,7 @@ def load_npz(net: nn.Module, path: Path) -> list[str]:
         )
     with torch.no_grad():
         for parameter in net.parameters():
-            parameter.fill_(torch.nan)  # timm passes over what does not fit: so it can be seen
+            parameter.fill_(torch.nan)  # shows which parameters timm skips because they do not fit
     try:
         load_pretrained(str(path))
         with np.load(path) as archive:
@@ -48,11 +51,11 @@ def load_npz(net: nn.Module, path: Path) -> list[str]:
 
 
 def _refuse_partial_npz(net: nn.Module, archive: NpzFile, path: Path) -> None:
-    """Raise UserError if a parameter was left out, or a block of the file."""
+    """Raise UserError if a parameter of the model or a block of the file was skipped."""
     left = [name for name, value in net.named_parameters() if value.isnan().all()]
     if left:
         raise UserError(
-            f"{path} does not fit the model: it has nothing for {len(left)} parameters "
+            f"{path} does not fit the model: it does not contain {len(left)} of its parameters "
             f"({few(left)}).{_npz_remedy(net, archive)}"
         )
     stored, own = _blocks_stored(archive), _blocks_of(net)
@@ -61,7 +64,7 @@ def _refuse_partial_npz(net: nn.Module, archive: NpzFile, path: Path) -> None:
 
 
 def _resampled_npz(net: nn.Module, archive: NpzFile) -> Iterator[str]:
-    """What timm brought to the model's resolution or patch size."""
+    """Yield the names of weights that timm resampled to the model's resolution or patch size."""
     import torch
 
     positions = getattr(net, "pos_embed", None)
@@ -81,12 +84,12 @@ def _resampled_npz(net: nn.Module, archive: NpzFile) -> Iterator[str]:
 
 
 def _blocks_stored(archive: NpzFile) -> int:
-    """Blocks of a transformer, of a ResNet, or of both (hybrids)."""
+    """Return the number of blocks in the file, of a transformer, of a ResNet, or of both (hybrids)."""
     stacked = [k for k in archive.files if k.endswith("encoderblock/LayerNorm_0/scale")]
     if stacked:
         return len(archive[stacked[0]])
-    found = (re.search(r"encoderblock_\d+/|block\d+/unit\d+/", k) for k in archive)
-    return len({match.group() for match in found if match})
+    matches = (re.search(r"encoderblock_\d+/|block\d+/unit\d+/", k) for k in archive)
+    return len({match.group() for match in matches if match})
 
 
 def _blocks_of(net: nn.Module) -> int:
@@ -101,5 +104,5 @@ def _npz_remedy(net: nn.Module, archive: NpzFile) -> str:
         return " If it has no classifier: model.args={num_classes: 0}"
     classes = archive[biases[0]].shape[-1]
     if classes != getattr(net, "num_classes", classes):
-        return f" If it is of other classes: model.args={{num_classes: {classes}}}"
+        return f" If it has other classes: model.args={{num_classes: {classes}}}"
     return " Choose the architecture that it was made with: model.timm=NAME"

@@ -1,4 +1,4 @@
-"""Which layers are watched: presets from a model's architecture, and glob patterns."""
+"""Selects layers by presets, which depend on the architecture, and by glob patterns."""
 
 from __future__ import annotations
 
@@ -29,28 +29,29 @@ PRESETS = {
 
 
 def choose(net: nn.Module, layers: list[Layer], patterns: list[str]) -> list[Layer]:
-    """The layers that any preset or pattern selects, in the order they run.
+    """Return the layers that any preset or pattern selects, in running order.
 
     A pattern is a glob over module names at its own depth: `blocks.*` selects `blocks.3`, not
-    `blocks.3.attn`. Raises UserError for one that selects nothing, or layers that are not of images.
+    `blocks.3.attn`. Raises UserError for a pattern that selects nothing, or a layer whose first axis is not
+    the images.
     """
     names = [layer.name for layer in layers]
     chosen: set[str] = set()
     for pattern in patterns:
         if pattern in PRESETS:
-            found = preset(net, layers, pattern)
+            selected = preset(net, layers, pattern)
         else:
-            found = _matching(names, pattern)
-            _require_images([layer for layer in layers if layer.name in found], pattern)
-        if not found:
+            selected = _matching(names, pattern)
+            _require_images([layer for layer in layers if layer.name in selected], pattern)
+        if not selected:
             raise UserError(_nothing_matches(net, layers, pattern))
-        chosen.update(found)
+        chosen.update(selected)
     depths = depths_of(net, names)
     return [replace(layer, depth=depths[layer.name]) for layer in layers if layer.name in chosen]
 
 
 def left_out(net: nn.Module, layers: list[Layer], patterns: list[str]) -> list[str]:
-    """Names of the layers that presets among the patterns would select if their first axis was the images."""
+    """Return the names of layers that presets leave out because their first axis is not the images."""
     strange = {layer.name for layer in layers if not layer.images}
     asked = [pattern for pattern in patterns if pattern in PRESETS]
     wanted = {name for pattern in asked for name in _preset(net, layers, pattern)}
@@ -58,18 +59,18 @@ def left_out(net: nn.Module, layers: list[Layer], patterns: list[str]) -> list[s
 
 
 def alike(names: list[str]) -> str:
-    """The names with `*` for numbers, each once."""
+    """Return the names with `*` for numbers, each once."""
     return ", ".join(dict.fromkeys(re.sub(r"\b\d+\b", "*", name) for name in names))
 
 
 def _require_images(layers: list[Layer], pattern: str) -> None:
-    """Raise UserError if the first axis of one of these layers, which the pattern selects, is not the images."""
+    """Raise UserError if the pattern selects a layer whose first axis is not the images."""
     strange = [layer.name for layer in layers if not layer.images]
     if strange:
         raise UserError(
-            f"analysis.layers: the output of {strange[0]} ({len(strange)} of the {len(layers)} layers that "
-            f"{pattern!r} matches) does not have the images as its first axis but, say, windows of them, so "
-            f"nothing can be measured of each image; choose what such layers are part of, such as blocks"
+            f"analysis.layers: the first axis of the output of {strange[0]} is not the images but, for example, "
+            f"windows of them ({len(strange)} of the {len(layers)} layers that {pattern!r} matches), so images "
+            f"cannot be measured one by one; choose modules that contain these layers, such as blocks"
         )
 
 
@@ -81,18 +82,18 @@ def _matching(names: list[str], pattern: str) -> list[str]:
 def _nothing_matches(net: nn.Module, layers: list[Layer], pattern: str) -> str:
     if pattern == "logits":
         return (
-            f"analysis.layers: the classifier of {type(net).__name__} is not one module; a model with one "
-            f"(model.args.num_classes above 0) is needed"
+            f"analysis.layers: {type(net).__name__} does not have a classifier that is a single module; 'logits' "
+            f"needs one (model.args.num_classes above 0)"
         )
     if pattern in PRESETS and left_out(net, layers, [pattern]):
         return (
-            f"analysis.layers: no layer of preset {pattern!r} of {type(net).__name__} has the images as the "
-            f"first axis of its output; name other layers by patterns ('vitsee list layers model=…' shows them)"
+            f"analysis.layers: for {type(net).__name__}, no layer of preset {pattern!r} has the images as the "
+            f"first axis of its output; name other layers by patterns ('vitsee list layers model=…' lists them)"
         )
     if pattern in PRESETS:
         return (
             f"analysis.layers: preset {pattern!r} does not know the blocks of {type(net).__name__}; "
-            f"name layers by patterns instead ('vitsee list layers model=…' shows them)"
+            f"name layers by patterns instead ('vitsee list layers model=…' lists them)"
         )
     names = [layer.name for layer in layers]
     known = {name: None for name in PRESETS} | {
@@ -109,13 +110,13 @@ def _nothing_matches(net: nn.Module, layers: list[Layer], pattern: str) -> str:
 
 
 def preset(net: nn.Module, layers: list[Layer], name: str) -> list[str]:
-    """Names of the layers of a preset whose first axis is the images, none if it does not know the model."""
+    """Return the names of a preset's layers whose first axis is the images; empty for an unknown architecture."""
     of_images = {layer.name for layer in layers if layer.images}
-    return [found for found in _preset(net, layers, name) if found in of_images]
+    return [n for n in _preset(net, layers, name) if n in of_images]
 
 
 def _preset(net: nn.Module, layers: list[Layer], name: str) -> list[str]:
-    """Names of the layers of a preset (spec of the paper's figures: section 0), empty if unknown."""
+    """Return the names of all layers of a preset; empty for an unknown architecture."""
     names = [layer.name for layer in layers]
     if name == "every":
         return names
@@ -147,7 +148,7 @@ def _preset(net: nn.Module, layers: list[Layer], name: str) -> list[str]:
 
 
 def _stage(unit: str) -> str:
-    """The stage that a unit belongs to: all but the last of the numbers in its name, if it has several."""
+    """Return the stage of a unit: its name without the last part, if the name contains several numbers."""
     return unit.rpartition(".")[0] if len(re.findall(r"\d+", unit)) > 1 else unit
 
 
@@ -156,14 +157,14 @@ def _has(net: nn.Module, units: list[str], child: str) -> bool:
 
 
 def _of_each(names: list[str], units: list[str], parts: list[str]) -> list[str]:
-    """The parts of every unit that ran; the part '' is the unit itself."""
+    """Return these parts of every unit, if they ran. The part '' is the unit itself."""
     ran = set(names)
     wanted = (f"{unit}.{part}" if part else unit for unit in units for part in parts)
     return [name for name in wanted if name in ran]
 
 
 def _hidden(names: list[str], units: list[str]) -> str:
-    """The part of a block that outputs the MLP's hidden layer after its non-linearity."""
+    """Return the part of a block that outputs the MLP's hidden layer after its activation."""
     gated = f"{units[0]}.mlp.norm" in names and (
         f"{units[0]}.mlp.fc1_g" in names or f"{units[0]}.mlp.act" not in names
     )
@@ -171,13 +172,13 @@ def _hidden(names: list[str], units: list[str]) -> str:
 
 
 def _embedding(names: list[str]) -> list[str]:
-    """The module that outputs the tokens as the first block sees them, if it is known."""
+    """Return the module that outputs the first block's input tokens, if it is known."""
     there = [name for name in ["norm_pre", "pos_drop", "patch_embed"] if name in names]
     return there[:1]
 
 
 def _final_norm(net: nn.Module, names: list[str]) -> list[str]:
-    """The norm after the last block, if there is one."""
+    """Return the norm after the last block, if there is one."""
     norms = [name for name in ["norm", "fc_norm"] if name in names]
     real = [name for name in norms if not isinstance(net.get_submodule(name), nn.Identity)]
     return (real or norms)[:1]
@@ -186,7 +187,7 @@ def _final_norm(net: nn.Module, names: list[str]) -> list[str]:
 def _convolutional(net: nn.Module, names: list[str], units: list[str], name: str) -> list[str]:
     if not units:
         return []
-    modules = dict(net.named_modules())  # sublayers of the residual stream are none
+    modules = dict(net.named_modules())  # sublayers of the residual stream are not modules
     body = {n: modules[n] for n in names if n in modules and not _head(n)}
     convolutions = [n for n, module in body.items() if isinstance(module, nn.Conv2d)]
     if name == "four":

@@ -1,4 +1,4 @@
-"""What loading brought to another resolution or patch size."""
+"""Detects weights that were resampled to another resolution or patch size."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 POSITIONS = re.compile(r"pos_embed|rel_pos|relative_position|patch_embed\.proj\.weight")
-"""What timm's conversions bring to another resolution, window or patch size."""
+"""Names of weights that timm's conversions resample to another resolution, window or patch size."""
 
 
 def is_resampled(name: str, before: Tensor | None, after: Tensor) -> bool:
-    """Whether these are values for other positions, not the same ones without a class token's slot."""
+    """Return whether the values were resampled, rather than only lost the class token's position."""
     import torch
 
     if before is None or not POSITIONS.search(name):
@@ -29,7 +29,7 @@ def is_resampled(name: str, before: Tensor | None, after: Tensor) -> bool:
 
 
 def resampled(net: nn.Module, path: Path) -> list[str]:
-    """What somebody else's loading brought from this safetensors file to the model's resolution."""
+    """Return the names of weights that timm resampled when it loaded this safetensors file."""
     from safetensors import safe_open
 
     if not is_safetensors(path):

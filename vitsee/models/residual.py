@@ -1,8 +1,8 @@
-"""The residual stream of timm's families, from one place: what comes down each skip and what is added to it.
+"""Reads the residual stream of timm's architectures: the skip and the branch of each addition.
 
-Sublayers have no module of their own, so they are named after their block: `blocks.3.+attn` and
+Additions do not have modules of their own, so they are named after their block: `blocks.3.+attn` and
 `blocks.3.+mlp` are the stream after that branch is added. Blocks with one branch (convolutional
-units, parallel blocks) are named as they are: `layer1.0`.
+units, parallel blocks) keep their own name: `layer1.0`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from vitsee.setting import Layer
 class Residual:
     """One addition to the residual stream of a minibatch, each (N, tokens, D) or (N, C, H, W).
 
-    skip: what comes down the skip connection (after its downsampling, if there is one); None where
-    nothing is added: the stem, and units without a skip. branch: what is really added, so after
-    LayerScale. An activation after the addition (post-activation ResNets) is in neither.
+    skip: the value of the skip connection (after its downsampling, if there is one); None where there is
+    no addition: the stem, and units without a skip. branch: the value that is added, so after LayerScale.
+    An activation after the addition (post-activation ResNets) is in neither.
     """
 
     skip: Tensor | None
@@ -39,12 +39,12 @@ class Residual:
 
 @dataclass(frozen=True)
 class Addition:
-    """One line `x = skip + branch` of a block's forward pass, by the names of modules of the block.
+    """One line `x = skip + branch` of a block's forward pass, by the names of the block's modules.
 
-    name: what the sublayer is called within its block ("" where the block has no other). entry: the
-    module whose input is the skip ("" is the block itself). exits: the last of these that the block
-    has outputs the branch. shortcut: if the block has this module, its output is the skip.
-    skips: the attribute that says whether there is a skip at all.
+    name: name of the sublayer within its block ("" if it is the only one). entry: the module whose input is
+    the skip ("" is the block itself). exits: of these modules, the last one present outputs the branch.
+    shortcut: if the block has this module, its output is the skip. skips: the attribute that says whether
+    there is a skip at all.
     """
 
     name: str
@@ -108,14 +108,14 @@ KNOWN: dict[str, tuple[Addition, ...]] = {
         Addition("", "norm", ("drop_path",), skips="has_skip"),
     ),
 }
-"""The additions of each block class of timm and of vitsee.models.skipless, by the module and name of the class.
+"""The additions of each block class of timm and of vitsee.models.skipless, by module and class name.
 
-Only these very classes: a subclass may compute something else.
+Subclasses are not included: they may compute something else.
 """
 
 
 def additions(block: nn.Module) -> tuple[Addition, ...]:
-    """The additions of a block in the order they run, none if its class is not known."""
+    """Return the additions of a block in running order; empty if its class is unknown."""
     ours = type(block).__module__.startswith(("timm.models.", "vitsee.models.skipless"))
     return KNOWN.get(_class_name(block), ()) if ours else ()
 
@@ -125,7 +125,7 @@ def _class_name(block: nn.Module) -> str:
 
 
 def sublayers(net: nn.Module) -> list[str]:
-    """Names of all additions of all blocks that are known."""
+    """Return the names of all additions of all known blocks."""
     return [
         _join(name, addition.name)
         for name, block in net.named_modules()
@@ -138,13 +138,13 @@ def _join(block: str, part: str) -> str:
 
 
 def split(name: str) -> tuple[str, str]:
-    """A sublayer's block and branch: ("blocks.3", "attn"), or ("layer1.0", "unit") of a block with one."""
+    """Return a sublayer's block and branch: ("blocks.3", "attn"), or ("layer1.0", "unit") for a single branch."""
     block, plus, branch = name.rpartition(".+")
     return (block, branch) if plus else (name, "unit")
 
 
 def skips(net: nn.Module, name: str) -> bool:
-    """Whether something comes down a skip here: not in a stem, nor in a unit that changes the size."""
+    """Return whether there is a skip connection here: not in a stem or in a unit that changes the size."""
     addition = _addition(net, name)
     block = net.get_submodule(split(name)[0])
     return addition is not None and (not addition.skips or bool(getattr(block, addition.skips)))
@@ -153,16 +153,16 @@ def skips(net: nn.Module, name: str) -> bool:
 def _addition(net: nn.Module, name: str) -> Addition | None:
     block, branch = split(name)
     part = "" if branch == "unit" else f"+{branch}"
-    found = additions(net.get_submodule(block))
-    return next((addition for addition in found if addition.name == part), None)
+    known = additions(net.get_submodule(block))
+    return next((addition for addition in known if addition.name == part), None)
 
 
 def attach(
     net: nn.Module, layer: Layer, deliver: Callable[[Residual], None]
 ) -> list[RemovableHandle]:
-    """Hooks that hand over what is added here in each forward pass, without a copy.
+    """Add hooks that deliver the skip and branch of this addition in each forward pass, without a copy.
 
-    The tensors are only right while `deliver` runs: a block may change its branch in place after.
+    The tensors are valid only while `deliver` runs: a block may change its branch in place afterwards.
     """
     block, addition = net.get_submodule(split(layer.name)[0]), _addition(net, layer.name)
     if addition is not None and skips(net, layer.name):
@@ -175,11 +175,11 @@ def attach(
 def _meet(
     block: nn.Module, addition: Addition, deliver: Callable[[Residual], None]
 ) -> list[RemovableHandle]:
-    """Hooks that deliver skip and branch as soon as both are there."""
+    """Add hooks that deliver skip and branch as soon as both are known."""
     there: dict[str, Tensor] = {}
     shortcut = getattr(block, addition.shortcut, None) if addition.shortcut else None
 
-    def found(which: str, value: Tensor) -> None:
+    def note(which: str, value: Tensor) -> None:
         there[which] = value
         if len(there) == 2:
             both = Residual(**there)
@@ -187,12 +187,12 @@ def _meet(
             deliver(both)
 
     def skip(module: nn.Module, args: tuple[Tensor, ...], output: Tensor | None = None) -> None:
-        found("skip", args[0] if output is None else output)
+        note("skip", args[0] if output is None else output)
 
     def branch(module: nn.Module, args: object, output: Tensor) -> None:
-        # a drop_path that serves two sublayers speaks for this one only once its skip was seen
+        # a drop_path shared by two sublayers belongs to this one only after its skip was seen
         if shortcut is not None or "skip" in there:
-            found("branch", output)
+            note("branch", output)
 
     exits = [getattr(block, name, None) for name in addition.exits]
     last = [module for module in exits if module is not None][-1]
@@ -204,10 +204,10 @@ def _meet(
 def survey(
     net: nn.Module, input_size: tuple[int, int, int], *, everything: bool = False
 ) -> list[Layer]:
-    """The residual stream after each addition, in running order.
+    """Return the residual stream after each addition, in running order.
 
-    everything: also the first convolution of a network of maps, and its units without a skip.
-    Raises UserError if a repeated block of the model is of a class that is not known.
+    everything: also the first convolution of a CNN, and its units without a skip. Raises UserError if the
+    class of a repeated block is unknown.
     """
     modules = layers.survey(net, input_size)
     names = sublayers(net)
@@ -217,30 +217,30 @@ def survey(
     elif all(layer.prefix is None for layer in modules):
         convolutions = (m.name for m in modules if isinstance(net.get_submodule(m.name), nn.Conv2d))
         names = [*convolutions][:1] + names
-    return layers.found(net, input_size, lambda net, seen: _record(net, names, seen))
+    return layers.layers_of(net, input_size, lambda net, seen: _record(net, names, seen))
 
 
 def survey_outputs(net: nn.Module, input_size: tuple[int, int, int]) -> list[Layer]:
-    """All modules with an output and, in blocks of several sublayers, the stream after each of them."""
+    """Return all modules with an output and, in blocks with several sublayers, the stream after each."""
     within = [name for name in sublayers(net) if split(name)[1] != "unit"]
 
     def record(net: nn.Module, seen: Record) -> list[RemovableHandle]:
         return layers.record_modules(net, seen) + _record(net, within, seen)
 
-    return layers.found(net, input_size, record)
+    return layers.layers_of(net, input_size, record)
 
 
 def attach_outputs(
     net: nn.Module, layer: Layer, deliver: Callable[[Tensor], None]
 ) -> list[RemovableHandle]:
-    """Hooks that hand over the residual stream after an addition, or the output of a module."""
+    """Add hooks that deliver the residual stream after an addition, or the output of a module."""
     if ".+" in layer.name:
         return attach(net, layer, lambda residual: deliver(residual.total))
     return [net.get_submodule(layer.name).register_forward_hook(lambda m, args, out: deliver(out))]
 
 
 def _record(net: nn.Module, names: list[str], seen: Record) -> list[RemovableHandle]:
-    """Hooks that report the shape of the residual stream at each of these names."""
+    """Add hooks that report the residual stream at each of these names."""
 
     def report(name: str) -> Callable[[Residual], None]:
         return lambda residual: seen(name, residual.branch)
@@ -249,16 +249,16 @@ def _record(net: nn.Module, names: list[str], seen: Record) -> list[RemovableHan
 
 
 def _require_known(net: nn.Module, units: list[str], names: list[str]) -> None:
-    """Raise UserError for the first repeated block whose additions are not known."""
+    """Raise UserError for the first repeated block whose additions are unknown."""
     kinds = {unit: net.get_submodule(unit) for unit in units}
     strange = [(unit, block) for unit, block in kinds.items() if not additions(block)]
     if strange or not names:
         unit, block = strange[0] if strange else ("", net)
         what = f"{unit} of {type(net).__name__} is a" if unit else "the model is a"
         raise unknown(
-            f"{what} {_class_name(block)}, of which it is not known where it adds a branch to its "
+            f"{what} {_class_name(block)}, and vitsee does not know where this class adds to the "
             f"residual stream",
             _class_name(block),
             KNOWN,
-            "choose a model that is made of blocks of timm that are known",
+            "choose a model made of known timm blocks",
         )

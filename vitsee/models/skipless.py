@@ -1,4 +1,4 @@
-"""Blocks without their skip connections: each sublayer hands on its branch alone (Raghu et al. 2021, Fig. 8)."""
+"""Blocks without skip connections: each sublayer outputs its branch alone (Raghu et al. 2021, Fig. 8)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vitsee.errors import UserError
 
 
 class SkiplessBlock(vision_transformer.Block):
-    """A block of a ViT whose attention and MLP are added to nothing."""
+    """A ViT block without the skips around its attention and its MLP."""
 
     has_skip = False
 
@@ -24,7 +24,7 @@ class SkiplessBlock(vision_transformer.Block):
 
 
 class SkiplessMixerBlock(mlp_mixer.MixerBlock):
-    """A block of an MLP-Mixer whose two MLPs are added to nothing."""
+    """An MLP-Mixer block without the skips around its two MLPs."""
 
     has_skip = False
 
@@ -37,13 +37,13 @@ OF: dict[type[nn.Module], type[nn.Module]] = {
     vision_transformer.Block: SkiplessBlock,
     mlp_mixer.MixerBlock: SkiplessMixerBlock,
 }
-"""The class without skips, by the class with them; the parameters are the same."""
+"""Maps block classes to their versions without skips, which have the same parameters."""
 
 
 def remove_skips(net: nn.Module, numbers: Iterable[int]) -> None:
     """Remove both skip connections of these blocks, counted from 0 (or from the end: -1 is the last).
 
-    Raises UserError for blocks that do not exist, or whose class it is not known for.
+    Raises UserError for blocks that do not exist or whose class is not supported.
     """
     blocks = getattr(net, "blocks", ())
     for number in numbers:
@@ -53,7 +53,7 @@ def remove_skips(net: nn.Module, numbers: Iterable[int]) -> None:
                 + (
                     f"the blocks are 0 … {len(blocks) - 1}"
                     if len(blocks)
-                    else f"{type(net).__name__} has no list of blocks"
+                    else f"{type(net).__name__} does not have a list of blocks"
                 )
             )
         block = blocks[number]
@@ -63,17 +63,17 @@ def remove_skips(net: nn.Module, numbers: Iterable[int]) -> None:
             known = ", ".join(f"{kind.__module__.split('.')[-1]}.{kind.__name__}" for kind in OF)
             raise UserError(
                 f"model.remove_skip: blocks of {type(net).__name__} are "
-                f"{type(block).__module__.split('.')[-1]}.{type(block).__name__}, and it is known how to "
-                f"leave out skips for: {known}"
+                f"{type(block).__module__.split('.')[-1]}.{type(block).__name__}, but skips can be removed "
+                f"only from: {known}"
             )
         block.__class__ = OF[type(block)]
 
 
 def initialise(net: nn.Module) -> None:
-    """Draw the linear layers of blocks without skips after Glorot and Bengio (2010), as the ViT paper's code does.
+    """Initialise the linear layers of blocks without skips after Glorot and Bengio (2010), as the ViT paper's code.
 
-    timm's smaller weights (0.02) are made for branches that are added to a skip: nothing else reaches the
-    blocks above, and small models do not begin to learn.
+    timm's smaller weights (0.02) are meant for branches that are added to a skip. Without a skip, almost no
+    signal reaches the later blocks, and small models do not start to learn.
     """
     for block in net.modules():
         if type(block) in OF.values():

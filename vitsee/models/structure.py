@@ -1,4 +1,4 @@
-"""What a network computes besides what its weights say: a digest of its modules and their settings."""
+"""A digest of a network's modules and their settings, independent of its weights."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 _UNREAD = {
     "training",
-    "fused_attn",  # which of two equal formulas timm calls; the machine and the analysis decide
-    "pretrained_cfg",  # where published weights lie and how images are prepared
+    "fused_attn",  # which of two equivalent formulas timm calls; depends on machine and analysis
+    "pretrained_cfg",  # where published weights are, and how images are preprocessed
     "default_cfg",
     "pretrained_cfg_overlay",
 }
@@ -23,11 +23,11 @@ _UNREAD = {
 
 
 def structure(net: nn.Module) -> str:
-    """SHA-256, as hex, of the classes, settings and buffers of all modules, whatever the weights are.
+    """Return the SHA-256, as hex, of the classes, settings and buffers of all modules, but not of the weights.
 
-    Two networks with equal weights differ here if they have other numbers of heads, windows, activations
-    or epsilons. Settings are the public attributes of plain types; buffers that are not among the weights
-    (position indices, masks, rotations) count by value.
+    Two networks with equal weights differ here if their numbers of heads, windows, activations or epsilons
+    differ. Settings are public attributes of plain types. Buffers outside the state dict (position indices,
+    masks, rotations) count by value.
     """
     total = hashlib.sha256()
     stored = net.state_dict().keys()
@@ -36,15 +36,15 @@ def structure(net: nn.Module) -> str:
         total.update(f"{name} {kind.__module__}.{kind.__qualname__}\n".encode())
         for key, value in sorted(vars(module).items()):
             if not key.startswith("_") and key not in _UNREAD:
-                total.update(f" {key}={_told(value)}\n".encode())
+                total.update(f" {key}={_as_text(value)}\n".encode())
     for name, buffer in net.named_buffers():
         if name not in stored:
-            total.update(f"{name}={_told(buffer)}\n".encode())
+            total.update(f"{name}={_as_text(buffer)}\n".encode())
     return total.hexdigest()
 
 
-def _told(value: Any) -> str:
-    """The value in words that are the same in every process; of other objects the class alone."""
+def _as_text(value: Any) -> str:
+    """Return the value as text that is the same in every process; for other objects, only the class."""
     if isinstance(value, Tensor):
         if value.is_meta:
             return f"{value.dtype} {tuple(value.shape)}"
@@ -56,14 +56,14 @@ def _told(value: Any) -> str:
     if isinstance(value, Enum):
         return str(value)
     if isinstance(value, Mapping):
-        pairs = sorted((repr(key), _told(one)) for key, one in value.items())
+        pairs = sorted((repr(key), _as_text(one)) for key, one in value.items())
         return "{{{}}}".format(", ".join(f"{key}: {one}" for key, one in pairs))
     if isinstance(value, (set, frozenset)):
-        return "{{{}}}".format(", ".join(sorted(map(_told, value))))
+        return "{{{}}}".format(", ".join(sorted(map(_as_text, value))))
     if isinstance(value, (list, tuple)):
-        return "({})".format(", ".join(map(_told, value)))
+        return "({})".format(", ".join(map(_as_text, value)))
     if isinstance(value, partial):
-        return f"partial {_told(value.func)} {_told(value.args)} {_told(value.keywords)}"
+        return f"partial {_as_text(value.func)} {_as_text(value.args)} {_as_text(value.keywords)}"
     if isinstance(value, (type, FunctionType, BuiltinFunctionType)):
         return f"{value.__module__}.{value.__qualname__}"
     return f"{type(value).__module__}.{type(value).__qualname__}"

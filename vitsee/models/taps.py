@@ -1,4 +1,4 @@
-"""Reading layers while a model runs: each output is reduced inside its forward hook and then dropped."""
+"""Reads layers while a model runs: each output is reduced inside its forward hook and then dropped."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def watch(
     *,
     role: str = "model",
 ) -> Iterator[Measure]:
-    """Within the block, the yielded function runs the model and returns what `reduce` kept of each layer.
+    """Yield a function that runs the model and returns the reduced output of each layer.
 
-    It maps (N, 3, H, W) pixels to {layer name: reduced output}, in the order of `watched`. At no time
-    is more than one output alive that the forward pass itself would not keep.
+    It maps (N, 3, H, W) pixels to {layer name: reduced output}, in the order of `watched`. At most one
+    output is kept alive beyond those that the forward pass keeps itself.
     """
     kept: dict[str, Tensor] = {}
 
@@ -66,7 +66,7 @@ ATTACH: dict[str, Attach] = {
     "residuals": residual.attach,
     "stream": residual.attach,
 }
-"""How each thing that an analysis can read (`Analysis.reads`) is read."""
+"""How to attach hooks, by what an analysis reads (`Analysis.reads`)."""
 
 SURVEY: dict[str, Callable[[nn.Module, tuple[int, int, int]], list[Layer]]] = {
     "outputs": residual.survey_outputs,
@@ -74,4 +74,4 @@ SURVEY: dict[str, Callable[[nn.Module, tuple[int, int, int]], list[Layer]]] = {
     "residuals": residual.survey,
     "stream": partial(residual.survey, everything=True),
 }
-"""Where in a model there is something to read, in the order it runs."""
+"""How to list a model's readable layers in running order, by what an analysis reads."""

@@ -1,4 +1,4 @@
-"""timm's architectures, their options checked before anything is built."""
+"""Builds timm's architectures, after checking their options."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ POOLING: dict[Pool, dict[str, Any]] = {
     Pool.cls: {"class_token": True, "global_pool": "token"},
     Pool.gap: {"class_token": False, "global_pool": "avg", "fc_norm": False},
 }
-"""Arguments of timm's ViTs; as in the authors' code, the mean is taken after the last norm."""
+"""Arguments for timm's ViTs. As in the authors' code, the mean is taken after the last norm."""
 
 RESERVED = {
     "args.checkpoint_path": "model.checkpoint=PATH",
@@ -35,11 +35,11 @@ RESERVED = {
     "overlay.file": "model.checkpoint=PATH",
     "overlay.state_dict": "model.checkpoint=PATH",
 }
-"""What timm would take too, past all checks; and what to use."""
+"""Options that timm accepts but that would bypass vitsee's checks, and what to use instead."""
 
 
 def build(model: Model, *, seed: int | None = None) -> nn.Module:
-    """The architecture with random weights drawn with `seed` (default: the model's own), on the CPU."""
+    """Build the architecture on the CPU, with random weights from `seed` (default: the model's own)."""
     import torch
 
     _refuse_huge(model)
@@ -48,7 +48,7 @@ def build(model: Model, *, seed: int | None = None) -> nn.Module:
 
 
 def skeleton(model: Model) -> nn.Module:
-    """The architecture on torch's meta device: shapes and names at no cost."""
+    """Build the architecture on torch's meta device: shapes and names at no cost."""
     import torch
 
     with torch.device("meta"):
@@ -56,7 +56,7 @@ def skeleton(model: Model) -> nn.Module:
 
 
 def _create(model: Model) -> nn.Module:
-    """`timm.create_model` without weights, its errors in the user's words. Raises UserError."""
+    """Call `timm.create_model` without weights. Raises UserError with the user's options for timm's errors."""
     _check_name(model)
     _check_options(model)
     try:
@@ -66,22 +66,22 @@ def _create(model: Model) -> nn.Module:
         for key in ("mean", "std"):
             if len(data[key]) not in (1, 3, data["input_size"][0]):
                 raise UserError(
-                    f"model.overlay.{key} must have a number a channel, got {data[key]}"
+                    f"model.overlay.{key} must have one number per channel, got {data[key]}"
                 )
     except UserError:
         raise
     except Exception as error:
-        if not _asked(model):
+        if not _changed(model):
             raise
         raise UserError(
-            f"{model.timm} cannot be made with {_asked(model)}: {reason_of(error)}"
+            f"{model.timm} cannot be built with {_changed(model)}: {reason_of(error)}"
         ) from error
     _require_size(model, net)
     return net
 
 
-def _asked(model: Model) -> str:
-    """What the user changed in the architecture, as on the command line; nothing if nothing."""
+def _changed(model: Model) -> str:
+    """Return the user's changes to the architecture as command-line options; empty if there are none."""
     options = {
         "args": model.args,
         "pool": model.pool and model.pool.value,
@@ -93,33 +93,33 @@ def _asked(model: Model) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """What a library says, with the kind of the error where the words alone say little."""
+    """Return a library's error message, with the error's class where the message alone is unclear."""
     kind = "" if isinstance(error, (AssertionError, RuntimeError)) else f"{type(error).__name__}: "
     return f"{kind}{line(error)}"
 
 
 def _refuse_huge(model: Model) -> None:
-    """Raise UserError if the weights that were asked for do not fit into this machine's memory."""
+    """Raise UserError if the requested weights do not fit into this machine's memory."""
     if not model.args:
         return
     try:
         net = skeleton(model)
     except UserError:
-        return  # making it in earnest says so, if the skeleton is not all that cannot be made
+        return  # if the real model cannot be built either, building it raises the error
     size = sum(tensor.nbytes for tensor in (*net.parameters(), *net.buffers()))
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if size > memory:
         raise UserError(
-            f"{model.timm} with {_asked(model)} has {size / 2**30:,.0f} GiB of weights, and this machine "
+            f"{model.timm} with {_changed(model)} has {size / 2**30:,.0f} GiB of weights, but this machine has "
             f"{memory / 2**30:,.0f} GiB of memory"
         )
 
 
 def refuse_unrunnable(model: Model, net: nn.Module, size: tuple[int, int, int]) -> None:
-    """Raise UserError if what the user changed makes a model that cannot be run on its images."""
+    """Raise UserError if the user's changes lead to a model that cannot run on its images."""
     import torch
 
-    if not _asked(model):
+    if not _changed(model):
         return
     try:
         with torch.no_grad():
@@ -127,17 +127,17 @@ def refuse_unrunnable(model: Model, net: nn.Module, size: tuple[int, int, int]) 
     except Exception as error:
         shape = " x ".join(map(str, size))
         raise UserError(
-            f"{model.timm} with {_asked(model)} cannot be run on images of {shape}: {reason_of(error)}"
+            f"{model.timm} with {_changed(model)} cannot run on images of {shape}: {reason_of(error)}"
         ) from error
 
 
 def timm_model(model: Model, file: Path | None = None) -> nn.Module:
-    """`timm.create_model` with the weights in `file`, or random ones."""
+    """Call `timm.create_model` with the weights in `file`, or with random ones."""
     import timm
 
     place = {} if file is None else {"file": str(file), "source": ""}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Initializing zero-element")  # an error says so later
+        warnings.filterwarnings("ignore", "Initializing zero-element")  # reported as an error later
         net = timm.create_model(
             model.timm,
             pretrained=file is not None,
@@ -153,7 +153,7 @@ def timm_model(model: Model, file: Path | None = None) -> nn.Module:
 
 
 def _check_options(model: Model) -> None:
-    """Raise UserError for what is no option of timm, or no value for one."""
+    """Raise UserError for an option that timm does not have, or a value that it does not accept."""
     from timm.models import PretrainedCfg
 
     given = [f"args.{key}" for key in model.args] + [f"overlay.{key}" for key in model.overlay]
@@ -171,13 +171,13 @@ def _check_options(model: Model) -> None:
     }.items():
         if channels != 3:
             raise UserError(
-                f"{option}={channels}: vitsee gives a model RGB images, so it must take 3 channels; leave the "
+                f"{option}={channels}: vitsee feeds RGB images to a model, so it must take 3 channels; leave the "
                 f"option out, or set it to 3"
             )
 
 
 def _require_size(model: Model, net: nn.Module) -> None:
-    """Raise UserError if a size of images is asked for that is not the one that the model is built for."""
+    """Raise UserError if the requested image size is not the one that the model is built for."""
     asked = model.overlay.get("input_size")
     (_, *size) = data_config(net)["input_size"]
     if asked is not None and list(asked[1:]) != size:
@@ -189,14 +189,14 @@ def _require_size(model: Model, net: nn.Module) -> None:
 
 
 def _check_data(data: Mapping[str, Any], lead: str) -> None:
-    """Raise UserError for a data configuration that images cannot be prepared by."""
+    """Raise UserError for an invalid value in a data configuration."""
     for key, (fits, wanted) in DATA.items():
         if key in data and not fits(data[key]):
             raise UserError(f"{lead}{key} must be {wanted}, got {data[key]!r}")
 
 
 def _numbers(value: object, fits: Callable[[float], bool], count: int | None = None) -> bool:
-    """Whether it is a list of so many numbers that fit."""
+    """Return whether the value is a list of `count` valid numbers (of any length if None)."""
     return (
         isinstance(value, (list, tuple))
         and (len(value) == count or (count is None and len(value) > 0))
@@ -219,28 +219,31 @@ DATA: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "mean": (
         lambda value: _numbers(value, lambda x: True),
-        "a number a channel, e.g. [0.5,0.5,0.5]",
+        "one number per channel, e.g. [0.5,0.5,0.5]",
     ),
     "std": (
         lambda value: _numbers(value, lambda x: x > 0),
-        "a number above 0 a channel, e.g. [0.5,0.5,0.5]",
+        "one number above 0 per channel, e.g. [0.5,0.5,0.5]",
     ),
     "crop_pct": (
         lambda value: _number(value) and 0 < value <= 2,
-        "a number above 0 and at most 2, e.g. 0.9 (1.0: nothing is cut off)",
+        "a number above 0 and at most 2, e.g. 0.9 (1.0: no cropping)",
     ),
     "crop_mode": _one_of("center", "squash", "border"),
     "interpolation": _one_of("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"),
-    "num_classes": (lambda value: isinstance(value, int) and value >= 0, "a whole number from 0"),
+    "num_classes": (
+        lambda value: isinstance(value, int) and value >= 0,
+        "a whole number, at least 0",
+    ),
 }
-"""timm's data configuration: which values can be used, and how to ask for one."""
+"""The valid values of timm's data configuration, as a test and as text."""
 
 
 def _check_name(model: Model) -> None:
     """Raise UserError unless timm knows this architecture and this tag of weights."""
     import timm
 
-    import vitsee.models.more_architectures  # noqa: F401  (registers more of them)
+    import vitsee.models.more_architectures  # noqa: F401  (registers more architectures)
 
     name = model.timm
     if ":" in name:
@@ -255,11 +258,11 @@ def _check_name(model: Model) -> None:
         )
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
-        raise unknown(f"timm has no weights {tag!r} of {architecture}", tag, tags, "there are")
+        raise unknown(f"timm has no weights {tag!r} for {architecture}", tag, tags, "available")
 
 
 def data_config(net: nn.Module) -> dict[str, Any]:
-    """How images are prepared for the model: timm's data configuration with the size it was built for."""
+    """Return timm's data configuration of the model, with the image size that the model was built for."""
     from timm.data import resolve_model_data_config
 
     data = resolve_model_data_config(net)
@@ -271,5 +274,5 @@ def data_config(net: nn.Module) -> dict[str, Any]:
 
 
 def pretrained_cfg(net: nn.Module) -> dict[str, Any]:
-    """timm's record of the model's published weights."""
+    """Return timm's record of the model's published weights."""
     return vars(net)["pretrained_cfg"]

@@ -1,4 +1,4 @@
-"""Weight files read without running any code in them."""
+"""Reads weight files without running any code in them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitsee.errors import UserError, nearest, remedy
 
 
 class _Inert:
-    """Stands for an object in a checkpoint that is no weight: made from anything, holds nothing."""
+    """Replaces an object in a checkpoint that is not a weight. Accepts any arguments and keeps nothing."""
 
     def __init__(self, *args: object, **more: object) -> None:
         pass
@@ -24,7 +24,7 @@ class _Inert:
 
 
 class _Dictionary:
-    """Stands for a dictionary of another class: a plain one is made."""
+    """Replaces a dictionary subclass with a plain dictionary."""
 
     def __new__(cls, *args: object) -> dict[Any, Any]:  # type: ignore[misc]  # that is the point
         return {}
@@ -56,7 +56,7 @@ INERT = (
         for kind in ("Any", "Boolean", "Bytes", "Enum", "Float", "Integer", "Path", "String")
     ),
 )
-"""Objects that trainers write beside the weights; none of them is made, `_Inert` takes their place."""
+"""Classes of objects that trainers store with the weights. They are never created; `_Inert` replaces them."""
 
 DICTIONARIES = (
     "collections.defaultdict",
@@ -64,34 +64,34 @@ DICTIONARIES = (
     "lightning_fabric.utilities.data.AttributeDict",
     "pytorch_lightning.utilities.parsing.AttributeDict",
 )
-"""The same, for dictionaries: `_Dictionary` takes their place, and what is in them is read."""
+"""Dictionary classes, which `_Dictionary` replaces. Their content is read."""
 
 FOREIGN = {
-    b"version https://git-lfs": "is a pointer of Git LFS, not the weights: run `git lfs pull`",
-    b"\x89HDF": "is HDF5 (Keras?), which is not read; convert it to .safetensors",
+    b"version https://git-lfs": "is a Git LFS pointer, not the weights: run `git lfs pull`",
+    b"\x89HDF": "is HDF5 (Keras?), which vitsee does not read; convert it to .safetensors",
     b"\x1f\x8b": "is compressed with gzip: unpack it first",
     b"BZh": "is compressed with bzip2: unpack it first",
     b"\xfd7zXZ": "is compressed with xz: unpack it first",
     b"\x28\xb5\x2f\xfd": "is compressed with zstd: unpack it first",
-    b"\x93NUMPY": "is a single NumPy array, no checkpoint",
-    b"<": "is a web page or XML, no checkpoint: was it downloaded whole?",
-    b"{": "is text, no checkpoint (if it is an index of several files: join these first)",
+    b"\x93NUMPY": "is a single NumPy array, not a checkpoint",
+    b"<": "is a web page or XML, not a checkpoint: did the download fail?",
+    b"{": "is text, not a checkpoint (if it is an index of several files: merge those first)",
 }
-"""What other files begin with."""
+"""The first bytes of files that are not checkpoints, and what to say about them."""
 
-ALONE = "save its state dict alone (torch.save(net.state_dict(), PATH)), best as .safetensors"
+ALONE = "save only its state dict (torch.save(net.state_dict(), PATH)), preferably as .safetensors"
 
 
 # --- reading -------------------------------------------------------------------------------------
 
 
 def require_file(path: Path) -> None:
-    """Raise UserError unless this is a file that may be read as a checkpoint."""
+    """Raise UserError unless this is a file that can be read as a checkpoint."""
     try:
         if path.is_dir():
             inside = sorted(one.name for one in path.iterdir() if one.is_file())
             raise UserError(
-                f"checkpoint {path} is a folder; name a file in it: {few(inside) or 'none'}"
+                f"checkpoint {path} is a folder; name a file in it: {few(inside) or 'it contains none'}"
             )
         if path.exists() and not path.is_file():
             raise UserError(f"checkpoint {path} is a pipe or a device, not a file")
@@ -106,7 +106,7 @@ def require_file(path: Path) -> None:
         ) from error
     if not head.strip(b"\0"):
         raise UserError(
-            f"checkpoint {path} is {'of zeros' if head else 'empty'}: was it copied whole?"
+            f"checkpoint {path} is {'all zeros' if head else 'empty'}: was it copied completely?"
         )
     for start, what in FOREIGN.items():
         if head.startswith(start) and not is_safetensors(path):
@@ -115,12 +115,12 @@ def require_file(path: Path) -> None:
 
 
 def _refuse_bomb(path: Path) -> None:
-    """Raise UserError if a small archive would fill the memory; weights can hardly be compressed."""
+    """Raise UserError if a small archive would fill the memory. Weights hardly compress."""
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return  # not an archive, or a damaged one: whoever reads it says so
+        return  # not an archive, or a damaged one, which is reported when it is read
     refuse_larger(path, unpacked)
 
 
@@ -128,12 +128,12 @@ def refuse_larger(path: Path, unpacked: int) -> None:
     if unpacked > max(2**30, 100 * path.stat().st_size):
         raise UserError(
             f"checkpoint {path} was refused: its {path.stat().st_size:,} bytes would unpack to "
-            f"{unpacked:,}, which weights do not"
+            f"{unpacked:,}, but weights hardly compress"
         )
 
 
 def is_npz(path: Path) -> bool:
-    """Whether it is an archive of NumPy arrays, whatever it is called."""
+    """Return whether the file is an archive of NumPy arrays, whatever its name."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -143,14 +143,14 @@ def is_npz(path: Path) -> bool:
 
 
 def is_safetensors(path: Path) -> bool:
-    """It begins with the length of a header in JSON."""
+    """Return whether the file is safetensors: it begins with the length of a JSON header."""
     with path.open("rb") as file:
         head = file.read(9)
     return head[8:] == b"{" and int.from_bytes(head[:8], "little") < 2**27
 
 
 def read_checked(path: Path) -> Any:
-    """What is in the file, without running any code in it. Raises UserError."""
+    """Return the content of the file, without running any code in it. Raises UserError if it is not a checkpoint."""
     from safetensors.torch import load_file
 
     try:
@@ -160,7 +160,9 @@ def read_checked(path: Path) -> Any:
     if isinstance(loaded, Mapping):
         return loaded
     kind = type(loaded).__name__
-    raise UserError(f"checkpoint {path} holds one object ({kind}) and no state dict; {ALONE}")
+    raise UserError(
+        f"checkpoint {path} contains a single object ({kind}), not a state dict; {ALONE}"
+    )
 
 
 def _unpickled(path: Path) -> Any:
@@ -170,34 +172,34 @@ def _unpickled(path: Path) -> Any:
     with (
         torch.serialization.safe_globals(stand_ins),  # type: ignore[arg-type]  # names may be given
         warnings.catch_warnings(),
-        path.open("rb") as file,  # given a name, torch goes by its ending
+        path.open("rb") as file,  # given a path, torch would go by its ending
     ):
-        warnings.simplefilter("ignore")  # about protocols and storages: nothing the user can mend
+        warnings.simplefilter("ignore")  # about protocols and storages, which the user cannot fix
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _refusal(error: Exception) -> str:
-    """Why a file cannot be read, in vitsee's words: torch advises to run what it holds."""
-    said = str(error)
-    named = re.search(r"GLOBAL (\S+)", said)
-    if named or "Can only" in said or "unrecognized function" in said:
-        what = named[1] if named else "of a kind that only running it would make"
-        return f"was refused: it holds objects that could run code ({what}); {ALONE}"
-    if "TorchScript" in said:
-        return f"is a TorchScript program, not weights alone; {ALONE}"
+    """Return why a file cannot be read. torch's own message would advise to run the code in it."""
+    message = str(error)
+    named = re.search(r"GLOBAL (\S+)", message)
+    if named or "Can only" in message or "unrecognized function" in message:
+        what = named[1] if named else "of an unknown class"
+        return f"was refused: it contains objects that could run code ({what}); {ALONE}"
+    if "TorchScript" in message:
+        return f"is a TorchScript program, not only weights; {ALONE}"
     if isinstance(error, (pickle.UnpicklingError, LookupError, TypeError, ValueError)):
-        return f"is damaged or no checkpoint that torch.save wrote; {ALONE}"
+        return f"is damaged or was not written by torch.save; {ALONE}"
     reason = re.sub(r"\[enforce fail .*?\] ?\. ?", "", line(error))
-    return f"is damaged or no checkpoint: {reason}"
+    return f"is damaged or not a checkpoint: {reason}"
 
 
 def few(names: Iterable[str], count: int = 3) -> str:
-    """The first of them, in a line."""
+    """Return the first names on one line."""
     shown = list(names)
     return ", ".join(shown[:count]) + (", …" if len(shown) > count else "")
 
 
 def line(error: object) -> str:
-    """What an error says first."""
+    """Return the first line of an error message."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

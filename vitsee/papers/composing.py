@@ -19,9 +19,9 @@ from vitsee.io.tidy import read as read_csv
 from vitsee.parallel.interrupt import Interruptible
 from vitsee.plotting import scorecard, style
 from vitsee.results.folder import Results
-from vitsee.results.reading import Found, read
+from vitsee.results.reading import StoredResult, read
 
-Read = Callable[[Path], Found]
+Read = Callable[[Path], StoredResult]
 HEAD, FOOT_LINE, EMPTY = 0.3, 0.16, (3.0, 2.0)
 """Inches of a panel's title, of a line of the caption, and of a panel that has nothing to show."""
 

@@ -10,7 +10,7 @@ from vitsee.papers.atlas import Published
 from vitsee.papers.claims import CLAIMS
 from vitsee.papers.verdicts import COLUMNS, Gathered, verdict
 from vitsee.results import replicates
-from vitsee.results.reading import Found, read
+from vitsee.results.reading import StoredResult, read
 from vitsee.results.replicates import Replicates
 
 
@@ -18,10 +18,10 @@ class Reader:
     """Reads each result folder once, and its tables without each group of minibatches once."""
 
     def __init__(self) -> None:
-        self._found: dict[Path, Found] = {}
+        self._found: dict[Path, StoredResult] = {}
         self._parts: dict[Path, Replicates] = {}
 
-    def __call__(self, folder: Path) -> Found:
+    def __call__(self, folder: Path) -> StoredResult:
         """The result. Raises UserError if the folder has none."""
         key = folder.resolve()
         if key not in self._found:

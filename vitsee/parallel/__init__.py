@@ -1,1 +1,1 @@
-"""Several processes at work: leases, teams, signals."""
+"""Cooperation between processes: leases, teams and signals."""

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM, a lost terminal and a scheduler's warning between two minibatches, not in the middle of one."""
+"""Defers Ctrl-C, SIGTERM, a lost terminal and a scheduler's warning to the end of the current minibatch."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from types import FrameType
 from typing import Any
 
 OF_TERMINALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
-"""What a terminal sends to all processes of a command: for Ctrl-C, Ctrl-\\, and when it is closed or lost."""
+"""The signals a terminal sends to all processes of a command: for Ctrl-C, for Ctrl-\\, and when it closes."""
 
 
 class Interrupted(Exception):
-    """The user or the scheduler asked to stop; everything measured so far is saved. Exit code 130."""
+    """The user or the scheduler asked to stop. Everything measured so far is saved. Exit code 130."""
 
 
 def led_to(error: BaseException) -> bool:
-    """Whether Ctrl-C led to this error: what it interrupts may fail while it tidies up, and hide it."""
+    """Return whether this error was raised while a KeyboardInterrupt was being handled, and hides it."""
     before = error.__context__
     return before is not None and (isinstance(before, KeyboardInterrupt) or led_to(before))
 
 
 class Interruptible:
-    """Within the block the first signal only sets a flag, which `check` or the block's end turns into Interrupted.
+    """Within the block, the first signal only sets a flag. `check` or the end of the block raises Interrupted.
 
-    SIGUSR1 and SIGUSR2, with which a scheduler announces the end, are treated alike where somebody
-    (submitit) handles them: its handler is called when the block has ended and the state is saved.
-    A second Ctrl-C or Ctrl-\\ stops at once. What was ignored before, as SIGHUP is under nohup, stays so.
-    Elsewhere than in the main thread signals are left alone.
+    SIGUSR1 and SIGUSR2, with which a scheduler announces the end of a job, are deferred too if a handler
+    (submitit's) is installed. It is called when the block has ended and the state is saved. A second Ctrl-C
+    or Ctrl-\\ stops at once. Signals that were ignored before, such as SIGHUP under nohup, stay ignored.
+    Outside the main thread, signals are left alone.
     """
 
     stops = (*OF_TERMINALS, signal.SIGTERM)
@@ -58,12 +58,12 @@ class Interruptible:
         self.asked = self.asked or signal.Signals(number)
 
     def check(self) -> None:
-        """Raise Interrupted if a signal came."""
+        """Raise Interrupted if a signal has arrived."""
         if self.asked:
             raise Interrupted
 
     def check_soon(self) -> None:
-        """The same, for a signal that others of the process group were sent a moment earlier."""
+        """Wait up to half a second for a signal that other processes of the group have already received."""
         for _ in range(10):
             self.check()
             time.sleep(0.05)

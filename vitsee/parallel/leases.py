@@ -1,4 +1,4 @@
-"""Which process is at work on which minibatches: a small file each, in a folder that machines may share."""
+"""Leases: small files that say which process is measuring which minibatches, also across machines."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from vitsee.errors import Busy, Incomplete, UserError, unwritable
 from vitsee.io.files import content, opened
 
 BEAT = 5.0
-"""Seconds between two signs of life of a lease."""
+"""Seconds between two heartbeats of a lease."""
 PATIENCE = 30.0
-"""Seconds without a sign after which a process of another machine is taken for dead."""
+"""Seconds without a heartbeat after which a process on another machine counts as dead."""
 
 
 @dataclass(frozen=True)
 class Lease:
-    """What a live process is measuring; others leave these minibatches, and its state file, to it.
+    """A live process's claim to minibatches and a state file, which other processes then leave alone.
 
-    path: of the lease's file, beside the state file. machine: host, its boot and its process namespace;
-    pid and started tell a process of that machine from all others. token: differs between any two leases.
+    path: the lease's file, next to the state file. machine: host, boot and process namespace. pid and
+    started identify the process on that machine. token: unique to this lease.
     """
 
     path: Path
@@ -43,35 +43,34 @@ class Lease:
 
     @property
     def holder(self) -> str:
-        """The process in words."""
+        """The process, as messages name it."""
         return f"process {self.pid} on {self.machine.split()[0]}, since {self.since}"
 
     def check(self) -> None:
-        """Raise Incomplete if another process has taken over, believing this one dead."""
+        """Raise Incomplete if another process has taken over the lease."""
         now = _read(self.path)
         if now is None or now.token != self.token:
             raise Incomplete(
-                f"the lease {self.path} is gone: this process was silent for so long that another took over"
-                f"{f' ({now.holder})' if now else ''}, or the folder was removed; what was saved before is "
-                f"kept, and the same command goes on"
+                f"lost the lease {self.path}: this process did not respond for so long that another took over"
+                f"{f' ({now.holder})' if now else ''}, or the folder was removed. Everything saved so far is "
+                f"kept, and the same command resumes"
             )
 
 
 @contextmanager
 def lease(path: Path, pattern: str, wanted: Callable[[], list[int]]) -> Iterator[Lease]:
-    """Lease, within the block, those of the wanted minibatches that no live process has leased.
+    """Within the block, hold a lease on those wanted minibatches that no live process has leased.
 
-    path: of the lease's file. pattern: matches the leases beside it that may overlap with it. wanted:
-    what is to be measured, from the state files as they are when it is called. Claims of dead
-    processes are removed. Raises Incomplete if a live process uses the same state file or has all
-    that is wanted, and UserError if the folder cannot be written.
+    path: the lease's file. pattern: matches the files of leases that may overlap with it. wanted: returns
+    the minibatches to measure, according to the state files at the time of the call. Leases of dead
+    processes are removed. Raises Busy if a live process uses the same state file or has leased all wanted
+    minibatches, and UserError if the folder cannot be written.
     """
     mine = None
     with _alone(path.parent):
         while mine is None:
-            leases = _leases(
-                path, pattern
-            )  # before `wanted`, which then sees what is released meanwhile
+            # Read before `wanted` is called, which then sees the work of leases released in between.
+            leases = _leases(path, pattern)
             todo = set(wanted())
             if not todo:
                 break
@@ -84,7 +83,7 @@ def lease(path: Path, pattern: str, wanted: Callable[[], list[int]]) -> Iterator
             if any(rival.path == path for rival in rivals) or todo <= taken:
                 raise Busy(
                     f"{path.parent.parent} is being measured by {'; '.join(c.holder for c in rivals)}: "
-                    f"wait for it, or stop it and give the same command again"
+                    f"wait for it, or stop it and repeat the same command"
                 )
             mine = _write(Lease(path, sorted(todo - taken)))
     if mine is None:
@@ -104,7 +103,7 @@ def lease(path: Path, pattern: str, wanted: Callable[[], list[int]]) -> Iterator
 
 
 def this_machine() -> str:
-    """The host, its boot and its process namespace: where process numbers mean the same."""
+    """Return the host, its boot and its process namespace: within one, a process number is unambiguous."""
     parts = [socket.gethostname()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -113,9 +112,9 @@ def this_machine() -> str:
 
 
 def start_of(pid: int) -> str | None:
-    """When a process of this machine started, in the system's ticks; None if it does not run."""
+    """Return the start time of a process on this machine, in clock ticks; None if it is not running."""
     try:
-        if not Path("/proc/self/stat").exists():  # macOS: the number alone must do
+        if not Path("/proc/self/stat").exists():  # macOS: the process number alone must do
             os.kill(pid, 0)
             return ""
         words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -127,10 +126,10 @@ def start_of(pid: int) -> str | None:
 
 
 def _without_dead(leases: list[Lease]) -> list[Lease]:
-    """The leases that are alive; those of the dead are removed.
+    """Return the leases of live processes, and remove those of dead ones.
 
-    A process of this machine is looked up. One elsewhere must be seen to touch its file, or to give
-    its lease up; no clocks are compared.
+    A process on this machine is looked up. One elsewhere counts as alive if it touches its file while we
+    watch. Clocks are never compared.
     """
     here = this_machine()
     alive = {c.path for c in leases if c.machine == here and start_of(c.pid) == c.started}
@@ -147,7 +146,7 @@ def _without_dead(leases: list[Lease]) -> list[Lease]:
 
 
 def _touched(path: Path) -> int | None:
-    """When the file was last touched; None if it is gone. Opening it makes NFS ask the server."""
+    """Return the file's modification time; None if it is gone. Opening the file makes NFS ask the server."""
     try:
         with opened(path) as file:
             return os.fstat(file.fileno()).st_mtime_ns
@@ -156,7 +155,7 @@ def _touched(path: Path) -> int | None:
 
 
 def _beat(path: Path, ended: threading.Event) -> None:
-    """Touch the file until the end, as a sign of life for other machines."""
+    """Touch the file regularly until `ended`, as a heartbeat for other machines."""
     with suppress(OSError), open(path, "rb") as file:
         while not ended.wait(BEAT):
             with suppress(OSError):
@@ -164,12 +163,12 @@ def _beat(path: Path, ended: threading.Event) -> None:
 
 
 def _leases(path: Path, pattern: str) -> list[Lease]:
-    """The leases beside this one. One that was cut off while written is held by nobody we know."""
-    found = sorted({*path.parent.glob(pattern), *([path] if path.exists() else [])})
-    for each in found:
+    """Return this lease and those that may overlap with it. A truncated one has an unknown holder."""
+    paths = sorted({*path.parent.glob(pattern), *([path] if path.exists() else [])})
+    for each in paths:
         if each.is_dir():
             raise UserError(f"{each} is a folder, but leases are files; remove it")
-    return [_read(p) or Lease(p, [], "another machine", 0, "", "?", token="") for p in found]
+    return [_read(p) or Lease(p, [], "another machine", 0, "", "?", token="") for p in paths]
 
 
 def _read(path: Path) -> Lease | None:
@@ -180,7 +179,7 @@ def _read(path: Path) -> Lease | None:
 
 
 def _write(new: Lease) -> Lease | None:
-    """Write a lease whose file does not exist; None if it does after all."""
+    """Write a new lease; return None if its file already exists."""
     record = {key: value for key, value in asdict(new).items() if key != "path"}
     try:
         file = os.open(new.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -199,13 +198,13 @@ def _write(new: Lease) -> Lease | None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Within the block no other process makes a lease, where the file system has locks.
+    """Within the block, no other process takes a lease, if the file system supports locks.
 
-    Where it has none, two leases made in the same instant may overlap; what is then counted twice is
-    found and set aside when the sums are added.
+    Without locks, two leases taken at the same instant may overlap. Minibatches counted twice are then
+    detected and set aside when the sums are added.
     """
     try:
-        # without waiting for a reader, should it be a pipe
+        # does not wait for a reader if it is a pipe
         number = os.open(folder / ".leasing", os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o666)
         file = open(number, "wb")  # noqa: SIM115
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Who shares the work of one command: one process alone, or the member of a team of them."""
+"""The two roles of a process that runs a command: alone, or as a member of a team."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ Item = TypeVar("Item")
 
 
 class Alone:
-    """A process that nobody waits for: it shows its own progress and writes what it can."""
+    """A process on its own: it shows its own progress and writes the tables."""
 
     writes = True
-    """Whether it writes the tables once everything is measured."""
+    """Whether the process writes the tables once everything is measured."""
 
     def follow(self, items: Iterable[Item], title: str, total: int, show: bool) -> Iterable[Item]:
-        """The items, counted on a display."""
+        """Yield the items and show a progress bar."""
         return tqdm(items, title, total, disable=not show)
 
     def meet(self) -> None:
-        """Wait until the others have measured their parts of the pass."""
+        """Wait until the other members have measured their parts of the pass."""
 
 
 @dataclass
 class Member(Alone):
-    """A process of a team: it reports its progress to whoever started the team.
+    """A process of a team: it reports its progress to the process that started the team.
 
-    line: to whoever started the team. It takes ("total", minibatches), ("done", 1), and ("measured", None),
-    which is answered when the team may go on.
+    line: to the process that started the team. It receives ("total", minibatches), ("done", 1) and
+    ("measured", None), and answers the last when the team may continue.
     """
 
     line: Connection

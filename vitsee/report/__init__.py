@@ -1,1 +1,1 @@
-"""The HTML page of all results."""
+"""`vitsee report`: an HTML page of results, composed figures and claims."""

@@ -1,4 +1,4 @@
-"""Files as a report's page carries them: links, tables, pictures, numbers."""
+"""Embeds files in a report's page: links, tables, images and numbers."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from vitsee.io import tidy
 from vitsee.report.words import bytes_in_words, first_line
 
 EMBED = 2 * 2**20
-"""Bytes; a larger table is linked instead of carried along."""
+"""Largest size of an embedded file, in bytes. A larger one is linked."""
 
 PIXELS_PER_INCH = 200 / 96
-"""Of a figure's PNG, per CSS inch of 96 pixels."""
+"""Pixels of a figure's PNG per CSS pixel (figures have 200 dots per inch, CSS 96 pixels)."""
 
 
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass
-class Files:
-    """Files as the page carries them. home: the page's folder; damaged: what could not be read, and why."""
+class PageFiles:
+    """Files as the page embeds them. home: the page's folder. damaged: messages about unreadable files."""
 
     home: Path
     damaged: list[str]
 
     def download(self, path: Path) -> dict[str, Any]:
-        """A link that saves the file: its bytes if it is small, its place if it is large."""
+        """Return a link to the file, with its bytes if it is small."""
         size = path.stat().st_size
         embedded = size <= EMBED
         place = Path(os.path.relpath(path, self.home)).as_posix()
@@ -48,7 +48,7 @@ class Files:
         return shown | {"size": bytes_in_words(size)}
 
     def table(self, path: Path) -> dict[str, Any]:
-        """The link to a CSV, and what is in it."""
+        """Return the link to a CSV, with its number of rows and its columns."""
         try:
             read = tidy.as_written(path)
         except UserError as error:
@@ -57,12 +57,12 @@ class Files:
         return self.download(path) | {"rows": len(read), "columns": [str(c) for c in read.columns]}
 
     def image(self, path: Path) -> dict[str, Any] | None:
-        """A PNG and its size on the page; None, and a note, if it cannot be read."""
+        """Return a PNG and its size on the page; None if it cannot be read, which is noted in `damaged`."""
         try:
             with Image.open(path, formats=["PNG"]) as picture:
                 picture.verify()
                 width, height = (round(side / PIXELS_PER_INCH) for side in picture.size)
-        except Exception as error:  # a damaged image makes decoders raise anything
+        except Exception as error:  # decoders may raise anything for a damaged image
             self.damaged.append(f"{path}: {first_line(error)}")
             return None
         return {"uri": data_uri(path, "image/png"), "width": width, "height": height}
@@ -73,23 +73,23 @@ def data_uri(path: Path, kind: str) -> str:
 
 
 def packed(values: np.ndarray) -> str:
-    """Numbers as base64 of little-endian float32."""
+    """Return numbers as base64 of little-endian float32."""
     return base64.b64encode(values.astype("<f4").tobytes()).decode()
 
 
 def palette() -> str:
-    """Colours of the maps, those of the drawn heatmaps: base64 of 256 times red, green, blue."""
+    """Return the colour map of the heat maps, as base64 of 256 RGB triples."""
     colours = matplotlib.colormaps["magma"](np.arange(256), bytes=True)[:, :3]
     return base64.b64encode(np.ascontiguousarray(colours).tobytes()).decode()
 
 
 def integrity(text: str) -> str:
-    """The hash by which the page's security policy allows this script or style, and no other."""
+    """Return the hash with which the page's content security policy allows only this script or style."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 class Names:
-    """Anchors of the page: readable, harmless, each given once."""
+    """The page's anchors: readable, safe in HTML, and unique."""
 
     def __init__(self) -> None:
         self._given: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""What a report shows: results, composed figures and claims, found in folders."""
+"""Collects what a report shows: results, composed figures and claims in folders."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Result:
+class FinishedResult:
     """A finished result folder."""
 
     path: Path
@@ -44,11 +44,11 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Panel:
+class PanelResult:
     """One panel of a composed figure and one of the results that it shows.
 
-    named: the result's folder as the figure names it. result: where that is, None if it is not there.
-    missing: why there can be none, if the figure says so.
+    named: the result's folder as the figure names it. result: the folder's path; None if it does not exist.
+    missing: why there cannot be a result, if the figure says so.
     """
 
     title: str
@@ -60,11 +60,11 @@ class Panel:
 
 @dataclass(frozen=True)
 class Composed:
-    """A figure made of panels, as its folder describes it."""
+    """A composed figure, as its folder describes it."""
 
     path: Path
     about: dict[str, Any]
-    panels: list[Panel]
+    panels: list[PanelResult]
 
     @property
     def name(self) -> str:
@@ -81,43 +81,46 @@ class Composed:
 
 
 @dataclass
-class Found:
-    """Everything that a page shows, and why some of it could not be read."""
+class Contents:
+    """Everything that a page shows, and messages about what could not be read."""
 
-    results: list[Result] = field(default_factory=list)
+    results: list[FinishedResult] = field(default_factory=list)
     figures: list[Composed] = field(default_factory=list)
     claims: list[dict[str, Any]] = field(default_factory=list)
     unfinished: list[Path] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
 
 
-def collect(paths: list[Path]) -> Found:
-    """Read the folders and what they contain, and the results that their figures show.
+def collect(paths: list[Path]) -> Contents:
+    """Read everything in these folders, and the results that their figures show.
 
-    Raises UserError if a folder does not exist, or if there is nothing to show in all of them.
+    Raises UserError if a folder does not exist, or if there is nothing to show in any of them.
     """
-    found, seen = Found(), set[Path]()
+    contents, seen = Contents(), set[Path]()
     for path in paths:
         if not path.is_dir():
             raise _no_folder(path)
-        for folder in _folders(path, found):
+        for folder in _folders(path, contents):
             if folder.resolve() not in seen:
                 seen.add(folder.resolve())
-                _read_into(found, folder)
-    for folder in [panel.result for one in found.figures for panel in one.panels if panel.result]:
+                _read_into(contents, folder)
+    shown = [panel.result for one in contents.figures for panel in one.panels if panel.result]
+    for folder in shown:
         if folder.resolve() not in seen:
             seen.add(folder.resolve())
-            _read_into(found, folder)
-    if not (found.results or found.figures or found.claims):
-        raise _nothing(paths, found)
-    found.results.sort(key=lambda result: (result.analysis, *_natural(str(result.path))))
-    found.figures.sort(key=lambda one: (one.zoo, one.name.startswith("vit_"), *_natural(one.name)))
-    return found
+            _read_into(contents, folder)
+    if not (contents.results or contents.figures or contents.claims):
+        raise _nothing(paths, contents)
+    contents.results.sort(key=lambda one: (one.analysis, *_natural(str(one.path))))
+    contents.figures.sort(
+        key=lambda one: (one.zoo, one.name.startswith("vit_"), *_natural(one.name))
+    )
+    return contents
 
 
-def _folders(root: Path, found: Found) -> Iterator[Path]:
-    """Result and figure folders at or below a folder; what cannot be listed is named."""
-    for where, below, files in os.walk(root, onerror=lambda e: found.damaged.append(refused(e))):
+def _folders(root: Path, contents: Contents) -> Iterator[Path]:
+    """Yield result and figure folders at or below a folder. Folders that cannot be listed are noted."""
+    for where, below, files in os.walk(root, onerror=lambda e: contents.damaged.append(refused(e))):
         below.sort()
         below[:] = [name for name in below if not name.startswith(".")]
         if "experiment.yaml" in files or _describes_figure(Path(where), files):
@@ -131,62 +134,64 @@ def _describes_figure(folder: Path, files: list[str]) -> bool:
     )
 
 
-def _read_into(found: Found, folder: Path) -> None:
-    """Add what one folder holds; a file that cannot be read is named and costs no other."""
+def _read_into(contents: Contents, folder: Path) -> None:
+    """Add the content of one folder. A file that cannot be read is noted and does not affect the others."""
 
     def readable(name: str, read: Callable[[Path], Any]) -> Any:
         try:
             return read(folder / name) if (folder / name).exists() else None
         except OSError as error:
-            found.damaged.append(refused(error))
+            contents.damaged.append(refused(error))
         except UserError as error:
-            found.damaged.append(str(error))
+            contents.damaged.append(str(error))
         return None
 
     if (folder / "experiment.yaml").exists():
         experiment = readable("experiment.yaml", _experiment)
         made_with = readable("made_with.json", partial(_record, shape=MADE_WITH))
         if not (folder / "made_with.json").exists():
-            found.unfinished.append(folder)
+            contents.unfinished.append(folder)
         elif experiment is not None and made_with is not None:
-            found.results.append(Result(folder, experiment, made_with))
+            contents.results.append(FinishedResult(folder, experiment, made_with))
         return
     about = readable("figure.json", partial(_record, shape=FIGURE)) or {}
     panels = _planned(folder, about) or readable("panels.csv", _measured) or []
     claims = readable("claims.csv", _rows) or []
     one = Composed(folder, about, panels)
     if about or panels or one.image:
-        found.figures.append(one)
+        contents.figures.append(one)
     for claim in ({"zoo": one.zoo} | claim for claim in claims):
-        if claim not in found.claims:  # several figures may test, and write, the same claim
-            found.claims.append(claim)
+        if claim not in contents.claims:  # several figures may test the same claim
+            contents.claims.append(claim)
 
 
-def _planned(folder: Path, about: dict[str, Any]) -> list[Panel]:
-    """The panels of a figure.json, a row for each result that one shows or cannot show."""
+def _planned(folder: Path, about: dict[str, Any]) -> list[PanelResult]:
+    """Return the panels of a figure.json, one entry per result that a panel shows or cannot show."""
     panels = []
     for each in about.get("panels", []):
-        told, reasons = (each["title"], each["analysis"]), each.get("missing") or []
+        heading, reasons = (each["title"], each["analysis"]), each.get("missing") or []
         named = each.get("results") or ([] if reasons else [""])
-        panels += [Panel(*told, name, _existing(folder, name)) for name in named]
-        panels += [Panel(*told, "", None, reason) for reason in reasons]
+        panels += [PanelResult(*heading, name, _existing(folder, name)) for name in named]
+        panels += [PanelResult(*heading, "", None, reason) for reason in reasons]
     return panels
 
 
-def _measured(path: Path) -> list[Panel]:
-    """The panels of a panels.csv."""
+def _measured(path: Path) -> list[PanelResult]:
+    """Return the panels of a panels.csv."""
     rows = _rows(path)
     if lacking := {"panel", "title", "analysis", "result"} - (rows[0].keys() if rows else set()):
         raise wrong(path, f"it has no column {min(lacking)}" if rows else "it has no rows")
     return [
-        Panel(row["title"] or row["panel"], row["analysis"], name, _existing(path.parent, name))
+        PanelResult(
+            row["title"] or row["panel"], row["analysis"], name, _existing(path.parent, name)
+        )
         for row in rows
         for name in [row["result"]]
     ]
 
 
 def _existing(folder: Path, name: str) -> Path | None:
-    """A result folder named relative to the figure's folder or to the folder of all outputs."""
+    """Return the path of a result folder named relative to the figure's folder or to the outputs folder."""
     for base in (folder, folder.parents[1] if len(folder.parents) > 1 else folder, Path()):
         with suppress(OSError):
             if name and (base / name / "experiment.yaml").is_file():
@@ -205,13 +210,13 @@ def _record(path: Path, shape: Shape) -> dict[str, Any]:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a small table, every cell as it is written."""
+    """Return the rows of a small table, every cell as text."""
     table = tidy.as_written(path)
     return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
 
 
 def _natural(name: str) -> tuple[tuple[bool, int, str], ...]:
-    """Sorts fig2 before fig10."""
+    """Return a sorting key in which fig2 comes before fig10."""
     parts = re.split(r"(\d+)", name)
     return tuple((part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts)
 
@@ -224,26 +229,26 @@ def _no_folder(path: Path) -> UserError:
     beside = [each for each in beside if not Path(each).name.startswith(".")][:20]
     if path == Path("outputs"):
         return UserError(
-            "there is no folder outputs here; `vitsee run` makes one, or name the folder of your results: "
+            "there is no folder outputs here; `vitsee run` creates one, or name the folder of your results: "
             "vitsee report PATH"
         )
     if not beside:
-        return UserError(f"there is no folder {path}, and no other in {above.resolve()}")
-    return unknown(f"there is no folder {path}", str(path), beside, "beside it there are")
+        return UserError(f"there is no folder {path}, and no folder in {above.resolve()}")
+    return unknown(f"there is no folder {path}", str(path), beside, "existing folders")
 
 
-def _nothing(paths: list[Path], found: Found) -> UserError:
+def _nothing(paths: list[Path], contents: Contents) -> UserError:
     where = ", ".join(map(str, paths))
-    if found.damaged:
-        return UserError(f"nothing in {where} can be read: {'; '.join(found.damaged[:3])}")
-    if found.unfinished:
-        first = found.unfinished[0]
+    if contents.damaged:
+        return UserError(f"nothing in {where} can be read: {'; '.join(contents.damaged[:3])}")
+    if contents.unfinished:
+        first = contents.unfinished[0]
         return UserError(
-            f"no result in {where} is finished ({len(found.unfinished)} are begun); the same `vitsee run` "
-            f"goes on, or: vitsee run --from {first / 'experiment.yaml'}"
+            f"no result in {where} is finished ({len(contents.unfinished)} unfinished); resume with the same "
+            f"`vitsee run`, or with: vitsee run --from {first / 'experiment.yaml'}"
         )
     there = sorted(each.name for path in paths for each in path.iterdir())[:10]
     return UserError(
-        f"there are no results in {where} (there is: {', '.join(there) or 'nothing'}); `vitsee run` writes "
-        f"them as outputs/<analysis>/<models>/<dataset>-<identity>"
+        f"there are no results in {where} (it contains: {', '.join(there) or 'nothing'}); `vitsee run` writes "
+        f"them to outputs/<analysis>/<models>/<dataset>-<identity>"
     )

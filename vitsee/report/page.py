@@ -1,4 +1,4 @@
-"""The page of a report, put together from its parts. Imports no torch."""
+"""Renders the page of a report. Does not import torch."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vitsee import __version__
-from vitsee.report.assets import Files, Names, integrity, palette
-from vitsee.report.collect import Found
+from vitsee.report.assets import Names, PageFiles, integrity, palette
+from vitsee.report.collect import Contents
 from vitsee.report.show_figures import scorecards, show_claim, show_composed
 from vitsee.report.show_results import by_analysis, label, show_result
 from vitsee.report.words import uncramped
 
 
-def page(found: Found, home: Path) -> str:
-    """The HTML of everything found; home: the folder that it will lie in, for what it must link."""
+def page(contents: Contents, home: Path) -> str:
+    """Return the HTML page. home: the folder of the page, to which links are relative."""
     environment = Environment(
         loader=PackageLoader("vitsee.report"),
         autoescape=True,
@@ -30,14 +30,14 @@ def page(found: Found, home: Path) -> str:
     style, script = (
         environment.loader.get_source(environment, f"report.{kind}")[0] for kind in ("css", "js")
     )
-    files, names = Files(home, found.damaged), Names()
-    anchors = {one.path.resolve(): names.anchor(one.path.parts[-3:]) for one in found.results}
-    results = [show_result(one, files, anchors[one.path.resolve()]) for one in found.results]
+    files, names = PageFiles(home, contents.damaged), Names()
+    anchors = {one.path.resolve(): names.anchor(one.path.parts[-3:]) for one in contents.results}
+    results = [show_result(one, files, anchors[one.path.resolve()]) for one in contents.results]
     titles = {result["anchor"]: result["title"] for result in results}
-    claims = [show_claim(claim) for claim in found.claims]
+    claims = [show_claim(claim) for claim in contents.claims]
     figures = [
         show_composed(one, files, names.anchor(one.path.parts[-1:]), claims, anchors, titles)
-        for one in found.figures
+        for one in contents.figures
     ]
     at = {(figure["name"], figure["zoo"]): figure["anchor"] for figure in figures}
     for claim in claims:
@@ -51,28 +51,28 @@ def page(found: Found, home: Path) -> str:
         scorecards=scorecards(claims),
         figures=figures,
         analyses=by_analysis(results),
-        overview=overview(found),
-        unfinished=[str(path) for path in found.unfinished],
-        damaged=found.damaged,
+        overview=overview(contents),
+        unfinished=[str(path) for path in contents.unfinished],
+        damaged=contents.damaged,
         version=__version__,
     )
 
 
-def overview(found: Found) -> dict[str, Any]:
-    """What the page is about in a few lists: models, data sets, when it was measured."""
-    labels = [label(result) for result in found.results]
+def overview(contents: Contents) -> dict[str, Any]:
+    """Return the page's summary: models, data sets, counts and dates."""
+    labels = [label(result) for result in contents.results]
     named = [name for each in labels for name in (each.model, each.other) if name]
     began = [
         str(launch.get("began", ""))[:10]
-        for result in found.results
+        for result in contents.results
         for launch in result.made_with.get("launches") or []
     ]
     return {
         "models": list(dict.fromkeys(named)),
         "datasets": list(dict.fromkeys(each.dataset for each in labels if each.images)),
-        "results": len(found.results),
-        "figures": len(found.figures),
-        "claims": len(found.claims),
+        "results": len(contents.results),
+        "figures": len(contents.figures),
+        "claims": len(contents.claims),
         "began": min(began, default=""),
         "ended": max(began, default=""),
     }

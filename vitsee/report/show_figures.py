@@ -1,4 +1,4 @@
-"""Composed figures and claims as a report's page shows them."""
+"""Prepares composed figures and claims for a report's template."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitsee.report.assets import Files
+from vitsee.report.assets import PageFiles
 from vitsee.report.collect import Composed
 from vitsee.report.words import number, short
 
@@ -19,13 +19,13 @@ VERDICTS = {"holds": "✓", "does not hold": "✗", "undecided": "?", "not measu
 
 def show_composed(
     one: Composed,
-    files: Files,
+    files: PageFiles,
     anchor: str,
     claims: list[dict[str, Any]],
     anchors: Mapping[Path, str],
     titles: Mapping[str, str],
 ) -> dict[str, Any]:
-    """What the template needs of a composed figure; a panel without a result says so."""
+    """Return what the template needs for a composed figure, including panels without a result."""
     panels = []
     for panel in one.panels:
         at = anchors.get(panel.result.resolve()) if panel.result else None
@@ -41,9 +41,9 @@ def show_composed(
                 "missing": panel.missing,
             }
         )
-    told = {key: str(one.about.get(key) or "") for key in ("title", "source", "shows", "caption")}
+    texts = {key: str(one.about.get(key) or "") for key in ("title", "source", "shows", "caption")}
     tables = [one.path / name for name in ("panels.csv", "claims.csv")]
-    return told | {
+    return texts | {
         "anchor": anchor,
         "name": one.name,
         "zoo": one.zoo,
@@ -57,14 +57,16 @@ def show_composed(
 
 
 def show_claim(claim: Mapping[str, str]) -> dict[str, Any]:
-    """One row of the scorecard: words, numbers, and the interval as a drawing."""
-    told = {key: claim.get(key, "") for key in ("claim", "zoo", "figure", "statement", "statistic")}
+    """Return one row of the scorecard: texts, numbers, and the positions for drawing the interval."""
+    texts = {
+        key: claim.get(key, "") for key in ("claim", "zoo", "figure", "statement", "statistic")
+    }
     value, low, high, threshold = (
         number(claim.get(key, "")) for key in ("value", "low", "high", "threshold")
     )
     interval = f"{short(low)} to {short(high)}" if low is not None and high is not None else ""
     verdict = claim.get("holds", "") or "not measured"
-    return told | {
+    return texts | {
         "verdict": verdict,
         "mark": VERDICTS.get(verdict, "·"),
         "kind": verdict.replace(" ", "-") if verdict in VERDICTS else "other",
@@ -76,7 +78,7 @@ def show_claim(claim: Mapping[str, str]) -> dict[str, Any]:
 
 
 def strip(*numbers: float | None) -> dict[str, float] | None:
-    """Where (0 to 100) value, low, high and threshold lie on a line that holds all of them."""
+    """Return the positions (0 to 100) of value, low, high and threshold on a line; None if any is unknown."""
     known = [each for each in numbers if each is not None]
     if len(known) < len(numbers) or min(known) == max(known):
         return None
@@ -86,7 +88,7 @@ def strip(*numbers: float | None) -> dict[str, float] | None:
 
 
 def scorecards(claims: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The claims of each zoo, with how many of each verdict there are."""
+    """Return the claims of each zoo, with the count of each verdict."""
     cards = []
     for zoo in dict.fromkeys(claim["zoo"] for claim in claims):
         own = [claim for claim in claims if claim["zoo"] == zoo]

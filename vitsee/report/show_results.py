@@ -1,4 +1,4 @@
-"""Results as a report's page shows them."""
+"""Prepares results for a report's template."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import pandas as pd
 import vitsee.analyses  # noqa: F401  (registers every analysis)
 from vitsee.analysis import REGISTERED, Labels
 from vitsee.io import tidy
-from vitsee.report.assets import Files, packed
-from vitsee.report.collect import Result
+from vitsee.report.assets import PageFiles, packed
+from vitsee.report.collect import FinishedResult
 from vitsee.report.words import duration
 
 
 @dataclass(frozen=True)
-class Map:
-    """Which columns of a table are a map of pairs, and how its values are coloured."""
+class PairMap:
+    """Which columns of a table form a map of pairs of layers, and the limits of its colours."""
 
     x: str
     y: str
@@ -30,15 +30,15 @@ class Map:
     limits: tuple[float, float]
 
 
-MAPS = {"cka": Map("other_layer", "model_layer", "cka", "se", "CKA", (0, 1))}
-"""Tables that the page shows as maps with the value under the pointer; others are shown as drawn."""
+MAPS = {"cka": PairMap("other_layer", "model_layer", "cka", "se", "CKA", (0, 1))}
+"""Tables that the page shows as interactive maps. For the others it shows the drawn figure."""
 
 
 # ── results ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def show_result(result: Result, files: Files, anchor: str) -> dict[str, Any]:
-    """What the template needs of a result folder."""
+def show_result(result: FinishedResult, files: PageFiles, anchor: str) -> dict[str, Any]:
+    """Return what the template needs for a result folder."""
     labels, made = label(result), result.made_with
     tables = {path.stem: path for path in result.tables}
     drawn = {path.stem: path for path in result.images}
@@ -67,8 +67,8 @@ def show_result(result: Result, files: Files, anchor: str) -> dict[str, Any]:
     }
 
 
-def label(result: Result) -> Labels:
-    """How the result's figures call what was measured; by its folders if the record does not say."""
+def label(result: FinishedResult) -> Labels:
+    """Return the labels of the result's figures, from folder names if made_with.json does not contain them."""
     known = result.made_with.get("labels") or {}
     model, _, other = result.path.parent.name.partition("-vs-")
     return Labels(
@@ -84,8 +84,8 @@ def models(labels: Labels) -> str:
     return f"{labels.model} vs {labels.other}" if labels.other else labels.model
 
 
-def heat_map(path: Path, spec: Map, labels: Labels) -> dict[str, Any] | None:
-    """The cells of a table of pairs, rows from bottom to top; None if it is not one value a pair."""
+def heat_map(path: Path, spec: PairMap, labels: Labels) -> dict[str, Any] | None:
+    """Return the cells of a table of pairs, rows from bottom to top; None unless it has one value per pair."""
     try:
         table = tidy.as_written(path)
         rows, columns = table[spec.y].unique(), table[spec.x].unique()
@@ -101,7 +101,7 @@ def heat_map(path: Path, spec: Map, labels: Labels) -> dict[str, Any] | None:
             .to_numpy(float)
             for column in numbers.values()
         ]
-    except (KeyError, ValueError):  # the table's own link names what is wrong with it
+    except (KeyError, ValueError):  # the table's own link says what is wrong with it
         return None
     return asdict(spec) | {
         "columns": list(columns),
@@ -114,54 +114,52 @@ def heat_map(path: Path, spec: Map, labels: Labels) -> dict[str, Any] | None:
 
 
 def parameters(experiment: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Every option that has a value, by its name on the command line."""
-    found = []
+    """Return every option that has a value, by its name on the command line."""
+    rows = []
     for key, value in experiment.items():
         if isinstance(value, Mapping):
-            found += parameters(value, f"{prefix}{key}.")
+            rows += parameters(value, f"{prefix}{key}.")
         elif value is not None and value != []:
-            words = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            found.append((f"{prefix}{key}", words))
-    return found
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            rows.append((f"{prefix}{key}", text))
+    return rows
 
 
 def provenance(made: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What a reader wants to know of how the numbers came about, in words."""
-    found = []
+    """Return the provenance of a result as rows of name and text."""
+    rows = []
     for role, model in (made.get("models") or {}).items():
         layers = len(model.get("layers", []))
-        found.append((role, f"{model.get('timm')}, {model.get('weights')}, {layers} layers"))
-        found.append((f"{role}, digest", str(model.get("digest"))))
+        rows.append((role, f"{model.get('timm')}, {model.get('weights')}, {layers} layers"))
+        rows.append((f"{role}, digest", str(model.get("digest"))))
         seen = ", ".join(f"{key} {value}" for key, value in model.get("preprocessing", {}).items())
-        found.append((f"{role}, input", seen))
+        rows.append((f"{role}, input", seen))
     for number, each in enumerate(made.get("passes") or [], start=1):
         ids = each.get("image_ids") or []
         within = f", from {ids[0]} to {ids[-1]}" if ids else ""
         name = f"images of pass {number}" if len(made["passes"]) > 1 else "images"
-        found.append((name, f"{len(ids):,}{within}; fingerprint {each.get('fingerprint')}"))
+        rows.append((name, f"{len(ids):,}{within}; fingerprint {each.get('fingerprint')}"))
     if skipped := made.get("skipped_images"):
-        found.append(
-            ("left out", f"{len(skipped)} images that could not be decoded: {skipped[0]} …")
-        )
+        rows.append(("skipped", f"{len(skipped)} images that could not be decoded: {skipped[0]} …"))
     if stop := made.get("tolerance"):
         reached = "reached" if stop.get("reached") else "not reached"
         words = "{minibatches} of {of} minibatches, largest standard error {largest_se:.2g}"
-        found.append(("tolerance", f"{stop['asked']} {reached}: {words.format(**stop)}"))
+        rows.append(("tolerance", f"{stop['asked']} {reached}: {words.format(**stop)}"))
     if launches := made.get("launches"):
         devices = ", ".join(dict.fromkeys(str(launch["device"]) for launch in launches))
         began = min(str(launch["began"]) for launch in launches)
-        speed = f"{made.get('images_per_second', 0):.0f} images a second"
-        memory = f"{made.get('peak_memory_mb', 0):,.0f} MB at most"
+        speed = f"{made.get('images_per_second', 0):.0f} images per second"
+        memory = f"peak memory {made.get('peak_memory_mb', 0):,.0f} MB"
         times = f"{len(launches)} launches, " if len(launches) > 1 else ""
         spent = duration(made.get("wall_seconds", 0))
-        found.append(("measured", f"{began} on {devices}; {times}{spent}, {speed}, {memory}"))
+        rows.append(("measured", f"{began} on {devices}; {times}{spent}, {speed}, {memory}"))
     versions = ", ".join(f"{name} {it}" for name, it in (made.get("versions") or {}).items())
     commit = f" (commit {made['git_commit']})" if made.get("git_commit") else ""
-    return [*found, ("software", versions + commit)]
+    return [*rows, ("software", versions + commit)]
 
 
 def by_analysis(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Results under the analysis that made them, with the question that it answers."""
+    """Group the results by analysis, with the question that each analysis answers."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         groups.setdefault(result["analysis"], []).append(result)
@@ -177,6 +175,6 @@ def by_analysis(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def question(analysis: str) -> str:
-    """What an analysis answers: the first paragraph of its description."""
+    """Return what an analysis answers: the first paragraph of its docstring."""
     words = REGISTERED[analysis].__doc__ if analysis in REGISTERED else None
     return " ".join((words or "").split("\n\n")[0].split())

@@ -1,4 +1,4 @@
-"""Numbers, sizes and names in words."""
+"""Formats numbers, sizes, durations and names as text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 
 def number(text: str) -> float | None:
-    """The number that a cell holds; None if it holds none, or one that is not finite."""
+    """Return the number in a cell; None if the cell does not contain a finite number."""
     try:
         value = float(text)
     except ValueError:
@@ -20,7 +20,7 @@ def number(text: str) -> float | None:
 
 
 def short(value: float | None) -> str:
-    """Three digits, as far as they say something."""
+    """Return the value with three significant digits, or as a whole number from 1000 to a million."""
     if value is None:
         return "–"
     words = f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
@@ -42,6 +42,6 @@ def first_line(error: Exception) -> str:
 
 
 def uncramped(name: str) -> Markup:
-    """The name as text that a narrow column may break after `_`, `.`, `/` and `-`."""
+    """Return the name with allowed line breaks after `_`, `.`, `/` and `-`, for narrow columns."""
     pieces = re.split(r"(?<=[_./-])", name)
     return Markup("<wbr>").join(pieces)

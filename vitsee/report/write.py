@@ -1,4 +1,4 @@
-"""`vitsee report`: one page of everything in some folders. Imports no torch."""
+"""`vitsee report`: writes one page of everything in some folders. Does not import torch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ log = logging.getLogger(__name__)
 
 USAGE = """usage: vitsee report [PATH…] [-o FILE]
 
-Writes one HTML page of everything found in these folders: the claims and their verdicts, the composed
+Writes one HTML page of everything in these folders: the claims and their verdicts, the composed
 figures, and every result with its parameters, provenance and tables. The page needs no network and no
-other file, except for tables of more than 2 MB, which it links where they lie.
+other file, except for tables of more than 2 MB, which it links.
 
   vitsee report                              all of outputs/, into outputs/report.html
   vitsee report outputs/cka                  one analysis, into outputs/cka/report.html
@@ -26,20 +26,20 @@ PATH is a result folder or any folder that contains some."""
 
 
 def report(paths: list[Path], output: Path | None = None) -> Path:
-    """Write the page of everything in these folders, return its path.
+    """Write the page of everything in these folders, and return its path.
 
-    Raises UserError if there is no such folder, nothing in it, or the page cannot be written.
+    Raises UserError if a folder does not exist or is empty, or if the page cannot be written.
     """
     from vitsee.report.page import page
 
-    found = collect(paths)
+    contents = collect(paths)
     file = output or paths[0] / "report.html"
     if file.is_dir():
         raise UserError(f"-o {file} is a folder; name a file, such as {file / 'report.html'}")
     if file.exists() and not file.is_file():
         raise UserError(f"-o {file} is a pipe or a device; name a file, such as -o report.html")
-    content = page(found, file.parent).encode("utf-8", "replace")
-    for what in found.damaged:
+    content = page(contents, file.parent).encode("utf-8", "replace")
+    for what in contents.damaged:
         log.warning("warning: left out: %s", what)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -53,14 +53,14 @@ def report(paths: list[Path], output: Path | None = None) -> Path:
 
 
 def asked(words: list[str]) -> tuple[list[Path], Path | None]:
-    """What the command line asks for: folders, and the file to write if it is named."""
+    """Parse the command line. Return the folders, and the output file if it is given."""
     paths: list[Path] = []
     output, rest = None, iter(words)
     for word in rest:
         if word in ("-o", "--output"):
             named = next(rest, None)
             if named is None:
-                raise UserError(f"{word} needs the name of a file: vitsee report … {word} FILE")
+                raise UserError(f"{word} needs a file name: vitsee report … {word} FILE")
             output = Path(named)
         elif word.startswith("-"):
             raise UserError(

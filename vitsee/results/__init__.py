@@ -1,1 +1,1 @@
-"""Result folders: sums so far, tables, provenance, figures."""
+"""Result folders: state files, tables, provenance and figures."""

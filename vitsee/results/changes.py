@@ -1,4 +1,4 @@
-"""What has changed since a result was begun: weights, images or options under the same configuration."""
+"""Detects changes of weights, images or options since a result was started."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ RECORD = "state/made_of.json"
 
 
 def refuse_foreign(study: Study, results: Results) -> None:
-    """Raise UserError if the folder holds another experiment: somebody moved it there."""
+    """Raise UserError if the folder contains another experiment, e.g. because it was moved."""
     record = _record(results)
     changed = _differences(record, study.made_of) if record else []
     if changed:
         raise UserError(
-            f"{results.path} holds another experiment, with other {' and '.join(changed)}; move it away and "
-            f"give the same command again"
+            f"{results.path} contains another experiment, with other {' and '.join(changed)}; move it away and "
+            f"repeat the same command"
         )
 
 
 def tell(study: Study, results: Results) -> None:
-    """Say if the same configuration meant something else before, and if images changed midway.
+    """Warn if the same configuration gave another result before, or if images changed during this one.
 
-    Changed weights, options or lists of images make another identity, so another folder. Images that
-    were edited in place and kept their size may not: the result would mix both, so there is a warning.
+    Changed weights, options or image lists give another identity, and so another folder. Images that were
+    edited in place with the same size may not, and the result would mix old and new.
     """
     if not _record(results):
         results.save_json(RECORD, study.made_of)
@@ -42,33 +42,35 @@ def tell(study: Study, results: Results) -> None:
                 *(earlier.path, " and ".join(changed) or "parts"),
             )
         return
-    begun = (results.path / RECORD).stat().st_mtime
-    newer = {name for each in study.passes for name in each.images.changed_since(begun)}
+    started = (results.path / RECORD).stat().st_mtime
+    newer = {name for each in study.passes for name in each.images.changed_since(started)}
     if newer:
         first = min(newer)
-        found = f"{first} is newer than this result: if its"
+        which = f"{first} is newer than this result: if its"
         if len(newer) > 1:
-            found = f"{len(newer)} images are newer than this result ({first} …): if their"
+            which = f"{len(newer)} images are newer than this result ({first} …): if their"
         log.warning(
-            "warning: %s content changed, remove %s and measure anew, or the result mixes old and new",
-            *(found, results.path),
+            "warning: %s content changed, remove %s and measure again, or the result mixes old and new",
+            *(which, results.path),
         )
 
 
 def _same_question(results: Results) -> list[Results]:
-    """Results beside this one, of the same configuration and nevertheless of another identity."""
-    asked = _told(results.path)
+    """Return neighbouring results with the same configuration but another identity."""
+    asked = _configuration(results.path)
     data = results.path.name.rpartition("-")[0]
     beside = sorted(path for path in results.path.parent.iterdir() if path != results.path)
     return [
         Results(path)
         for path in beside
-        if path.name.rpartition("-")[0] == data and _told(path) == asked and _record(Results(path))
+        if path.name.rpartition("-")[0] == data
+        and _configuration(path) == asked
+        and _record(Results(path))
     ]
 
 
-def _told(folder: Path) -> bytes | None:
-    """What its experiment.yaml says; None if that cannot be read."""
+def _configuration(folder: Path) -> bytes | None:
+    """Return the content of the folder's experiment.yaml; None if it cannot be read."""
     try:
         return content(folder / "experiment.yaml")
     except (OSError, UserError):
@@ -76,12 +78,12 @@ def _told(folder: Path) -> bytes | None:
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    plain = json.loads(json.dumps(now))  # tuples become lists, as in what was read
+    plain = json.loads(json.dumps(now))  # tuples become lists, as in the stored record
     return [key for key in plain if before.get(key) != plain[key]]
 
 
 def _record(results: Results) -> dict[str, Any]:
-    """What a result is made of; empty if nothing, or nothing legible, says so."""
+    """Return the record of what a result depends on; empty if it is missing or unreadable."""
     try:
         return results.load_json(RECORD)
     except (OSError, UserError):

@@ -1,4 +1,4 @@
-"""Figures of result folders, drawn from their CSVs. Imports no torch."""
+"""Draws the figures of result folders from their CSVs. Does not import torch."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from vitsee.results.reading import read
 
 
 def draw(path: Path, *, pdf: bool = False) -> list[Path]:
-    """Draw the figures of a result folder, return their paths. Raises UserError if it is not one."""
+    """Draw the figures of a result folder and return their paths. Raises UserError if it is not a result folder."""
     with Interruptible():  # matplotlib's callbacks would swallow a Ctrl-C
-        found = read(path)
-        figures = found.analysis.figures(found.tables, found.labels)
+        stored = read(path)
+        figures = stored.analysis.figures(stored.tables, stored.labels)
         return Results(path).save_figures(figures, pdf=pdf)
 
 
 def draw_joined(paths: list[Path], *, pdf: bool = False) -> list[Path]:
-    """Draw several results of one analysis in one figure, in the folder that holds all; return the paths.
+    """Draw several results of one analysis in one figure, in their common parent folder; return the paths.
 
-    Nothing is drawn where the analyses differ, or have no such figure.
+    Nothing is drawn if the analyses differ, or if the analysis does not have such a figure.
     """
     with Interruptible():  # as above
-        found = [read(path) for path in paths]
-        if len({result.analysis.name for result in found}) > 1:
+        stored = [read(path) for path in paths]
+        if len({result.analysis.name for result in stored}) > 1:
             return []
-        figures = found[0].analysis.joined([(result.tables, result.labels) for result in found])
+        figures = stored[0].analysis.joined([(result.tables, result.labels) for result in stored])
         resolved = [str(path.resolve()) for path in paths]
         digest = hashlib.sha256("\0".join(resolved).encode()).hexdigest()[:8]
         together = Results(Path(os.path.commonpath(resolved)))

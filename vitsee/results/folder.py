@@ -1,4 +1,4 @@
-"""A result folder: what was run, the sums so far, the tables, the figures. Needs no torch to read."""
+"""Reads and writes the files of a result folder. Reading tables does not import torch."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAPPING: Shape = {}
-"""The shape of a record of which nothing more is known."""
+"""The shape of a mapping with any content."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """outputs/<analysis>/<models>/<dataset>-<identity>/
+    """A result folder, outputs/<analysis>/<models>/<dataset>-<identity>/.
 
-    owner: the fingerprint of the experiment; only sums that carry it are read, and all that are saved do.
+    owner: the experiment's fingerprint. Saved sums carry it, and only sums that carry it are read.
     """
 
     path: Path
     owner: str = ""
 
     def prepare(self) -> None:
-        """Make the folder, and find out now rather than after hours that it cannot be written."""
+        """Create the folder. Raises UserError now, rather than after hours, if it cannot be written."""
         try:
             (self.path / "state").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -53,10 +53,7 @@ class Results:
         self.write("state/writable", b"").unlink(missing_ok=True)
 
     def write(self, name: str, content: bytes) -> Path:
-        """Write a file whole or not at all: a temporary name first, then rename.
-
-        Raises UserError if the folder cannot be written or the disk is full; the previous file stays.
-        """
+        """Write a file atomically. Raises UserError if that fails; the previous file then stays."""
         path = self.path / name
         try:
             with writing.whole(path) as partial:
@@ -69,7 +66,7 @@ class Results:
         self.write(name, (json.dumps(record, indent=1) + "\n").encode())
 
     def load_json(self, name: str, shape: Shape = MAPPING) -> dict[str, Any]:
-        """The record of this name, empty if there is none yet. Raises UserError if it has not this shape."""
+        """Return the JSON record of this name; empty if it does not exist. Raises UserError if it does not fit."""
         path = self.path / name
         if not path.exists():
             return {}
@@ -86,70 +83,72 @@ class Results:
         self.write("experiment.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(what))).encode())
 
     def state(self, shard: int, shards: int, stage: int = 0) -> Path:
-        """The file of one shard's sums of one pass over data."""
+        """Return the path of one shard's sums of one pass over the data."""
         return self.path / "state" / f"{_stage(stage)}{shard:03d}-of-{shards:03d}.pt"
 
     def states(self, stage: int = 0) -> list[Path]:
-        """The files of all shards' sums of one pass; what is no file is set aside."""
-        found = sorted(self.path.glob(f"state/{_names(stage)}.pt"))
-        for path in found:
+        """Return the paths of all shards' sums of one pass. Anything that is not a file is set aside."""
+        paths = sorted(self.path.glob(f"state/{_names(stage)}.pt"))
+        for path in paths:
             if path.exists() and not path.is_file():
                 self.set_aside(path, "it is a folder, a pipe or a device")
-        return [path for path in found if path.is_file()]
+        return [path for path in paths if path.is_file()]
 
     def save_state(self, path: Path, sums: Sums) -> None:
         self.write(f"state/{path.name}", sums.packed(self._owner(path)))
 
     def _owner(self, path: Path) -> str:
-        """Whose sums this state file has: the experiment's, of one pass."""
+        """Return the owner of a state file: the experiment's fingerprint and the pass."""
         stage = path.name.partition("-")[0] if path.name.startswith("pass") else "pass1"
         return f"{self.owner} {stage}"
 
     def load_states(self, minibatches: int, stage: int = 0) -> dict[Path, Sums]:
-        """The sums of a pass by file, each minibatch counted at most once.
+        """Return the sums of a pass by file, with each minibatch counted at most once.
 
-        A file that is damaged, of another experiment, or counts again what another one counts, is set aside
-        with a warning; what it alone counted is then measured again.
+        A file that is damaged, belongs to another experiment or repeats minibatches of another file is set
+        aside with a warning. Minibatches that only it contained are measured again.
         """
         from vitsee.sums import Damaged, Sums
 
-        found, seen = {}, Sums.zero(minibatches).seen
+        loaded, seen = {}, Sums.zero(minibatches).seen
         for path in self.states(stage):
             try:
                 sums = Sums.load(path, self._owner(path))
                 if sums.seen.shape != seen.shape:
-                    raise Damaged(f"it is of {len(sums.seen)} minibatches instead of {minibatches}")
+                    raise Damaged(
+                        f"it is for {len(sums.seen)} minibatches instead of {minibatches}"
+                    )
                 if (seen + sums.seen > 1).any():
-                    raise Damaged("it counts minibatches that another file counts too")
+                    raise Damaged("it contains minibatches that another file contains too")
             except FileNotFoundError:
                 continue  # another process has set it aside
             except Damaged as reason:
                 self.set_aside(path, str(reason))
                 continue
-            found[path] = sums
+            loaded[path] = sums
             seen = seen + sums.seen
-        return found
+        return loaded
 
     def set_aside(
-        self, path: Path, reason: str, then: str = "what it held is measured again"
+        self, path: Path, reason: str, then: str = "its content is measured again"
     ) -> None:
-        """Rename a file so that it counts no more, and say so, and what happens then."""
+        """Rename a file so that it is no longer used, and log the reason and the consequence."""
         aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.aside")
         with suppress(FileNotFoundError):
             os.replace(path, aside)
             log.warning("warning: %s is set aside as %s: %s; %s", *(path, aside.name, reason, then))
 
     def leasing(self, path: Path, stage: int = 0) -> tuple[Path, str]:
-        """Where the lease of a process that writes this state file is, and what others are called."""
+        """Return the path of this state file's lease, and the pattern of all leases of the pass."""
         return path.with_suffix(".lease"), f"{_names(stage)}.lease"
 
     def save_launch(self, state: Path, launch: Mapping[str, Any]) -> None:
-        """Add the record of one process's work beside the sums it added to."""
+        """Append the record of one process's work, next to the sums that it contributed to."""
         name = f"state/{state.stem}.json"
         self.save_json(name, {"launches": [*self._launches(name), launch]})
 
     def launches(self) -> list[dict[str, Any]]:
-        """Records of all processes that added to the result."""
+        """Return the records of all processes that contributed to the result."""
         files = sorted(self.path.glob(f"state/*{_SHARD}.json"))
         return [launch for file in files for launch in self._launches(f"state/{file.name}")]
 
@@ -167,9 +166,9 @@ class Results:
         ]
 
     def tables(self, columns: Mapping[str, tidy.Table] | None = None) -> dict[str, pd.DataFrame]:
-        """Tables as their CSVs say, to the last digit: those that have these columns, or all that there are.
+        """Return the tables with all digits. columns: the tables to read, with their schemas; by default all.
 
-        Raises UserError if one has not, or is no table.
+        Raises UserError if a table is missing or does not fit its schema.
         """
         if not columns:
             return {path.stem: tidy.read(path) for path in visible(self.path, ".csv")}
@@ -184,7 +183,7 @@ class Results:
         }
 
     def save_figures(self, figures: Mapping[str, Figure], *, pdf: bool = False) -> list[Path]:
-        """Write each figure as PNG, and as PDF on request; without dates, so redraws are identical."""
+        """Write each figure as PNG, and on request as PDF, without dates, so that redraws are identical."""
         without = {"png": {"Software": None}, "pdf": {"CreationDate": None}}
         written = []
         for name, figure in figures.items():

@@ -1,4 +1,4 @@
-"""What a result was made with: versions, device, weights, images, time and memory."""
+"""Records the provenance of a result: versions, device, weights, images, time and memory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _PACKAGES = (
 
 
 def made_with(study: Study, totals: list[Sums]) -> dict[str, Any]:
-    """The record of a result, as written to made_with.json. totals: the sums of each pass."""
+    """Return the content of made_with.json. totals: the sums of each pass."""
     return {
         "labels": asdict(study.labels(totals[-1])),
         "identity": study.identity,
@@ -67,32 +67,30 @@ def made_with(study: Study, totals: list[Sums]) -> dict[str, Any]:
 
 
 def image_ids(one: Pass, minibatches: int) -> list[str]:
-    """Ids of all images of the minibatches measured, each once, in the order they are first used."""
+    """Return the ids of all measured images, each once, in order of first use."""
     return [one.images.id(i) for i in one.plan.used(minibatches)]
 
 
 def versions() -> dict[str, str]:
-    """Of what computes; what cannot be found out says so and costs no result."""
-    found = {"python": platform.python_version(), "platform": _found_out(platform.platform)}
-    found |= {package: _found_out(version, package) for package in _PACKAGES}
-    return found | {"torch": torch.__version__}  # says for which CUDA it was built
+    """Return the versions of Python, the platform and packages. An unknown one never fails a run."""
+    numbers = {"python": platform.python_version(), "platform": _try(platform.platform)}
+    numbers |= {package: _try(version, package) for package in _PACKAGES}
+    return numbers | {"torch": torch.__version__}  # includes the CUDA version it was built for
 
 
-def _found_out(ask: Callable[..., str], *of: str) -> str:
+def _try(ask: Callable[..., str], *of: str) -> str:
     try:
         return ask(*of)
     except PackageNotFoundError:
         return "not installed"
-    except (
-        Exception
-    ) as error:  # files and programs of the system answer, each with failures of its own
+    except Exception as error:  # system files and programs may fail in many ways
         return f"unknown ({type(error).__name__})"
 
 
 def git_commit() -> str | None:
-    """Commit of vitsee's own checkout, with `-dirty` if it differs from it; None if there is none to be had.
+    """Return the commit of vitsee's own checkout, with `-dirty` if it has changes; None if it is unknown.
 
-    A hook of git runs its commands with the variables of another repository.
+    git's environment variables are removed: in a git hook they refer to another repository.
     """
     home = Path(vitsee.__file__).parents[1]
     asked = [
@@ -119,7 +117,7 @@ def git_commit() -> str | None:
 
 @dataclass
 class Launch:
-    """One process's share of the work: when, where, how fast, how much memory."""
+    """One process's share of the work: start, device, speed and memory."""
 
     device: str
     began: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -130,7 +128,7 @@ class Launch:
     waiting_share: float = 0.0
     """Share of the time spent waiting for images."""
     peak_memory_mb: float = 0.0
-    """Largest resident memory of the process; on CUDA largest allocated memory of the device."""
+    """Peak resident memory of the process; on CUDA, peak allocated memory of the device."""
 
     def __post_init__(self) -> None:
         self._start = time.perf_counter()
@@ -148,7 +146,7 @@ class Launch:
         self.images += images
 
     def end(self, device: torch.device, waited: float) -> dict[str, Any]:
-        """The finished record. waited: seconds spent waiting for images."""
+        """Return the finished record. waited: seconds spent waiting for images."""
         if device.type == "cuda":
             torch.cuda.synchronize(device)
             self.peak_memory_mb = torch.cuda.max_memory_allocated(device) / 2**20

@@ -1,4 +1,4 @@
-"""A result folder as it was left: its analysis, tables and labels. Imports no torch."""
+"""Reads a stored result: its analysis, tables and labels. Does not import torch."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from vitsee.results.folder import Results
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a result folder holds."""
+class StoredResult:
+    """The content of a result folder."""
 
     analysis: Analysis
     tables: dict[str, pd.DataFrame]
     labels: Labels
 
 
-def read(path: Path) -> Found:
-    """What a result folder holds. Raises UserError if it is not one."""
+def read(path: Path) -> StoredResult:
+    """Return the content of a result folder. Raises UserError if it is not a result folder."""
     results = Results(path)
     for needed in ("experiment.yaml", "made_with.json"):
         if not (path / needed).is_file():
@@ -40,13 +40,13 @@ def read(path: Path) -> Found:
     tables = results.tables(analysis.columns)
     if not tables:
         raise UserError(f"{path} has no tables yet; run `vitsee run --from {path}/experiment.yaml`")
-    said = results.load_json("made_with.json", {"labels": LABELS})["labels"]
-    known = {name: said[name] for name in (f.name for f in fields(Labels)) if name in said}
-    return Found(analysis, tables, Labels(**({"other": None} | known)))
+    stored = results.load_json("made_with.json", {"labels": LABELS})["labels"]
+    known = {name: stored[name] for name in (f.name for f in fields(Labels)) if name in stored}
+    return StoredResult(analysis, tables, Labels(**({"other": None} | known)))
 
 
 def _analysis(path: Path) -> Analysis:
-    """The analysis that an experiment.yaml asks for, with its options. Raises UserError that names the file."""
+    """Return the analysis of an experiment.yaml, with its options. Raises UserError that names the file."""
     stored = plain.read(path)
     name = plain.analysis_of(stored, path)
     if name not in REGISTERED:
@@ -54,7 +54,7 @@ def _analysis(path: Path) -> Analysis:
             f"{path}: there is no analysis {name} (if it is your own: --import its file)",
             name,
             REGISTERED,
-            "there are",
+            "available",
         )
     try:
         options = OmegaConf.create(stored["analysis"])

@@ -1,4 +1,4 @@
-"""Tables without one group of minibatches each: what confidence intervals of any statistic are made of."""
+"""Leave-one-group-out tables, from which confidence intervals of any statistic are computed."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from vitsee.io.tidy import wrong
 
 NAME = "replicates.npz"
 MOST = 1000
-"""Groups that are read."""
+"""Limit on the number of groups."""
 _UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, MemoryError),
     *(KeyError, ValueError, TypeError),
 )
-"""What numpy raises for a file that is no archive of arrays."""
+"""What NumPy raises for a file that is not an archive of arrays."""
 
 
 def pack(
     tables: Mapping[str, pd.DataFrame], without: Sequence[Mapping[str, pd.DataFrame]], again: float
 ) -> bytes:
-    """The float columns of the tables without each group, (groups, rows) each, as a file.
+    """Return the float columns of the leave-one-group-out tables, (groups, rows) each, as the bytes of a file.
 
-    Standard errors, columns that are the same without any group, and tables that then have other rows are
-    left out. again: how often an image was drawn on average, by which an error is larger than the groups
-    show (1 unless `repeats`).
+    Standard errors, columns that never change, and tables whose number of rows changes are left out. again:
+    how often an image was drawn on average (1 unless `repeats`). Errors are larger than the groups show by
+    this factor.
     """
     arrays: dict[str, Any] = {"groups": np.array(len(without)), "again": np.array(again)}
     for name, table in tables.items():
@@ -51,14 +51,14 @@ def pack(
 
 @dataclass(frozen=True)
 class Replicates:
-    """The tables of a result without each group, and how often an image was drawn."""
+    """The leave-one-group-out tables of a result, and how often an image was drawn on average."""
 
     tables: list[dict[str, pd.DataFrame]]
     again: float = 1.0
 
 
 def read(folder: Path, tables: Mapping[str, pd.DataFrame]) -> Replicates:
-    """The replicates of a result folder; none if there are none."""
+    """Return the replicates of a result folder, without tables if there are none. Raises UserError if damaged."""
     path = folder / NAME
     if not path.exists():
         return Replicates([])
@@ -69,19 +69,19 @@ def read(folder: Path, tables: Mapping[str, pd.DataFrame]) -> Replicates:
     except _UNREADABLE as error:
         if isinstance(error, UserError):
             raise
-        raise wrong(path, "it is no archive of tables") from error
+        raise wrong(path, "it is not an archive of tables") from error
     if not 0 <= groups < MOST:
-        raise wrong(path, f"it is of {groups} groups")
+        raise wrong(path, f"it has {groups} groups")
     for name, values in arrays.items():
         table, _, column = name.rpartition("/")
         there = table in tables and column in tables[table]
         if not there or values.shape != (groups, len(tables[table])):
             raise wrong(path, f"its {name} does not fit the table")
-    found = []
+    replicates = []
     for i in range(groups):
         one = {name: table.copy() for name, table in tables.items()}
         for name, values in arrays.items():
             table, column = name.rsplit("/", 1)
             one[table][column] = values[i]
-        found.append(one)
-    return Replicates(found, again)
+        replicates.append(one)
+    return Replicates(replicates, again)

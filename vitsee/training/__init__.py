@@ -1,1 +1,1 @@
-"""Training models that have no public weights."""
+"""Training of models without published weights."""

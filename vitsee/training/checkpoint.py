@@ -1,4 +1,4 @@
-"""The state of a training as a safetensors file: weights, optimiser, random numbers, metrics, a checksum."""
+"""Training checkpoints as safetensors files: weights, optimiser state, random state, metrics and a checksum."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from vitsee.results.folder import Results
 
 @dataclass
 class Progress:
-    """How far a training is: steps taken, and the lines of metrics.csv."""
+    """The progress of a training: steps taken, and the lines of metrics.csv."""
 
     step: int = 0
     metrics: list[dict[str, float]] = field(default_factory=list)
 
 
-class Damaged(Exception):
-    """A checkpoint is not as it was written, or not one of this training."""
+class BadCheckpoint(Exception):
+    """A checkpoint is damaged, or belongs to another training."""
 
 
 def pack(
     net: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress, identity: str
 ) -> bytes:
-    """Everything that the next step depends on, whose it is, and a checksum. identity: of the training."""
+    """Return everything that the next step depends on, as bytes with a checksum. identity: the training's."""
     tensors = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
     for number, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{number}.{key}": value for key, value in _kept(state)}
@@ -49,23 +49,23 @@ def pack(
 
 
 def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
-    """SHA-256 over all that the file says; how its header is laid out is not in it."""
-    said = json.dumps([digest(tensors), dict(about)], sort_keys=True)
-    return hashlib.sha256(said.encode()).hexdigest()
+    """Return the SHA-256 of the file's content, independent of the layout of its header."""
+    content = json.dumps([digest(tensors), dict(about)], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _kept(state: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
-    """SGD without momentum keeps None."""
+    """Return the tensors of a parameter's optimiser state. SGD without momentum stores None."""
     return [(key, value) for key, value in state.items() if isinstance(value, Tensor)]
 
 
 def restore(
     path: Path, net: nn.Module, optimiser: torch.optim.Optimizer, identity: str
 ) -> Progress:
-    """Put all back as it was when packed.
+    """Restore the state that `pack` stored.
 
-    Raises Damaged if a bit of it has changed, it is of another training or does not fit, and OSError if
-    the file cannot be read.
+    Raises BadCheckpoint if a bit has changed, or if the file belongs to another training or does not fit.
+    Raises OSError if the file cannot be read.
     """
     try:
         tensors, progress = _read(path, identity)
@@ -75,39 +75,39 @@ def restore(
         if "random.cuda" in tensors and torch.cuda.is_available():
             torch.cuda.set_rng_state(tensors["random.cuda"])
     except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise Damaged(f"it cannot be read: {' '.join(str(error).split())[:100]}") from error
+        raise BadCheckpoint(f"it cannot be read: {' '.join(str(error).split())[:100]}") from error
     return progress
 
 
 def _read(path: Path, identity: str) -> tuple[dict[str, Tensor], Progress]:
-    """The tensors and how far they are, if they are as they were packed in this training."""
+    """Return the tensors and the progress of an intact checkpoint of this training. Raises BadCheckpoint."""
     if not path.is_file():
-        raise Damaged("it is no file")
-    content = path.read_bytes()  # to map it would kill the process where it cannot be read
+        raise BadCheckpoint("it is not a file")
+    content = path.read_bytes()  # a read error in a memory-mapped file would kill the process
     tensors = load(content)
     about = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
     if about.pop("sha256", None) != _checksum(tensors, about):
-        raise Damaged("it is cut off or changed: its checksum is wrong")
+        raise BadCheckpoint("it is truncated or corrupt: its checksum is wrong")
     if about["identity"] != identity:
-        raise Damaged(f"it is of the training {about['identity']}, not of {identity}")
+        raise BadCheckpoint(f"it belongs to the training {about['identity']}, not to {identity}")
     return tensors, Progress(**json.loads(about["progress"]))
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The last two checkpoints of a training, in its folder. identity: of the training."""
+    """The last two checkpoints of a training, in its folder. identity: the training's."""
 
     results: Results
     identity: str
 
     @property
     def paths(self) -> tuple[Path, Path]:
-        """The newest, and the one before it."""
+        """The newest checkpoint, and the one before it."""
         state = self.results.path / "state"
         return state / "training.safetensors", state / "training.previous.safetensors"
 
     def save(self, net: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress) -> None:
-        """Write the newest, whole or not at all. Raises UserError if that cannot be; what was saved is kept."""
+        """Write a new checkpoint atomically. Raises UserError if that fails; earlier checkpoints are kept."""
         newest, previous = self.paths
         try:
             with writing.whole(newest) as partial:
@@ -118,11 +118,11 @@ class Checkpoints:
             raise unwritable(newest, error) from error
 
     def restore(
-        self, net: nn.Module, optimiser: torch.optim.Optimizer, mend: bool
+        self, net: nn.Module, optimiser: torch.optim.Optimizer, repair: bool
     ) -> Progress | None:
-        """Go on from the newest that is good; None if there is none. mend: set aside those that are not.
+        """Restore the newest good checkpoint; None if there are no checkpoints. repair: set aside bad ones.
 
-        Raises UserError if there are only damaged ones.
+        Raises UserError if all checkpoints are bad.
         """
         damaged: dict[Path, str] = {}
         for path in filter(Path.exists, self.paths):
@@ -132,18 +132,18 @@ class Checkpoints:
                 continue  # the first rank has set it aside
             except OSError as error:
                 raise UserError(f"cannot read the checkpoint {path} ({error})") from error
-            except Damaged as reason:
+            except BadCheckpoint as reason:
                 damaged[path] = str(reason)
                 continue
-            for bad, why in damaged.items() if mend else ():
-                then = f"the training goes on from step {progress.step} of {path.name}"
+            for bad, why in damaged.items() if repair else ():
+                then = f"the training resumes from step {progress.step} of {path.name}"
                 self.results.set_aside(bad, why, then)
             return progress
         if damaged:
-            found = " and ".join(f"{path} is damaged ({why})" for path, why in damaged.items())
+            bad_ones = " and ".join(f"{path} is damaged ({why})" for path, why in damaged.items())
             raise UserError(
-                f"the checkpoint {found}; remove {'it' if len(damaged) == 1 else 'both'} to train from "
-                f"the beginning"
+                f"the checkpoint {bad_ones}; remove {'it' if len(damaged) == 1 else 'both'} to start the "
+                f"training again"
             )
         return None
 
@@ -153,7 +153,7 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _states(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    """The optimiser's tensors by number of the parameter."""
+    """Return the optimiser's tensors by parameter number."""
     states: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _below("optimiser.", tensors).items():
         number, _, key = name.partition(".")

@@ -1,4 +1,4 @@
-"""What each step of a training shows: which images, how they are changed, in which order."""
+"""The images of each training step: selection, order, augmentation and loading."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from vitsee.data import datasets
-from vitsee.data.images import Images, Made
+from vitsee.data.images import Generated, Images
 from vitsee.data.minibatches import (
     Transform,
     Undecodable,
+    decoded,
     decoding,
-    opened,
     prepare_worker,
     transform_of,
     workers_for,
@@ -45,14 +45,14 @@ log = logging.getLogger(__name__)
 
 EVALUATION_BATCH = 250
 FEW = 2000
-"""So many made images are not worth processes of their own."""
+"""Up to this many images are generated without extra processes."""
 PIECE = 2**24
-"""Bytes that are read at once to be checked."""
+"""Bytes read at a time to compute a checksum."""
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Images to train on and held-out ones. chosen: indices of the training images that are shown."""
+    """Training images and held-out images. chosen: indices of the training images that are used."""
 
     train: Images
     test: Images
@@ -60,9 +60,9 @@ class Splits:
 
     @classmethod
     def of(cls, training: Training, resolution: int, cache: Path) -> Splits:
-        """What the training names. cache: folder for images made by formula, which are made once.
+        """Load the splits that the training names. cache: folder for procedurally generated images.
 
-        Raises UserError if the images cannot be had, or are the same for training and testing.
+        Raises UserError if the images are not available, or if training and held-out images are the same.
         """
         recipe, dataset = training.recipe, training.dataset
         asked = f"recipe.train_split={recipe.train_split}, dataset.split={dataset.split}"
@@ -77,46 +77,48 @@ class Splits:
         if train.classes != test.classes:
             strange = sorted({*train.classes} ^ {*test.classes})
             raise UserError(
-                f"the two splits have not the same classes ({asked}): {len(strange)} are in one only, "
-                f"as {strange[0]}"
+                f"the two splits have different classes ({asked}): {len(strange)} are in only one of them, "
+                f"e.g. {strange[0]}"
             )
         order = np.random.default_rng([recipe.seed, len(train)]).permutation(len(train))
         chosen = order[: max(1, round(recipe.fraction * len(train)))]
-        train, test = (kept(images, cache, training.run) for images in (train, test))
+        train, test = (in_cache(images, cache, training.run) for images in (train, test))
         return cls(train, test, chosen)
 
     def held_out(self, count: int | None) -> range:
-        """Indices of the held-out images that accuracy is measured on."""
+        """Return the indices of the held-out images for measuring accuracy."""
         return range(min(len(self.test), count or len(self.test)))
 
 
-def kept(images: Images, cache: Path, run: Run) -> Images:
-    """The images; those made by formula as a file in the cache folder, made in parallel once.
+def in_cache(images: Images, cache: Path, run: Run) -> Images:
+    """Return the images; procedurally generated ones are generated once, in parallel, into the cache folder.
 
     Raises UserError if the folder cannot be written, the disk is full, or a process is killed.
     """
-    if not isinstance(images, Made):
+    if not isinstance(images, Generated):
         return images
-    found = Kept(images, cache / f"{images.fingerprint.replace('/', '-')}-{len(images)}.npy")
+    cached = CachedImages(
+        images, cache / f"{images.fingerprint.replace('/', '-')}-{len(images)}.npy"
+    )
     try:
         cache.mkdir(parents=True, exist_ok=True)
         writing.clear(cache)
-        if found.path.exists() and not found.whole():
-            log.warning("warning: %s is not as it was written: it is made again", found.path)
-            found.path.unlink(missing_ok=True)
-        if not found.path.exists():
-            _make(found, run)
+        if cached.path.exists() and not cached.whole():
+            log.warning("warning: %s is damaged; generating it again", cached.path)
+            cached.path.unlink(missing_ok=True)
+        if not cached.path.exists():
+            _make(cached, run)
     except OSError as error:
-        raise unwritable(found.path, error) from error
+        raise unwritable(cached.path, error) from error
     except BrokenProcessPool as error:
         raise UserError(
-            "a process that makes images died, most often for want of memory; the same command begins anew"
+            "a process that generates images died, usually out of memory; repeat the same command"
         ) from error
-    return found
+    return cached
 
 
-def _make(images: Kept, run: Run) -> None:
-    """Write the file of the images, whole or not at all."""
+def _make(images: CachedImages, run: Run) -> None:
+    """Generate the images into their file, atomically."""
     from tqdm import tqdm
 
     count, path = len(images), images.path
@@ -128,7 +130,7 @@ def _make(images: Kept, run: Run) -> None:
             pool = ProcessPoolExecutor(mp_context=get_context("spawn"))
             stack.callback(pool.shutdown, cancel_futures=True)
             made = pool.map(images.scenes.image, range(count), chunksize=256)
-        bar = tqdm(made, f"making {path.stem}", count, disable=not run.progress, unit="image")
+        bar = tqdm(made, f"generating {path.stem}", count, disable=not run.progress, unit="image")
         file.write(images.head)
         digest = hashlib.sha256(images.head)
         for image in bar:
@@ -137,13 +139,13 @@ def _make(images: Kept, run: Run) -> None:
         file.write(digest.digest())
 
 
-class Kept(Made):
-    """Images made by formula that lie in a .npy file, (N, H, W, 3) uint8; the SHA-256 of it is behind them.
+class CachedImages(Generated):
+    """Generated images cached in a .npy file, (N, H, W, 3) uint8, followed by a SHA-256 of the file.
 
-    They are read one by one: a file that is mapped into memory kills the process where it cannot be read.
+    Images are read one by one, because a read error in a memory-mapped file would kill the process.
     """
 
-    def __init__(self, made: Made, path: Path) -> None:
+    def __init__(self, made: Generated, path: Path) -> None:
         super().__init__(made.scenes, made.classes, made.name)
         self.path, side = path, made.scenes.resolution
         self.shape = (side, side, 3)
@@ -153,7 +155,7 @@ class Kept(Made):
         self.head = head.getvalue()
 
     def whole(self) -> bool:
-        """Is every byte of the file as it was written?"""
+        """Return whether the file's checksum is correct."""
         left = len(self.head) + len(self) * math.prod(self.shape)
         if self.path.stat().st_size != left + hashlib.sha256().digest_size:
             return False
@@ -174,9 +176,9 @@ class Kept(Made):
 
 @dataclass(frozen=True)
 class Schedule:
-    """Which images a step shows: every one of them once an epoch, in an order of the epoch's own.
+    """The images of each step: every chosen image once per epoch, in an order that depends on the epoch.
 
-    Iterating gives, for each step from `begin` on, (epoch, index) of this rank's share of its images.
+    Iterating yields, for each step from `begin` on, the (epoch, index) pairs of this rank's share.
     """
 
     recipe: Recipe
@@ -201,10 +203,10 @@ class Schedule:
 
     @property
     def per_epoch(self) -> int:
-        """Steps of an epoch; images that do not fill one wait for the next epoch's order."""
-        found = len(self.chosen) // self.recipe.batch_size
-        if found:
-            return found
+        """Number of steps per epoch. Images that do not fill a step are dropped from that epoch."""
+        count = len(self.chosen) // self.recipe.batch_size
+        if count:
+            return count
         raise UserError(
             f"there are {len(self.chosen)} training images (recipe.fraction={self.recipe.fraction:g}), "
             f"fewer than recipe.batch_size={self.recipe.batch_size}"
@@ -212,8 +214,8 @@ class Schedule:
 
 
 @dataclass
-class Shown(TorchDataset):
-    """Images as the model sees them in training; what chance does to one depends on (seed, epoch, index)."""
+class Augmented(TorchDataset):
+    """Training images as the model sees them. Augmentation depends on (seed, epoch, index) alone."""
 
     images: Images
     transform: Transform
@@ -222,33 +224,33 @@ class Shown(TorchDataset):
     def __getitem__(self, at: tuple[int, int]) -> tuple[Tensor, int]:
         epoch, index = at
         with chance(self.seed, epoch, index):
-            pixels = self.transform(_opened(self.images, index))
+            pixels = self.transform(_decoded(self.images, index))
         return pixels, self.images.label(index)
 
 
 @dataclass
-class _Tested(TorchDataset):
+class _HeldOut(TorchDataset):
     """Held-out images as the model sees them."""
 
     images: Images
     transform: Transform
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(_opened(self.images, index)), self.images.label(index)
+        return self.transform(_decoded(self.images, index)), self.images.label(index)
 
 
-def _opened(images: Images, index: int) -> Image.Image:
+def _decoded(images: Images, index: int) -> Image.Image:
     try:
-        return opened(images, index)
+        return decoded(images, index)
     except Undecodable as error:
         raise UserError(
-            f"cannot decode image {images.id(index)} ({error}); mend or remove it"
+            f"cannot decode image {images.id(index)} ({error}); fix or remove it"
         ) from error
 
 
 @contextmanager
 def chance(*seed: int) -> Iterator[None]:
-    """Within the block all of the generators that timm's augmentation draws from are seeded."""
+    """Within the block, all random generators that timm's augmentation uses are seeded."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     mixed = int(np.random.default_rng(seed).integers(2**32))
     random.seed(mixed)
@@ -263,7 +265,7 @@ def chance(*seed: int) -> Iterator[None]:
 
 
 def augmentation(recipe: Recipe, data: dict[str, Any]) -> Transform:
-    """What training images go through. Raises UserError for options that timm does not have."""
+    """Return the transform of training images. Raises UserError for options that timm does not accept."""
     from timm.data import create_transform
 
     if recipe.augmentation is None:
@@ -275,16 +277,16 @@ def augmentation(recipe: Recipe, data: dict[str, Any]) -> Transform:
         raise UserError(f"recipe.augmentation={recipe.augmentation}: {error}") from error
 
 
-class Mixer:
-    """mixup and CutMix of a minibatch, and targets with label smoothing."""
+class Mixup:
+    """Mixup and CutMix of a batch, and targets with label smoothing."""
 
     def __init__(self, recipe: Recipe, classes: int) -> None:
-        from timm.data import Mixup
+        from timm.data import Mixup as TimmMixup
 
         self.recipe, self.classes = recipe, classes
         self.mix = None
         if recipe.mixup or recipe.cutmix:
-            self.mix = Mixup(
+            self.mix = TimmMixup(
                 recipe.mixup,
                 recipe.cutmix,
                 label_smoothing=recipe.label_smoothing,
@@ -292,14 +294,14 @@ class Mixer:
             )
 
     def __call__(self, step: int, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels and (N, classes) targets; what chance does depends on (seed, step)."""
+        """Return mixed pixels and (N, classes) targets. Mixing depends on (seed, step) alone."""
         if self.mix is None:
             smooth = self.recipe.label_smoothing
             targets = one_hot(labels, self.classes) * (1 - smooth) + smooth / self.classes
             return pixels, targets
         if len(pixels) % 2:
             raise UserError(
-                f"mixup mixes pairs, but a GPU's share of recipe.batch_size={self.recipe.batch_size} "
+                f"mixup mixes pairs of images, but each GPU's share of recipe.batch_size={self.recipe.batch_size} "
                 f"is {len(pixels)} images"
             )
         with chance(self.recipe.seed, step, self.classes):
@@ -309,14 +311,14 @@ class Mixer:
 def to_train(
     splits: Splits, transform: Transform, schedule: Schedule, run: Run, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pixels and labels of each step of the schedule."""
+    """Yield pixels and labels of each step of the schedule."""
     loader = DataLoader(
-        Shown(splits.train, transform, schedule.recipe.seed),
+        Augmented(splits.train, transform, schedule.recipe.seed),
         batch_sampler=schedule,
         num_workers=_workers(run, device),
         pin_memory=device.type == "cuda",
         worker_init_fn=prepare_worker,
-        generator=torch.Generator(),  # the model's own random numbers are not to depend on loaders
+        generator=torch.Generator(),  # keeps the loader away from the model's random numbers
     )
     return _plainly(loader)
 
@@ -329,10 +331,10 @@ def to_test(
     device: torch.device,
     ranks: Ranks,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pixels and labels of this rank's share of the held-out images."""
+    """Yield pixels and labels of this rank's share of the held-out images."""
     mine = splits.held_out(recipe.test_images)[ranks.rank :: ranks.count]
     loader = DataLoader(
-        _Tested(splits.test, transform_of(data)),
+        _HeldOut(splits.test, transform_of(data)),
         sampler=mine,
         batch_size=EVALUATION_BATCH,
         num_workers=_workers(run, device),
@@ -343,7 +345,7 @@ def to_test(
 
 
 def _plainly(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
-    """What the loader yields; errors of worker processes in the user's words."""
+    """Yield from the loader, and turn errors of worker processes into UserErrors."""
     with decoding():
         yield from loader
 

@@ -1,4 +1,4 @@
-"""A model that begins a training with the weights of another: its classifier new, its positions resampled."""
+"""Initialises a model for fine-tuning: pretrained weights with a new classifier and resampled positions."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ PRETRAINED = "pretrained"
 
 
 def begin(model: Model, start: str) -> nn.Module:
-    """The architecture with the weights to start from and a classifier of zeros (Dosovitskiy et al. 2021, 3.2).
+    """Return the architecture with initial weights and a zero classifier (Dosovitskiy et al. 2021, 3.2).
 
-    start: path of a checkpoint, name of a model that ships with vitsee, or `pretrained` for the
-    published weights of this model. Position embeddings of another resolution are interpolated by timm.
-    Raises UserError if the weights cannot be had, or do not fit the rest of the model.
+    start: path of a checkpoint, name of a model that ships with vitsee, or `pretrained` for this model's
+    published weights. timm interpolates position embeddings of another resolution. Raises UserError if the
+    weights are not available, or do not fit the rest of the model.
     """
     shipped = loader.shipped(start)
     if start == PRETRAINED:
@@ -32,7 +32,7 @@ def begin(model: Model, start: str) -> nn.Module:
 def _zero(net: nn.Module) -> None:
     classifiers = [net.get_submodule(name) for name in loader.classifier_names(net)]
     if not classifiers:
-        raise UserError(f"{type(net).__name__} has no classifier that could be fine-tuned")
+        raise UserError(f"{type(net).__name__} does not have a classifier to fine-tune")
     for classifier in classifiers:
         for parameter in classifier.parameters():
             nn.init.zeros_(parameter)

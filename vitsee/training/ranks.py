@@ -1,4 +1,4 @@
-"""The processes of one training under `torchrun`, one a GPU; a training in one process is the only rank."""
+"""The processes of one training under `torchrun`, one per GPU. A training in one process is the only rank."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vitsee.errors import UserError
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's rank among `count`, and its number on this machine."""
+    """This process's rank among `count` processes. local: its rank on this machine."""
 
     rank: int = 0
     count: int = 1
@@ -23,18 +23,18 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Does this process write files and show progress?"""
+        """Whether this process writes files and shows progress."""
         return self.rank == 0
 
     def device(self, chosen: torch.device) -> torch.device:
-        """A GPU of this rank's own."""
+        """Return this rank's own GPU if there are several ranks, else the chosen device."""
         if self.count > 1 and chosen.type == "cuda":
             torch.cuda.set_device(self.local)
             return torch.device("cuda", self.local)
         return chosen
 
     def share(self, net: nn.Module, device: torch.device) -> nn.Module:
-        """The model with gradients averaged over all ranks."""
+        """Return the model with gradients averaged over all ranks."""
         if self.count == 1:
             return net
         from torch.nn.parallel import DistributedDataParallel
@@ -43,7 +43,7 @@ class Ranks:
 
     @contextmanager
     def one_before_others(self) -> Iterator[None]:
-        """The block is run by one process of this machine, then by the others, which find its files."""
+        """Run the block in one process of this machine first, then in the others, which reuse its files."""
         if self.count > 1 and self.local:
             distributed.barrier()
         yield
@@ -51,7 +51,7 @@ class Ranks:
             distributed.barrier()
 
     def added(self, numbers: Tensor) -> Tensor:
-        """The sum over all ranks."""
+        """Return the sum over all ranks."""
         if self.count > 1:
             distributed.all_reduce(numbers)
         return numbers
@@ -59,15 +59,17 @@ class Ranks:
 
 @contextmanager
 def ranks(batch_size: int) -> Iterator[Ranks]:
-    """The ranks that `torchrun` started, connected within the block. Raises UserError if the batch size
-    cannot be shared evenly."""
+    """Connect the ranks that `torchrun` started, within the block.
+
+    Raises UserError if the batch size is not a multiple of the number of ranks.
+    """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         yield Ranks()
         return
     if batch_size % count:
         raise UserError(
-            f"recipe.batch_size={batch_size} cannot be shared evenly by {count} processes; "
+            f"recipe.batch_size={batch_size} cannot be divided evenly among {count} processes; "
             f"try {batch_size - batch_size % count or count}"
         )
     distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")

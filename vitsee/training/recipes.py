@@ -1,4 +1,4 @@
-"""How a model is trained, typed: what `vitsee train` composes."""
+"""The typed options of `vitsee train`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from vitsee.options import Dataset, Model, Precision, Run
 
 
 class Optimiser(Enum):
-    """adamw: decoupled weight decay, betas 0.9 and `beta2`. sgd: momentum 0.9."""
+    """adamw: decoupled weight decay, with betas 0.9 and `beta2`. sgd: with momentum 0.9."""
 
     adamw = "adamw"
     sgd = "sgd"
 
 
 class Decay(Enum):
-    """How the learning rate falls from its largest value to 0 after the warm-up."""
+    """How the learning rate decays after the warm-up: to 0 along a cosine or a line, or not at all."""
 
     cosine = "cosine"
     linear = "linear"
@@ -37,21 +37,22 @@ class Recipe:
     """How a model is trained."""
 
     name: str = MISSING
-    """Name of the trained model: of its folder, its weights and its card."""
+    """Name of the trained model, its folder, its weights and its card."""
     images_seen: int | None = None
-    """Length of the training, in images shown; or else"""
+    """Length of the training in images. Give either this or `epochs`."""
     epochs: float | None = None
-    """its length in passes over the whole training set, whatever the fraction of it that is shown."""
+    """Length of the training in passes over the whole training set, whatever `fraction` of it is used."""
     fraction: float = 1.0
-    """Share of the training images: the first of a seeded shuffle, so that small parts lie in larger ones."""
+    """Share of the training images that is used: the first of a seeded shuffle, so that small subsets are part of
+    larger ones."""
     train_split: str | None = "train"
     test_images: int | None = None
-    """Held-out images that accuracy is measured on; by default all of dataset.split."""
+    """Number of held-out images for measuring accuracy; by default all of dataset.split."""
     batch_size: int = 128
-    """Images of a step, over all GPUs."""
+    """Images per step, over all GPUs."""
     optimiser: Optimiser = Optimiser.adamw
     lr: float = 1e-3
-    """Largest learning rate, reached by linear warm-up."""
+    """Peak learning rate, reached by linear warm-up."""
     warmup: float = 0.05
     """Share of the steps spent warming up."""
     decay: Decay = Decay.cosine
@@ -60,28 +61,28 @@ class Recipe:
     """Not applied to biases, norms, position embeddings and class tokens."""
     label_smoothing: float = 0.0
     clip: float | None = 1.0
-    """Largest norm of the gradient."""
-    augmentation: Any = None  # as an optional dict, OmegaConf takes none from the command line
-    """Options of timm's create_transform(is_training=True), e.g. {auto_augment: rand-m9-n2}; null: the
+    """Gradient clipping: largest norm of the gradient."""
+    augmentation: Any = None  # OmegaConf does not accept an optional dict from the command line
+    """Options of timm's create_transform(is_training=True), e.g. {auto_augment: rand-m9-n2}; null: no augmentation,
     images as in evaluation."""
     mixup: float = 0.0
     """Alpha of mixup (timm)."""
     cutmix: float = 0.0
-    """Alpha of CutMix (timm); with mixup, one of both is drawn for each minibatch."""
+    """Alpha of CutMix (timm). With mixup, one of the two is drawn for each batch."""
     precision: Precision = Precision.fp32
-    """Arithmetic of forward and backward pass; weights and optimiser are float32."""
+    """Precision of forward and backward pass. Weights and optimiser state are float32."""
     compile: bool = False
-    """torch.compile the model: faster steps after a minute's wait; not bit for bit the same numbers."""
+    """torch.compile the model: steps are faster after about a minute of compilation, but not bit-identical."""
     start: str | None = None
-    """Fine-tune: begin with the weights of this file, of this model that ships with vitsee, or (`pretrained`)
-    with the model's published ones; positions are resampled to the resolution, the classifier begins at zero."""
+    """Fine-tune from the weights of this file, of this model that ships with vitsee, or (`pretrained`) from the
+    model's published weights. Positions are resampled to the resolution; the classifier starts at zero."""
     seed: int = 0
-    """Seed of initial weights, of the fraction and of the order and augmentation of images."""
+    """Seed of the initial weights, the fraction, the order of images and their augmentation."""
     pos_embed_std: float | None = None
-    """Standard deviation of initial position embeddings; timm's is 0.02, which a small ViT needs ten
-    times as many images to make use of as one that is as large as the patch embeddings."""
+    """Standard deviation of the initial position embeddings. With timm's 0.02, a small ViT needs ten times as many
+    images to learn to use them as with a value as large as the patch embeddings."""
     half: bool = False
-    """Round the final weights to float16; accuracies are those of the rounded weights."""
+    """Round the final weights to float16. Accuracies are those of the rounded weights."""
     eval_every: int = 200
     """Steps between two lines of metrics.csv."""
     save_every: int = 200
@@ -96,11 +97,11 @@ class Recipe:
             )
         if not isinstance(self.augmentation, dict | None):
             raise UserError(
-                f"recipe.augmentation wants options by name, such as {{hflip: 0.5}}, got {self.augmentation!r}"
+                f"recipe.augmentation must be options by name, such as {{hflip: 0.5}}, got {self.augmentation!r}"
             )
         if self.images_seen is not None and self.epochs is not None:
             raise UserError(
-                "the length of the training is given twice: recipe.images_seen and recipe.epochs"
+                "the length of the training is given twice: use either recipe.images_seen or recipe.epochs"
             )
         least = {
             "images_seen": 1,
@@ -120,7 +121,7 @@ class Recipe:
                 raise UserError(f"recipe.{name} must be more than 0, got {value}")
 
     def steps(self, images: int) -> int:
-        """How many steps there are. images: of the whole training set. Raises UserError if none."""
+        """Return the number of steps. images: size of the whole training set. Raises UserError if it is 0."""
         if self.images_seen is None and self.epochs is None:
             raise UserError(
                 "the length of the training is missing: recipe.images_seen=N or recipe.epochs=N"
@@ -133,7 +134,7 @@ class Recipe:
         return shown // self.batch_size
 
     def rate(self, step: int, steps: int) -> float:
-        """Learning rate of a step."""
+        """Return the learning rate of a step."""
         warmup = int(steps * self.warmup)
         if step < warmup:
             return self.lr * (step + 1) / warmup
@@ -147,16 +148,16 @@ class Recipe:
 
 @dataclass(kw_only=True)
 class Training:
-    """What the command line composes: this model on these images by this recipe."""
+    """A training: this model on these images with this recipe."""
 
     recipe: Recipe = MISSING
     model: Model = MISSING
     dataset: Dataset = MISSING
-    """Its split is held out; the training is on recipe.train_split."""
+    """Its split is held out. The model trains on recipe.train_split."""
     run: Run = field(default_factory=Run)
 
     def identity(self, *seen: str) -> str:
-        """Eight hex digits of all that the weights depend on. seen: fingerprints of images and weights."""
+        """Return eight hex digits of all that the weights depend on. seen: fingerprints of images and weights."""
         plain = OmegaConf.to_container(OmegaConf.structured(self), enum_to_str=True)
         assert isinstance(plain, dict)
         what = {part: dict(plain[part]) for part in ("recipe", "model", "dataset")}
@@ -173,7 +174,7 @@ for _name, _kind in {"recipe": Recipe, "train": Training}.items():
 
 
 def build(cfg: DictConfig) -> Training:
-    """The composed configuration as typed objects. Raises UserError for options that do not exist."""
+    """Return the composed configuration as typed objects. Raises UserError for options that do not exist."""
     refuse_undeclared(cfg)
     training = OmegaConf.to_object(cfg)
     assert isinstance(training, Training)

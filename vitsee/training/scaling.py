@@ -1,4 +1,4 @@
-"""Accuracy against data and against compute, from model cards (Dosovitskiy et al. 2021, Figs. 3 to 5)."""
+"""Plots accuracy against data and compute, from model cards (Dosovitskiy et al. 2021, Figs. 3 to 5)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from vitsee.results.folder import Results
 
 
 def plot_cards(paths: list[Path], *, pdf: bool = False) -> list[Path]:
-    """Write scaling.csv and scaling.png into the folder that holds all cards; return their paths.
+    """Write scaling.csv and scaling.png into the cards' common parent folder; return their paths.
 
-    Raises UserError for what is no card, and for cards of different data sets or held-out images.
+    Raises UserError for a file that is not a card, and for cards with different data sets or held-out images.
     """
     read = [cards.read(path) for path in paths]
     asked = {(card.dataset.split(" ")[0], card.classes, card.test_images) for card in read}
     if len(asked) > 1:
         raise UserError(
-            f"accuracies of these cards cannot be compared, they are of different images: "
+            f"the accuracies of these cards cannot be compared, because they are for different images: "
             f"{'; '.join(sorted(f'{n} images of {name}, {k} classes' for name, k, n in asked))}"
         )
     together = Results(Path(os.path.commonpath([path.resolve().parent for path in paths])))
@@ -35,9 +35,9 @@ def plot_cards(paths: list[Path], *, pdf: bool = False) -> list[Path]:
 
 
 def tabulate(read: list[cards.Card]) -> pd.DataFrame:
-    """One row a model: model, family, train_images, images_seen, training_flops, accuracy, se.
+    """Return one row per model: model, family, train_images, images_seen, training_flops, accuracy, se.
 
-    family: models that differ in their training alone have the same. se: binomial, over held-out images.
+    family: the same for models that differ only in their training. se: binomial, over held-out images.
     """
     rows = [
         {

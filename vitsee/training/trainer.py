@@ -1,4 +1,4 @@
-"""`vitsee train`: a timm classifier trained, resumable to the bit; weights, metrics and a model card come out."""
+"""`vitsee train`: trains a timm classifier, resumable bit for bit, and writes weights, metrics and a model card."""
 
 from __future__ import annotations
 
@@ -28,26 +28,27 @@ from vitsee.results.folder import Results
 from vitsee.study import choose_device
 from vitsee.training import examples, finetuning
 from vitsee.training.checkpoint import Checkpoints, Progress
-from vitsee.training.examples import Mixer, Schedule, Splits
+from vitsee.training.examples import Mixup, Schedule, Splits
 from vitsee.training.ranks import Ranks, ranks
 from vitsee.training.recipes import Optimiser, Training
 
 log = logging.getLogger(__name__)
 
 SETTLE = 20
-"""Steps between two looks at the losses and for signals, which wait for the device and for other ranks."""
+"""Steps between two checks of losses and signals, which synchronise with the device and the other ranks."""
 PROBE_IMAGES = 20_000
-"""Images of the linear probe on pixels that a model trained on scenes is compared with."""
+"""Training images of the linear probe on pixels, the baseline for models trained on scenes."""
 PEAK = {Precision.bf16: 312e12, Precision.tf32: 156e12, Precision.fp32: 19.5e12}
-"""FLOP/s of an A100, of which a training reaches about 40 % (Chowdhery et al. 2022, table 3)."""
+"""Peak FLOP/s of an A100."""
 REACHED = 0.4
+"""Share of the peak that a training typically reaches (Chowdhery et al. 2022, table 3)."""
 
 
 def train(training: Training) -> Path:
-    """Train, or go on where the same call stopped; the folder of weights, metrics and card.
+    """Train, or resume where the same call stopped. Return the folder of weights, metrics and card.
 
-    Raises UserError if the loss is no longer finite (the last checkpoint is kept), Incomplete if another
-    process trains the same, and Interrupted on a signal.
+    Raises UserError if the loss is not finite (the last checkpoint is kept), Incomplete if another process
+    is running the same training, and Interrupted on a signal.
     """
     recipe = training.recipe
     with ranks(recipe.batch_size) as team:
@@ -67,12 +68,12 @@ def train(training: Training) -> Path:
 
 
 def alone(results: Results) -> AbstractContextManager[Lease]:
-    """Within the block no other process trains into this folder. Raises Incomplete if one does."""
+    """Within the block, no other process trains into this folder. Raises Incomplete if one already does."""
     return lease(results.path / "state" / "training.lease", "training.lease", lambda: [0])
 
 
 def learn(trainer: Trainer, splits: Splits, checkpoints: Checkpoints) -> None:
-    """Take all steps that are not yet taken."""
+    """Take all remaining steps."""
     recipe, team = trainer.training.recipe, trainer.team
     steps = recipe.steps(len(splits.train))
     if not trainer.resume(checkpoints) and team.first:
@@ -80,7 +81,7 @@ def learn(trainer: Trainer, splits: Splits, checkpoints: Checkpoints) -> None:
     schedule = Schedule(recipe, splits.chosen, trainer.step, steps, team)
     transform = examples.augmentation(recipe, trainer.data)
     loader = examples.to_train(splits, transform, schedule, trainer.training.run, trainer.device)
-    mixer = Mixer(recipe, len(splits.train.classes))
+    mixup = Mixup(recipe, len(splits.train.classes))
 
     def saved() -> None:
         trainer.settle()
@@ -100,7 +101,7 @@ def learn(trainer: Trainer, splits: Splits, checkpoints: Checkpoints) -> None:
     ):
         for pixels, labels in loader:
             where = (t.to(trainer.device, non_blocking=True) for t in (pixels, labels))
-            trainer.advance(*mixer(trainer.step, *where), recipe.rate(trainer.step, steps))
+            trainer.advance(*mixup(trainer.step, *where), recipe.rate(trainer.step, steps))
             bar.update(recipe.batch_size)
             if trainer.step % recipe.eval_every == 0 or trainer.step == steps:
                 bar.set_postfix(trainer.record(splits))
@@ -114,10 +115,10 @@ def learn(trainer: Trainer, splits: Splits, checkpoints: Checkpoints) -> None:
 
 
 class Trainer:
-    """A model, its optimiser, and how far they are."""
+    """A model, its optimiser and their progress."""
 
     def __init__(self, training: Training, team: Ranks | None = None) -> None:
-        torch.set_flush_denormal(True)  # vanishing gradients would make a CPU three times slower
+        torch.set_flush_denormal(True)  # denormal gradients make a CPU three times slower
         self.training, self.team = training, team or Ranks()
         self.device = self.team.device(choose_device(training.run.device))
         self.net = self._new().to(self.device)
@@ -129,12 +130,12 @@ class Trainer:
         self.optimiser = self._optimiser()
         self.progress = Progress()
         self.losses: list[Tensor] = []
-        """Of the steps since the last look at them."""
+        """The losses since the last check."""
         self.loss = math.nan
         self._draw_apart()
 
     def _new(self) -> nn.Module:
-        """The model before the first step."""
+        """Return the model before the first step."""
         recipe, model = self.training.recipe, self.training.model
         self.started_from = ""
         if recipe.start:
@@ -150,27 +151,29 @@ class Trainer:
         return net
 
     def _draw_apart(self) -> None:
-        """Dropout is to differ between ranks."""
+        """Seed each rank differently, so that dropout differs between ranks."""
         if not self.team.first:
             torch.manual_seed(hash((self.training.recipe.seed, self.team.rank, self.step)))
 
     def resume(self, checkpoints: Checkpoints) -> bool:
-        """Go on from a checkpoint, if there is one. Raises UserError if none is whole, or if processes of
-        this training find different ones."""
-        found = checkpoints.restore(self.net, self.optimiser, mend=self.team.first)
-        self.progress = found or self.progress
+        """Resume from a checkpoint. Return whether there is one.
+
+        Raises UserError if all checkpoints are damaged, or if the ranks found different ones.
+        """
+        restored = checkpoints.restore(self.net, self.optimiser, repair=self.team.first)
+        self.progress = restored or self.progress
         steps = self.team.added(torch.tensor([self.step, self.step**2], device=self.device))
         if steps[0] ** 2 != steps[1] * self.team.count:
             raise UserError(
-                f"the processes of this training found different checkpoints, this one of step {self.step}: "
-                f"run.outputs must be one folder that all machines share"
+                f"the processes of this training found different checkpoints, this one for step {self.step}: "
+                f"run.outputs must be a folder that all machines share"
             )
         self._draw_apart()
-        return found is not None
+        return restored is not None
 
     @property
     def step(self) -> int:
-        """How many steps have been taken."""
+        """Number of steps taken."""
         return self.progress.step
 
     @cached_property
@@ -180,7 +183,7 @@ class Trainer:
 
     @property
     def resolution(self) -> int:
-        """Side of the model's input in pixels."""
+        """Side of the model's input, in pixels."""
         return int(self.data["input_size"][1])
 
     def _optimiser(self) -> torch.optim.Optimizer:
@@ -199,7 +202,7 @@ class Trainer:
         return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, recipe.beta2))
 
     def advance(self, pixels: Tensor, targets: Tensor, rate: float) -> None:
-        """One step of the optimiser. targets: (N, classes). Raises UserError as `settle` does."""
+        """Take one step. targets: (N, classes). rate: learning rate. Raises UserError as `settle` does."""
         recipe = self.training.recipe
         self.net.train()
         for group in self.optimiser.param_groups:
@@ -219,7 +222,7 @@ class Trainer:
             self.settle()
 
     def settle(self) -> None:
-        """Look at the losses since the last look. Raises UserError for the first that is not finite."""
+        """Check the losses since the last check. Raises UserError for the first that is not finite."""
         if not self.losses:
             return
         losses = (self.team.added(torch.stack(self.losses)) / self.team.count).tolist()
@@ -233,7 +236,7 @@ class Trainer:
                 )
 
     def stops(self, signals: Interruptible, last: bool) -> bool:
-        """Is it to stop here? Ranks must agree, so several of them ask each other now and then."""
+        """Return whether to stop after this step. Ranks must agree, which they check every `SETTLE` steps."""
         if self.team.count == 1:
             return signals.asked is not None
         if self.step % SETTLE and not last:
@@ -242,7 +245,7 @@ class Trainer:
         return self.team.added(asked).item() > 0
 
     def accuracy(self, splits: Splits) -> float:
-        """Share of the held-out images that are classified right."""
+        """Return the share of held-out images that are classified correctly."""
         recipe, run = self.training.recipe, self.training.run
         self.net.eval()
         right = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -250,12 +253,12 @@ class Trainer:
             for pixels, labels in examples.to_test(
                 splits, self.data, recipe, run, self.device, self.team
             ):
-                found = self.net(pixels.to(self.device)).argmax(1)
-                right += (found == labels.to(self.device)).sum()
+                predicted = self.net(pixels.to(self.device)).argmax(1)
+                right += (predicted == labels.to(self.device)).sum()
         return float(self.team.added(right)) / len(splits.held_out(recipe.test_images))
 
     def record(self, splits: Splits) -> dict[str, str]:
-        """Add a line of metrics; what of it the progress bar shows."""
+        """Add a line of metrics. Return what the progress bar shows."""
         self.settle()
         accuracy = self.accuracy(splits)
         images = self.step * self.training.recipe.batch_size
@@ -266,30 +269,30 @@ class Trainer:
 
 
 def _check_classes(splits: Splits, trainer: Trainer) -> None:
-    """Raise UserError unless the model has an output for each class."""
+    """Raise UserError unless the model has one output per class."""
     outputs, classes = getattr(trainer.net, "num_classes", 0), len(splits.train.classes)
     if outputs != classes:
         raise UserError(
             f"the model has {outputs} outputs, but dataset={trainer.training.dataset.name} has {classes} "
-            f"classes: model.args.num_classes={classes}"
+            f"classes: use model.args.num_classes={classes}"
         )
 
 
 def flops_of(model: Model) -> float:
-    """Floating-point operations of a forward pass of one image."""
+    """Return the floating-point operations of a forward pass on one image."""
     from torch.utils.flop_counter import FlopCounterMode
 
     net = timm_architecture.skeleton(model).eval()
     size = timm_architecture.data_config(net)["input_size"]
     timm_architecture.refuse_unrunnable(model, net, size)
-    attention_hooks.fuse(net, False)  # fused kernels are not all counted
+    attention_hooks.fuse(net, False)  # torch does not count all fused kernels
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(torch.zeros(1, *size, device="meta"))
     return float(counter.get_total_flops())
 
 
 def estimate(trainer: Trainer, steps: int) -> str:
-    """What the training will cost, before it starts."""
+    """Return a log line with the expected cost of the training."""
     recipe = trainer.training.recipe
     images = steps * recipe.batch_size
     flops = 3 * flops_of(trainer.training.model) * images
@@ -318,7 +321,7 @@ def finish(trainer: Trainer, splits: Splits, results: Results) -> None:
 
 
 def card_of(trainer: Trainer, splits: Splits, accuracy: float) -> Card:
-    """What was trained, and how good it is."""
+    """Return the model card of the trained model."""
     training, recipe = trainer.training, trainer.training.recipe
     flops, images = flops_of(training.model), trainer.step * recipe.batch_size
     plain = OmegaConf.to_container(OmegaConf.structured(training), enum_to_str=True)
@@ -349,7 +352,7 @@ def card_of(trainer: Trainer, splits: Splits, accuracy: float) -> Card:
 
 
 def pixel_probe(splits: Splits, test_images: int | None) -> float:
-    """Held-out accuracy of ridge regression on pixels averaged over 2 x 2; its l2 is the best of a grid."""
+    """Return the held-out accuracy of ridge regression on pixels averaged over 2 x 2, with the best l2 of a grid."""
     shown = range(min(PROBE_IMAGES, len(splits.train)))
     x, y = _pooled(splits.train, shown)
     t, truth = _pooled(splits.test, splits.held_out(test_images))
@@ -358,15 +361,15 @@ def pixel_probe(splits: Splits, test_images: int | None) -> float:
     targets = 2.0 * np.eye(len(splits.train.classes), dtype=np.float32)[y] - 1
     values, vectors = np.linalg.eigh((x.T @ x).astype(np.float64))
     projected, rotated = vectors.T @ (x.T @ targets), t @ vectors
-    found = (
+    predictions = (
         (rotated @ (projected / (values + l2)[:, None])).argmax(1)
         for l2 in values.max() * 10.0 ** np.arange(-6, 1)
     )
-    return float(max((answer == truth).mean() for answer in found))
+    return float(max((predicted == truth).mean() for predicted in predictions))
 
 
 def _pooled(images: Any, indices: range) -> tuple[np.ndarray, np.ndarray]:
-    """(N, D) pixels averaged over 2 x 2, from 0 to 1, and (N,) labels."""
+    """Return (N, D) pixels averaged over 2 x 2, from 0 to 1, and (N,) labels."""
     pixels = np.stack([np.asarray(images.open(index)) for index in indices])
     n, h, w, c = pixels.shape
     pooled = pixels.reshape(n, h // 2, 2, w // 2, 2, c).mean((2, 4), dtype=np.float32)

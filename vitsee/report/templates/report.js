@@ -1,5 +1,5 @@
 "use strict";
-// Maps of pairs with the value under the pointer or the arrow keys; without this script the drawn figures stay.
+// Interactive maps of pairs. Without this script, the page shows the drawn figures.
 (() => {
   const bytes = text => Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
   const floats = text => new Float32Array(bytes(text).buffer);
