@@ -32,7 +32,7 @@ from vitsee.report.collect import collect
 from vitsee.report.write import report
 from vitsee.results import replicates
 from vitsee.results.reading import read
-from vitsee.training.scaling import plot_cards
+from vitsee.training.card_plots import plot_cards
 
 LABELS = {"model": "a", "other": "b", "dataset": "photos", "images": 8, "repeats": 1}
 MADE = {

@@ -20,7 +20,7 @@ from sklearn.linear_model import Ridge as Reference
 
 from vitsee.analyses.linear_probe import LinearProbe
 from vitsee.analysis import Labels, Layer, Setting, View
-from vitsee.data.draws import draw
+from vitsee.data.few_shot import draw
 from vitsee.data.images import Images
 from vitsee.errors import Incomplete, UserError
 from vitsee.estimators import places, ridge

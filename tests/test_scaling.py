@@ -24,7 +24,7 @@ from vitsee.papers.plot import plot_joined
 from vitsee.results.reading import read
 from vitsee.runner import run
 from vitsee.sums import Sums
-from vitsee.training.scaling import plot_cards
+from vitsee.training.card_plots import plot_cards
 
 CARD = Card(
     name="a", architecture="vit", parameters=1_000_000, dataset="scenes (x)", classes=16, accuracy=0.5,

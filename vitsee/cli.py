@@ -166,7 +166,7 @@ def plot() -> None:
 
     paths = [Path(path) for path in sys.argv[1:]]
     if all(path.suffix == ".md" for path in paths):
-        from vitsee.training.scaling import plot_cards
+        from vitsee.training.card_plots import plot_cards
 
         return print(*plot_cards(paths), sep="\n")
     for path in paths:

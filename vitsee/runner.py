@@ -155,7 +155,7 @@ def observer(
     """Within the block, the yielded function runs the models on a minibatch and returns its terms."""
     e, analysis, stage = study.experiment, study.analysis_after(earlier), len(earlier)
     plan = study.passes[stage].plan
-    scaling = {role: (m.data["mean"], m.data["std"]) for role, m in study.models.items()}
+    normalisation = {role: (m.data["mean"], m.data["std"]) for role, m in study.models.items()}
     with ExitStack() as stack:
         through = {
             role: stack.enter_context(
@@ -174,7 +174,7 @@ def observer(
                     batch.labels,
                     **reduced,
                     pixels=batch.pixels,
-                    scaling=scaling,
+                    normalisation=normalisation,
                     positions=plan.positions(batch.index, batch.ids),
                     planned=plan.planned,
                     stage=stage,

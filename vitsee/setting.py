@@ -86,7 +86,7 @@ class View:
     """One minibatch as an analysis sees it: what `reduce` kept of each layer, in the order the layers ran.
 
     images: how many images the minibatch has. labels: (N,) int64. pixels: by role of the model, the
-    (N, 3, H, W) input that it saw, and scaling: the mean and standard deviation of each channel that made
+    (N, 3, H, W) input that it saw, and normalisation: the mean and standard deviation of each channel that made
     it of colours. positions: where the images stand in the plan, and planned: how many there are in all.
     stage: the number of the pass over the data. fresh: the share of the images that no earlier minibatch
     of the plan has; it is below 1 only where images are drawn again (`repeats`).
@@ -97,7 +97,7 @@ class View:
     model: dict[str, Tensor]
     other: dict[str, Tensor] | None = None
     pixels: dict[str, Tensor] = field(default_factory=dict)
-    scaling: dict[str, tuple[Sequence[float], Sequence[float]]] = field(default_factory=dict)
+    normalisation: dict[str, tuple[Sequence[float], Sequence[float]]] = field(default_factory=dict)
     positions: Sequence[int] = ()
     planned: int = 0
     stage: int = 0
@@ -106,7 +106,9 @@ class View:
     def colours(self, role: str = "model") -> Tensor:
         """The images as the model of this role saw them, (N, 3, H, W) colours from 0 to 1."""
         pixels = self.pixels[role]
-        mean, deviation = (pixels.new_tensor(list(of)).view(-1, 1, 1) for of in self.scaling[role])
+        mean, deviation = (
+            pixels.new_tensor(list(of)).view(-1, 1, 1) for of in self.normalisation[role]
+        )
         return pixels * deviation + mean
 
     def rows(self, values: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
-from vitsee.data.draws import Draw, draw
+from vitsee.data.few_shot import Draw, draw
 from vitsee.errors import UserError, unknown
 from vitsee.io.tidy import Kind, Table, Whole
 
