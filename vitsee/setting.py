@@ -1,4 +1,4 @@
-"""What an analysis is given: the layers it watches, minibatches, its setting, and what figures call it all."""
+"""What an analysis is given: its layers, its setting, minibatches, and the labels of its figures."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layer:
-    """One watched layer, as a dry run of the model found it.
+    """One watched layer, as measured by dry runs of the model.
 
     shape: of its output for one image, e.g. (197, 768) or (64, 112, 112); of an attention module
         (heads, tokens, features of a head).
-    prefix: how many leading tokens are class, distillation or register tokens; None if the output is
-        not a sequence of the model's tokens.
-    grid: rows and columns of its spatial positions (the tokens after the prefix in row-major order, or
-        two axes of a map); None if it has none, or if it is not known which axes they are.
-    pitch: (rows, columns), how many pixels of the model's input one step on the grid is; None without one.
-    depth: share of the model's blocks that have run, its own included, when it has; None if the model's
-        blocks are not known.
-    channels_last: whether a map is rows x columns x channels; else it is channels x rows x columns.
-    images: whether the first axis of the whole output is the images; else it is windows of images, say.
+    prefix: number of leading class, distillation and register tokens; None if the output is not a sequence of
+        the model's tokens.
+    grid: rows and columns of its spatial positions (the tokens after the prefix in row-major order, or two
+        axes of a map); None if there is no grid, or if its axes are unknown.
+    pitch: (rows, columns), pixels of the model's input per step on the grid; None without a grid.
+    depth: share of the model's blocks that have run once the layer has, its own included; None if the blocks
+        are unknown.
+    channels_last: whether a map is rows x columns x channels, not channels x rows x columns.
+    images: whether the first axis of the output is the images; if not, it may be windows.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Layer:
 
     @property
     def is_map(self) -> bool:
-        """Is the output a map, so channels at each place of the grid?"""
+        """Whether the output is a map, with channels at each place of the grid."""
         return self.prefix is None and self.grid is not None
 
     @property
@@ -57,11 +57,11 @@ class Layer:
 
     @property
     def channels(self) -> int:
-        """How many channels a map has."""
+        """The number of channels of a map."""
         return self.shape[-1] if self.channels_last else self.shape[0]
 
     def channels_first(self, output: Tensor) -> Tensor:
-        """The layer's maps as (N, channels, rows, columns), not copied."""
+        """The layer's maps as (N, channels, rows, columns), without a copy."""
         return output.permute(0, 3, 1, 2) if self.channels_last else output
 
 
@@ -85,11 +85,10 @@ class Setting:
 class View:
     """One minibatch as an analysis sees it: what `reduce` kept of each layer, in the order the layers ran.
 
-    images: how many images the minibatch has. labels: (N,) int64. pixels: by role of the model, the
-    (N, 3, H, W) input that it saw, and normalisation: the mean and standard deviation of each channel that made
-    it of colours. positions: where the images stand in the plan, and planned: how many there are in all.
-    stage: the number of the pass over the data. fresh: the share of the images that no earlier minibatch
-    of the plan has; it is below 1 only where images are drawn again (`repeats`).
+    images: number of images. labels: (N,) int64. pixels: the (N, 3, H, W) input of each model, by role.
+    normalisation: the mean and standard deviation of each channel by which it was normalised. positions: of the
+    images in the plan. planned: number of images in the whole plan. stage: number of the pass over the data.
+    fresh: share of the images that no earlier minibatch contains; below 1 only with `repeats`.
     """
 
     images: int
@@ -104,7 +103,7 @@ class View:
     fresh: float = 1.0
 
     def colours(self, role: str = "model") -> Tensor:
-        """The images as the model of this role saw them, (N, 3, H, W) colours from 0 to 1."""
+        """The images as the model of this role saw them, (N, 3, H, W) from 0 to 1."""
         pixels = self.pixels[role]
         mean, deviation = (
             pixels.new_tensor(list(of)).view(-1, 1, 1) for of in self.normalisation[role]
@@ -112,7 +111,7 @@ class View:
         return pixels * deviation + mean
 
     def rows(self, values: Tensor) -> Tensor:
-        """Per-image values, (N, ...), as their rows of an array of zeros over all images of the plan."""
+        """Per-image values, (N, ...), in their rows of an array of zeros for all images of the plan."""
         import torch
 
         every = torch.zeros(
@@ -124,10 +123,10 @@ class View:
 
 @dataclass(frozen=True)
 class Labels:
-    """How a figure calls what was measured.
+    """How figures name what was measured.
 
-    family, train_images: of the model's card, if it has one; models that differ in their training alone
-    are of one family.
+    family, train_images: from the model card, if there is one. Models that differ only in their training are of
+    one family.
     """
 
     model: str
@@ -139,13 +138,13 @@ class Labels:
     train_images: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("model", "other", "dataset"):  # no font has what cannot be printed
+        for name in ("model", "other", "dataset"):  # fonts lack unprintable characters
             if value := getattr(self, name):
                 object.__setattr__(self, name, printable(value))
 
     @property
     def data(self) -> str:
-        """The images in words."""
+        """The images, for titles."""
         if not self.images:
             return "weights alone"
         times = f", drawn {self.repeats} times" if self.repeats > 1 else ""
