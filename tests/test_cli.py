@@ -380,7 +380,7 @@ def test_an_undecodable_image_is_named(run_tiny, tmp_path):
     (folder / "class0" / "004.png").write_bytes(b"not an image")
     code, _, err = run_tiny(f"dataset.root={folder}")
     assert code == 2
-    assert "cannot decode image class0/004.png (UnidentifiedImageError" in err
+    assert "cannot decode image class0/004.png (its content is no image that is known); mend" in err
     assert "dataset.on_bad_image=skip" in err
 
 

@@ -499,6 +499,21 @@ def test_an_unknown_kind_or_split_is_refused(tmp_path):
     refused(r"dataset=scenes has no dataset\.split=val", name="scenes", kind="scenes", split="val")
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"resolution": 64}, "dataset.resolution=64, which is for dataset=scenes:"),
+        ({"size": 10}, "dataset.size=10, which is for dataset=scenes:"),
+        ({"seed": 3}, "dataset.seed=3, which is for dataset=scenes or hf:"),
+        ({"take": 5}, "dataset.take=5, which is for dataset=hf:"),
+        ({"path": "a/b"}, "dataset.path=a/b, which is for dataset=hf:"),
+        ({"name": "scenes", "kind": "scenes", "root": "photos"}, "dataset.root=photos, .*folder"),
+    ],
+)
+def test_an_option_that_the_data_set_would_not_read_is_refused(given, said, images):
+    refused(said, **({"root": str(images)} | given))
+
+
 @pytest.mark.parametrize("name", ["imagenette", "cifar10", "cifar100"])
 def test_no_network_for_a_download_says_what_to_do(name, tmp_path, monkeypatch):
     monkeypatch.setattr("vitsee.io.reachable._ask", lambda url, seconds: "no route to host")

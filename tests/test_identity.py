@@ -38,6 +38,7 @@ OTHER: dict[str, list[str]] = {
     "linear_probe.train_split": [
         "analysis.train_split=train",
         "dataset=scenes",
+        "dataset.root=null",
         "analysis.shots=1",
     ],
     "localization.tokens": ["analysis.tokens=[[0,0]]"],
@@ -52,7 +53,7 @@ OTHER: dict[str, list[str]] = {
     "experiment.images": ["images=32"],
     "experiment.model": ["model.timm=test_vit2"],
     "experiment.other": ["model@other=timm", "other.timm=test_vit2", "other.pretrained=false"],
-    "experiment.dataset": ["dataset=scenes", "dataset.size=41"],
+    "experiment.dataset": ["dataset=scenes", "dataset.root=null", "dataset.size=41"],
     "experiment.analysis": ["analysis=attention_distance"],
     "experiment.precision": ["precision=bf16"],
     "experiment.tolerance": ["tolerance=0.5"],
@@ -129,7 +130,7 @@ def test_every_option_of_a_model_changes_the_identity(role, field, images):
 def test_every_option_of_the_data_that_can_change_an_image_changes_the_identity(
     field, images, tmp_path
 ):
-    given = [*words("cka", images), "dataset=scenes", "dataset.size=32"]
+    given = [*words("cka", images), "dataset=scenes", "dataset.root=null", "dataset.size=32"]
     given = [word for word in given if not word.startswith("dataset.root")]
     value = getattr(composed(*given).dataset, field)
     other = changed(f"dataset.{field}", "dataset", value)

@@ -312,8 +312,18 @@ def test_a_file_that_is_no_checkpoint_is_refused_by_what_it_is(what, tmp_path):
     refused(rf"checkpoint .*x\.pth is {what}", checkpoint=str(tmp_path / "x.pth"))
 
 
+def test_another_protocol_of_pickles_is_told(tmp_path):
+    torch.save({"w": torch.zeros(1)}, tmp_path / "x.pt", pickle_protocol=4)
+    said = "pickled by another protocol than torch.save's own, 2; save it without pickle_protocol"
+    refused(said, checkpoint=str(tmp_path / "x.pt"))
+
+
 def test_a_folder_or_a_pipe_as_checkpoint_is_refused(saved, tmp_path):
     refused(r"is a folder; name a file in it: tiny\.safetensors", checkpoint=str(tmp_path))
+    os.symlink("gone.pt", tmp_path / "last.pt")
+    refused(
+        r"last\.pt is a link that leads to no file: gone\.pt", checkpoint=str(tmp_path / "last.pt")
+    )
     os.mkfifo(tmp_path / "pipe")
     refused("is a pipe or a device, not a file", checkpoint=str(tmp_path / "pipe"))
     refused("cannot read checkpoint .*: File name too long", checkpoint="x" * 300)

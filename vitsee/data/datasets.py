@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from vitsee.data.downloads import cifar, imagenette, split_of
@@ -26,6 +26,13 @@ def load(dataset: Dataset, resolution: int) -> Images:
         raise unknown(
             f"there is no dataset.kind={dataset.kind}", dataset.kind, KINDS, "dataset.kind can be"
         )
+    for field in fields(dataset):
+        readers, given = READERS.get(field.name), getattr(dataset, field.name)
+        if readers and dataset.kind not in readers and given != field.default:
+            raise UserError(
+                f"dataset={dataset.name} does not read dataset.{field.name}={given}, which is for "
+                f"dataset={' or '.join(readers)}: leave it out, or choose that data set"
+            )
     return KINDS[dataset.kind](dataset, resolution)
 
 
@@ -87,6 +94,18 @@ def _part(dataset: Dataset, root: Path, there: set[str]) -> str:
         raise UserError(f"{root} has no folder {split!r} (dataset.split), and no folders at all")
     raise unknown(f"{root} has no folder {split!r} (dataset.split)", split, there, "it has")
 
+
+READERS = {
+    "root": ("folder", "imagenette", "cifar10", "cifar100", "hf"),
+    "path": ("hf",),
+    "config": ("hf",),
+    "column": ("hf",),
+    "take": ("hf",),
+    "seed": ("scenes", "hf"),
+    "resolution": ("scenes",),
+    "size": ("scenes",),
+}
+"""The kinds that read an option; the others would pass over it in silence."""
 
 KINDS: dict[str, Callable[[Dataset, int], Images]] = {
     "scenes": _scenes,

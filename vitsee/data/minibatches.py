@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
@@ -46,6 +46,8 @@ def decoded(images: Images, index: int) -> Image.Image:
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise unreadable(images.id(index), error) from error
+        if isinstance(error, UnidentifiedImageError):  # names an object in memory
+            raise Undecodable("its content is no image that is known") from error
         raise Undecodable(f"{type(error).__name__}: {error}") from error
 
 

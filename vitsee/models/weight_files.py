@@ -95,6 +95,8 @@ def require_file(path: Path) -> None:
             )
         if path.exists() and not path.is_file():
             raise UserError(f"checkpoint {path} is a pipe or a device, not a file")
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"checkpoint {path} is a link that leads to no file: {path.readlink()}")
         if not path.is_file():
             beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
             raise UserError(f"there is no checkpoint {path}.{nearest(path.name, beside)}")
@@ -187,6 +189,11 @@ def _refusal(error: Exception) -> str:
         return f"was refused: it contains objects that could run code ({what}); {ALONE}"
     if "TorchScript" in message:
         return f"is a TorchScript program, not only weights; {ALONE}"
+    if "Unsupported operand" in message:
+        return (
+            f"is damaged, or was pickled by another protocol than torch.save's own, 2; save it without "
+            f"pickle_protocol, or {ALONE}"
+        )
     if isinstance(error, (pickle.UnpicklingError, LookupError, TypeError, ValueError)):
         return f"is damaged or was not written by torch.save; {ALONE}"
     reason = re.sub(r"\[enforce fail .*?\] ?\. ?", "", line(error))
