@@ -262,7 +262,7 @@ def test_a_preset_of_layers_that_are_all_not_of_images_says_that():
     net = Windows().eval()
     every = layers.survey(net, (3, 32, 32))
     message = (
-        "no layer of preset 'blocks' of Windows has the images as the first axis of its output"
+        "for Windows, no layer of preset 'blocks' has the images as the first axis of its output"
     )
     with pytest.raises(UserError, match=message):
         presets.choose(net, every, ["blocks"])
@@ -426,7 +426,9 @@ def test_a_mixer_is_given_images_of_the_size_it_is_built_for():
 )
 @pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "resnet18"])
 def test_a_model_of_other_than_three_channels_is_refused(option, name, model):
-    with pytest.raises(UserError, match=rf"{name}=\d+: .* RGB images, so it must take 3 channels"):
+    with pytest.raises(
+        UserError, match=rf"{name}=\d+: .* RGB images to a model, so it must take 3 channels"
+    ):
         timm_architecture.skeleton(asked("model=timm", f"model.timm={model}", option))
     timm_architecture.skeleton(asked("model=timm", f"model.timm={model}", "model.args.in_chans=3"))
 
