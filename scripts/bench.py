@@ -42,7 +42,7 @@ ARGS = {"resnet50": {"zero_init_last": False}}
 class Case:
     """One line of the table: models (one, or two that are compared), layers, batch size, who measures."""
 
-    loader: list[str]
+    models: list[str]
     layers: str
     batch_size: int
     tool: str = "vitsee"

@@ -805,7 +805,7 @@ def test_two_processes_that_unpack_at_once_both_have_the_images(archive, monkeyp
         real(archive, folder)  # the other process is a little faster
         real(archive, folder)
 
-    monkeypatch.setattr(datasets, "_unpack", second)
+    monkeypatch.setattr(downloads, "_unpack", second)
     assert len(datasets.load(asked, 32)) == 6
     left = sorted(path.name for path in archive.parent.iterdir())
     assert left == ["imagenette2-320", "imagenette2-320.tgz"]
