@@ -10,12 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from forks import Fork, Forks
 from PIL import Image
 
 import vitsee.cli
 from vitsee import config
+from vitsee.analysis import Layer
 from vitsee.data.minibatches import cores
+from vitsee.models.structure import structure
+from vitsee.models.taps import SURVEY
 from vitsee.options import Experiment
 from vitsee.parallel.leases import start_of
 
@@ -26,6 +30,51 @@ TINY = ("model=timm", "model.timm=test_vit", "model.pretrained=false")
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores: some tests mostly wait, for SLURM or for other processes."""
     return cores() + 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What mostly waits, and what one worker does alone, begins first."""
+    early = ("slurm", "laws", "scenes", "published")
+
+    def turn(item: pytest.Item) -> int:
+        mark = item.get_closest_marker("xdist_group")
+        kind = mark.args[0].split()[0] if mark else ""
+        return early.index(kind) if kind in early else len(early)
+
+    items.sort(key=turn)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def surveyed_once() -> Iterator[None]:
+    """A model is surveyed once a worker: that takes longer than to measure a tiny one.
+
+    What is found depends on its structure alone, for which test_layers.py has a test.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for kind, survey in SURVEY.items():
+            patch.setitem(SURVEY, kind, once(survey))
+        yield
+
+
+def once(
+    survey: Callable[[torch.nn.Module, tuple[int, int, int]], list[Layer]],
+) -> Callable[[torch.nn.Module, tuple[int, int, int]], list[Layer]]:
+    """The survey, which is not made again for a model of the same structure."""
+    known: dict[tuple[str, tuple[int, int, int]], list[Layer]] = {}
+
+    def look(net: torch.nn.Module, size: tuple[int, int, int]) -> list[Layer]:
+        key = structure(net), tuple(size)
+        if key not in known:
+            known[key] = survey(net, size)
+        return list(known[key])
+
+    return look
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process write tables and draw no figures."""
+    monkeypatch.setattr("vitsee.runner.draw", lambda *path, **options: [])
 
 
 def composed(*overrides: str) -> Experiment:

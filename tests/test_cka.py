@@ -75,11 +75,11 @@ def reference_cka(study: Study, roles: tuple[str, str], tar: tarfile.TarFile) ->
     "overrides",
     [
         ["model.timm=vit_tiny_patch16_224"],
-        ["model.timm=resnet50", "model.args={zero_init_last: false}"],
+        ["model.timm=resnet26", "model.args={zero_init_last: false}"],
         [
             "model.timm=vit_tiny_patch16_224",
             "model@other=timm",
-            "other.timm=resnet50",
+            "other.timm=resnet26",
             "other.args={zero_init_last: false}",
             "other.pretrained=false",
         ],

@@ -301,7 +301,7 @@ def test_a_damaged_record_of_what_a_result_is_made_of_is_written_anew(tiny):
     "name", [name for name, kind in sorted(REGISTERED.items()) if not kind.weights_only]
 )
 def test_what_was_measured_before_a_bad_image_counts_when_bad_images_are_skipped(
-    name, tmp_path, caplog
+    name, tmp_path, undrawn
 ):
     """The advice of the message, followed, gives the numbers of a run that skipped from the beginning."""
     photos = write_images(tmp_path / "photos", 40)

@@ -11,6 +11,7 @@ import torch
 
 from vitsee.errors import UserError
 from vitsee.models import layers, presets, timm_architecture
+from vitsee.models.structure import structure
 from vitsee.models.taps import SURVEY
 
 
@@ -127,6 +128,9 @@ def test_convolutional_maps_have_no_token_axis():
     assert all(layer.prefix is None for layer in every)
 
 
+UNSHARED = dict(SURVEY)
+"""Surveys as they are, made for each model anew."""
+
 USUAL = [
     "beit_base_patch16_224",
     "eca_botnext26ts_256",
@@ -182,6 +186,18 @@ def refused_or_listed(name: str, kinds: list[str]) -> None:
             assert set(presets.preset(net, every, preset)) <= names
             with suppress(UserError):
                 assert all(layer.images for layer in presets.choose(net, every, [preset]))
+
+
+@pytest.mark.parametrize("kind", SURVEY)
+def test_what_a_survey_finds_depends_on_the_structure_alone(kind):
+    """Of models with other weights, and once of one on the meta device."""
+    nets = [timm.create_model("test_vit").eval() for _ in range(2)]
+    with torch.device("meta"):
+        nets.append(timm.create_model("test_vit").eval())
+    assert len({structure(net) for net in nets}) == 1
+    first, *others = (UNSHARED[kind](net, (3, 160, 160)) for net in nets)
+    assert first
+    assert all(other == first for other in others)
 
 
 @pytest.mark.parametrize("name", USUAL)

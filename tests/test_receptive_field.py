@@ -150,6 +150,8 @@ def test_with_all_channels_every_layer_equals_autograd_in_a_loop(model, images, 
         "analysis.channels=null",
         "analysis.point=both",
         "analysis.resolution=null",
+        "images=3",
+        "batch_size=2",
     )
     table = Results(run(asked)[0].parent).tables()["receptive_field"]
     expected = in_a_loop(Study(asked))

@@ -16,6 +16,7 @@ import struct
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -676,7 +677,7 @@ def said_under_torchrun(script: str, folder: Path) -> str:
     (folder / "script.py").write_text(script)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
     words = [sys.executable, *torchrun, "--nproc-per-node=2", "script.py"]
-    home = {"PYTHONPATH": str(Path(trainer.__file__).parents[1])}
+    home = {"PYTHONPATH": str(Path(trainer.__file__).parents[2])}
     env = os.environ | rank_environments(1)[0] | home
     with (folder / "said").open("w") as said:
         started = subprocess.Popen(
@@ -713,6 +714,15 @@ def test_a_batch_that_ranks_cannot_share_evenly_is_refused(tmp_path, monkeypatch
         train(wee(tmp_path))
 
 
+@cache
+def scenes_to_test(seed: int, side: int) -> torch.Tensor:
+    """480 images of the test split, (480, 3, side, side) in [-1, 1]."""
+    scenes = Scenes("test", seed, side)
+    images = np.stack([scenes.image(i) for i in range(480)])
+    return torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+@pytest.mark.xdist_group("scenes")  # one worker, so that they are drawn once
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_weights_are_as_accurate_as_their_card_says(name):
     from test_models import configured
@@ -720,11 +730,8 @@ def test_shipped_weights_are_as_accurate_as_their_card_says(name):
     card = cards.read(loader.EMBEDDED / f"{name}.md")
     stated, (seed, side) = card.accuracy, re.findall(r"seed(\d+)/(\d+)px", card.dataset)[0]
     loaded = loader.load(configured(name), "cpu")
-    scenes = Scenes("test", int(seed), int(side))
-    images = np.stack([scenes.image(i) for i in range(480)])
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
     with torch.inference_mode():
-        found = loaded.net(pixels).argmax(1).numpy()
+        found = loaded.net(scenes_to_test(int(seed), int(side))).argmax(1).numpy()
     measured = (found == np.arange(480) % len(CLASSES)).mean()
     assert abs(measured - stated) < 4 * math.sqrt(stated * (1 - stated) / 480)
 
