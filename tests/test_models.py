@@ -183,8 +183,8 @@ def npz(path: Path, *, without: str = " ", **args: object) -> str:
 @pytest.mark.parametrize(
     ("stored", "asked", "message"),
     [
-        ({"num_classes": 21}, {}, r"2 parameters \(head\.weight, .*args=\{num_classes: 21\}"),
-        ({"without": "head"}, {}, r"2 parameters \(head\.weight, .*args=\{num_classes: 0\}"),
+        ({"num_classes": 21}, {}, r"2 of its parameters \(head\.weight, .*args=\{num_classes: 21\}"),
+        ({"without": "head"}, {}, r"2 of its parameters \(head\.weight, .*args=\{num_classes: 0\}"),
         ({"depth": 2}, {}, "it has 2 blocks instead of 1"),
         ({}, {"depth": 2}, "is not a checkpoint of VisionTransformer: .*encoderblock_1"),
         ({}, {"init_values": 0.1}, r"does not contain 2 of its parameters \(blocks\.0\.ls1\.gamma"),

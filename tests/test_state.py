@@ -185,7 +185,8 @@ def test_a_changed_list_of_images_is_not_continued_silently(tiny, tmp_path, capl
     assert "was measured with other images and plan; this is a new result" in caplog.text
 
 
-def test_images_edited_in_place_are_not_continued_silently(tiny, tmp_path, caplog):
+def test_images_edited_in_place_are_not_continued_silently(tiny, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("vitsee.data.image_files.SAMPLE", 2)  # the edited one is not among them
     folder = tmp_path / "photos/class"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
