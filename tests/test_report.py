@@ -273,7 +273,7 @@ def test_the_report_never_imports_torch(outputs):
 
 def test_a_folder_that_is_not_there_is_answered_with_the_nearest(outputs):
     with pytest.raises(
-        UserError, match=r"no folder .*/ouputs; beside it .*Did you mean .*/outputs\?"
+        UserError, match=r"no folder .*/ouputs; existing folders: .*Did you mean .*/outputs\?"
     ):
         report([outputs.parent / "ouputs"])
 
