@@ -142,32 +142,32 @@ def test_when_the_command_is_stopped_its_processes_save_and_end(stop, start, tmp
 
 class TestDevices:
     @pytest.fixture
-    def gpus(self, monkeypatch):
+    def with_gpus(self, monkeypatch):
         def pretend(count: int) -> None:
             monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
             monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
 
         return pretend
 
-    def test_all_is_a_process_on_every_gpu(self, gpus):
-        gpus(4)
+    def test_all_is_a_process_on_every_gpu(self, with_gpus):
+        with_gpus(4)
         assert gpus.choose(Run(device="all")) == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
         assert gpus.choose(Run(gpus=2)) == ["cuda:0", "cuda:1"]
 
-    def test_without_a_gpu_one_process_does_it_all_and_says_so(self, gpus, caplog):
-        gpus(0)
+    def test_without_a_gpu_one_process_does_it_all_and_says_so(self, with_gpus, caplog):
+        with_gpus(0)
         assert gpus.choose(Run(device="all")) == ["auto"]
         assert "run.device=all, but torch finds no usable GPU here" in caplog.text
         assert gpus.choose(Run(gpus=3)) == ["auto"]
         assert "run.gpus=3, but torch finds no usable GPU here" in caplog.text
 
-    def test_more_than_there_are_is_as_many_as_there_are(self, gpus, caplog):
-        gpus(2)
+    def test_more_than_there_are_is_as_many_as_there_are(self, with_gpus, caplog):
+        with_gpus(2)
         assert gpus.choose(Run(gpus=3)) == ["cuda:0", "cuda:1"]
         assert "run.gpus=3, but there are only 2 here: using these" in caplog.text
 
-    def test_one_named_gpu_is_one(self, gpus):
-        gpus(2)
+    def test_one_named_gpu_is_one(self, with_gpus):
+        with_gpus(2)
         assert gpus.choose(Run(device="cuda:1")) == ["cuda:1"]
         with pytest.raises(UserError, match=r"run.device=cuda:1, which is one device"):
             gpus.choose(Run(device="cuda:1", gpus=2))
