@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import composed, tiny_overrides, wait_until, write_images
 from forks import Fork, Forks
-from test_laws import NEEDED
+from test_laws import NEEDED, assert_same_tables
 
 from vitsee import gpus
 from vitsee.analysis import REGISTERED
@@ -24,7 +24,6 @@ from vitsee.results.folder import Results
 from vitsee.runner import run
 from vitsee.study import Study
 from vitsee.sums import Sums
-from vitsee.testing import assert_same
 
 SHARED = [
     name
@@ -59,7 +58,7 @@ def test_two_processes_give_the_tables_of_one_with_one_display(name, start, tiny
     process = start(tmp_path / "two", *asked, "run.progress=true")
     assert process.end() == 0
     shared = Path(process.out.split()[0]).parent
-    assert_same(Results(whole).tables(), Results(shared).tables())
+    assert_same_tables(Results(whole).tables(), Results(shared).tables())
     assert len(list(shared.glob("state/*-of-002.pt"))) == 2 * len(REGISTERED[name].splits)
     assert set(re.findall(r"(\S+ on \d devices):", process.err)) == {f"{name} on 2 devices"}
     assert re.search(r"100%.* 5/5 ", process.err) or len(REGISTERED[name].splits) > 1
@@ -121,7 +120,7 @@ def test_a_killed_process_is_told_and_the_same_command_goes_on(tiny, tmp_path, m
         ):
             gpus.run(tiny(*asked))
     shared = gpus.run(tiny(*asked))[0].parent
-    assert_same(Results(whole).tables(), Results(shared).tables())
+    assert_same_tables(Results(whole).tables(), Results(shared).tables())
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes by /proc")
@@ -136,39 +135,39 @@ def test_when_the_command_is_stopped_its_processes_save_and_end(stop, start, tmp
         assert process.end() == -signal.SIGKILL
     else:
         assert process.end() == 130
-        assert process.err.count("interrupted, state saved; repeat the command to continue") == 1
+        assert process.err.count("interrupted, state saved; the same command goes on") == 1
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in members))
     assert not list(tmp_path.rglob("*.lease"))
 
 
 class TestDevices:
     @pytest.fixture
-    def there(self, monkeypatch):
+    def with_gpus(self, monkeypatch):
         def pretend(count: int) -> None:
             monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
             monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
 
         return pretend
 
-    def test_all_is_a_process_on_every_gpu(self, there):
-        there(4)
+    def test_all_is_a_process_on_every_gpu(self, with_gpus):
+        with_gpus(4)
         assert gpus.choose(Run(device="all")) == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
         assert gpus.choose(Run(gpus=2)) == ["cuda:0", "cuda:1"]
 
-    def test_without_a_gpu_one_process_does_it_all_and_says_so(self, there, caplog):
-        there(0)
+    def test_without_a_gpu_one_process_does_it_all_and_says_so(self, with_gpus, caplog):
+        with_gpus(0)
         assert gpus.choose(Run(device="all")) == ["auto"]
         assert "run.device=all, but torch finds no usable GPU here" in caplog.text
         assert gpus.choose(Run(gpus=3)) == ["auto"]
         assert "run.gpus=3, but torch finds no usable GPU here" in caplog.text
 
-    def test_more_than_there_are_is_as_many_as_there_are(self, there, caplog):
-        there(2)
+    def test_more_than_there_are_is_as_many_as_there_are(self, with_gpus, caplog):
+        with_gpus(2)
         assert gpus.choose(Run(gpus=3)) == ["cuda:0", "cuda:1"]
         assert "run.gpus=3, but there are only 2 here: using these" in caplog.text
 
-    def test_one_named_gpu_is_one(self, there):
-        there(2)
+    def test_one_named_gpu_is_one(self, with_gpus):
+        with_gpus(2)
         assert gpus.choose(Run(device="cuda:1")) == ["cuda:1"]
         with pytest.raises(UserError, match=r"run.device=cuda:1, which is one device"):
             gpus.choose(Run(device="cuda:1", gpus=2))
