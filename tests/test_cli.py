@@ -39,6 +39,10 @@ def vitsee_command(*words: str, **environment: str) -> subprocess.CompletedProce
 
 MISTAKES = {
     "an unknown verb": (["rnu"], "there is no verb 'rnu'; it can be: run, .*Did you mean run?"),
+    "an option of a list": (
+        ["list", "models", "vit"],
+        "vitsee list models takes no options, but vit",
+    ),
     "an unknown analysis": (
         ["run", "analysis=ckaa"],
         "there is no analysis=ckaa; .*Did you mean cka?",
@@ -322,7 +326,7 @@ def test_sigterm_is_an_interrupt(forks, images, tmp_path):
 
 def test_a_sweep_runs_every_experiment(command, images, tmp_path):
     words = tiny_overrides(images, tmp_path)
-    code, out, _ = command("run", "-m", *words, "analysis.layers=blocks", "seed=0,1")
+    code, out, _ = command("run", *words, "-m", "analysis.layers=blocks", "seed=0,1")
     assert code == 0
     assert len({line for line in out.splitlines() if line.endswith("cka.csv")}) == 2
 
@@ -380,7 +384,10 @@ def test_an_undecodable_image_is_named(run_tiny, tmp_path):
     (folder / "class0" / "004.png").write_bytes(b"not an image")
     code, _, err = run_tiny(f"dataset.root={folder}")
     assert code == 2
-    assert "cannot decode image class0/004.png (its content is no image that is known); mend" in err
+    assert (
+        "cannot decode image class0/004.png (its content is not in a known image format); fix"
+        in err
+    )
     assert "dataset.on_bad_image=skip" in err
 
 

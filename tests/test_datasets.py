@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from conftest import composed, write_images
@@ -147,6 +148,8 @@ COLOURS = {
 @pytest.mark.parametrize("mode", COLOURS)
 def test_images_of_every_mode_come_out_as_rgb_by_value(mode, tmp_path):
     kind, expected = COLOURS[mode]
+    if mode == "YCbCr" and int(PIL.__version__.split(".")[0]) < 13:
+        pytest.skip("Pillow before 13 cannot read uncompressed YCbCr TIFFs")
     image = Image.new("RGB", (9, 7), RED)
     if mode == "LAB":
         image = ImageCms.profileToProfile(

@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import TINY, tiny_overrides
@@ -67,6 +68,23 @@ def test_a_mistake_raises_what_the_command_says(words, message, measure, run_tin
 def test_what_is_not_one_experiment_is_refused(words):
     with pytest.raises(vitsee.UserError, match="runs one experiment"):
         vitsee.run_experiment(*words)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({1, 2}, r"images=\{1, 2\}: a set cannot be the value of an option; use a string, number"),
+        (b"x", r"images=b'x': a bytes cannot be"),
+        ("${oc.env:HOME}", r"\$\{…\} would be read as an interpolation; use a value without it"),
+    ],
+)
+def test_a_python_value_that_no_option_can_have_is_refused(measure, value, message):
+    with pytest.raises(vitsee.UserError, match=message):
+        measure(images=value)
+
+
+def test_numbers_of_numpy_are_numbers(measure):
+    assert measure(images=np.int64(16)).labels.images == 16
 
 
 def test_a_bug_is_not_made_a_mistake(measure, monkeypatch):

@@ -183,7 +183,11 @@ def npz(path: Path, *, without: str = " ", **args: object) -> str:
 @pytest.mark.parametrize(
     ("stored", "asked", "message"),
     [
-        ({"num_classes": 21}, {}, r"2 of its parameters \(head\.weight, .*args=\{num_classes: 21\}"),
+        (
+            {"num_classes": 21},
+            {},
+            r"2 of its parameters \(head\.weight, .*args=\{num_classes: 21\}",
+        ),
         ({"without": "head"}, {}, r"2 of its parameters \(head\.weight, .*args=\{num_classes: 0\}"),
         ({"depth": 2}, {}, "it has 2 blocks instead of 1"),
         ({}, {"depth": 2}, "is not a checkpoint of VisionTransformer: .*encoderblock_1"),
@@ -314,7 +318,9 @@ def test_a_file_that_is_no_checkpoint_is_refused_by_what_it_is(what, tmp_path):
 
 def test_another_protocol_of_pickles_is_told(tmp_path):
     torch.save({"w": torch.zeros(1)}, tmp_path / "x.pt", pickle_protocol=4)
-    said = "was pickled by another protocol than torch.save's own, 2; save it without pickle_protocol"
+    said = (
+        "was pickled by another protocol than torch.save's own, 2; save it without pickle_protocol"
+    )
     refused(said, checkpoint=str(tmp_path / "x.pt"))
 
 

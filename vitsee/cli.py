@@ -112,7 +112,9 @@ def run() -> None:
             raise UserError("--from needs the path of an experiment.yaml")
         path, overrides = Path(sys.argv[at + 1]), sys.argv[1:at] + sys.argv[at + 2 :]
         return perform(config.load_experiment(path, overrides))
-    sys.argv[1:] = map(config.quoted, sys.argv[1:])
+    flags = [word for word in sys.argv[1:] if word in ("-m", "--multirun")]
+    rest = [word for word in sys.argv[1:] if word not in flags]
+    sys.argv[1:] = [*flags, *map(config.quoted, rest)]  # Hydra wants its flags together
     compose_and_run()
     if waiting:
         fail(f"vitsee run: incomplete: {'; '.join(waiting.values())}", INCOMPLETE)
@@ -194,6 +196,8 @@ def list_() -> None:
         raise UserError(
             f"there is no list of {kind!r}; it can be: {', '.join(kinds)}.{nearest(kind, kinds)}"
         )
+    if overrides and kind != "layers":
+        raise UserError(f"vitsee list {kind} takes no options, but {overrides[0]} was given")
     print(kinds[kind](overrides))
 
 

@@ -7,9 +7,12 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from enum import Enum
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -170,17 +173,31 @@ def in_quotes(text: str) -> str:
 
 
 def override(key: str, value: Any) -> str:
-    """Return `key=value` for a Python value. Strings are taken literally; a mapping is merged by key."""
-    return f"{key}={_literal(value)}"
+    """Return `key=value` for a Python value. Strings are taken literally; a mapping is merged by key.
+
+    Raises UserError for a value that no option can have.
+    """
+    try:
+        return f"{key}={_literal(value)}"
+    except ValueError as error:
+        raise UserError(f"{key}={value!r}: {error}") from error
 
 
 def _literal(value: Any) -> str:
     if value is None:
         return "null"
     if isinstance(value, (str, Path)):
+        if "${" in str(value):
+            raise ValueError("${…} would be read as an interpolation; use a value without it")
         return in_quotes(str(value))
     if isinstance(value, Mapping):
         return "{{{}}}".format(", ".join(f"{key}: {_literal(one)}" for key, one in value.items()))
     if isinstance(value, (list, tuple)):
         return "[{}]".format(", ".join(map(_literal, value)))
-    return str(value)
+    if isinstance(value, Enum):
+        return str(value.value)
+    if isinstance(value, (Number, np.bool_)):
+        return str(value)
+    raise ValueError(
+        f"a {type(value).__name__} cannot be the value of an option; use a string, number, path, list or mapping"
+    )

@@ -23,7 +23,10 @@ from vitsee.data.images import Images, unreadable
 from vitsee.data.rgb import rgb
 from vitsee.errors import UserError, remedy
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
+ENDINGS = (
+    *(".jpg", ".jpeg", ".jp2", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
+    *(".pbm", ".pgm", ".pnm", ".ppm"),
+)
 
 LARGEST = 2**30
 """Largest size of an image file, in bytes."""

@@ -47,7 +47,7 @@ def decoded(images: Images, index: int) -> Image.Image:
         if isinstance(error, OSError) and error.errno is not None:
             raise unreadable(images.id(index), error) from error
         if isinstance(error, UnidentifiedImageError):  # names an object in memory
-            raise Undecodable("its content is no image that is known") from error
+            raise Undecodable("its content is not in a known image format") from error
         raise Undecodable(f"{type(error).__name__}: {error}") from error
 
 
