@@ -89,8 +89,8 @@ def test_components_without_variance_are_nan_and_named():
     tables, warnings = measured(_Embeds(weights), components=5)
     assert np.isnan(components_of(tables, 48)).all(1).tolist() == [False] * 3 + [True] * 2
     assert warnings == [
-        "2 components, from number 3 on, have no variance beyond rounding: "
-        "the filters span fewer dimensions; they are NaN"
+        "2 components, from component 3 on, have no variance beyond rounding, "
+        "because the filters span fewer dimensions; they are NaN"
     ]
 
 
@@ -150,7 +150,7 @@ def test_filters_with_nan_or_inf_are_refused(value):
 def test_more_components_than_there_are_is_refused_with_how_many_there_are():
     net = timm.create_model("test_vit")
     with pytest.raises(
-        UserError, match=r"components=64 asked, but 64 filters of 768 .*use analysis\.components=63"
+        UserError, match=r"components=64: 64 filters of 768 .*use analysis\.components=63"
     ):
         EmbeddingFilters(components=64).of_weights({"model": net})
 

@@ -348,7 +348,9 @@ def test_maps_with_their_channels_last_have_the_features_of_maps_with_their_chan
         widths.append(probe._width(layer))
     assert seen[0].equal(seen[1])
     assert widths == [16, 16]
-    with pytest.raises(UserError, match=r"q_norm is neither a sequence of tokens, nor a map"):
+    with pytest.raises(
+        UserError, match=r"q_norm is neither a sequence of tokens, nor a feature map"
+    ):
         LinearProbe().check({"model": [Layer("q_norm", (3, 197, 64), None)]})
 
 
@@ -430,7 +432,7 @@ def test_labels_of_the_test_are_matched_by_the_names_of_classes():
     accuracy = measured(train, same, seeds=[0])[0]["linear_probe"]["accuracy"].item()
     assert accuracy > 0.9
     assert measured(train, some, seeds=[0])[0]["linear_probe"]["accuracy"].item() > 0.9
-    with pytest.raises(UserError, match=r"1 classes that the training images lack, the first 'e'"):
+    with pytest.raises(UserError, match=r"1 classes that the training images lack \(first: 'e'\)"):
         measured(train, Data(x + 1, y, ["a", "b", "c", "e"]))
 
 
@@ -438,7 +440,7 @@ def test_a_class_with_too_few_images_is_refused():
     y = torch.cat([torch.arange(60) % 3, torch.full((12,), 3)])
     data = Data(torch.zeros(72, 2), y, ["ant", "bee", "cat", "dog"])
     message = r"class 'dog' has 12 training images, but 20 are needed \(10 to train, 10 held out .*in 1 of 4"
-    with pytest.raises(UserError, match=message + r".*analysis\.shots=6 or less"):
+    with pytest.raises(UserError, match=message + r".*analysis\.shots=6 or fewer"):
         draw(data, 10, None, [0])
     assert draw(data, 6, None, [0]).train.shape == (1, 24)
     with pytest.raises(
@@ -516,7 +518,7 @@ def test_images_limits_those_that_test(tmp_path, images):
     assert (table["test_images"] == 6).all()
     with pytest.raises(UserError, match=r"images=40, but only 2\d of folder are left"):
         tiny_run(tmp_path, images, *words, "images=40")
-    with pytest.raises(UserError, match=r"no image is left to test on: all 40 are drawn"):
+    with pytest.raises(UserError, match=r"no images are left to test on: all 40 are drawn"):
         tiny_run(tmp_path, images, "analysis.train_split=null")
 
 
@@ -530,7 +532,11 @@ def test_images_limits_those_that_test(tmp_path, images):
         ),
         (Layer("b", (9, 4), 0, grid=(3, 3)), "cls", "b has no class token"),
         (Layer("fc", (10,), None), "each_token", "fc has no grid of tokens or locations"),
-        (Layer("odd", (7, 7, 32), None), "gap", "odd is neither a sequence of tokens, nor a map"),
+        (
+            Layer("odd", (7, 7, 32), None),
+            "gap",
+            "odd is neither a sequence of tokens, nor a feature map",
+        ),
     ],
 )
 def test_features_that_a_layer_does_not_have_are_refused(layer, features, message):
@@ -549,7 +555,7 @@ def test_features_that_a_layer_does_not_have_are_refused(layer, features, messag
         ({"shots": -1}, r"analysis\.shots must be at least 0, got -1"),
         ({"held_out": 0}, r"analysis\.held_out must be at least 1, got 0"),
         ({"token_stride": 0}, r"analysis\.token_stride must be at least 1"),
-        ({"seeds": [1, 1]}, r"analysis\.seeds must be different numbers"),
+        ({"seeds": [1, 1]}, r"analysis\.seeds must be distinct numbers"),
         ({"l2": [0.0]}, r"analysis\.l2 must be penalties above 0, got \[0\.0\]"),
     ],
 )
@@ -564,7 +570,7 @@ def test_sums_that_do_not_fit_are_refused_before_any_image_with_their_size_and_w
     words = ["analysis.train_split=null", "analysis.shots=8", "analysis.seeds=[0,1]"]
     few = "run.memory_gb=0.00001"
     with pytest.raises(
-        UserError, match=r"need 0\.0 GB, but there are 0\.0 GB \(run\.memory_gb\); use few"
+        UserError, match=r"need 0\.0 GB, but 0\.0 GB are available \(run\.memory_gb\); use few"
     ):
         tiny_run(tmp_path, images, *words, few)
     assert not list(tmp_path.rglob("*.pt"))
@@ -577,10 +583,8 @@ def test_the_probes_of_every_token_of_a_large_vit_are_refused_on_a_small_machine
     train = Data(torch.zeros(11_000, 1), torch.arange(11_000) % 10)
     probe = LinearProbe(features="each_token", shots=500)
     probe = probe.on(Setting(layers={"model": large}, images=[train]))
-    message = (
-        r"24 layers x 196 probes x 1,024 features x 3 seeds need 334\.\d GB, but there are 64\.0 GB"
-    )
-    remedies = r"token_stride=2.*seeds=\[0\].*kernel form.*analysis\.shots=102 or less"
+    message = r"24 layers x 196 probes x 1,024 features x 3 seeds need 334\.\d GB, but 64\.0 GB are available"
+    remedies = r"token_stride=2.*seeds=\[0\].*kernel form.*analysis\.shots=102 or fewer"
     with pytest.raises(UserError, match=f"{message}.*{remedies}"):
         probe.fit(64 * 2**30)
     probe.fit(400 * 2**30)

@@ -276,7 +276,7 @@ def test_a_constant_token_is_nan_and_named():
     assert scores.loc[7, ["own_cka", "mean_cka", "own_rank"]].isna().all()
     assert (scores["own_rank"].drop(7) == 1).all()
     assert Localization().warnings(sums) == [
-        "blocks.1: 1 of 15 tokens, the first [1, 2], are constant over the images; "
+        "blocks.1: 1 of 15 tokens (first: [1, 2]) are constant over the images; "
         "their CKA is 0/0, so NaN"
     ]
 
@@ -292,7 +292,7 @@ def test_a_constant_patch_is_nan_and_named_and_not_counted_in_the_means():
     assert np.isnan(cka).sum() == PLACES
     np.testing.assert_allclose(scores_of(sums)["mean_cka"], cka[:, 1:].mean(1))
     assert Localization().warnings(sums) == [
-        "the input: 1 of 15 patches, the first [0, 0], are constant over the images; "
+        "the input: 1 of 15 patches (first: [0, 0]) are constant over the images; "
         "their CKA is 0/0, so NaN"
     ]
 
@@ -306,7 +306,7 @@ def test_a_token_with_nan_or_inf_is_nan_and_named(value):
     assert undefined[14].all()
     assert undefined.sum() == PLACES
     assert Localization().warnings(sums) == [
-        "blocks.1: 1 of 15 tokens, the first [2, 4], have NaN or Inf; their CKA is NaN"
+        "blocks.1: 1 of 15 tokens (first: [2, 4]) have NaN or Inf; their CKA is NaN"
     ]
 
 
@@ -388,7 +388,7 @@ def test_a_map_stored_with_channels_last_has_the_same_places():
 
 def test_a_layer_without_rows_and_columns_is_refused_with_what_to_do(tiny):
     message = (
-        r"fc_norm has no rows and columns \(its output of 64 is neither tokens on a grid nor a map.*"
+        r"fc_norm has no rows and columns \(its output of 64 is neither tokens on a grid nor a feature map.*"
         r"choose other layers with analysis\.layers, such as last.*'vitsee list layers'"
     )
     with pytest.raises(UserError, match=message):
@@ -398,14 +398,16 @@ def test_a_layer_without_rows_and_columns_is_refused_with_what_to_do(tiny):
 def test_a_layer_of_too_many_places_is_refused():
     layer = Layer("conv1", (64, 112, 112), prefix=None, grid=(112, 112), pitch=(2, 2))
     with pytest.raises(
-        UserError, match=r"conv1 has 112 x 112 places, so 157,351,936 pairs.*choose deeper layers"
+        UserError,
+        match=r"conv1 has 112 x 112 locations, so 157,351,936 pairs.*choose deeper layers",
     ):
         Localization().check({"model": [layer]})
 
 
 def test_sums_that_do_not_fit_are_refused_before_any_image(tiny, tmp_path):
     with pytest.raises(
-        UserError, match=r"1 layers, the largest of \d+ places, need 0\.0 GB.*use fewer or deeper"
+        UserError,
+        match=r"1 layers, the largest with \d+ locations, need 0\.0 GB.*use fewer or deeper",
     ):
         run(tiny("analysis=localization", "run.memory_gb=0.000001"))
     assert not list(tmp_path.rglob("*.pt"))
@@ -422,7 +424,7 @@ def test_the_size_that_is_foretold_is_that_of_the_sums():
 
 def test_a_token_outside_of_the_grid_is_refused_with_the_grid():
     analysis = Localization(tokens=[[0, 0], [3, 0]])
-    with pytest.raises(UserError, match=r"no token \[3, 0\]; its grid is 3 x 5.*to \[2, 4\]"):
+    with pytest.raises(UserError, match=r"no token \[3, 0\]; its 3 x 5 grid.*to \[2, 4\]"):
         analysis.check({"model": [TOKENS]})
 
 
@@ -462,8 +464,8 @@ def titles(grid: tuple[int, int], **options: object) -> list[str]:
     ],
 )
 def test_the_figure_shows_the_tokens_of_the_paper_where_it_has_this_grid(grid, shown):
-    assert titles(grid) == [f"token {place}" for place in shown]
+    assert titles(grid) == [f"Token {place}" for place in shown]
 
 
 def test_the_figure_shows_the_tokens_that_are_asked_for():
-    assert titles((7, 7), tokens=[[6, 6], [2, 5]]) == ["token (6, 6)", "token (2, 5)"]
+    assert titles((7, 7), tokens=[[6, 6], [2, 5]]) == ["Token (6, 6)", "Token (2, 5)"]

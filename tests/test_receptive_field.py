@@ -273,7 +273,7 @@ def test_options_below_one_are_refused(option):
 def test_a_layer_without_positions_is_refused():
     layer = Layer("head", (10,), None)
     with pytest.raises(
-        UserError, match=r"head of the other has no spatial positions .* 10\), so no"
+        UserError, match=r"head of the other has no spatial locations .* 10\), so no"
     ):
         ReceptiveField().check({"model": [], "other": [layer]})
 

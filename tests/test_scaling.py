@@ -103,11 +103,11 @@ def test_without_a_card_the_accuracy_stands_alone_and_a_warning_says_so(beside, 
     (row,) = pd.read_csv(folder / "scaling.csv").to_dict("records")
     assert row["accuracy"] > 0.5
     assert math.isnan(row["train_images"])
-    assert "vit_mini has no model card beside its weights" in caplog.text
+    assert "vit_mini has no model card next to its weights" in caplog.text
 
 
 def test_images_of_other_classes_than_the_models_are_refused(tmp_path, images):
-    with pytest.raises(UserError, match=r"has 16 outputs, but the images are of 2 classes: its"):
+    with pytest.raises(UserError, match=r"has 16 outputs, but the images have 2 classes, so its"):
         measured(tmp_path, "dataset=folder", f"dataset.root={images}", "images=40")
 
 

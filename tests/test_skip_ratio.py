@@ -165,7 +165,7 @@ def test_ratios_beyond_the_histogram_count_and_a_median_there_is_nan_with_a_warn
     assert table["median"].isna().all()
     assert table["ratio"][0] == pytest.approx(2e9 / 3)
     assert analysis.warnings(sums) == [
-        "blocks.0.+attn of the model has ratios outside 2^-16 to 2^24; a median that lies there is NaN"
+        "blocks.0.+attn of the model has ratios outside 2^-16 to 2^24; medians in that range are NaN"
     ]
 
 
@@ -175,8 +175,8 @@ def test_undefined_ratios_are_nan_with_a_warning(broken):
     sums = one_token([1.0, 2.0, broken, 3.0, 1.0])
     assert analysis.tables(sums)["skip_ratio"][["ratio", "median"]].isna().all(axis=None)
     assert analysis.warnings(sums) == [
-        "blocks.0.+attn of the model: in 1 images the branch adds nothing, or there is NaN or Inf; "
-        "the ratio is not defined there, so NaN"
+        "blocks.0.+attn of the model: in 1 images the branch is 0, NaN or Inf; "
+        "the ratio is undefined, so NaN"
     ]
 
 
@@ -187,7 +187,7 @@ def test_a_branch_that_adds_nothing_has_no_ratio_and_a_cosine_of_one(images, tmp
     assert table[["ratio", "median"]].isna().all(axis=None)
     np.testing.assert_allclose(table["cosine"], 1, rtol=1e-6)
     warnings = json.loads((folder / "made_with.json").read_text())["warnings"]
-    assert "layer1.0 of the model: in 12 images the branch adds nothing" in warnings[0]
+    assert "layer1.0 of the model: in 12 images the branch is 0" in warnings[0]
     assert len(warnings) == 8
 
 

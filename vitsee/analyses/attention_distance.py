@@ -1,4 +1,4 @@
-"""Mean attention distance of every head (Raghu et al. 2021, Fig. 3; Dosovitskiy et al. 2021, Fig. 7)."""
+"""Mean attention distance of each head (Raghu et al. 2021, Fig. 3; Dosovitskiy et al. 2021, Fig. 7)."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class AttentionDistance(Analysis):
     """How far does each head of each block attend, in pixels of the model's input?
 
-    The mean over images and patches of the distance to what the patch attends to, weighted by the
-    attention. Class, distillation and register tokens are left out; see `renormalize`.
+    The distance from a patch to the patches it attends to, weighted by attention and averaged over
+    images and patches. Class, distillation and register tokens are left out; see `renormalize`.
     """
 
     models: ClassVar[tuple[int, ...]] = (1,)
@@ -54,18 +54,18 @@ class AttentionDistance(Analysis):
     name: str = "attention_distance"
     layers: Any = field(default_factory=lambda: ["blocks.*.attn"])
     renormalize: bool = False
-    """Divide by what is attended to patches; if not (as in the papers) the rest counts as distance 0."""
+    """Divide by the attention paid to patches. If false, as in the papers, the rest counts as distance 0."""
 
     def check(self, layers: dict[str, list[Layer]]) -> None:
         heads = {layer.shape[0]: layer.name for layer in layers["model"]}
         if len(heads) > 1:
             kinds = " and ".join(f"{name} has {count}" for count, name in heads.items())
             raise UserError(
-                f"analysis.layers: blocks of one number of heads can be measured at a time, but {kinds}"
+                f"analysis.layers: all blocks must have the same number of heads, but {kinds}"
             )
 
     def reduce(self, layer: Layer, output: Attention) -> Tensor:
-        """Mean distance of each image of every head and, last, of uniform attention: (N, heads + 1)."""
+        """Mean distance per image: one column per head, the last for uniform attention; (N, heads + 1)."""
         import torch
 
         from vitsee.estimators.attention import attention_distance, uniform_distance
@@ -75,9 +75,9 @@ class AttentionDistance(Analysis):
         return torch.cat([distance, distance.new_full((len(distance), 1), uniform)], 1)
 
     def observe(self, view: View) -> dict[str, Tensor]:
-        """Sums over images of distance minus uniform distance, and of its square: (layers, heads).
+        """Sums over images of the distance minus the uniform distance, and of its square: (layers, heads).
 
-        Where every image has nearly the same distance, the difference keeps the square's digits.
+        If all images have nearly the same distance, squaring this difference loses less precision.
         """
         import torch
 
@@ -112,18 +112,18 @@ class AttentionDistance(Analysis):
         return {"attention_distance": table}
 
     def warnings(self, sums: Sums) -> list[str]:
-        found = []
+        warnings = []
         for layer, broken in zip(sums.axes["model"], sums.terms["broken"], strict=True):
             heads = broken.nonzero().flatten().tolist()
             if heads:
-                found.append(
+                warnings.append(
                     f"the attention of {layer} is NaN or Inf in {int(broken.max())} of "
                     f"{int(sums.terms['images'])} images (heads {heads}); its distance is NaN"
                 )
-        return found
+        return warnings
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
-        """The heads of the two lowest and highest blocks, sorted; every head over depth."""
+        """Sorted heads of the two lowest and two highest blocks; all heads by depth."""
         from vitsee.plotting import line_plots
 
         table = tables["attention_distance"]
@@ -133,8 +133,8 @@ class AttentionDistance(Analysis):
                 line="block",
                 y="distance_px",
                 reference="uniform_px",
-                xlabel="Sorted Attention Head",
-                ylabel="Mean Distance (pixels)",
+                xlabel="Sorted attention head",
+                ylabel="Mean attention distance (pixels)",
                 title=f"{labels.model}, {labels.data}",
                 names="block {}",
             ),
@@ -151,13 +151,13 @@ class AttentionDistance(Analysis):
 
 
 def _block(layer: str) -> int:
-    """The number of the block in the layer's name, counted from 0."""
+    """The block number in the layer's name, counted from 0."""
     number = re.search(r"\d+", layer)
     return int(number[0]) if number else 0
 
 
 def _standard_error(mean: np.ndarray, squares: np.ndarray, images: Any) -> np.ndarray:
-    """Of the mean over images, from the sum of squares; NaN for one image, 0 if not above rounding."""
+    """Standard error of the mean over images; NaN for one image, 0 if below rounding."""
     if images < 2:
         return np.full_like(mean, np.nan)
     variance = (squares / images - mean**2) / (images - 1)

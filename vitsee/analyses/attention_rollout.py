@@ -1,4 +1,4 @@
-"""Attention rollout: which patches reach the output by attention (Abnar and Zuidema 2020; ViT paper, Fig. 6)."""
+"""Attention rollout: which patches reach the output through attention (Abnar and Zuidema 2020; ViT paper, Fig. 6)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vitsee.sums import Sums
 
 SIDE = 112
-"""Pixels of the longer side of the images in the table, for the figure."""
+"""Longer side, in pixels, of the images kept in the table for the figure."""
 _PLACES = ("image", "row", "col")
 
 
@@ -30,9 +30,9 @@ _PLACES = ("image", "row", "col")
 class AttentionRollout(Analysis):
     """Which patches of each image does the output attend to, through all blocks?
 
-    A is the mean over heads of a block's attention; (A + I) / 2, whose rows sum to 1, is multiplied
-    through the blocks. The row of the class token, or without one the mean row of all patches, says how
-    much of the output comes from each patch.
+    A is a block's attention, averaged over heads. The matrices (A + I) / 2, whose rows sum to 1, are
+    multiplied through the blocks. The row of the class token, or without one the mean row of all
+    patches, gives the weight of each patch in the output.
     """
 
     models: ClassVar[tuple[int, ...]] = (1,)
@@ -53,19 +53,19 @@ class AttentionRollout(Analysis):
     name: str = "attention_rollout"
     layers: Any = field(default_factory=lambda: ["blocks.*.attn"])
     images_list: Any = None
-    """Which images: a list of numbers or ids; drawn with `seed` if not given."""
+    """List of image numbers or ids; by default images are drawn with `seed`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         listed = self.images_list
         if listed is not None and (not isinstance(listed, list) or not listed):
             raise UserError(
-                f"analysis.images_list must be a list of numbers or ids of images, e.g. [0,7]; "
+                f"analysis.images_list must be a list of image numbers or ids, e.g. [0,7]; "
                 f"got {listed!r}"
             )
 
     def select(self, stage: int) -> Sequence[int] | None:
-        """The images of `images_list`. Raises UserError for one that is not there."""
+        """The images of `images_list`. Raises UserError for one that does not exist."""
         if self.images_list is None:
             return None
         images = self.setting.images[stage]
@@ -73,13 +73,13 @@ class AttentionRollout(Analysis):
         return [_number(asked, numbers) for asked in self.images_list]
 
     def reduce(self, layer: Layer, output: Attention) -> Tensor:
-        """Mean over heads of the weights, (N, tokens, tokens)."""
+        """Attention weights averaged over heads, (N, tokens, tokens)."""
         import torch
 
         return torch.cat([weights.mean(1) for _, weights in output.weights()])
 
     def observe(self, view: View) -> dict[str, Tensor]:
-        """Rollout of each image and its colours, as rows of all that are planned."""
+        """Rollout and pixels of each image, in its row among all planned images."""
         import torch
 
         from vitsee.estimators.attention import rollout
@@ -108,7 +108,7 @@ class AttentionRollout(Analysis):
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
         """attention_rollout: image, row, col, weight. attention_rollout_images: image, row, col, r, g, b.
 
-        image: its place among the image_ids of made_with.json; one that could not be decoded has no rows.
+        image: its index in image_ids of made_with.json. Images that could not be decoded have no rows.
         """
         there, weight, colours = (
             sums.terms[name].cpu().numpy() for name in ("there", "weight", "colours")
@@ -126,10 +126,10 @@ class AttentionRollout(Analysis):
 
     def warnings(self, sums: Sums) -> list[str]:
         broken = (~sums.terms["weight"].isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
-        return [f"attention is NaN or Inf for the images {broken}"] if broken else []
+        return [f"the attention of images {broken} is NaN or Inf"] if broken else []
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
-        """Pairs of an image and the same image lit where the output attends to."""
+        """Each image next to a copy that is lit where the output attends."""
         from vitsee.plotting import map_plots
 
         weights = _arrays(tables["attention_rollout"], ["weight"])[..., 0]
@@ -143,7 +143,7 @@ class AttentionRollout(Analysis):
 
 
 def _arrays(table: pd.DataFrame, columns: list[str]) -> np.ndarray:
-    """(images, rows, columns, values) from a tidy table in row-major order."""
+    """A tidy table in row-major order as (images, rows, columns, values)."""
     shape = [table[name].nunique() for name in _PLACES]
     return table[columns].to_numpy(float).reshape(*shape, len(columns))
 
@@ -154,6 +154,6 @@ def _number(asked: Any, numbers: dict[str, int]) -> int:
     if str(asked) in numbers:
         return numbers[str(asked)]
     raise UserError(
-        f"analysis.images_list: there is no image {asked}; there are {len(numbers)}, from 0 "
+        f"analysis.images_list: no image {asked}; the {len(numbers)} images go from 0 "
         f"({next(iter(numbers))}) to {len(numbers) - 1}.{nearest(str(asked), numbers)}"
     )

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 @register
 @dataclass(kw_only=True)
 class BlockSimilarity(Analysis):
-    """How far has each block moved from its counterpart in another model: of other data, or before fine-tuning?
+    """How similar is each block to its counterpart in a model trained on other data, or before fine-tuning?
 
-    Blocks are paired by relative depth; models of equal depth block by block.
+    Blocks are paired by relative depth, so models of equal depth are compared block by block.
     """
 
     models: ClassVar[tuple[int, ...]] = (2,)
@@ -56,7 +56,7 @@ class BlockSimilarity(Analysis):
         return u_centre(gram(output))
 
     def observe(self, view: View) -> dict[str, Tensor]:
-        """HSIC_1 of each block with its counterpart, and the products that its standard error needs."""
+        """HSIC_1 of each block with its counterpart, and the products needed for its standard error."""
         import torch
 
         assert view.other is not None
@@ -69,7 +69,7 @@ class BlockSimilarity(Analysis):
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
         """One row per block: block, depth, model, other, cka, se, other_block, minibatches.
 
-        depth: share of the model's blocks, 1 at its end.
+        depth: fraction of the model's blocks, 1 for the last.
         """
         terms = {name: term.cpu().numpy() for name, term in sums.terms.items()}
         cka, se = cka_and_error(terms, int(sums.seen.sum()))
@@ -89,13 +89,13 @@ class BlockSimilarity(Analysis):
         return {"block_similarity": table}
 
     def warnings(self, sums: Sums) -> list[str]:
-        found = []
+        warnings = []
         for role, key in (("model", "aa"), ("other", "bb")):
             for i, own in enumerate(sums.terms[key].tolist()):
                 if not own > 0:
                     kind = "constant over the images" if own == 0 else "not finite"
-                    found.append(f"block {i} of the {role} is {kind}; its CKA is NaN")
-        return found
+                    warnings.append(f"block {i} of the {role} is {kind}; its CKA is NaN")
+        return warnings
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         return self.joined([(tables, labels)])
@@ -103,7 +103,7 @@ class BlockSimilarity(Analysis):
     def joined(
         self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
     ) -> dict[str, Figure]:
-        """CKA over depth, a line a pair of models."""
+        """CKA by depth, one line per pair of models."""
         from vitsee.plotting import line_plots
 
         others = {labels.other for _, labels in results}
@@ -118,14 +118,14 @@ class BlockSimilarity(Analysis):
             x="block",
             y="cka",
             error="se",
-            xlabel="Block Index",
-            ylabel="Similarity (CKA)",
-            title=f"similarity of blocks{to}\n{last.data}",
+            xlabel="Block index",
+            ylabel="CKA",
+            title=f"Similarity of blocks{to}\n{last.data}",
         )
         return {"block_similarity": drawn}
 
 
 def paired(blocks: int, others: int) -> list[int]:
-    """For each block the one of the other model whose end is nearest in relative depth."""
+    """For each block, the block of the other model nearest in relative depth."""
     depths = (np.arange(others) + 1) / others
     return [int(np.abs(depths - (i + 1) / blocks).argmin()) for i in range(blocks)]

@@ -1,4 +1,4 @@
-"""Centered kernel alignment between layers (Kornblith et al. 2019; by minibatches: Nguyen et al. 2021)."""
+"""Centred kernel alignment between layers (Kornblith et al. 2019; from minibatches: Nguyen et al. 2021)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Tokens(Enum):
-    """Which tokens of a transformer's layer are its representation."""
+    """Which tokens represent a transformer layer."""
 
     all = "all"
     cls = "cls"
@@ -31,7 +31,7 @@ class Tokens(Enum):
 
 
 class Products(Enum):
-    """How the centred features are rounded before they are multiplied; sums are float32 and float64."""
+    """Precision of the centred features when they are multiplied; sums are float32 and float64."""
 
     fp32 = "fp32"
     tf32 = "tf32"
@@ -41,7 +41,7 @@ class Products(Enum):
 @register
 @dataclass(kw_only=True)
 class CKA(Analysis):
-    """How similar is each layer to each other layer, of one model or of two?
+    """How similar is each layer to each other layer, within one model or between two?
 
     CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with linear kernels, where each HSIC is the mean
     over minibatches of the unbiased estimator HSIC_1 (Nguyen et al. 2021, eq. 2 and 3). Values are
@@ -61,10 +61,10 @@ class CKA(Analysis):
     name: str = "cka"
     layers: Any = "paper"
     tokens: Tokens = Tokens.all
-    """all: whole outputs; cls: the class token alone; patches: all tokens but class and registers."""
+    """all: the whole output; cls: the class token; patches: all tokens except class and register tokens."""
     products: Products = Products.fp32
-    """Of the Gram matrices. fp32 is exact to 1e-6; tf32 (CUDA) and bf16 are faster on a GPU, and
-    less exact: docs/benchmarks.md has the errors."""
+    """Precision of the Gram matrices. fp32 is accurate to 1e-6; tf32 (CUDA) and bf16 are faster on a GPU
+    but less accurate: docs/benchmarks.md lists the errors."""
 
     def check(self, layers: dict[str, list[Layer]]) -> None:
         if self.tokens is Tokens.all:
@@ -94,9 +94,9 @@ class CKA(Analysis):
         return u_centre(gram(output, self.products.value))
 
     def observe(self, view: View) -> dict[str, Tensor]:
-        """HSIC_1 of every pair of layers, and the products that its standard error needs.
+        """HSIC_1 of every pair of layers, and the products needed for its standard error.
 
-        A layers of the model, B of the other (the same layers if there is no other).
+        a: layers of the model; b: layers of the other, or the same layers without another model.
         """
         import torch
 
@@ -117,7 +117,7 @@ class CKA(Analysis):
         }
 
     def impossible(self, terms: dict[str, Tensor]) -> list[Impossibility]:
-        """A layer's HSIC_1 with itself is a squared norm, and that of two layers an inner product."""
+        """HSIC_1 of a layer with itself is a squared norm, and that of two layers an inner product."""
         aa, bb = terms["aa"], terms["bb"]
         bound = (aa.sqrt()[:, None] * bb.sqrt()[None, :]) * (1 + 1e-9)
         return [
@@ -146,20 +146,20 @@ class CKA(Analysis):
 
     def warnings(self, sums: Sums) -> list[str]:
         """Which layers have undefined CKA, and why."""
-        found = []
+        warnings = []
         for role, self_hsic in (("model", "aa"), ("other", "bb")):
             for i, layer in enumerate(sums.axes.get(role, [])):
                 broken = int(sums.terms[f"broken_{role}"][i])
                 if broken:
-                    found.append(
+                    warnings.append(
                         f"{layer} of the {role} has NaN or Inf in {broken} of "
                         f"{int(sums.seen.sum())} minibatches; its CKA is NaN"
                     )
                 elif sums.terms[self_hsic][i] == 0:
-                    found.append(
+                    warnings.append(
                         f"{layer} of the {role} is constant over the images; its CKA is 0/0, so NaN"
                     )
-        return found
+        return warnings
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         from vitsee.plotting import heatmaps

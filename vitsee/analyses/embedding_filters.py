@@ -1,4 +1,4 @@
-"""Principal components of the filters that embed patches (Dosovitskiy et al. 2021, Fig. 7 left)."""
+"""Principal components of the patch embedding filters (Dosovitskiy et al. 2021, Fig. 7 left)."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _PLACES = ("component", "channel", "row", "col")
 class EmbeddingFilters(Analysis):
     """Which patterns does the patch embedding look for?
 
-    The D filters of the patch embedding, each channels x rows x columns of weights, are D points; these
-    are the principal components of the points after their mean is subtracted, of unit length. A
-    component's sign is arbitrary: its weight of largest magnitude is made positive.
+    Principal components, of unit length, of the D filters of the patch embedding (each channels x rows x
+    columns) after their mean is subtracted. The sign of a component is arbitrary, so its weight of largest
+    magnitude is made positive.
     """
 
     models: ClassVar[tuple[int, ...]] = (1,)
@@ -43,7 +43,7 @@ class EmbeddingFilters(Analysis):
 
     name: str = "embedding_filters"
     components: int = 28
-    """How many, from the one that explains most of the variance on; the paper shows 28."""
+    """How many components, in order of explained variance; the paper shows 28."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,22 +51,22 @@ class EmbeddingFilters(Analysis):
             raise UserError(f"analysis.components must be at least 1, got {self.components}")
 
     def of_weights(self, nets: dict[str, nn.Module]) -> dict[str, Tensor]:
-        """components: (components, 3, rows, columns); variance: (components,) shares of the whole."""
+        """components: (components, channels, rows, columns); variance: (components,), as fractions of the total."""
         from vitsee.models.embedding import filters, principal_components
 
         weights = filters(nets["model"])
         most = min(len(weights) - 1, weights[0].numel())
         if self.components > most:
             raise UserError(
-                f"analysis.components={self.components} asked, but {len(weights)} filters of "
-                f"{weights[0].numel()} weights have {most} principal components at most; "
+                f"analysis.components={self.components}: {len(weights)} filters of "
+                f"{weights[0].numel()} weights have at most {most} principal components; "
                 f"use analysis.components={most}"
             )
         components, share = principal_components(weights)
         return {"components": components[: self.components], "variance": share[: self.components]}
 
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
-        """embedding_filters: a row a weight of a component. embedding_variance: a row a component."""
+        """embedding_filters: one row per weight of each component. embedding_variance: one row per component."""
         values = sums.terms["components"].cpu().numpy()
         index = np.indices(values.shape).reshape(4, -1)
         places = dict(zip(_PLACES, index, strict=True))
@@ -82,20 +82,20 @@ class EmbeddingFilters(Analysis):
         if not undefined:
             return []
         return [
-            f"{len(undefined)} components, from number {undefined[0]} on, have no variance beyond "
-            f"rounding: the filters span fewer dimensions; they are NaN"
+            f"{len(undefined)} components, from component {undefined[0]} on, have no variance beyond "
+            f"rounding, because the filters span fewer dimensions; they are NaN"
         ]
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
-        """The components as RGB images, each scaled from its least to its largest weight."""
+        """The components as images, each scaled from its smallest to its largest weight."""
         from vitsee.plotting import map_plots
 
         table = tables["embedding_filters"]
         shape = [int(table[name].max()) + 1 for name in _PLACES]
         if shape[1] not in (1, 3):
             raise UserError(
-                f"filters of {shape[1]} channels cannot be drawn, only of 1 (grey) and 3 (RGB); all are in "
-                f"the table embedding_filters.csv"
+                f"filters with {shape[1]} channels cannot be drawn, only those with 1 (grey) or 3 (RGB); "
+                f"embedding_filters.csv has their weights"
             )
         values = table["value"].to_numpy().reshape(shape).transpose(0, 2, 3, 1)
         low, high = (pick(values, axis=(1, 2, 3), keepdims=True) for pick in (np.min, np.max))

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 @register
 @dataclass(kw_only=True)
 class HeadSimilarity(Analysis):
-    """Are local heads more like low layers of a CNN than global heads are?
+    """Are local heads more similar to low CNN layers than global heads are?
 
-    The heads of the first block are sorted by mean attention distance. The representation of a set of
-    heads is what they output for the patches, A_h V_h before the projection, side by side; its Gram
-    matrix is the sum of those of its heads, so one Gram matrix a head serves every set.
+    The heads of the first block are sorted by mean attention distance. A set of heads is represented by
+    its concatenated outputs for the patches, A_h V_h before the projection. Its Gram matrix is the sum
+    of those of its heads, so one Gram matrix per head is enough.
     """
 
     models: ClassVar[tuple[int, ...]] = (2,)
@@ -54,7 +54,7 @@ class HeadSimilarity(Analysis):
     layers: Any = field(default_factory=lambda: ["blocks.0.attn"])
     other_layers: Any = "low"
     subset: int = 4
-    """How many heads, next to each other in the order of their distance, are a set; 1: single heads."""
+    """Heads per set, consecutive in order of distance; 1: single heads."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,19 +65,19 @@ class HeadSimilarity(Analysis):
         if len(layers["model"]) > 1:
             raise UserError(
                 f"analysis.layers: head_similarity compares the heads of one block, but "
-                f"{', '.join(layer.name for layer in layers['model'])} are chosen"
+                f"{', '.join(layer.name for layer in layers['model'])} were chosen"
             )
         heads = layers["model"][0].shape[0]
         if self.subset > heads:
             raise UserError(
                 f"analysis.subset={self.subset}: {layers['model'][0].name} has {heads} heads; "
-                f"use analysis.subset={heads} or less"
+                f"use analysis.subset={heads} or fewer"
             )
 
     def reduce(self, layer: Layer, output: Any) -> Tensor:
-        """Of attention: U-centred Gram matrix and mean distance of each head, (heads, N² + N) float64.
+        """Attention: U-centred Gram matrix and mean distances of each head, (heads, N² + N) float64.
 
-        Of another layer: its U-centred Gram matrix, (1, N²).
+        Other layers: U-centred Gram matrix, (1, N²) float64.
         """
         import torch
 
@@ -92,10 +92,10 @@ class HeadSimilarity(Analysis):
         return torch.cat([grams, distance.mT], 1)
 
     def observe(self, view: View) -> dict[str, Tensor]:
-        """HSIC_1 of heads and layers, and the products that the standard error of any set needs.
+        """HSIC_1 of heads and layers, and the products needed for the standard error of any set.
 
-        H heads, L layers: hl (H, L), hh (H, H), ll (L,); products of two of them are named after both,
-        e.g. hl_hh (L, H, H, H): of hl of one head and hh of two.
+        With H heads and L layers: hl (H, L), hh (H, H), ll (L,). Their products are named after both
+        factors, e.g. hl_hh (L, H, H, H), of hl of one head and hh of two.
         """
         import torch
 
@@ -123,7 +123,7 @@ class HeadSimilarity(Analysis):
         }
 
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
-        """One row per set of heads and layer: heads, mean_distance_px, other_layer, cka, se, minibatches."""
+        """One row per pair of head set and layer: heads, mean_distance_px, other_layer, cka, se, minibatches."""
         terms = {name: term.cpu().numpy() for name, term in sums.terms.items()}
         distance = terms["distance"] / terms["images"]
         order = np.argsort(distance, kind="stable")
@@ -147,19 +147,19 @@ class HeadSimilarity(Analysis):
         return {"head_similarity": table}
 
     def warnings(self, sums: Sums) -> list[str]:
-        found = []
+        warnings = []
         for layer, hsic in zip(sums.axes["other"], sums.terms["ll"].tolist(), strict=True):
             if not hsic > 0:
                 kind = "constant over the images" if hsic == 0 else "not finite"
-                found.append(f"{layer} of the other is {kind}; its CKA is NaN")
+                warnings.append(f"{layer} of the other is {kind}; its CKA is NaN")
         own = sums.terms["hh"].diagonal()
         bad = [head for head, hsic in enumerate(own.tolist()) if not hsic > 0]
         if bad:
-            found.append(f"heads {bad} of {sums.axes['model'][0]} are constant or not finite")
-        return found
+            warnings.append(f"heads {bad} of {sums.axes['model'][0]} are constant or not finite")
+        return warnings
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
-        """CKA against mean distance, a line a layer, with its rank correlation."""
+        """CKA against mean distance, one line per layer, with its rank correlation."""
         from vitsee.plotting import line_plots
 
         table = tables["head_similarity"]
@@ -172,17 +172,17 @@ class HeadSimilarity(Analysis):
             x="mean_distance_px",
             y="cka",
             error="se",
-            xlabel="Mean Distance (pixels)",
-            ylabel="CKA Similarity",
-            title=f"heads of {labels.model}, layers of {labels.other}\n{labels.data}",
+            xlabel="Mean attention distance (pixels)",
+            ylabel="CKA",
+            title=f"Heads of {labels.model}, layers of {labels.other}\n{labels.data}",
         )
         return {"head_similarity": drawn}
 
 
 def of_sets(terms: dict[str, np.ndarray], chosen: np.ndarray) -> dict[str, np.ndarray]:
-    """Sums for `cka_and_error` of sets of heads with layers, from sums of heads.
+    """Terms of `cka_and_error` for sets of heads, from those of single heads.
 
-    chosen: (S, H), 1 where a set has a head. HSIC of a sum of Gram matrices is the sum of HSICs.
+    chosen: (S, H), 1 where a set includes a head. HSIC of a sum of Gram matrices is a sum of HSICs.
     """
     pair = np.einsum("sh,sg->shg", chosen, chosen)
     return {

@@ -1,4 +1,4 @@
-"""Linear probes in closed form: how well a linear classifier reads the class from each layer."""
+"""Linear probes in closed form: how accurately a linear classifier predicts the class from each layer."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from vitsee.sums import Sums
 
 TRAIN, CHOOSE, TEST = range(3)
-"""The three passes over data."""
+"""The three passes over the data."""
 
 
 class Feature(Enum):
-    """What of a layer's output a probe sees."""
+    """The part of a layer's output that a probe sees."""
 
     cls = "cls"
     gap = "gap"
@@ -52,12 +52,12 @@ _PROBE: dict[str, Kind] = {
 @register
 @dataclass(kw_only=True)
 class LinearProbe(Analysis):
-    """How well does a linear classifier read the class from each layer?
+    """How accurately does a linear classifier predict the class from each layer?
 
-    Ridge regression to targets of -1 and +1 on standardised features, with a bias that is not
-    penalised, in closed form for every layer, feature, seed and penalty at once (Raghu et al. 2021;
-    few-shot: Dosovitskiy et al. 2021, section 4.1). One pass over training images adds up the moments,
-    one over a held-out draw of the training set chooses the penalty, one over the test set counts.
+    Ridge regression from standardised features to targets of -1 and +1, with an unpenalised bias, in
+    closed form for all layers, features, seeds and penalties (Raghu et al. 2021; few-shot: Dosovitskiy
+    et al. 2021, section 4.1). The first pass, over training images, sums the moments; the second, over
+    held-out training images, chooses the penalty; the third measures accuracy on the test set.
     """
 
     models: ClassVar[tuple[int, ...]] = (1,)
@@ -79,20 +79,20 @@ class LinearProbe(Analysis):
     name: str = "linear_probe"
     layers: Any = "blocks"
     features: Any = "gap"
-    """One or several of: cls; gap (mean over all tokens, or over a CNN's locations); gap_patches (without
-    class and register tokens); first (the first token); each_token (one probe a spatial token)."""
+    """One or more of: cls; gap (mean over all tokens, or over a CNN's locations); gap_patches (without
+    class and register tokens); first (the first token); each_token (one probe per spatial token)."""
     shots: int = 10
-    """Training images a class; 0: all images of the training set."""
+    """Training images per class; 0: the whole training set."""
     held_out: int | None = None
-    """Images a class that choose the penalty; by default as many as shots, or the last tenth of all images."""
+    """Images per class for choosing the penalty; by default as many as shots, or the last tenth of all images."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    """Seeds of the few-shot draws, one result each; with shots=0 only the first counts."""
+    """Seeds of the few-shot draws, one result each; with shots=0 only the first is used."""
     l2: list[float] = field(default_factory=lambda: [2.0**e for e in range(-10, 21, 2)])
     """Penalties to choose from."""
     token_stride: int = 1
-    """each_token: every so many rows and columns of the token grid."""
+    """For each_token: step between the probed rows and columns of the token grid."""
     train_split: str | None = "train"
-    """Split of the training images; null: drawn from the data set itself, whose other images are the test."""
+    """Split of the training images; null: draw them from the data set itself and test on the rest."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,7 +100,7 @@ class LinearProbe(Analysis):
         self._check_numbers()
         if not self.shots:
             self.seeds = self.seeds[:1]
-        self.splits = (self.train_split, self.train_split, None)  # type: ignore[misc]  # of this one
+        self.splits = (self.train_split, self.train_split, None)  # type: ignore[misc]  # of this instance
 
     def _check_numbers(self) -> None:
         least = {"shots": 0, "token_stride": 1} | ({} if self.held_out is None else {"held_out": 1})
@@ -111,12 +111,12 @@ class LinearProbe(Analysis):
                 )
         if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
             raise UserError(
-                f"analysis.seeds must be different numbers of at least 0, got {self.seeds}"
+                f"analysis.seeds must be distinct numbers of at least 0, got {self.seeds}"
             )
         if not self.l2 or not all(0 < value < np.inf for value in self.l2):
             raise UserError(f"analysis.l2 must be penalties above 0, got {self.l2}")
 
-    # Which layers and what of them
+    # Layers and their features
 
     def check(self, layers: dict[str, list[Layer]]) -> None:
         for layer in layers["model"]:
@@ -126,7 +126,7 @@ class LinearProbe(Analysis):
         shape = " x ".join(map(str, layer.shape))
         if layer.prefix is None and not layer.is_map and len(layer.shape) > 1:
             raise UserError(
-                f"{layer.name} is neither a sequence of tokens, nor a map of channels x rows x columns, nor "
+                f"{layer.name} is neither a sequence of tokens, nor a feature map, nor "
                 f"a vector (its output is {shape}); choose other layers with analysis.layers"
             )
         if "cls" in self.features and not (layer.class_token and layer.prefix):
@@ -141,12 +141,12 @@ class LinearProbe(Analysis):
             )
 
     def _probes(self, layer: Layer) -> list[tuple[str, int, int]]:
-        """Every probe of a layer: its feature, and its row and column on the grid (else -1, -1)."""
-        found = [(name, -1, -1) for name in self.features if name != "each_token"]
+        """All probes of a layer: feature, row and column on the grid (-1, -1 without a place)."""
+        probes = [(name, -1, -1) for name in self.features if name != "each_token"]
         if "each_token" in self.features:
             rows, columns = (range(0, n, self.token_stride) for n in self._grid(layer))
-            found += [("each_token", row, column) for row in rows for column in columns]
-        return found
+            probes += [("each_token", row, column) for row in rows for column in columns]
+        return probes
 
     @property
     def _layers(self) -> list[Layer]:
@@ -154,15 +154,15 @@ class LinearProbe(Analysis):
 
     @cached_property
     def _last_map(self) -> Layer:
-        """The last map of a CNN, whose locations are those of all its maps."""
+        """The last feature map of a CNN; all its maps are probed at these locations."""
         return [layer for layer in self._layers if layer.is_map][-1]
 
     def _grid(self, layer: Layer) -> tuple[int, int]:
-        """Rows and columns of what is probed."""
+        """Rows and columns of the probed locations."""
         return self._last_map.places if layer.is_map else layer.places
 
     def _width(self, layer: Layer) -> int:
-        """Features that a probe of this layer sees."""
+        """Number of features per probe of this layer."""
         if not layer.is_map:
             return layer.shape[-1]
         from vitsee.estimators.places import patch_side
@@ -172,7 +172,7 @@ class LinearProbe(Analysis):
         return layer.channels * side * side
 
     def reduce(self, layer: Layer, output: Tensor) -> Tensor:
-        """What every probe of the layer sees: (N, probes, features)."""
+        """The features for each probe of the layer: (N, probes, features)."""
         import torch
 
         tokens = self._tokens(layer, output)
@@ -183,7 +183,7 @@ class LinearProbe(Analysis):
                 seen.append(tokens.mean(1, keepdim=True))
             elif name == "gap_patches":
                 seen.append(tokens[:, prefix:].mean(1, keepdim=True))
-            elif name != "each_token":  # the class token is the first
+            elif name != "each_token":  # the class token comes first
                 seen.append(tokens[:, :1])
         if "each_token" in self.features:
             grid = tokens[:, prefix:].unflatten(1, self._grid(layer))
@@ -191,7 +191,7 @@ class LinearProbe(Analysis):
         return torch.cat(seen, 1)
 
     def _tokens(self, layer: Layer, output: Tensor) -> Tensor:
-        """(N, tokens, features) float32: the tokens, the locations of a map, or the one vector."""
+        """Tokens, locations of a feature map, or a single vector as (N, tokens, features) float32."""
         from vitsee.estimators.places import locations
 
         if layer.is_map:
@@ -199,23 +199,23 @@ class LinearProbe(Analysis):
             return locations(maps, self._last_map.channels, self._grid(layer))
         return output.float() if layer.prefix is not None else output.float()[:, None]
 
-    # Which images
+    # Images
 
     @cached_property
     def _draw(self) -> Draw:
-        """The images that train the probes, and those that choose the penalty."""
+        """The images for training the probes and for choosing the penalty."""
         return draw(self.setting.images[TRAIN], self.shots, self.held_out, self.seeds)
 
     @cached_property
     def _to_train(self) -> np.ndarray:
-        """The training set's label of each label of the test set. Raises UserError for a class not trained."""
+        """The training label of each test label. Raises UserError for classes without training images."""
         classes = self.setting.images[TEST].classes
         trained = {name: i for i, name in enumerate(self._draw.classes)}
         unknown_classes = [name for name in classes if name not in trained]
         if unknown_classes:
             raise UserError(
-                f"the test images have {len(unknown_classes)} classes that the training images lack, the "
-                f"first {unknown_classes[0]!r}; the training images have {_few(self._draw.classes)}"
+                f"the test images have {len(unknown_classes)} classes that the training images lack "
+                f"(first: {unknown_classes[0]!r}); the training images have {_few(self._draw.classes)}"
             )
         return np.array([trained[name] for name in classes])
 
@@ -225,32 +225,32 @@ class LinearProbe(Analysis):
         if stage == CHOOSE:
             return self._draw.held_out.tolist()
         images = self.setting.images[TEST]
-        self._to_train  # noqa: B018  (raises for a class not trained before anything is measured)
+        self._to_train  # noqa: B018  (fails before measuring if a class has no training images)
         if self.train_split is None:
             return self._the_rest(images)
         if images.fingerprint == self._draw.fingerprint:
             raise UserError(
-                f"the test images are the training images (analysis.train_split={self.train_split}): name "
-                f"the split to test on with dataset.split, or let the test be the images that train no "
-                f"probe with analysis.train_split=null"
+                f"the test images are the training images (analysis.train_split={self.train_split}): choose "
+                f"the test split with dataset.split, or test on the images that are not drawn for training "
+                f"with analysis.train_split=null"
             )
         return None
 
     def _the_rest(self, images: Images) -> list[int]:
-        """Every image that neither trains a probe nor chooses a penalty."""
+        """All images used neither for training nor for choosing the penalty."""
         used = np.union1d(self._draw.union, self._draw.held_out)
         rest = np.setdiff1d(np.arange(len(images)), used)
         if not len(rest):
             raise UserError(
-                f"no image is left to test on: all {len(images)} are drawn; use fewer analysis.shots, "
+                f"no images are left to test on: all {len(images)} are drawn; use fewer analysis.shots, "
                 f"fewer analysis.seeds or a smaller analysis.held_out"
             )
         return rest.tolist()
 
-    # Whether it fits
+    # Memory
 
     def fit(self, memory: float) -> None:
-        """Raise UserError if the sums, thrice while a minibatch is added, or the solutions do not fit."""
+        """Raise UserError if three copies of the sums, or the solutions, do not fit into memory."""
         sizes = {
             layer.name: max(3 * self._bytes(layer), self._bytes(layer) + 2 * self._solution(layer))
             for layer in self._layers
@@ -268,12 +268,12 @@ class LinearProbe(Analysis):
         kernel = (width - 1) // len(self._draw.classes)
         if kernel and not self._dual(largest):
             remedies.append(
-                f"the kernel form, which is used for fewer images than features "
-                f"(analysis.shots={kernel} or less)"
+                f"the kernel form, which is used if there are fewer images than features "
+                f"(analysis.shots={kernel} or fewer)"
             )
         raise UserError(
             f"the sums of {len(self._layers)} layers x {probes} probes x {width:,} features x "
-            f"{len(self.seeds)} seeds need {need / 2**30:.1f} GB, but there are {memory / 2**30:.1f} GB "
+            f"{len(self.seeds)} seeds need {need / 2**30:.1f} GB, but {memory / 2**30:.1f} GB are available "
             f"(run.memory_gb); use {'; or '.join(remedies)}"
         )
 
@@ -295,15 +295,15 @@ class LinearProbe(Analysis):
         """Whether there are fewer training images than features."""
         return self._draw.train.shape[1] < self._width(layer)
 
-    # What adds up
+    # Measurement
 
     @cached_property
     def _solved(self) -> dict[str, Any]:
-        """The solutions of each layer, kept once they are needed: see `_probe`."""
+        """Solutions by layer, filled by `_probe`."""
         return {}
 
     def observe(self, view: View) -> dict[str, Tensor]:
-        """Training: moments or rows, and which images were there. Later: correct test images."""
+        """In training: moments or rows, and which images were present. Later: numbers of correct images."""
         from vitsee.estimators.kernels import float64_device
 
         seen = {
@@ -321,12 +321,12 @@ class LinearProbe(Analysis):
         """seen: (probes, N, features) by layer."""
         import torch
 
-        there = list(view.positions)
-        drawn = np.stack([np.isin(there, positions) for positions in self._draw.positions])
+        positions = list(view.positions)
+        drawn = np.stack([np.isin(positions, of_seed) for of_seed in self._draw.positions])
         weights = torch.from_numpy(drawn).to(device).double()[:, None, :]  # (seeds, 1, N)
-        labels = torch.from_numpy(self._draw.labels[there]).to(device)
+        labels = torch.from_numpy(self._draw.labels[positions]).to(device)
         one_hot = torch.nn.functional.one_hot(labels, len(self._draw.classes)).double()
-        terms = {"there": view.rows(torch.ones(len(there), device=device))}
+        terms = {"there": view.rows(torch.ones(len(positions), device=device))}
         for layer in self._layers:
             name, x = layer.name, seen[layer.name]
             if self._dual(layer):
@@ -339,7 +339,7 @@ class LinearProbe(Analysis):
     def _counts(
         self, view: View, seen: dict[str, Tensor], device: torch.device
     ) -> dict[str, Tensor]:
-        """How many images each probe gets right: for every penalty, or in the test for the chosen one."""
+        """Number of images each probe classifies correctly: for each penalty, or in the test for the chosen one."""
         import torch
 
         from vitsee.estimators import ridge
@@ -361,7 +361,7 @@ class LinearProbe(Analysis):
         return terms
 
     def _probe(self, name: str, stage: int, device: torch.device) -> Any:
-        """The solutions of a layer; in the test weights and bias for the chosen penalty alone."""
+        """The solutions of a layer; in the test, weights and bias for the chosen penalty only."""
         if name not in self._solved:
             solution = self._solve(name, device)
             if stage == TEST:
@@ -397,12 +397,12 @@ class LinearProbe(Analysis):
 
         return ridge.best(self.setting.earlier[CHOOSE].terms[f"correct {name}"], self.l2)
 
-    # What comes out
+    # Results
 
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
-        """A row per layer, feature and seed; and per token, seed and layer where tokens are probed.
+        """One row per layer, feature and seed; for single tokens, also one per layer, token and seed.
 
-        The accuracy of each_token is the mean over its tokens, whose penalties differ: its l2 is empty.
+        The accuracy of each_token is the mean over tokens. Their penalties differ, so its l2 is empty.
         """
         every = pd.concat([self._rows(layer, sums) for layer in self._layers])
         keys = ["layer", "depth", "features", "shots", "seed"]
@@ -413,14 +413,14 @@ class LinearProbe(Analysis):
         table = pd.concat([single, means]) if len(means) else single
         order = {layer.name: i for i, layer in enumerate(self._layers)}
         table = table.sort_values("layer", key=lambda names: names.map(order), kind="stable")
-        found = {"linear_probe": table.reset_index(drop=True)}
+        tables = {"linear_probe": table.reset_index(drop=True)}
         if len(tokens):
             columns = ["layer", "depth", "row", "col", "shots", "seed", "l2", "accuracy"]
-            found["linear_probe_tokens"] = tokens[columns].reset_index(drop=True)
-        return found
+            tables["linear_probe_tokens"] = tokens[columns].reset_index(drop=True)
+        return tables
 
     def _rows(self, layer: Layer, sums: Sums) -> pd.DataFrame:
-        """Every probe of a layer with every seed, a row each."""
+        """One row per probe and seed of a layer."""
         held_out = self.setting.earlier[CHOOSE]
         chosen = self._chosen(layer.name).cpu().numpy()
         best = held_out.terms[f"correct {layer.name}"].amax(-1).cpu().numpy()
@@ -447,8 +447,8 @@ class LinearProbe(Analysis):
         return pd.DataFrame(rows)
 
     def warnings(self, sums: Sums) -> list[str]:
-        """Which probes have no accuracy, and why; and draws that do not differ."""
-        found = []
+        """Which probes have no accuracy, and why; and whether all seeds draw the same images."""
+        warnings = []
         for layer in self._layers:
             name = layer.name
             undefined = sums.terms[f"correct {name}"].isnan().cpu().numpy()
@@ -456,16 +456,16 @@ class LinearProbe(Analysis):
                 mine = [i for i, (f, *_) in enumerate(self._probes(layer)) if f == feature]
                 if undefined[:, mine].any():
                     count = f"{int(undefined[:, mine].sum())} of {undefined[:, mine].size} probes"
-                    found.append(
+                    warnings.append(
                         f"{feature} of {name}: {count} have no accuracy, because "
                         f"{self._reason(name)}"
                     )
         if len(self.seeds) > 1 and len(self._draw.union) == self._draw.train.shape[1]:
-            found.append(
-                f"the classes have no more images than analysis.shots={self.shots} beside those held out: "
+            warnings.append(
+                f"without those held out, the classes have no more than analysis.shots={self.shots} images: "
                 f"all seeds draw the same training images"
             )
-        return found
+        return warnings
 
     def _reason(self, name: str) -> str:
         train = self.setting.earlier[TRAIN].terms
@@ -479,7 +479,7 @@ class LinearProbe(Analysis):
         return "features of test images are NaN or Inf"
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
-        """Accuracy against depth; and where tokens are probed, their maps."""
+        """Accuracy by depth, and maps of the accuracy of single tokens if they are probed."""
         from vitsee.plotting import map_plots
 
         drawn = {"linear_probe": _curves([(tables["linear_probe"], labels)])}
@@ -493,7 +493,7 @@ class LinearProbe(Analysis):
                 row="row",
                 column="col",
                 value="accuracy",
-                colour_label="test accuracy (%)",
+                colour_label="Test accuracy (%)",
                 title=f"Probes of single tokens of {labels.model}, {_protocol(tokens)}, {labels.data}",
             )
         return drawn
@@ -501,28 +501,28 @@ class LinearProbe(Analysis):
     def joined(
         self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
     ) -> dict[str, Figure]:
-        """Accuracy against depth of several models in one plot, and against the images they were trained with.
+        """Accuracy of several models by depth, and against their numbers of training images.
 
-        The latter is of the deepest layer, and drawn if all models have a card and were probed alike.
+        The latter shows the deepest layer. It needs the card of each model, and one protocol and data set.
         """
         probes = [(tables["linear_probe"], labels) for tables, labels in results]
         drawn = {"linear_probe": _curves(probes)}
-        alike = {(_protocol(table), labels.data) for table, labels in probes}
-        if len(alike) == 1 and all(labels.train_images for _, labels in results):
+        settings = {(_protocol(table), labels.data) for table, labels in probes}
+        if len(settings) == 1 and all(labels.train_images for _, labels in results):
             drawn["linear_probe_by_training"] = _by_training(probes)
         return drawn
 
 
 def _features(asked: Any) -> list[str]:
-    """Names of features, each once. Raises UserError for one that there is not."""
+    """Names of features, each once. Raises UserError for one that does not exist."""
     names = [asked] if isinstance(asked, str) else list(asked or [])
-    there = [feature.value for feature in Feature]
+    known = [feature.value for feature in Feature]
     if not names:
-        raise UserError(f"analysis.features must name at least one of: {', '.join(there)}")
+        raise UserError(f"analysis.features must name at least one of: {', '.join(known)}")
     for name in names:
-        if name not in there:
+        if name not in known:
             problem = f"there is no analysis.features={name}"
-            raise unknown(problem, str(name), there, "they can be")
+            raise unknown(problem, str(name), known, "they can be")
     return list(dict.fromkeys(names))
 
 
@@ -531,12 +531,12 @@ def _few(names: list[str]) -> str:
 
 
 def _mean_or_nan(column: pd.Series) -> Any:
-    """Mean of a column, NaN if any is; numbers that are the same for all stay what they are."""
+    """Mean of a column, NaN if any value is; integers, which are all equal, stay as they are."""
     return column.iloc[0] if column.dtype.kind == "i" else column.mean(skipna=False)
 
 
 def _protocol(table: pd.DataFrame) -> str:
-    """How the probes were trained, in words."""
+    """How the probes were trained, for a title or legend."""
     shots, seeds = int(table["shots"].iloc[0]), table["seed"].nunique()
     times = f", {seeds} draws" if seeds > 1 else ""
     return f"{shots}-shot{times}" if shots else "all training images"
@@ -552,9 +552,9 @@ WORDS = {
 
 
 def _by_training(results: list[tuple[pd.DataFrame, Labels]]) -> Figure:
-    """Accuracy of the deepest layer against the images the model was trained with, a line a family of models.
+    """Accuracy of the deepest layer against the number of training images, one line per model family.
 
-    A family is called as its model of the shortest name is; the ViT paper's Figure 4.
+    A family is named after its model with the shortest name (Dosovitskiy et al. 2021, Fig. 4).
     """
     families: dict[str | None, str] = {}
     for _, labels in results:
@@ -564,18 +564,18 @@ def _by_training(results: list[tuple[pd.DataFrame, Labels]]) -> Figure:
     parts = []
     for table, labels in results:
         deepest = table[table["depth"] == table["depth"].max()]
-        says = deepest["features"].map(
+        names = deepest["features"].map(
             lambda name, l=labels: f"{families[l.family]}, {WORDS[name]}"
         )
         percent = 100 * deepest["accuracy"]
-        parts.append(deepest.assign(line=says, percent=percent, images=labels.train_images))
+        parts.append(deepest.assign(line=names, percent=percent, images=labels.train_images))
     table, labels = results[0]
     title = f"{_protocol(table)}, {labels.data}"
-    return _accuracies(parts, title, x="images", xlabel="training images of the model", log=True)
+    return _accuracies(parts, title, x="images", xlabel="Number of training images", log=True)
 
 
 def _curves(results: list[tuple[pd.DataFrame, Labels]]) -> Figure:
-    """Accuracy against depth, a line for each feature of each result; lines say what differs."""
+    """Accuracy by depth, one line per feature and result, labelled with what differs."""
     models = {labels.model for _, labels in results}
     data = {labels.data for _, labels in results}
     protocols = {_protocol(table) for table, _ in results}
@@ -583,17 +583,17 @@ def _curves(results: list[tuple[pd.DataFrame, Labels]]) -> Figure:
     parts = []
     for table, labels in results:
         for feature, part in table.groupby("features", sort=False):
-            says = [labels.model] if len(models) > 1 else []
-            says += [WORDS[str(feature)]] if len(features) > 1 or not says else []
-            says += [_protocol(table)] if len(protocols) > 1 else []
-            says += [labels.dataset] if len(data) > 1 else []
-            parts.append(part.assign(line=", ".join(says), percent=100 * part["accuracy"]))
-    common = [next(iter(found)) for found in (models, protocols, data) if len(found) == 1]
-    return _accuracies(parts, ", ".join(common), x="depth", xlabel="depth (share of blocks)")
+            words = [labels.model] if len(models) > 1 else []
+            words += [WORDS[str(feature)]] if len(features) > 1 or not words else []
+            words += [_protocol(table)] if len(protocols) > 1 else []
+            words += [labels.dataset] if len(data) > 1 else []
+            parts.append(part.assign(line=", ".join(words), percent=100 * part["accuracy"]))
+    common = [next(iter(values)) for values in (models, protocols, data) if len(values) == 1]
+    return _accuracies(parts, ", ".join(common), x="depth", xlabel="Depth (fraction of blocks)")
 
 
 def _accuracies(parts: list[pd.DataFrame], title: str, **axis: Any) -> Figure:
-    """Columns percent and line against another; the level of chance where it is one for all."""
+    """Column percent against `x`, one line per value of line; with chance level if all share it."""
     from vitsee.plotting import line_plots
 
     table = pd.concat(parts)
@@ -602,7 +602,7 @@ def _accuracies(parts: list[pd.DataFrame], title: str, **axis: Any) -> Figure:
         table,
         y="percent",
         line="line",
-        ylabel="test accuracy (%)",
+        ylabel="Test accuracy (%)",
         title=f"Linear probes: {title}",
         level=100 / int(classes[0]) if len(classes) == 1 else None,
         level_label="chance",

@@ -1,4 +1,4 @@
-"""Which patches of the input each token resembles: CKA of tokens and pixels (Raghu et al. 2021, Fig. 9)."""
+"""CKA between each token and the pixels of each input patch (Raghu et al. 2021, Fig. 9)."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
 Grid = tuple[int, int]
 
 MOST_PLACES = 64 * 64
-"""Places of a grid up to which every two are compared; the table has 17 million rows then."""
+"""Largest number of grid locations; its table has 17 million rows."""
 
 PAPER_TOKENS: dict[Grid, list[Grid]] = {
     (7, 7): [(0, 0), (2, 1), (4, 2), (4, 4)],
     (14, 14): [(0, 0), (2, 3), (2, 7), (4, 5)],
     (16, 16): [(0, 0), (2, 5), (5, 10), (5, 11)],
 }
-"""The tokens that the paper shows, by grid (Fig. 9, 10, D.1-D.3)."""
+"""Tokens shown in the paper (Figs. 9, 10, D.1-D.3), by grid."""
 _TOKEN, _PATCH = ("token_row", "token_col"), ("patch_row", "patch_col")
 
 
 @register
 @dataclass(kw_only=True)
 class Localization(Analysis):
-    """How much does each token resemble the patch of the input at its own place?
+    """How similar is each token to the input patch at its own location?
 
-    CKA between the features of one token (or of one position of a CNN's map) and the pixels of one
-    patch, as the model saw them, for every token and every patch of the same grid: linear kernels,
-    HSIC_1, ratio of averages over minibatches (Nguyen et al. 2021, eq. 2 and 3), as in analysis=cka.
-    Values are not clipped: those of unrelated places scatter around 0.
+    CKA between the features of one token (or one location of a CNN's feature map) and the preprocessed
+    pixels of one patch, for all tokens and all patches of the same grid. It uses linear kernels, HSIC_1
+    and the ratio of averages over minibatches (Nguyen et al. 2021, eq. 2 and 3), as in analysis=cka.
+    Values are not clipped: those of unrelated locations scatter around 0.
     """
 
     models: ClassVar[tuple[int, ...]] = (1,)
@@ -66,7 +66,7 @@ class Localization(Analysis):
     name: str = "localization"
     layers: Any = "last"
     tokens: Any = None
-    """Tokens that the figure shows, [[row, column], …] counted from 0; by default those of the paper."""
+    """Tokens to draw, [[row, column], …] counted from 0; by default those in the paper."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,34 +79,34 @@ class Localization(Analysis):
             for row, column in self.tokens or []:
                 if row >= rows or column >= columns:
                     raise UserError(
-                        f"analysis.tokens: {layer.name} has no token [{row}, {column}]; its grid is "
-                        f"{rows} x {columns}, so from [0, 0] to [{rows - 1}, {columns - 1}]"
+                        f"analysis.tokens: {layer.name} has no token [{row}, {column}]; its {rows} x {columns} grid "
+                        f"goes from [0, 0] to [{rows - 1}, {columns - 1}]"
                     )
 
     def fit(self, memory: float) -> None:
-        """Raise UserError if the sums of all groups, and two more while a minibatch is added, do not fit."""
+        """Raise UserError if the sums of all groups, plus two working copies, do not fit into memory."""
         from vitsee.sums import GROUPS
 
         grids = [_grid(layer) for layer in self.setting.layers["model"]]
         need = (GROUPS + 2) * sum(map(_bytes, grids))
         if need > memory:
             raise UserError(
-                f"analysis=localization: the sums of {len(grids)} layers, the largest of "
-                f"{max(r * c for r, c in grids):,} places, need {need / 2**30:.1f} GB, but "
-                f"there are {memory / 2**30:.1f} GB (run.memory_gb); use fewer or deeper layers "
+                f"analysis=localization: the sums of {len(grids)} layers, the largest with "
+                f"{max(r * c for r, c in grids):,} locations, need {need / 2**30:.1f} GB, but "
+                f"{memory / 2**30:.1f} GB are available (run.memory_gb); use fewer or deeper layers "
                 f"(analysis.layers)"
             )
 
     def reduce(self, layer: Layer, output: Tensor) -> Tensor:
-        """U-centred Gram matrix of each token: -> (rows, columns, N (N - 1) / 2) float32."""
+        """U-centred Gram matrix of each token, (rows, columns, N (N - 1) / 2) float32."""
         from vitsee.estimators.places import pair_grams, tokens
 
         return pair_grams(tokens(layer, output)).unflatten(0, _grid(layer))
 
     def observe(self, view: View) -> dict[str, Tensor]:
-        """HSIC_1 of every token with every patch, and the products that its standard error needs.
+        """HSIC_1 of each token with each patch, and the products needed for its standard error.
 
-        Of each layer: (rows, columns) for tokens or for patches, (rows, columns, rows, columns) for pairs.
+        For each layer: (rows, columns) for tokens or patches, (rows, columns, rows, columns) for pairs.
         """
         from vitsee.estimators.places import pair_grams, pair_hsic, patches, self_hsic
 
@@ -119,17 +119,19 @@ class Localization(Analysis):
                 pixels[cut] = pair_grams(patches(view.pixels["model"], *cut))
             a, b = u.flatten(0, 1), pixels[cut]
             aa, bb = self_hsic(a, view.images), self_hsic(b, view.images)
-            found = cka_terms(pair_hsic(a, b, view.images), aa, bb, view.fresh)
-            found |= {"broken_aa": ~aa.isfinite(), "broken_bb": ~bb.isfinite()}
-            terms |= {f"{layer.name} {name}": x.reshape(grid * x.ndim) for name, x in found.items()}
+            of_layer = cka_terms(pair_hsic(a, b, view.images), aa, bb, view.fresh)
+            of_layer |= {"broken_aa": ~aa.isfinite(), "broken_bb": ~bb.isfinite()}
+            terms |= {
+                f"{layer.name} {name}": x.reshape(grid * x.ndim) for name, x in of_layer.items()
+            }
         return terms
 
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
-        """localization: a row a token and patch. localization_score: a row a token.
+        """localization: one row per token and patch. localization_score: one row per token.
 
-        Of the patches whose CKA is defined: mean_cka is over all, the own one among them, border_cka
-        and inner_cka over those at the border of the input and those inside. own_rank is 1 where no
-        patch is more similar than the own one.
+        Means skip patches whose CKA is undefined: mean_cka is over all patches, including the token's
+        own, border_cka over those at the border of the input, inner_cka over the others. own_rank is 1
+        if no patch is more similar than the token's own.
         """
         pairs, scores = [], []
         for layer, grid, cka, se in _estimates(sums):
@@ -142,31 +144,31 @@ class Localization(Analysis):
 
     def warnings(self, sums: Sums) -> list[str]:
         """Which tokens and patches have undefined CKA, and why."""
-        found = []
+        warnings = []
         for layer, terms in _of_each_layer(sums):
             for where, places, own in ((layer, "tokens", "aa"), ("the input", "patches", "bb")):
                 constant, broken = terms[own] == 0, terms[f"broken_{own}"] > 0
                 if broken.any():
-                    found.append(
+                    warnings.append(
                         f"{where}: {_count(broken, places)} have NaN or Inf; their CKA is NaN"
                     )
                 if constant.any():
-                    found.append(
+                    warnings.append(
                         f"{where}: {_count(constant, places)} are constant over the images; "
                         f"their CKA is 0/0, so NaN"
                     )
-        return list(dict.fromkeys(found))  # layers with the same grid share their patches
+        return list(dict.fromkeys(warnings))  # layers with the same grid share their patches
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
-        """Heatmaps of the shown tokens, a row a layer; and how far own patches stand out, a map a layer."""
+        """CKA maps of the chosen tokens, one row per layer; own minus mean CKA, one map per layer."""
         from vitsee.plotting import map_plots
 
         heatmaps, excess = [], []
         for layer, table in _by_layer(tables["localization"]):
             cka = _array(table)
             shown = self._shown(cka.shape[:2])
-            found = [map_plots.Map(cka[place], f"token {place}", place) for place in shown]
-            heatmaps.append(map_plots.MapRow(found, layer))
+            drawn = [map_plots.Map(cka[place], f"Token {place}", place) for place in shown]
+            heatmaps.append(map_plots.MapRow(drawn, layer))
         for layer, table in _by_layer(tables["localization_score"]):
             rank = table["own_rank"].median()
             excess.append(map_plots.Map(_excess(table), f"{layer}, rank {rank:g}"))
@@ -175,21 +177,21 @@ class Localization(Analysis):
             "localization": map_plots.maps(
                 heatmaps,
                 title=title,
-                colour_label="CKA of token and patch, a scale each",
-                xlabel="patch column",
-                ylabel="patch row",
+                colour_label="CKA of token and patch, one scale per map",
+                xlabel="Patch column",
+                ylabel="Patch row",
             ),
             "localization_score": map_plots.maps(
                 [map_plots.MapRow(excess[i : i + 4]) for i in range(0, len(excess), 4)],
                 title=title,
-                colour_label="own - mean CKA; rank: own patch's median",
-                xlabel="token column",
-                ylabel="token row",
+                colour_label="own minus mean CKA; rank: median of own patch",
+                xlabel="Token column",
+                ylabel="Token row",
             ),
         }
 
     def _shown(self, grid: Grid) -> list[Grid]:
-        """The tokens that the figure shows of a layer with this grid."""
+        """The tokens to draw from a layer with this grid."""
         if self.tokens is not None:
             return [(row, column) for row, column in self.tokens]
         spread = [(r * grid[0] // 7, c * grid[1] // 7) for r, c in PAPER_TOKENS[7, 7]]
@@ -197,7 +199,7 @@ class Localization(Analysis):
 
 
 def _places(value: Any) -> list[list[int]]:
-    """The option `tokens`, if it is a list of places."""
+    """The option `tokens`. Raises UserError unless it is a list of [row, column]."""
     good = (
         isinstance(value, list)
         and value
@@ -207,44 +209,44 @@ def _places(value: Any) -> list[list[int]]:
     if not good:
         raise UserError(
             f"analysis.tokens must be a list of [row, column] counted from 0, "
-            f"such as 'analysis.tokens=[[0,0],[2,5]]', got {value!r}"
+            f"e.g. 'analysis.tokens=[[0,0],[2,5]]'; got {value!r}"
         )
     return value
 
 
 def _grid(layer: Layer) -> Grid:
-    """Rows and columns of the layer's places. Raises UserError if it has none, or too many."""
+    """Rows and columns of the layer's grid. Raises UserError if it has none, or too many locations."""
     shape = " x ".join(map(str, layer.shape))
     if layer.grid is None:
         raise UserError(
             f"analysis=localization: {layer.name} has no rows and columns (its output of {shape} is neither "
-            f"tokens on a grid nor a map of channels x rows x columns); choose other layers with "
-            f"analysis.layers, such as last, blocks or names that 'vitsee list layers' shows"
+            f"tokens on a grid nor a feature map); choose other layers with "
+            f"analysis.layers, such as last, blocks or names listed by 'vitsee list layers'"
         )
     if layer.grid[0] * layer.grid[1] > MOST_PLACES:
         raise UserError(
-            f"analysis=localization: {layer.name} has {layer.grid[0]} x {layer.grid[1]} places, so "
+            f"analysis=localization: {layer.name} has {layer.grid[0]} x {layer.grid[1]} locations, so "
             f"{(layer.grid[0] * layer.grid[1]) ** 2:,} pairs of token and patch; at most {MOST_PLACES:,} "
-            f"places are compared: choose deeper layers with analysis.layers"
+            f"locations are compared: choose deeper layers with analysis.layers"
         )
     return layer.grid
 
 
 def _bytes(grid: Grid) -> int:
-    """Size of a layer's sums: five numbers a pair of places, six a place, and one."""
+    """Bytes of a layer's sums: five numbers per pair of locations, six per location, and one."""
     places = grid[0] * grid[1]
     return 8 * (5 * places**2 + 6 * places + 1)
 
 
 def _of_each_layer(sums: Sums) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """The sums of each layer by name of the term, as arrays."""
+    """The sums of each layer as arrays, by name of the term."""
     for layer in sums.axes["model"]:
         own = {name: x for name, x in sums.terms.items() if name.startswith(f"{layer} ")}
         yield layer, {name.removeprefix(f"{layer} "): x.cpu().numpy() for name, x in own.items()}
 
 
 def _estimates(sums: Sums) -> Iterator[tuple[str, Grid, np.ndarray, np.ndarray]]:
-    """Each layer, its grid, and CKA and standard error of its tokens with the patches, (tokens, patches)."""
+    """Each layer and its grid, with CKA and standard error as (tokens, patches)."""
     for layer, terms in _of_each_layer(sums):
         rows, columns = terms["aa"].shape
         flat = {name: x.reshape([rows * columns] * (x.ndim // 2)) for name, x in terms.items()}
@@ -254,7 +256,7 @@ def _estimates(sums: Sums) -> Iterator[tuple[str, Grid, np.ndarray, np.ndarray]]
 def _pairs(
     layer: str, grid: Grid, cka: np.ndarray, se: np.ndarray, minibatches: int
 ) -> pd.DataFrame:
-    """A row a token and patch, from (tokens, patches)."""
+    """One row per token and patch, from (tokens, patches)."""
     names = (*_TOKEN, *_PATCH)
     places = {name: index.ravel() for name, index in zip(names, np.indices(grid * 2), strict=True)}
     values = {"cka": cka.ravel(), "se": se.ravel(), "minibatches": minibatches}
@@ -262,7 +264,7 @@ def _pairs(
 
 
 def _scores(layer: str, grid: Grid, cka: np.ndarray) -> pd.DataFrame:
-    """A row a token, from (tokens, patches)."""
+    """One row per token, from (tokens, patches)."""
     row, column = (index.ravel() for index in np.indices(grid))
     border = (row % (grid[0] - 1 or 1) == 0) | (column % (grid[1] - 1 or 1) == 0)
     own = cka.diagonal()
@@ -281,13 +283,13 @@ def _scores(layer: str, grid: Grid, cka: np.ndarray) -> pd.DataFrame:
 
 
 def _mean(cka: np.ndarray) -> np.ndarray:
-    """Over the patches whose CKA is defined, (tokens, patches) -> (tokens,); NaN if there are none."""
+    """Mean over patches with defined CKA, (tokens, patches) -> (tokens,); NaN if there are none."""
     with np.errstate(invalid="ignore"):
         return np.nansum(cka, 1) / (~np.isnan(cka)).sum(1)
 
 
 def _count(where: np.ndarray, places: str) -> str:
-    return f"{where.sum()} of {where.size} {places}, the first {np.argwhere(where)[0].tolist()},"
+    return f"{where.sum()} of {where.size} {places} (first: {np.argwhere(where)[0].tolist()})"
 
 
 def _by_layer(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -301,6 +303,6 @@ def _array(pairs: pd.DataFrame) -> np.ndarray:
 
 
 def _excess(score: pd.DataFrame) -> np.ndarray:
-    """How much more similar the own patch of each token is than the mean, (rows, columns)."""
+    """Own minus mean CKA of each token, (rows, columns)."""
     grid = [int(score[name].max()) + 1 for name in ("token_row", "token_col")]
     return (score["own_cka"] - score["mean_cka"]).to_numpy().reshape(grid)

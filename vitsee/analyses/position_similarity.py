@@ -23,10 +23,10 @@ _PLACES = ("row", "col", "other_row", "other_col")
 @register
 @dataclass(kw_only=True)
 class PositionSimilarity(Analysis):
-    """How alike are the position embeddings of two patches?
+    """How similar are the position embeddings of two patches?
 
-    Cosine of the angle between the position embeddings of every two patches; those of class,
-    distillation and register tokens are left out.
+    Cosine similarity of the position embeddings of each pair of patches. Class, distillation and
+    register tokens are left out.
     """
 
     models: ClassVar[tuple[int, ...]] = (1,)
@@ -47,14 +47,14 @@ class PositionSimilarity(Analysis):
         return {"cosine": cosines(positions(nets["model"]))}
 
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
-        """A row a pair of patches: row, col, other_row, other_col, cosine."""
+        """One row per pair of patches: row, col, other_row, other_col, cosine."""
         cosine = sums.terms["cosine"].cpu().numpy()
         index = np.indices(cosine.shape).reshape(4, -1)
         places = dict(zip(_PLACES, index, strict=True))
         return {"position_similarity": pd.DataFrame(places | {"cosine": cosine.ravel()})}
 
     def warnings(self, sums: Sums) -> list[str]:
-        """Which position embeddings have no direction."""
+        """Position embeddings that are zero, so without a direction."""
         cosine = sums.terms["cosine"]
         undefined = cosine.isnan().all(3).all(2).nonzero().tolist()
         if not undefined:
@@ -72,9 +72,9 @@ class PositionSimilarity(Analysis):
         figure = map_plots.grid_of_grids(
             table["cosine"].to_numpy().reshape(shape),
             limits=(-1, 1),
-            xlabel="patch column",
-            ylabel="patch row",
+            xlabel="Patch column",
+            ylabel="Patch row",
             title=f"{labels.model}: similarity of position embeddings",
-            colour_label="cosine similarity",
+            colour_label="Cosine similarity",
         )
         return {"position_similarity": figure}

@@ -1,4 +1,4 @@
-"""Effective receptive fields: which pixels the centre of each layer's map depends on (Luo et al. 2016)."""
+"""Effective receptive fields: which pixels the central location of each layer depends on (Luo et al. 2016)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vitsee.sums import Sums
 
 _SHOWN = 5
-"""How many layers the figure of the paper shows of a model."""
+"""Layers shown per model, as in the paper."""
 _OF: dict[str, Kind] = {"layer": str, "point": ("post", "pre"), "model": MODELS}
 
 
@@ -36,11 +36,11 @@ class Point(Enum):
 @register
 @dataclass(kw_only=True)
 class ReceptiveField(Analysis):
-    """Which pixels does the centre location of each layer's map depend on?
+    """Which pixels does the central location of each layer depend on?
 
-    The mean over channels and images of |gradient of a channel at the centre location with respect to
-    the input|, summed over RGB (Raghu et al. 2021, figures 6 and C.1-C.4): for every sublayer of a
-    transformer, and every unit and the first convolution of a convolutional network.
+    The absolute gradient of a channel at the central location with respect to the input, summed over RGB
+    and averaged over channels and images (Raghu et al. 2021, Figs. 6 and C.1-C.4). Measured for each
+    sublayer of a transformer, and for the first convolution and each unit of a CNN.
     """
 
     reads: ClassVar[tuple[str, str]] = ("stream", "stream")
@@ -61,15 +61,15 @@ class ReceptiveField(Analysis):
     name: str = "receptive_field"
     layers: Any = "every"
     point: Point = Point.post
-    """post: the residual stream after the addition; pre: what the branch adds alone; both."""
+    """post: the residual stream after the addition; pre: the branch before the addition; both."""
     channels: int | None = 64
-    """How many channels of each layer, drawn at random; null: all of them, which is exact."""
+    """Channels per layer, drawn at random; null: all of them, which is exact."""
     seed: int = 0
-    """Which channels are drawn."""
+    """Seed of the drawn channels."""
     channels_at_once: int = 8
-    """Channels in one vectorised backward pass of a GPU, whose memory they need; a CPU takes them one by one."""
+    """Channels per vectorised backward pass on a GPU; more need more memory. A CPU takes one at a time."""
     resolution: int | None = 56
-    """Maps in the table are averaged to at most so many rows and columns; null: one value a pixel."""
+    """Maximum number of rows and columns of the tabulated maps; null: one value per pixel."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,18 +83,18 @@ class ReceptiveField(Analysis):
             for layer in watched:
                 if layer.grid is None:
                     raise UserError(
-                        f"{layer.name} of the {role} has no spatial positions (its output is "
+                        f"{layer.name} of the {role} has no spatial locations (its output is "
                         f"{' x '.join(map(str, layer.shape))}), so no centre; choose other layers "
                         f"with analysis.layers"
                     )
 
     @property
     def points(self) -> list[str]:
-        """The points that are measured, as the table calls them."""
+        """The measured points, as named in the table."""
         return ["post", "pre"] if self.point is Point.both else [self.point.value]
 
     def reduce(self, layer: Layer, output: Residual) -> Tensor:
-        """(N, points, channels) of the centre location, with their graph."""
+        """Values of the central location, (N, points, channels), with their autograd graph."""
         import torch
 
         branch = _centre(layer, output.branch)
@@ -103,20 +103,20 @@ class ReceptiveField(Analysis):
         return torch.stack([at[point] for point in self.points], 1)
 
     def observe(self, view: View) -> dict[str, Tensor]:
-        """By role: sums over the images of the maps, (layers, points, H, W)."""
+        """By role: maps summed over images, (layers, points, H, W)."""
         import torch
 
         terms = {}
-        for role, found in (("model", view.model), ("other", view.other)):
-            if found is not None:
+        for role, reduced in (("model", view.model), ("other", view.other)):
+            if reduced is not None:
                 pixels = view.pixels[role]
-                maps = [self._maps(values, pixels) for values in found.values()]
+                maps = [self._maps(values, pixels) for values in reduced.values()]
                 terms[f"maps_{role}"] = torch.stack(maps)
         terms["images"] = terms["maps_model"].new_tensor(view.images)
         return terms
 
     def _maps(self, values: Tensor, pixels: Tensor) -> Tensor:
-        """(N, points, channels) with their graph -> (points, H, W) float64, summed over the images."""
+        """(N, points, channels) with their autograd graph -> (points, H, W) float64, summed over images."""
         import torch
 
         from vitsee.estimators.kernels import absolute_gradients
@@ -128,11 +128,11 @@ class ReceptiveField(Analysis):
         ]
         return torch.stack(of_points)
 
-    def _channels(self, there: int) -> list[int]:
-        """The channels of a layer whose gradients are averaged: the same in layers of one width."""
-        if self.channels is None or self.channels >= there:
-            return list(range(there))
-        return sorted(np.random.default_rng(self.seed).permutation(there)[: self.channels].tolist())
+    def _channels(self, total: int) -> list[int]:
+        """The channels to average; layers of the same width share them."""
+        if self.channels is None or self.channels >= total:
+            return list(range(total))
+        return sorted(np.random.default_rng(self.seed).permutation(total)[: self.channels].tolist())
 
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
         """Maps: layer, point, row, col, value, model. Sizes: layer, point, radius50_px, radius90_px,
@@ -155,8 +155,8 @@ class ReceptiveField(Analysis):
         }
 
     def warnings(self, sums: Sums) -> list[str]:
-        """Which layers do not depend on the input, or have NaN gradients."""
-        found = []
+        """Which layers do not depend on the input, or have NaN or Inf gradients."""
+        warnings = []
         for role, layers in self.setting.layers.items():
             for layer, of_points in zip(layers, sums.terms[f"maps_{role}"], strict=True):
                 for point, values in zip(self.points, of_points, strict=True):
@@ -166,8 +166,8 @@ class ReceptiveField(Analysis):
                         why = "does not depend on the input (all gradients are 0)"
                     else:
                         continue
-                    found.append(f"{layer.name} of the {role} ({point}) {why}; its size is NaN")
-        return found
+                    warnings.append(f"{layer.name} of the {role} ({point}) {why}; its size is NaN")
+        return warnings
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         from vitsee.plotting import line_plots, map_plots, style
@@ -182,8 +182,8 @@ class ReceptiveField(Analysis):
             "receptive_field_size": line_plots.depth_lines(
                 [line for line, _ in lines],
                 x=[x for _, x in lines],
-                xlabel="depth (share of the layers)",
-                ylabel="radius that holds the mass (px)",
+                xlabel="Depth (fraction of layers)",
+                ylabel="Radius holding this share of the mass (pixels)",
                 title=labels.data,
             ),
         }
@@ -199,7 +199,7 @@ def _centre(layer: Layer, x: Tensor) -> Tensor:
 
 
 def bin_means(values: np.ndarray, most: int) -> np.ndarray:
-    """(H, W) averaged to at most `most` rows and columns of nearly equal bins."""
+    """Average (H, W) over nearly equal bins to at most `most` rows and columns."""
     for axis in (0, 1):
         length = values.shape[axis]
         starts = np.arange(min(most, length)) * length // min(most, length)
@@ -210,11 +210,11 @@ def bin_means(values: np.ndarray, most: int) -> np.ndarray:
 
 
 def size(values: np.ndarray, layer: Layer) -> dict[str, float]:
-    """Radii in pixels that hold 50 % and 90 % of a (H, W) map, and the share of the own patch.
+    """Radii in pixels that hold 50 % and 90 % of an (H, W) map, and the share of the own patch.
 
-    They are taken around the centre of the own patch for tokens. Where a location of a map has its
-    centre depends on how convolutions pad, so there it is the map's centre of mass, and the own patch
-    is the square of one step of the grid around it. NaN if the map has no mass.
+    For tokens, the centre is that of their own patch. In a CNN the centre of a location depends on the
+    padding, so the map's centre of mass is used instead, and the own patch is one step of the grid
+    around it. NaN if the map has no mass.
     """
     total = values.sum()
     if not np.isfinite(total) or total <= 0:
@@ -238,34 +238,35 @@ def size(values: np.ndarray, layer: Layer) -> dict[str, float]:
 
 
 def _rows(table: pd.DataFrame, names: dict[str, str]) -> dict[str, dict[str, np.ndarray]]:
-    """Maps by layer, by the model and the point they are of."""
-    found: dict[str, dict[str, np.ndarray]] = {}
+    """Maps by layer, by model and point."""
+    labelled: dict[str, dict[str, np.ndarray]] = {}
     several = table["point"].nunique() > 1
     keys = ["model", "point", "layer"]
     for key, rows in table.groupby(keys, sort=False):
         role, point, layer = map(str, key)
-        word = {"post": "after the addition", "pre": "branch alone"}[point]
+        word = {"post": "after the addition", "pre": "branch only"}[point]
         label = f"{names[role]}, {word}" if several or point == "pre" else names[role]
         values = rows["value"].to_numpy(float).reshape(rows["row"].max() + 1, -1)
-        found.setdefault(label, {})[layer] = values
-    return found
+        labelled.setdefault(label, {})[layer] = values
+    return labelled
 
 
 def _spread(maps: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
-    """So many of them, evenly spread over depth, the first and the last among them.
+    """This many maps, evenly spread over depth and including the first and last.
 
-    Of a transformer's sublayers those after attention, as in the paper.
+    For a transformer, only attention sublayers, as in the paper.
     """
+    from vitsee.plotting.style import evenly_spaced
+
     names = [name for name in maps if name.endswith(".+attn")] or list(maps)
-    places = np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int)
-    return {names[place]: maps[names[place]] for place in places}
+    return {names[i]: maps[names[i]] for i in evenly_spaced(len(names), count)}
 
 
 def _radii(table: pd.DataFrame, names: dict[str, str]) -> list[Any]:
-    """Lines of both radii of each model and point, with where on the depth axis their values are."""
+    """Lines of both radii per model and point, with their places on the depth axis."""
     from vitsee.plotting.line_plots import Line
 
-    found = []
+    lines = []
     several = table["point"].nunique() > 1
     for key, rows in table.groupby(["model", "point"], sort=False):
         role, point = map(str, key)
@@ -273,5 +274,5 @@ def _radii(table: pd.DataFrame, names: dict[str, str]) -> list[Any]:
         x = np.arange(len(rows)) / max(1, len(rows) - 1)
         for share, dashed in ((50, False), (90, True)):
             values = rows[f"radius{share}_px"].to_numpy()
-            found.append((Line(values, f"{group}: {share} %", group, dashed), x))
-    return found
+            lines.append((Line(values, f"{group}: {share} %", group, dashed), x))
+    return lines

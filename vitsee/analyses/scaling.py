@@ -1,4 +1,4 @@
-"""Accuracy against the images and the compute of the training (Dosovitskiy et al. 2021, Figs. 3 and 5)."""
+"""Accuracy against training images and training compute (Dosovitskiy et al. 2021, Figs. 3 and 5)."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 @register
 @dataclass(kw_only=True)
 class Scaling(Analysis):
-    """How accurate is the model, for the images and the compute that it was trained with?
+    """How accurate is the model, given its training images and training compute?
 
-    Top-1 accuracy of the model's own classifier. What the training cost is read from the model card that
-    `vitsee train` writes beside the weights; without one it is NaN.
+    Top-1 accuracy of the model's own classifier. The training images and compute come from the model card
+    that `vitsee train` writes next to the weights; without one they are NaN.
     """
 
     models: ClassVar[tuple[int, ...]] = (1,)
@@ -48,37 +48,37 @@ class Scaling(Analysis):
     def check(self, layers: dict[str, list[Layer]]) -> None:
         if len(layers["model"]) > 1:
             raise UserError(
-                f"analysis.layers={self.layers} are {len(layers['model'])} layers; use logits"
+                f"analysis.layers={self.layers} selects {len(layers['model'])} layers; use logits"
             )
 
     def select(self, stage: int) -> None:
-        """The images are drawn as usual. Raises UserError if their classes are not those of the model."""
+        """Draw the images as usual. Raises UserError if the model has another number of classes."""
         outputs = math.prod(self.setting.layers["model"][0].shape)
         classes = len(self.setting.images[stage].classes)
         if outputs != classes:
             raise UserError(
-                f"{self.setting.names['model']} has {outputs} outputs, but the images are of {classes} "
-                f"classes: its accuracy cannot be measured on them; choose the data set it was trained for"
+                f"{self.setting.names['model']} has {outputs} outputs, but the images have {classes} "
+                f"classes, so its accuracy cannot be measured; choose the data set it was trained on"
             )
 
     def reduce(self, layer: Layer, output: Tensor) -> Tensor:
-        """(N, classes, ...) logits -> (N,) class with the largest; -1 where one is not finite."""
+        """(N, classes, ...) logits -> (N,) predicted classes; -1 where a logit is not finite."""
         logits = output.flatten(1)
         return logits.argmax(1).masked_fill(~logits.isfinite().all(1), -1)
 
     def observe(self, view: View) -> dict[str, Tensor]:
-        """How many images there are, how many are classified right, and how many not at all."""
+        """Number of images, of correct predictions, and of undefined ones."""
         import torch
 
-        (found,) = view.model.values()
-        counts = (found == found, found == view.labels, found < 0)
+        (predicted,) = view.model.values()
+        counts = (predicted == predicted, predicted == view.labels, predicted < 0)
         images, right, undefined = (count.sum().to(torch.float64) for count in counts)
         return {"images": images, "right": right, "undefined": undefined}
 
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
-        """scaling: one row: model, family, train_images, images_seen, training_flops, accuracy, se.
+        """One row: model, family, train_images, images_seen, training_flops, accuracy, se.
 
-        family: models that differ in their training alone have the same. se: binomial, over the images.
+        family: the same for models that differ only in their training. se: binomial, over the images.
         """
         images, right = float(sums.terms["images"]), float(sums.terms["right"])
         accuracy = math.nan if sums.terms["undefined"] else right / images
@@ -93,17 +93,17 @@ class Scaling(Analysis):
         return {"scaling": pd.DataFrame([row])}
 
     def warnings(self, sums: Sums) -> list[str]:
-        found = []
+        warnings = []
         if "model" not in self.setting.cards:
-            found.append(
-                f"{self.setting.names['model']} has no model card beside its weights: train_images, images_seen and "
-                f"training_flops are NaN, and figures show its accuracy alone"
+            warnings.append(
+                f"{self.setting.names['model']} has no model card next to its weights: train_images, images_seen and "
+                f"training_flops are NaN, and figures show only its accuracy"
             )
         if sums.terms["undefined"]:
-            found.append(
+            warnings.append(
                 f"the logits of {int(sums.terms['undefined'])} images are not finite; the accuracy is NaN"
             )
-        return found
+        return warnings
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         return self.joined([(tables, labels)])
@@ -111,7 +111,7 @@ class Scaling(Analysis):
     def joined(
         self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
     ) -> dict[str, Figure]:
-        """Accuracy against training images, and against training FLOPs, a line a family of models."""
+        """Accuracy against training images, and against training FLOPs, one line per model family."""
         from vitsee.plotting import line_plots
 
         table = pd.concat([tables["scaling"] for tables, _ in results])

@@ -1,4 +1,4 @@
-"""How much of each sublayer's output came down its skip connection (Raghu et al. 2021, figures 7, E.1, E.2)."""
+"""How much of each sublayer's output comes from its skip connection (Raghu et al. 2021, Figs. 7, E.1, E.2)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from vitsee.sums import Sums
 
 LOWEST, OCTAVES, PER_OCTAVE = -16, 40, 16
-"""The histogram of ratios: its first bin begins at 2**LOWEST, and a bin is 2**(1/16) wide, 4.4 %."""
+"""Histogram of ratios: bins start at 2**LOWEST, each a factor of 2**(1/16) (4.4 %) wide."""
 _CHUNK_BYTES = {"cpu": 2**20, "cuda": 2**28}
-"""Size of the intermediate values that are made at a time: what the cache of a CPU holds."""
+"""Bytes of intermediate values per chunk; on a CPU they should fit in its cache."""
 _TITLES = {
     "attn": "self-attention",
     "mlp": "MLP",
@@ -33,12 +33,12 @@ _TITLES = {
 @register
 @dataclass(kw_only=True)
 class SkipRatio(Analysis):
-    """Does a representation come from the skip connection or from the branch that is added to it?
+    """Does a representation come from the skip connection or from the branch added to it?
 
-    ||z|| / ||f(z)|| and cos(z, z + f(z)) of every token, where z comes down the skip into a
-    sublayer and f(z) is what it adds (after LayerScale); in convolutional networks over the channels
-    of every location. Means over images, and the median of the ratio, whose distribution has a
-    long tail. The mean over spatial tokens is taken image by image, before mean and median.
+    ||z|| / ||f(z)|| and cos(z, z + f(z)) of each token, where z is the skip connection of a sublayer
+    and f(z) is its branch (after LayerScale); in a CNN, over the channels of each location. Values are
+    means over images; the ratio has a median too, as its distribution has a long tail. Spatial tokens
+    are averaged within each image first.
     """
 
     reads: ClassVar[tuple[str, str]] = ("residuals", "residuals")
@@ -65,15 +65,15 @@ class SkipRatio(Analysis):
     layers: Any = "every"
 
     def reduce(self, layer: Layer, output: Residual) -> Tensor:
-        """(N, entries, 2): ratio and cosine, of the mean over spatial tokens and then of every token.
+        """(N, entries, 2): ratio and cosine, first averaged over spatial tokens, then for each token.
 
-        The locations of a map are not told apart: their mean is the only entry.
+        A feature map has one entry, the mean over its locations.
         """
         import torch
 
         skip, branch = output.skip, output.branch
-        assert skip is not None  # a residual has one
-        if skip.ndim == 4:  # features last, as they are in memory
+        assert skip is not None  # residuals always have one
+        if skip.ndim == 4:  # channels last, as in memory
             maps = (layer.channels_first(x) for x in (skip, branch))
             skip, branch = (x.permute(0, 2, 3, 1).flatten(1, 2) for x in maps)
         values = ratio_and_cosine(skip, branch)
@@ -81,21 +81,21 @@ class SkipRatio(Analysis):
         return spatial if layer.prefix is None else torch.cat([spatial, values], 1)
 
     def observe(self, view: View) -> dict[str, Tensor]:
-        """By role: sums over the images of ratio and cosine, (layers, entries), and histograms of ratios.
+        """By role: sums over images of ratio and cosine, (layers, entries), and histograms of ratios.
 
-        Where layers have fewer entries than others, `images` is 0.
+        `images` is 0 where a layer has fewer entries than the longest.
         """
         terms: dict[str, Tensor] = {}
-        for role, found in (("model", view.model), ("other", view.other)):
-            if found is None:
+        for role, reduced in (("model", view.model), ("other", view.other)):
+            if reduced is None:
                 continue
-            values = _padded(list(found.values()))
+            values = _padded(list(reduced.values()))
             ratio, cosine = values.unbind(-1)
-            there = _padded([v.new_ones(1, v.shape[1], 1) for v in found.values()])[:, 0, :, 0]
+            present = _padded([v.new_ones(1, v.shape[1], 1) for v in reduced.values()])[:, 0, :, 0]
             terms |= {
                 f"ratio_{role}": ratio.sum(1),
                 f"cosine_{role}": cosine.sum(1),
-                f"images_{role}": there * view.images,
+                f"images_{role}": present * view.images,
                 f"undefined_{role}": ratio.isfinite().logical_not().sum(1),
                 f"histogram_{role}": histogram(ratio),
             }
@@ -104,7 +104,7 @@ class SkipRatio(Analysis):
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
         """One row per sublayer and token: block, branch, token, ratio, median, cosine, model, kind.
 
-        token: -1 is the mean over spatial tokens. kind: mean, class, prefix (registers) or spatial.
+        token: -1 for the mean over spatial tokens. kind: mean, class, prefix (registers) or spatial.
         """
         from vitsee.models.residual import split
 
@@ -127,22 +127,22 @@ class SkipRatio(Analysis):
 
     def warnings(self, sums: Sums) -> list[str]:
         """Which sublayers have undefined ratios, and why."""
-        found = []
+        warnings = []
         for role, names in sums.axes.items():
             undefined = sums.terms[f"undefined_{role}"]
             outside = sums.terms[f"histogram_{role}"][..., [0, -1]].sum(-1)
             for i, name in enumerate(names):
                 if undefined[i].sum():
-                    found.append(
-                        f"{name} of the {role}: in {int(undefined[i].max())} images the branch adds "
-                        f"nothing, or there is NaN or Inf; the ratio is not defined there, so NaN"
+                    warnings.append(
+                        f"{name} of the {role}: in {int(undefined[i].max())} images the branch is 0, "
+                        f"NaN or Inf; the ratio is undefined, so NaN"
                     )
                 elif outside[i].sum():
-                    found.append(
+                    warnings.append(
                         f"{name} of the {role} has ratios outside 2^{LOWEST} to 2^{LOWEST + OCTAVES}; "
-                        f"a median that lies there is NaN"
+                        f"medians in that range are NaN"
                     )
-        return found
+        return warnings
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         from vitsee.plotting import heatmaps, line_plots, style
@@ -151,12 +151,12 @@ class SkipRatio(Analysis):
         names = style.names_of_models(labels.model, labels.other)
         drawn = {}
         for column, name, ylabel in (
-            ("ratio", "skip_ratio", "mean ‖z‖ / ‖f(z)‖"),
-            ("cosine", "skip_cosine", "mean cos(z, z + f(z))"),
+            ("ratio", "skip_ratio", "Mean ‖z‖ / ‖f(z)‖"),
+            ("cosine", "skip_cosine", "Mean cos(z, z + f(z))"),
         ):
             drawn[name] = line_plots.depth_lines(
                 _lines(table, column, names),
-                xlabel="block",
+                xlabel="Block index",
                 ylabel=ylabel,
                 title=labels.data,
                 from_zero=column == "ratio",
@@ -165,10 +165,10 @@ class SkipRatio(Analysis):
         if panels:
             drawn["skip_ratio_tokens"] = heatmaps.panels(
                 panels,
-                xlabel="token (0: class token)" if _has_class(table) else "token",
-                ylabel="block",
+                xlabel="Token index (0: class token)" if _has_class(table) else "Token index",
+                ylabel="Block index",
                 title=f"{labels.model}, {labels.data}",
-                colour_label="mean ‖z‖ / ‖f(z)‖",
+                colour_label="Mean ‖z‖ / ‖f(z)‖",
             )
         return drawn
 
@@ -176,7 +176,7 @@ class SkipRatio(Analysis):
 def ratio_and_cosine(z: Tensor, f: Tensor) -> Tensor:
     """||z|| / ||f|| and cos(z, z + f) over the last axis: (N, T, D) twice -> (N, T, 2) float64.
 
-    On a CPU some images at a time, so that z + f stays in the cache.
+    On a CPU, a few images at a time keep z + f in the cache.
     """
     import torch
 
@@ -194,9 +194,9 @@ def ratio_and_cosine(z: Tensor, f: Tensor) -> Tensor:
 
 
 def histogram(ratio: Tensor) -> Tensor:
-    """How many images have a ratio in each bin, (layers, N, entries) -> (layers, entries, bins) float64.
+    """Number of images per bin, (layers, N, entries) -> (layers, entries, bins) float64.
 
-    The first and the last bin hold what lies outside.
+    The first and last bins count the ratios outside the range.
     """
     import torch
 
@@ -210,9 +210,9 @@ def histogram(ratio: Tensor) -> Tensor:
 
 
 def median(counts: np.ndarray) -> np.ndarray:
-    """The lower median of histograms of ratios, (..., bins) -> (...); NaN if it lies outside.
+    """Lower median of histograms of ratios, (..., bins) -> (...); NaN outside their range.
 
-    Within its bin it is interpolated, so it is off by less than the bin's width of 4.4 %.
+    It is interpolated within its bin, so its error is below the bin width of 4.4 %.
     """
     total = counts.cumsum(-1)
     half = (total[..., -1:] + 1) // 2
@@ -227,7 +227,7 @@ def median(counts: np.ndarray) -> np.ndarray:
 
 
 def _padded(values: list[Tensor]) -> Tensor:
-    """(layers, N, entries, ...) with zeros where a layer has fewer entries."""
+    """Stack as (layers, N, entries, ...), padded with zeros where a layer has fewer entries."""
     import torch
     from torch.nn.functional import pad
 
@@ -236,7 +236,7 @@ def _padded(values: list[Tensor]) -> Tensor:
 
 
 def _kind(layer: Layer, token: int) -> str:
-    """What a token of the layer is."""
+    """The kind of a token of this layer."""
     if token < 0:
         return "mean"
     if token < (layer.prefix or 0):
@@ -249,31 +249,31 @@ def _has_class(table: pd.DataFrame) -> bool:
 
 
 def _lines(table: pd.DataFrame, column: str, names: dict[str, str]) -> list[Any]:
-    """A line for each model, branch and kind of token that the paper draws apart."""
+    """One line per model, branch and kind of token, as in the paper."""
     from vitsee.plotting.line_plots import Line
 
-    found = []
+    lines = []
     for keys, rows in table.groupby(["model", "kind", "branch"], sort=False):
         role, kind, branch = map(str, keys)
         if kind not in ("mean", "class"):
             continue
         words = [names[role], *_words(branch)] + ["(class token)"] * (kind == "class")
         colour = f"{role} {branch}"
-        found.append(Line(rows[column].to_numpy(), " ".join(words), colour, dashed=kind == "class"))
-    return found
+        lines.append(Line(rows[column].to_numpy(), " ".join(words), colour, dashed=kind == "class"))
+    return lines
 
 
 def _words(branch: str) -> list[str]:
-    """How figures call a branch; a block's only one has no name of its own."""
+    """A branch's name in figures; a unit's only branch needs none."""
     return [] if branch == "unit" else [_TITLES.get(branch, branch)]
 
 
 def _panels(table: pd.DataFrame) -> dict[str, np.ndarray]:
-    """By branch, (blocks, tokens) ratios of the blocks that have tokens."""
+    """Ratios by branch, (blocks, tokens), of blocks with tokens."""
     tokens = table[table["token"] >= 0]
-    found = {}
+    panels = {}
     for branch, rows in tokens.groupby("branch", sort=False):
         cells = rows.pivot(index="block", columns="token", values="ratio")
         what = " ".join(_words(str(branch))) or "f(z)"
-        found[f"‖z‖ / ‖{what}‖"] = cells.loc[rows["block"].unique()].to_numpy()
-    return found
+        panels[f"‖z‖ / ‖{what}‖"] = cells.loc[rows["block"].unique()].to_numpy()
+    return panels

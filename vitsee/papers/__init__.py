@@ -1,1 +1,1 @@
-"""Published figures and claims."""
+"""Published figures and the claims they test."""

@@ -1,4 +1,4 @@
-"""What the papers claim in words, each as a statistic with a threshold taken from the text alone."""
+"""The papers' claims, each as a statistic with a threshold taken only from their text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def uniform(vit: Evidence, resnet: Evidence) -> float:
 
 
 @claim(
-    "lower and higher layers of a ViT are more alike than those of a ResNet",
+    "lower and higher layers of a ViT are more similar to each other than those of a ResNet",
     "mean CKA of the lowest and the highest quarter of layers, ViT minus ResNet",
     above=0,
 )
@@ -35,8 +35,8 @@ def low_to_high(vit: Evidence, resnet: Evidence) -> float:
 
 
 @claim(
-    "the lower half of ResNet layers is like the lowest quarter of ViT layers",
-    "median depth (share of layers) of the ViT layer most like each ResNet layer of the lower half",
+    "the lower half of ResNet layers is similar to the lowest quarter of ViT layers",
+    "median depth (fraction of layers) of the ViT layer most similar to each ResNet layer of the lower half",
     below=0.25,
 )
 def lower_half_is_lowest_quarter(cross: Evidence) -> float:
@@ -45,8 +45,8 @@ def lower_half_is_lowest_quarter(cross: Evidence) -> float:
 
 
 @claim(
-    "the lower half of ResNet layers is like the lowest third of ViT layers",
-    "median depth (share of layers) of the ViT layer most like each ResNet layer of the lower half",
+    "the lower half of ResNet layers is similar to the lowest third of ViT layers",
+    "median depth (fraction of layers) of the ViT layer most similar to each ResNet layer of the lower half",
     below=1 / 3,
 )
 def lower_half_is_lowest_third(cross: Evidence) -> float:
@@ -55,18 +55,18 @@ def lower_half_is_lowest_third(cross: Evidence) -> float:
 
 
 @claim(
-    "the upper half of ResNet layers is like the next third of ViT layers",
-    "distance of the median matching depth from the middle of 0.25 to 0.58",
+    "the upper half of ResNet layers is similar to the next third of ViT layers",
+    "distance of the median matching depth from the middle of the range 0.25 to 0.58",
     below=1 / 6,
 )
 def upper_half_is_the_next_third(cross: Evidence) -> float:
-    """'The remaining half is similar to approximately the next third': from 1/4 to 7/12, half a width is 1/6."""
+    """'The remaining half is similar to approximately the next third': from 1/4 to 7/12, with a half-width of 1/6."""
     return abs(float(np.median(_matches(_square(cross))[1])) - 5 / 12)
 
 
 @claim(
-    "the highest third of ViT layers is unlike all ResNet layers",
-    "mean over layers of the best CKA with any ResNet layer, highest third minus the rest",
+    "the highest third of ViT layers is less similar to all ResNet layers",
+    "mean over layers of the highest CKA with any ResNet layer, highest third minus the rest",
     below=0,
 )
 def highest_third_is_unlike(cross: Evidence) -> float:
@@ -77,20 +77,20 @@ def highest_third_is_unlike(cross: Evidence) -> float:
 
 
 @claim(
-    "without the skip connections of a block the layers before and after it are unlike",
-    "CKA between the two sides over CKA within them, divided by the same of the intact model",
+    "without the skip connections of a block, the layers before and after it are dissimilar",
+    "CKA between the two sides over CKA within them, relative to the intact model",
     below=0.5,
 )
 def no_skip_splits_the_network(cut: Evidence, intact: Evidence) -> float:
-    """'Partitions the representations into dissimilar parts': at most half of what the intact model has."""
+    """'Partitions the representations into dissimilar parts': at most half of the intact model's ratio."""
     role, tables = next(iter(_present(cut).items()))
     number = int(role.rsplit("_", 1)[-1])
     return _contrast(tables, number) / _contrast(_only(intact), number)
 
 
 @claim(
-    "a Mixer is more like a ViT than like a ResNet",
-    "mean over layers of the Mixer of the best CKA, with the ViT minus with the ResNet",
+    "a Mixer is more similar to a ViT than to a ResNet",
+    "mean over Mixer layers of the highest CKA, with any ViT layer minus with any ResNet layer",
     above=0,
 )
 def mixer_is_closer_to_the_vit(vit: Evidence, resnet: Evidence) -> float:
@@ -103,37 +103,37 @@ def mixer_is_closer_to_the_vit(vit: Evidence, resnet: Evidence) -> float:
 
 @claim(
     "the lowest blocks have local heads",
-    "smallest distance of a head in the two lowest blocks, over that of uniform attention",
+    "smallest distance of a head in the two lowest blocks, relative to uniform attention",
     below=0.5,
 )
 def low_blocks_have_local_heads(vit: Evidence) -> float:
-    """'Both local heads (small distances) …': less than half of attending everywhere alike."""
+    """'Both local heads (small distances) …': less than half the distance of uniform attention."""
     return _heads(vit, lowest=True).min()
 
 
 @claim(
-    "the lowest blocks have global heads too",
-    "largest distance of a head in the two lowest blocks, over that of uniform attention",
+    "the lowest blocks also have global heads",
+    "largest distance of a head in the two lowest blocks, relative to uniform attention",
     above=0.8,
 )
 def low_blocks_have_global_heads(vit: Evidence) -> float:
-    """'… and global heads (large distances)': close to attending everywhere alike."""
+    """'… and global heads (large distances)': close to uniform attention."""
     return _heads(vit, lowest=True).max()
 
 
 @claim(
     "all heads of the highest blocks are global",
-    "smallest distance of a head in the two highest blocks, over that of uniform attention",
+    "smallest distance of a head in the two highest blocks, relative to uniform attention",
     above=0.8,
 )
 def high_blocks_are_global(vit: Evidence) -> float:
-    """'In higher layers all heads are global'; 0.8 leaves room for what goes to the class token."""
+    """'In higher layers all heads are global'; 0.8 leaves room for attention to the class token."""
     return _heads(vit, lowest=False).min()
 
 
 @claim(
-    "with little training data the lowest blocks learn no local heads",
-    "smallest relative distance in the two lowest blocks, little data minus much",
+    "with little training data, the lowest blocks do not learn local heads",
+    "smallest relative distance in the two lowest blocks, little minus much data",
     above=0,
 )
 def little_data_no_local_heads(little: Evidence, much: Evidence) -> float:
@@ -143,21 +143,21 @@ def little_data_no_local_heads(little: Evidence, much: Evidence) -> float:
 
 @claim(
     "a small ViT learns local heads even with little data",
-    "smallest distance of a head in the two lowest blocks, over that of uniform attention",
+    "smallest distance of a head in the two lowest blocks, relative to uniform attention",
     below=0.5,
 )
 def small_models_keep_local_heads(little: Evidence) -> float:
-    """Appendix C: 'ViT-B/32 still learns to attend locally'; as for models with much data."""
+    """Appendix C: 'ViT-B/32 still learns to attend locally'; the same threshold as with much data."""
     return _heads(little, lowest=True).min()
 
 
 @claim(
-    "the more local the heads, the more alike they are to low ResNet layers",
-    "largest Spearman correlation, over the ResNet's layers, of mean distance and CKA",
+    "the more local the heads, the more similar they are to low ResNet layers",
+    "largest Spearman correlation over ResNet layers between mean distance and CKA",
     below=-0.5,
 )
 def local_heads_are_like_low_layers(heads: Evidence) -> float:
-    """'Decreases monotonically with mean distance': every line falls; -0.5 is a strong correlation."""
+    """'Decreases monotonically with mean distance': all lines fall; -0.5 is a strong correlation."""
     table = _table(_only(heads), "head_similarity")
     lines = table.groupby("other_layer")
     return max(_spearman(line["mean_distance_px"], line["cka"]) for _, line in lines)
@@ -165,7 +165,7 @@ def local_heads_are_like_low_layers(heads: Evidence) -> float:
 
 @claim(
     "mean attention distance grows with depth",
-    "Spearman correlation of block and mean distance of its heads",
+    "Spearman correlation between block index and mean distance of its heads",
     above=0.5,
 )
 def distance_grows_with_depth(distance: Evidence) -> float:
@@ -175,8 +175,8 @@ def distance_grows_with_depth(distance: Evidence) -> float:
 
 
 @claim(
-    "near positions have more similar embeddings",
-    "mean cosine of neighbouring positions minus that of all other pairs",
+    "nearby positions have more similar embeddings",
+    "mean cosine similarity of neighbouring positions minus that of all other pairs",
     above=0,
 )
 def near_positions_are_similar(positions: Evidence) -> float:
@@ -191,11 +191,11 @@ def near_positions_are_similar(positions: Evidence) -> float:
 
 @claim(
     "receptive fields of a ResNet grow with depth",
-    "Spearman correlation of depth and the radius that holds half of the field",
+    "Spearman correlation between depth and the radius that holds half of the field",
     above=0.9,
 )
 def resnet_fields_grow(resnet: Evidence) -> float:
-    """'Grow gradually': practically every unit's field is larger than the one before."""
+    """'Grow gradually': the field of nearly every unit is larger than the one before."""
     radii = _sizes(_only(resnet), "post")["radius50_px"]
     return _spearman(pd.Series(range(len(radii))), radii.reset_index(drop=True))
 
@@ -216,11 +216,11 @@ def vit_fields_start_larger(vit: Evidence, resnet: Evidence) -> float:
 
 @claim(
     "receptive fields of a ViT are global by the middle of the network",
-    "radius that holds 90 % of the middle layer's field, over that of a uniform field",
+    "radius that holds 90 % of the middle layer's field, relative to a uniform field",
     above=0.8,
 )
 def vit_is_global_by_the_middle(vit: Evidence) -> float:
-    """'Becoming much more global midway through the network': most of what a uniform field has."""
+    """'Becoming much more global midway through the network': most of the radius of a uniform field."""
     maps = _table(_only(vit), "receptive_field")
     maps = maps[maps["point"] == "post"]
     layers = maps["layer"].unique()
@@ -230,8 +230,8 @@ def vit_is_global_by_the_middle(vit: Evidence) -> float:
 
 
 @claim(
-    "before the addition attention depends less on its own patch",
-    "mean share of the field within the own patch over attention sublayers, before minus after",
+    "before the addition, attention depends less on its own patch",
+    "mean share of the field within the own patch over attention sublayers, before minus after the addition",
     below=0,
 )
 def branches_depend_less_on_their_patch(pre: Evidence, post: Evidence) -> float:
@@ -243,8 +243,8 @@ def branches_depend_less_on_their_patch(pre: Evidence, post: Evidence) -> float:
 
 
 @claim(
-    "in the first half the class token mostly passes by the skip connection",
-    "mean ratio of norms over the first half of blocks, class token over spatial tokens",
+    "in the first half, the class token mostly passes through the skip connection",
+    "mean ratio of norms over the first half of blocks, class token relative to spatial tokens",
     above=1,
 )
 def class_token_first(skip: Evidence) -> float:
@@ -254,8 +254,8 @@ def class_token_first(skip: Evidence) -> float:
 
 
 @claim(
-    "in the second half the spatial tokens mostly pass by the skip connection",
-    "mean ratio of norms over the second half of blocks, class token over spatial tokens",
+    "in the second half, the spatial tokens mostly pass through the skip connection",
+    "mean ratio of norms over the second half of blocks, class token relative to spatial tokens",
     below=1,
 )
 def spatial_tokens_later(skip: Evidence) -> float:
@@ -266,7 +266,7 @@ def spatial_tokens_later(skip: Evidence) -> float:
 
 @claim(
     "skip connections carry more in a ViT than in a ResNet",
-    "mean ratio of norms, ViT's spatial tokens over ResNet",
+    "mean ratio of norms, spatial tokens of the ViT relative to the ResNet",
     above=1,
 )
 def ratios_above_the_resnet(skip: Evidence) -> float:
@@ -279,8 +279,8 @@ def ratios_above_the_resnet(skip: Evidence) -> float:
 
 
 @claim(
-    "later spatial outputs are like what the skip connection carries",
-    "mean cosine of input and output over spatial tokens, second half of blocks minus first",
+    "later spatial outputs are similar to the skip connection",
+    "mean cosine similarity of skip connection and output over spatial tokens, second half of blocks minus first",
     above=0,
 )
 def later_spatial_outputs_follow_the_skip(skip: Evidence) -> float:
@@ -346,17 +346,17 @@ def gap_loses_localization(gap: Evidence, cls: Evidence) -> float:
 
 @claim(
     "single tokens of a GAP model classify better than spatial tokens of a class-token model",
-    "mean accuracy of single tokens of the last block, GAP minus class token",
+    "mean accuracy of single tokens in the last block, GAP minus class token",
     above=0.1,
 )
 def gap_tokens_classify(tokens: Evidence) -> float:
-    """6-10 % against 57-58 % in the paper; 10 points are far beyond what seeds and draws make."""
+    """6-10 % against 57-58 % in the paper; 10 points are far beyond the variation over seeds and draws."""
     gap, cls = (_accuracy(_role(tokens, role), "each_token") for role in ("vit_gap", "vit_base32"))
     return gap - cls
 
 
 @claim(
-    "class token and global average pooling are equally good where each was trained",
+    "class token and global average pooling are equally good in models trained with them",
     "difference of their accuracies in the last block",
     below=0.05,
 )
@@ -367,7 +367,7 @@ def native_readouts_agree(probes: Evidence) -> float:
 
 
 @claim(
-    "in the last block of a GAP model one token is nearly as good as all",
+    "in the last block of a GAP model, one token is nearly as good as all tokens",
     "accuracy of the first token minus that of all tokens pooled",
     above=-0.05,
 )
@@ -378,8 +378,8 @@ def first_gap_token_catches_up(probes: Evidence) -> float:
 
 
 @claim(
-    "much training data gives better representations in the middle of the network already",
-    "accuracy of probes half-way up, much minus little training data",
+    "more training data improves representations already in the middle of the network",
+    "accuracy of probes half-way through the network, much minus little training data",
     above=0.3,
 )
 def much_data_helps_the_middle(probes: Evidence) -> float:
@@ -390,7 +390,7 @@ def much_data_helps_the_middle(probes: Evidence) -> float:
 
 @claim(
     "middle layers of large ViTs are better than those of ResNets",
-    "accuracy of probes half-way up, ViT-L minus the best ResNet",
+    "accuracy of probes half-way through the network, ViT-L minus the best ResNet",
     above=0,
 )
 def vit_middle_layers_are_stronger(probes: Evidence) -> float:
@@ -406,12 +406,12 @@ def vit_middle_layers_are_stronger(probes: Evidence) -> float:
 
 
 @claim(
-    "with little training data higher blocks differ most from those of the full model",
-    "Spearman correlation of depth and CKA at the smallest share of the data",
+    "with little training data, higher blocks differ most from those trained on all data",
+    "Spearman correlation between depth and CKA at the smallest share of the data",
     below=-0.5,
 )
 def higher_layers_need_more_data(pairs: Evidence) -> float:
-    """'Higher layer representations … are much less similar': they fall with depth, a strong correlation."""
+    """'Higher layer representations … are much less similar': CKA falls with depth, a strong correlation."""
     table = _table(_least(pairs), "block_similarity")
     return _spearman(table["depth"], table["cka"])
 
@@ -422,7 +422,7 @@ def higher_layers_need_more_data(pairs: Evidence) -> float:
     below=0,
 )
 def larger_models_need_more_data(large: Evidence, base: Evidence) -> float:
-    """'Larger models … need significantly more data': at the same share the larger is less alike."""
+    """'Larger models … need significantly more data': at the same share, the larger model is less similar."""
     means = []
     for evidence in (large, base):
         table = _table(_least(evidence), "block_similarity")
@@ -436,7 +436,7 @@ def larger_models_need_more_data(large: Evidence, base: Evidence) -> float:
     above=0.9,
 )
 def low_blocks_survive_fine_tuning(pairs: Evidence) -> float:
-    """Appendix G: 'the first 4-5 layers are well preserved'; its figure's axis begins at 0.65."""
+    """Appendix G: 'the first 4-5 layers are well preserved'; the axis of its figure starts at 0.65."""
     table = _table(_only(pairs), "block_similarity")
     return float(table["cka"][table["depth"] <= 1 / 3 + 1e-9].min())
 
@@ -445,7 +445,7 @@ def low_blocks_survive_fine_tuning(pairs: Evidence) -> float:
 
 
 @claim(
-    "with little training data a larger ViT is worse than a smaller one",
+    "with little training data, a larger ViT is worse than a smaller one",
     "accuracy at the smallest share of the data, ViT-L minus ViT-B",
     below=0,
 )
@@ -455,7 +455,7 @@ def large_vits_need_much_data(accuracy: Evidence) -> float:
 
 
 @claim(
-    "with much training data a larger ViT is better than a smaller one",
+    "with much training data, a larger ViT is better than a smaller one",
     "accuracy with all data, ViT-L minus ViT-B",
     above=0,
 )
@@ -475,7 +475,7 @@ def more_data_still_helps(accuracy: Evidence) -> float:
 
 
 @claim(
-    "with little training data a ResNet is better than a ViT",
+    "with little training data, a ResNet is better than a ViT",
     "few-shot accuracy at the smallest share of the data, ResNet minus the better ViT",
     above=0,
 )
@@ -485,7 +485,7 @@ def resnets_win_with_little_data(probes: Evidence) -> float:
 
 
 @claim(
-    "with much training data a ViT is better than a ResNet",
+    "with much training data, a ViT is better than a ResNet",
     "few-shot accuracy with all data, ResNet minus the better ViT",
     below=0,
 )
@@ -495,26 +495,26 @@ def vits_win_with_much_data(probes: Evidence) -> float:
 
 
 @claim(
-    "a ViT reaches the accuracy of ResNets with half of the compute",
-    "accuracy of each ViT minus that of the best ResNet of up to twice its training FLOPs, mean over ViTs",
+    "a ViT reaches the accuracy of ResNets with half the compute",
+    "accuracy of each ViT minus that of the best ResNet with up to twice its training FLOPs, mean over ViTs",
     above=0,
 )
 def vits_take_less_compute(compute: Evidence) -> float:
-    """'ViT uses approximately 2-4x less compute to attain the same performance': a ResNet may have twice as much."""
+    """'ViT uses approximately 2-4x less compute to attain the same performance': the ResNet may use twice as much."""
     vits, resnets = (_trained(compute, kind) for kind in ("vit_", "resnet"))
     ahead = [
-        accuracy - max(found)
+        accuracy - max(rivals)
         for flops, accuracy in vits
-        if (found := [other for spent, other in resnets if spent <= 2 * flops])
+        if (rivals := [other for spent, other in resnets if spent <= 2 * flops])
     ]
     if not ahead:
-        raise Missing("a ResNet of at most twice the compute")
+        raise Missing("a ResNet with at most twice the compute")
     return float(np.mean(ahead))
 
 
 @claim(
-    "a small hybrid is better than a ViT of the same compute",
-    "accuracy of the hybrid minus that of the ViT that is nearest in training FLOPs",
+    "a small hybrid is better than a ViT with the same compute",
+    "accuracy of the hybrid minus that of the ViT with the nearest training FLOPs",
     above=0,
 )
 def small_hybrids_win(compute: Evidence) -> float:
@@ -524,7 +524,7 @@ def small_hybrids_win(compute: Evidence) -> float:
     return accuracy - nearest[1]
 
 
-# ---- what the statistics are made of ----
+# ---- parts of the statistics ----
 
 
 def _present(evidence: Evidence) -> Evidence:
@@ -544,7 +544,7 @@ def _role(evidence: Evidence, role: str) -> Tables:
 
 
 def _least(evidence: Evidence) -> Tables:
-    """Of roles that end in a share of the data, the smallest."""
+    """Tables of the role with the smallest share of the data, which ends its name."""
     least = min(_present(evidence), key=lambda role: int(role.rsplit("_", 1)[-1]))
     return evidence[least]
 
@@ -576,22 +576,22 @@ def _ends(cka: np.ndarray) -> float:
 
 
 def _matches(cka: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Depth of the row most like each column, for the lower and the upper half of the columns."""
+    """Depth of the row most similar to each column, for the lower and upper half of the columns."""
     defined = cka[:, np.isfinite(cka).any(0)]
     depth = (np.nanargmax(defined, axis=0) + 0.5) / len(cka)
     return depth[: len(depth) // 2], depth[len(depth) // 2 :]
 
 
 def _best(cka: np.ndarray) -> np.ndarray:
-    """The highest CKA of each row that is defined at all."""
+    """The highest CKA of each row with any defined value."""
     return np.nanmax(cka[np.isfinite(cka).any(1)], axis=1)
 
 
 def _contrast(tables: Tables, block: int) -> float:
-    """Mean CKA between the layers before and after a block over that within the two sides."""
+    """Mean CKA between the layers before and after a block, relative to that within each side."""
     grid = _grid(_table(tables, "cka"))
     after = [False]
-    for name in grid.index:  # what is no block is where the block before it is
+    for name in grid.index:  # other layers go with the block before them
         number = re.search(r"blocks\.(\d+)", str(name))
         after.append(int(number.group(1)) >= block if number else after[-1])
     side = np.array(after[1:])
@@ -603,7 +603,7 @@ def _contrast(tables: Tables, block: int) -> float:
 
 
 def _heads(evidence: Evidence, *, lowest: bool) -> pd.Series:
-    """Distances of the heads of the two lowest or highest blocks over that of uniform attention."""
+    """Distances of the heads in the two lowest or highest blocks, relative to uniform attention."""
     table = _table(_only(evidence), "attention_distance")
     blocks = sorted(table["block"].unique())
     some = table[table["block"].isin(blocks[:2] if lowest else blocks[-2:])]
@@ -612,10 +612,10 @@ def _heads(evidence: Evidence, *, lowest: bool) -> pd.Series:
 
 def _sizes(tables: Tables, point: str) -> pd.DataFrame:
     table = _table(tables, "receptive_field_size")
-    found = table[table["point"] == point]
-    if found.empty:
+    sizes = table[table["point"] == point]
+    if sizes.empty:
         raise Missing(f"receptive fields at point {point}")
-    return found
+    return sizes
 
 
 def _attention_share(tables: Tables, point: str) -> float:
@@ -627,7 +627,7 @@ def _attention_share(tables: Tables, point: str) -> float:
 
 
 def _radius(field: np.ndarray, share: float) -> float:
-    """Steps of the grid within which this share of the mass around the centre lies."""
+    """Radius, in steps of the grid, that holds this share of the mass around the centre."""
     rows, columns = (np.arange(n) - n // 2 for n in field.shape)
     distance = np.hypot(rows[:, None], columns[None, :]).ravel()
     order = np.argsort(distance, kind="stable")
@@ -636,7 +636,7 @@ def _radius(field: np.ndarray, share: float) -> float:
 
 
 def _ratios(tables: Tables) -> tuple[np.ndarray, np.ndarray]:
-    """Mean ratio by block, (blocks,) of the class token and of spatial tokens, both branches together."""
+    """Mean ratio per block over both branches, (blocks,), of the class token and of spatial tokens."""
     table = _table(tables, "skip_ratio")
     table = table[table["branch"].isin(["attn", "mlp"])]
     cls, spatial = (
@@ -649,7 +649,7 @@ def _ratios(tables: Tables) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _scores(evidence: Evidence) -> pd.DataFrame:
-    """Scores of the last of the measured layers."""
+    """Scores of the last measured layer."""
     table = _table(_only(evidence), "localization_score")
     return table[table["layer"] == table["layer"].iloc[-1]]
 
@@ -665,7 +665,7 @@ def _on_edge(table: pd.DataFrame, row: str, column: str) -> pd.Series:
 
 
 def _accuracy(tables: Tables, features: str, depth: float = 1.0) -> float:
-    """Mean over seeds (and tokens) of the accuracy at the measured depth next to this one."""
+    """Mean accuracy over seeds (and tokens) at the measured depth nearest to this one."""
     table = _table(tables, "linear_probe")
     some = table[table["features"] == features]
     if some.empty:
@@ -679,7 +679,7 @@ def _top1(evidence: Evidence, role: str) -> float:
 
 
 def _trained(evidence: Evidence, kind: str) -> list[tuple[float, float]]:
-    """Training FLOPs and accuracy of the models whose roles begin so and whose FLOPs are known."""
+    """Training FLOPs and accuracy of the models whose role starts with `kind` and whose FLOPs are known."""
     tables = [
         _table(tables, "scaling") for role, tables in evidence.items() if role.startswith(kind)
     ]

@@ -1,4 +1,4 @@
-"""Composed figures: the panels of a published figure, drawn from their results' CSVs, in the paper's order."""
+"""Composed figures: the panels of a published figure, drawn from CSVs in the paper's layout."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from vitsee.results.reading import StoredResult, read
 
 Read = Callable[[Path], StoredResult]
 HEAD, FOOT_LINE, EMPTY = 0.3, 0.16, (3.0, 2.0)
-"""Inches of a panel's title, of a line of the caption, and of a panel that has nothing to show."""
+"""Height in inches of a panel's title and of a caption line, and size of an empty panel."""
 
 
 def draw(folder: Path, *, pdf: bool = False, read: Read = read) -> list[Path]:
-    """Draw the composed figure of a folder that has a figure.json; return what was written.
+    """Draw the composed figure of a folder with a figure.json; return the files written.
 
-    read: reads the results of its panels.
+    read: the function that reads the results of its panels.
     """
     results = Results(folder)
     record = results.load_json("figure.json", COMPOSED)
     name = record["name"]
-    if Path(name).name != name or name.startswith("."):  # it leads nowhere else
-        raise wrong(folder / "figure.json", f"no file can be called {name!r}")
+    if Path(name).name != name or name.startswith("."):  # no path out of the folder
+        raise wrong(folder / "figure.json", f"{name!r} is not a file name")
     with Interruptible():  # matplotlib's callbacks would swallow a Ctrl-C
         drawn: dict[str, Figure] = {name: compose(record, folder, read)}
         claims = claims_of(folder)
@@ -51,11 +51,11 @@ CLAIMS = Table(
         "holds": tuple(scorecard.VERDICTS),
     }
 )
-"""What a claims.csv has."""
+"""The columns of claims.csv."""
 
 
 def claims_of(folder: Path) -> pd.DataFrame | None:
-    """The claims of a composed figure, if it tests any."""
+    """The claims of a composed figure, or None if it tests none."""
     path = folder / "claims.csv"
     if not path.exists() or read_csv(path).empty:
         return None
@@ -63,12 +63,12 @@ def claims_of(folder: Path) -> pd.DataFrame | None:
 
 
 def draw_together(folders: list[Path], *, pdf: bool = False) -> list[Path]:
-    """Write the claims of several composed figures as one scorecard into the folder that holds them all."""
+    """Write the claims of several composed figures as one scorecard into their common folder."""
     together = Results(Path(os.path.commonpath([path.resolve() for path in folders])))
-    found = [table for path in folders if (table := claims_of(path)) is not None]
-    if not found:
+    tables = [table for path in folders if (table := claims_of(path)) is not None]
+    if not tables:
         return []
-    claims = pd.concat(found, ignore_index=True)
+    claims = pd.concat(tables, ignore_index=True)
     claims = claims.drop_duplicates(["claim", "value"])
     title = f"Claims of {len(folders)} figures: " + ", ".join(
         f"{count} {verdict}" for verdict, count in claims["holds"].value_counts().items()
@@ -80,7 +80,7 @@ def draw_together(folders: list[Path], *, pdf: bool = False) -> list[Path]:
 
 
 def compose(record: dict[str, Any], folder: Path, read: Read) -> Figure:
-    """Rows of panels, each under its title, and the caption below."""
+    """Rows of titled panels, with the caption below."""
     rows = rows_of(record, folder)
     with matplotlib.rc_context(style.STYLE):
         figure = Figure(layout="constrained")
@@ -111,11 +111,11 @@ def compose(record: dict[str, Any], folder: Path, read: Read) -> Figure:
 
 
 def rows_of(record: dict[str, Any], folder: Path) -> list[list[dict[str, Any]]]:
-    """The panels row by row. Raises UserError if the rows name others, or none."""
+    """The panels in rows. Raises UserError if there are no rows, or they name an unknown panel."""
     panels = {panel["name"]: panel for panel in record["panels"]}
-    if unheard := {name for row in record["rows"] for name in row} - panels.keys():
+    if unknown := {name for row in record["rows"] for name in row} - panels.keys():
         raise wrong(
-            folder / "figure.json", f"there is no panel {min(unheard)}, which its rows name"
+            folder / "figure.json", f"its rows name a panel {min(unknown)} that does not exist"
         )
     rows = [[panels[name] for name in row] for row in record["rows"] if row]
     if not rows:
@@ -124,16 +124,16 @@ def rows_of(record: dict[str, Any], folder: Path) -> list[list[dict[str, Any]]]:
 
 
 def tight_grid(figure: Figure | SubFigure, rows: int, columns: int) -> GridSpec:
-    """A grid that fills the figure."""
+    """A grid without margins."""
     return GridSpec(rows, columns, figure, left=0, bottom=0, right=1, top=1)  # type: ignore[arg-type]
 
 
 def draw_panel(
     panel: dict[str, Any], folder: Path, cell: SubFigure, grid: GridSpec, read: Read
 ) -> tuple[float, float]:
-    """Draw the panel below its title, or say why it is empty; return its size in inches without the title.
+    """Draw the panel below its title, or why it is empty; return its size in inches without the title.
 
-    grid: of the cell, title over panel.
+    grid: the rows of the cell, for title and panel.
     """
     head = cell.add_subfigure(grid[0])
     head.text(0.5, 0.3, panel["title"], ha="center", weight="bold", fontsize=10)
@@ -160,7 +160,7 @@ def draw_panel(
 
 
 def figures_of(panel: dict[str, Any], folder: Path, read: Read) -> dict[str, Figure]:
-    """All figures of the panel's results."""
+    """All figures drawn from the panel's results."""
     results = [read(folder / result) for result in panel["results"]]
     if len(results) == 1:
         return results[0].analysis.figures(results[0].tables, results[0].labels)

@@ -1,4 +1,4 @@
-"""What a figure's claims are judged by: the tables of its panels, and the same without one group each."""
+"""Evidence for the claims of a figure: the tables of its panels, in full and without each group of minibatches."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from vitsee.results.replicates import Replicates
 
 
 class Reader:
-    """Reads each result folder once, and its tables without each group of minibatches once."""
+    """Reads each result folder only once, and likewise its tables without each group of minibatches."""
 
     def __init__(self) -> None:
         self._found: dict[Path, StoredResult] = {}
         self._parts: dict[Path, Replicates] = {}
 
     def __call__(self, folder: Path) -> StoredResult:
-        """The result. Raises UserError if the folder has none."""
+        """The result in this folder. Raises UserError if it has none."""
         key = folder.resolve()
         if key not in self._found:
             self._found[key] = read(folder)
         return self._found[key]
 
     def without_groups(self, folder: Path) -> Replicates:
-        """The tables without each group, and how often an image was drawn."""
+        """The tables without each group of minibatches, and how often each image was drawn."""
         key = folder.resolve()
         if key not in self._parts:
             self._parts[key] = replicates.read(folder, self(folder).tables)
@@ -39,7 +39,7 @@ class Reader:
 def verdicts(
     figure: Published, folders: dict[str, dict[str, Path]], reader: Reader
 ) -> pd.DataFrame:
-    """One row of claims.csv for each claim of the figure. folders: of results, by panel and role."""
+    """One row of claims.csv per claim. folders: result folders by panel and role."""
     rows = []
     for name, panels in figure.claims.items():
         evidence = gather({key: folders[panel] for key, panel in panels.items()}, reader)
@@ -48,11 +48,11 @@ def verdicts(
 
 
 def gather(wanted: dict[str, dict[str, Path]], reader: Reader) -> Gathered:
-    """Tables of the whole, and without each group of minibatches.
+    """Tables in full, and without each group of minibatches.
 
-    All results leave out the same groups, which are the same images where data and seed are the same.
-    Results without groups (of weights alone) are whole in each; if all are so, nothing was drawn, and the
-    statistic is exact. None if results differ in how many groups they have.
+    All results leave out the same groups, which hold the same images if data and seed are the same.
+    Results without groups (of weights only) stay complete; if all are such, no images were drawn and the
+    statistic is exact. Nothing is left out if results have different numbers of groups.
     """
     found = {
         key: {role: reader(path) for role, path in by_role.items()}

@@ -1,4 +1,4 @@
-"""`vitsee plot`: result folders and composed figures drawn again from their CSVs. Imports no torch."""
+"""`vitsee plot`: redraws results and composed figures from their CSVs, without importing torch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from vitsee.results import drawing
 
 
 def plot(path: Path, *, pdf: bool = False) -> list[Path]:
-    """Draw a result folder or a composed figure, return the paths. Raises UserError if it is neither."""
+    """Draw a result folder or a composed figure; return the files written. Raises UserError if it is neither."""
     return composing.draw(path, pdf=pdf) if _is_composed(path) else drawing.draw(path, pdf=pdf)
 
 
 def plot_joined(paths: list[Path], *, pdf: bool = False) -> list[Path]:
-    """Draw several results of one analysis in one figure; of composed figures, write their claims together."""
+    """Draw several results of one analysis together; for composed figures, write a common scorecard."""
     composed = [_is_composed(path) for path in paths]
     if all(composed):
         return composing.draw_together(paths, pdf=pdf)

@@ -1,4 +1,4 @@
-"""`vitsee run figure=NAME`: the panels of a published figure, each an experiment, then the composed figure."""
+"""`vitsee run figure=NAME`: runs the experiments of a published figure and composes their panels."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from vitsee.results.folder import Results
 log = logging.getLogger(__name__)
 
 POLL = 5.0
-"""Seconds between two looks at a result that another process measures."""
+"""Seconds between checks on a result that another process is measuring."""
 
 
 def publish(words: list[str]) -> Iterator[Path]:
-    """Measure what is missing of the figures' panels, compose them, test their claims; yield what is written.
+    """Measure missing panels, compose the figures and test their claims; yield the files written.
 
-    words: `figure=NAME`, `figure=NAME,NAME` or `figure=all`, `zoo=NAME`, and overrides that every panel's
-    experiment ends with. Of several figures, those that fail are named at the end and the others are done.
-    Raises UserError, and Incomplete if only shards are missing.
+    words: `figure=NAME`, `figure=NAME,NAME` or `figure=all`, `zoo=NAME`, and overrides applied last in
+    each panel's experiment. If one of several figures fails, the others continue and the error comes at
+    the end. Raises UserError, or Incomplete if only shards are missing.
     """
     request = Request.read(words)
     figures = [atlas.published(name) for name in request.figures]
@@ -64,9 +64,9 @@ def publish(words: list[str]) -> Iterator[Path]:
 
 
 def publish_one(figure: Published, request: Request, measured: dict[str, Path]) -> list[Path]:
-    """Measure, compose and judge one figure; return what was written.
+    """Measure and compose one figure and test its claims; return the files written.
 
-    measured: result folders by experiment; what is in it is not measured again, and new ones are added.
+    measured: result folders by experiment; these are reused, and new ones are added.
     """
     zoo, reader = atlas.zoo(request.zoo), evidence.Reader()
     shown, waiting = {}, []
@@ -98,17 +98,17 @@ def publish_one(figure: Published, request: Request, measured: dict[str, Path]) 
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked on the command line."""
+    """The request on the command line."""
 
     figure: str
     zoo: str = "mini"
     overrides: list[str] = field(default_factory=list)
     models: dict[str, list[str]] = field(default_factory=lambda: {"model": [], "other": []})
-    """Words that say which models play the roles of these names, as of `model`."""
+    """Overrides for the models with these roles, all written as for `model`."""
 
     @classmethod
     def read(cls, words: list[str]) -> Request:
-        """Raises UserError for options that make no sense for a whole figure."""
+        """Parse the command line. Raises UserError for options that a whole figure cannot take."""
         named = {"figure": "", "zoo": "mini"}
         rest: list[str] = []
         models: dict[str, list[str]] = {"model": [], "other": []}
@@ -118,8 +118,8 @@ class Request:
                 named[key] = value
             elif key in ("analysis", "-m", "--multirun"):
                 raise UserError(
-                    f"{word} cannot be combined with figure={named['figure'] or '…'}: a figure says itself "
-                    f"which experiments it needs; name several as figure=fig01,fig02 or figure=all"
+                    f"{word} cannot be combined with figure={named['figure'] or '…'}: a figure chooses its "
+                    f"own experiments; name several figures as figure=fig01,fig02 or figure=all"
                 )
             elif key == "model@other" or key.startswith("other."):
                 models["other"].append(
@@ -133,51 +133,49 @@ class Request:
 
     @property
     def figures(self) -> list[str]:
-        """Names of the figures that are asked for; `all` are those whose models are in the zoos."""
+        """Names of the requested figures; `all` means all figures whose models are in the zoos."""
         if self.figure != "all":
             return list(dict.fromkeys(self.figure.split(",")))
         return [name for name in atlas.figures() if not atlas.asks(atlas.published(name))]
 
     def folder(self, figure: Published) -> str:
-        """The zoo's name, or those of the models asked for, after the figure's."""
+        """The figure's name, followed by those of its models or zoo."""
         asked = [word.partition("=")[2] for role in atlas.ASKED for word in self.models[role][:1]]
         return "-".join([figure.name, "-vs-".join(asked) or self.zoo])
 
     def check(self, figure: Published) -> None:
-        """Raise UserError if models are given that the figure does not ask for, or are not that it does."""
+        """Raise UserError for models that the figure does not take, or that it needs and are missing."""
         asked = atlas.asks(figure)
         for role in atlas.ASKED:
             if self.models[role] and role not in asked:
                 raise UserError(
-                    f"{self.models[role][0]} with figure={figure.name}: its models are those of the zoo; "
-                    f"choose another zoo, or figure=claims model=NAME model@other=NAME for your own"
+                    f"{self.models[role][0]} with figure={figure.name}: its models come from the zoo; "
+                    f"choose another zoo, or use figure=claims model=NAME model@other=NAME for your own"
                 )
         missing = [role for role in sorted(asked) if not self.models[role]]
         if missing:
-            raise UserError(
-                f"figure={figure.name} wants the models named: model=NAME model@other=NAME"
-            )
+            raise UserError(f"figure={figure.name} needs its models: model=NAME model@other=NAME")
 
     def experiment(self, begin: list[str]) -> Experiment:
-        """Compose these overrides, then the command line's; of one key the last counts."""
+        """Compose these overrides, then those of the command line; the last value of a key wins."""
         last = {word.partition("=")[0]: word for word in [*begin, *self.overrides]}
         return composed(list(last.values()))
 
     def played_by(self, role: str, zoo: Zoo) -> list[str]:
-        """Overrides that make the player of a role the model."""
+        """Overrides that select the model for a role."""
         if role in atlas.ASKED:
             return list(self.models[role])
         return [f"model={zoo.role(role).model}"]
 
     def settings(self, figure: Published) -> Run:
-        """Where results go, and as what; the same for every panel."""
+        """Where and how to write results; the same for all panels."""
         panel = next(iter(figure.panels.values()))
         return self.experiment([f"analysis={panel.analysis}", *panel.options]).run
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What there is of a panel: result folders, and why others are missing."""
+    """The result folders of a panel, and why others are missing."""
 
     folders: dict[str, Path]
     """By role."""
@@ -185,15 +183,15 @@ class Shown:
 
 
 def measure(panel: Panel, zoo: Zoo, request: Request, measured: dict[str, Path]) -> Shown:
-    """Run the experiments of a panel whose roles somebody plays, but those that are measured."""
+    """Run the experiments of a panel whose roles have a model, and that are not measured yet."""
     from vitsee.gpus import run
 
     folders: dict[str, Path] = {}
     missing = []
     for role in panel.roles:
         cast = [role, panel.other] if panel.other else [role]
-        players = {name: zoo.role(name) for name in cast if name not in atlas.ASKED}
-        absent = {name: p.missing for name, p in players.items() if p.model is None}
+        chosen = {name: zoo.role(name) for name in cast if name not in atlas.ASKED}
+        absent = {name: p.missing for name, p in chosen.items() if p.model is None}
         if absent:
             missing += [f"{name}: {why}" for name, why in absent.items()]
             for name, why in absent.items():
@@ -208,7 +206,7 @@ def measure(panel: Panel, zoo: Zoo, request: Request, measured: dict[str, Path])
 
 
 def overrides(panel: Panel, role: str, zoo: Zoo, request: Request) -> list[str]:
-    """What a panel's experiment with this role begins with."""
+    """The overrides of a panel's experiment with this role."""
     models = request.played_by(role, zoo)
     if panel.other:
         models += [as_other(word) for word in request.played_by(panel.other, zoo)]
@@ -218,7 +216,7 @@ def overrides(panel: Panel, role: str, zoo: Zoo, request: Request) -> list[str]:
 
 
 def as_other(word: str) -> str:
-    """An override of the model as one of the second model."""
+    """Turn an override of the model into one of the second model."""
     key, _, value = word.partition("=")
     return (
         f"model@other={value}" if key == "model" else f"other.{key.removeprefix('model.')}={value}"
@@ -226,7 +224,7 @@ def as_other(word: str) -> str:
 
 
 def patiently(run: Callable[[], list[Path]]) -> list[Path]:
-    """Run it; where another process is at work on the same result, wait and use what that one finds."""
+    """Run; if another process is measuring the same result, wait for it and reuse its result."""
     while True:
         try:
             return run()
@@ -238,7 +236,7 @@ def patiently(run: Callable[[], list[Path]]) -> list[Path]:
 def describe(
     figure: Published, zoo: Zoo, shown: dict[str, Shown], folder: Path, reader: Reader
 ) -> dict[str, Any]:
-    """What figure.json says."""
+    """The contents of figure.json."""
     panels = [
         {
             "name": name,
@@ -261,23 +259,23 @@ def describe(
 
 
 def caption(figure: Published, zoo: Zoo, shown: dict[str, Shown], reader: Reader) -> str:
-    """Models, data and number of images, in a line."""
-    said: dict[str, None] = {}
+    """Source, models, data and numbers of images, as one line."""
+    parts: dict[str, None] = {}
     for name, panel in figure.panels.items():
         for path in shown[name].folders.values():
             labels = reader(path).labels
             models = labels.model + (f" × {labels.other}" if labels.other else "")
-            said[f"{models} ({labels.data})"] = None
+            parts[f"{models} ({labels.data})"] = None
         for role in [*panel.roles, panel.other]:
             if role and role not in atlas.ASKED and zoo.role(role).note:
-                said[f"{zoo.role(role).model}: {zoo.role(role).note}"] = None
-    return f"{figure.source}, with {cast_of(figure, zoo)}. " + "; ".join(said)
+                parts[f"{zoo.role(role).model}: {zoo.role(role).note}"] = None
+    return f"{figure.source}, with {cast_of(figure, zoo)}. " + "; ".join(parts)
 
 
 def cast_of(figure: Published, zoo: Zoo) -> str:
-    """Where the models are from, in words."""
+    """Where the models come from, for the caption."""
     roles = {role for panel in figure.panels.values() for role in panel.roles}
-    return "the models asked for" if roles <= set(atlas.ASKED) else f"zoo={zoo.name}"
+    return "the chosen models" if roles <= set(atlas.ASKED) else f"zoo={zoo.name}"
 
 
 def listing(
@@ -300,5 +298,5 @@ def listing(
 
 
 def relative(path: Path, folder: Path) -> str:
-    """How the figure's folder names a result folder, so that both can be moved together."""
+    """Path of a result folder relative to the figure's, so that both can be moved together."""
     return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()

@@ -1,4 +1,4 @@
-"""Verdicts on claims: a statistic of measured tables, its confidence interval, and a threshold fixed beforehand."""
+"""Verdicts on claims: a statistic, its confidence interval, and a threshold fixed in advance."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pandas as pd
 
 Tables = Mapping[str, pd.DataFrame]
 Evidence = Mapping[str, Tables]
-"""The tables of a panel by the role that plays its model."""
+"""The tables of a panel, by role of its model."""
 
 HOLDS, FAILS, OPEN, ABSENT = "holds", "does not hold", "undecided", "not measured"
 COLUMNS = (
@@ -25,9 +25,9 @@ _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 @dataclass(frozen=True)
 class Gathered:
-    """Evidence by name: of the whole, and without each group of minibatches.
+    """Evidence by name: in full, and without each group of minibatches.
 
-    again: how often an image was drawn, by which the variance is larger than the groups show.
+    again: how often each image was drawn; the variance between groups is too small by this factor.
     """
 
     whole: Mapping[str, Evidence]
@@ -36,14 +36,14 @@ class Gathered:
 
 
 class Missing(LookupError):
-    """A statistic needs something that was not measured."""
+    """Raised if a statistic needs something that was not measured."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What the authors say, as a number that is above (or below) a threshold.
+    """A claim of the authors, as a statistic that should be above (or below) a threshold.
 
-    measure: takes Evidence by keyword, returns the statistic; its docstring says why the threshold.
+    measure: takes Evidence by keyword and returns the statistic; its docstring justifies the threshold.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Claim:
 
     @property
     def evidence(self) -> list[str]:
-        """Names of the panels it needs."""
+        """Names of the evidence it needs."""
         return list(inspect.signature(self.measure).parameters)
 
     @property
@@ -69,23 +69,23 @@ CLAIMS: dict[str, Claim] = {}
 def claim(
     statement: str, statistic: str, *, above: float | None = None, below: float | None = None
 ) -> Callable[[Callable[..., float]], Callable[..., float]]:
-    """Register a function of evidence as the measure of a claim that its value is above or below this."""
+    """Register a function of evidence as the statistic of a claim that it is above or below a threshold."""
     if (above is None) == (below is None):
-        raise ValueError("a claim has one threshold: above=… or below=…")
+        raise ValueError("a claim has exactly one threshold: above=… or below=…")
     threshold = above if above is not None else below
     assert threshold is not None
 
-    def enter(measure: Callable[..., float]) -> Callable[..., float]:
+    def register(measure: Callable[..., float]) -> Callable[..., float]:
         name = measure.__name__
         CLAIMS[name] = Claim(name, statement, statistic, threshold, above is not None, measure)
         return measure
 
-    return enter
+    return register
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A statistic with its 95 % confidence interval; NaN where there is none."""
+    """A statistic with its 95 % confidence interval, or NaN."""
 
     value: float
     low: float
@@ -93,10 +93,10 @@ class Measured:
 
 
 def jackknifed(measure: Callable[..., float], evidence: Gathered) -> Measured:
-    """The statistic of the whole, and its interval by the delete-a-group jackknife (Kott 2001).
+    """The statistic of all groups, with its interval from the delete-a-group jackknife (Kott 2001).
 
-    The interval is that of Student's t with one degree of freedom less than there are groups; without
-    groups there is none.
+    The interval uses Student's t with one degree of freedom fewer than groups. With fewer than two groups
+    it is NaN.
     """
     value = measure(**evidence.whole)
     parts = np.array([measure(**part) for part in evidence.left_out])
@@ -110,7 +110,7 @@ def jackknifed(measure: Callable[..., float], evidence: Gathered) -> Measured:
 
 
 def judge(claim: Claim, found: Measured) -> str:
-    """Holds or not only if the whole interval says so."""
+    """A claim holds, or does not, only if its whole interval is on one side of the threshold."""
     if math.isnan(found.value):
         return ABSENT
     low, high = (found.low, found.high) if claim.above else (-found.high, -found.low)
@@ -121,7 +121,7 @@ def judge(claim: Claim, found: Measured) -> str:
 
 
 def verdict(claim: Claim, figure: str, evidence: Gathered) -> dict[str, object]:
-    """A row of claims.csv; evidence that is absent or lacks what the statistic needs is not measured."""
+    """One row of claims.csv; "not measured" if the evidence lacks what the statistic needs."""
     try:
         found = jackknifed(claim.measure, evidence)
     except Missing:

@@ -1,1 +1,1 @@
-"""The drawing vocabulary: a table in, a matplotlib figure out."""
+"""Functions that draw a table as a matplotlib figure."""

@@ -1,4 +1,4 @@
-"""Heatmaps of layers against layers, and of blocks against tokens."""
+"""Heatmaps of pairs of layers, and of blocks and tokens."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def heatmap(
     title: str,
     colour_label: str,
 ) -> Figure:
-    """One square cell per (x, y) row of a tidy table, in the order the rows come; y grows upwards.
+    """One square cell per row of a tidy table, in order of appearance; y grows upwards.
 
-    Cells are clipped to `limits` for display only. Undefined values (NaN) are hatched grey and named
-    below the figure.
+    Values are clipped to `limits` for display only. Undefined values (NaN) are grey, with a note below
+    the figure.
     """
     columns, rows = table[x].unique(), table[y].unique()
     grid = table.pivot(index=y, columns=x, values=value).loc[rows, columns].to_numpy(float)
@@ -49,19 +49,19 @@ def heatmap(
         entitle(axes, title)
         figure.colorbar(image, label=colour_label, shrink=0.9)
         if np.isnan(grid).any():
-            figure.supxlabel("grey: not defined (see the log of the run)", fontsize=8, color="0.35")
+            figure.supxlabel("Grey: undefined (see the log of the run)", fontsize=8, color="0.35")
     return figure
 
 
 def _size(columns: int, rows: int) -> tuple[float, float]:
-    """Inches of a figure whose cells are square, within what a page column can take."""
+    """Size in inches of a figure with square cells that fits a page column."""
     ratio = float(np.clip(rows / columns, 0.4, 2.5))
     width = 4.0 if ratio <= 1 else 4.0 / ratio
     return width + 1.0, width * ratio + 0.7
 
 
 def _depth_axis(axes: Axes, which: str, names: np.ndarray) -> None:
-    """Layer numbers from input to output; the names themselves where they are few."""
+    """Layer indices from input to output, or layer names if there are few."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     if len(names) <= 16:
         axis.set_ticks(range(len(names)), labels=[str(name) for name in names])
@@ -74,10 +74,10 @@ def _depth_axis(axes: Axes, which: str, names: np.ndarray) -> None:
 def panels(
     values: dict[str, np.ndarray], *, xlabel: str, ylabel: str, title: str, colour_label: str
 ) -> Figure:
-    """Heatmaps one above the other by their titles, (rows, columns) each, row 0 at the bottom.
+    """Stacked heatmaps by title, (rows, columns) each, row 0 at the bottom.
 
-    One colour scale, up to the 99th percentile: values beyond it are clipped for display. Undefined
-    ones (NaN) are grey.
+    They share one colour scale up to the 99th percentile; larger values are clipped for display only.
+    Undefined values (NaN) are grey.
     """
     every = np.concatenate([part.ravel() for part in values.values()])
     finite = every[np.isfinite(every)]

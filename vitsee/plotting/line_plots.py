@@ -1,4 +1,4 @@
-"""Lines and dots over depth, images or compute."""
+"""Line and scatter plots over depth, images or compute."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def curves(
     level_label: str = "",
     log: bool = False,
 ) -> Figure:
-    """A line for each value of `line`: the mean of y at each x, and a band from its least to its largest.
+    """One line per value of `line`: the mean of y at each x, with a band from minimum to maximum.
 
-    Where a mean is not defined (NaN) the line has a gap. level: a dashed horizontal line. log: x is
-    logarithmic, else it is a share.
+    Undefined means (NaN) leave a gap. level: height of a dashed line. log: whether x is logarithmic;
+    otherwise it is a fraction.
     """
     with matplotlib.rc_context(STYLE):
         figure = canvas((5.2, 3.6), "constrained")
@@ -55,15 +55,14 @@ def curves(
         else:
             axes.set_xlim(0, 1.03)
         entitle(axes, title)
-        axes.grid(color="0.92")
-        axes.set_axisbelow(True)
+        _grid_lines(axes)
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return figure
 
 
 @dataclass(frozen=True)
 class Line:
-    """Values by depth. Lines of the same `group` share a colour."""
+    """Values by depth; lines of the same `group` share a colour."""
 
     values: np.ndarray
     label: str
@@ -80,9 +79,9 @@ def depth_lines(
     x: list[np.ndarray] | None = None,
     from_zero: bool = True,
 ) -> Figure:
-    """Lines over depth: over the block's number, or over `x` (one array a line).
+    """Lines over the block index, or over `x` (one array per line).
 
-    from_zero: the values' axis begins at 0, or at the least value if that is lower.
+    from_zero: the y axis starts at 0, or at the lowest value if that is negative.
     """
     colours = {group: f"C{i}" for i, group in enumerate(dict.fromkeys(l.group for l in lines))}
     with matplotlib.rc_context(STYLE):
@@ -102,7 +101,7 @@ def depth_lines(
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
         if from_zero:
             axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
-        axes.grid(alpha=0.3)
+        _grid_lines(axes)
         figure.legend(
             loc="outside lower center", ncols=2, fontsize=7, handlelength=4, frameon=False
         )
@@ -120,7 +119,7 @@ def sorted_lines(
     title: str,
     names: str = "{}",
 ) -> Figure:
-    """The values y of each `line` in ascending order; `reference` names the column of the dashed level."""
+    """The values y of each `line` in ascending order; `reference`: the column of the dashed line."""
     groups = list(table.groupby(line, sort=True))
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(groups)))
     with matplotlib.rc_context(STYLE):
@@ -132,7 +131,7 @@ def sorted_lines(
         _level(axes, table[reference])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel=xlabel, ylabel=ylabel)
-        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])  # no dot is cut at the top
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])  # room for the topmost dots
         entitle(axes, title)
         figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     return figure
@@ -141,7 +140,7 @@ def sorted_lines(
 def dots(
     table: pd.DataFrame, *, x: str, y: str, reference: str, xlabel: str, ylabel: str, title: str
 ) -> Figure:
-    """One dot a row, coloured by its place in ascending order of y among those of the same x."""
+    """One dot per row, coloured by its rank in y among the rows of the same x."""
     rank = table.groupby(x)[y].rank(method="first", pct=True)
     with matplotlib.rc_context(STYLE):
         figure = canvas((4.4, 3.4), "constrained")
@@ -150,14 +149,20 @@ def dots(
         _level(axes, table[reference])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel=xlabel, ylabel=ylabel)
-        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])  # no dot is cut at the top
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])  # room for the topmost dots
         entitle(axes, title)
         axes.legend(loc="lower right", fontsize=8)
     return figure
 
 
+def _grid_lines(axes: Axes) -> None:
+    """Light grid lines behind the data."""
+    axes.grid(color="0.92")
+    axes.set_axisbelow(True)
+
+
 def _level(axes: Axes, values: pd.Series) -> None:
-    """A dashed line at what attention to all tokens alike would give."""
+    """A dashed line at the distance of uniform attention."""
     for level in values.unique():
         axes.axhline(level, color="0.4", lw=0.8, ls="--", label="uniform attention")
 
@@ -172,7 +177,7 @@ def lines_with_errors(
     ylabel: str,
     title: str,
 ) -> Figure:
-    """y against x of each table by its name, with one standard error up and down as a band."""
+    """One line per table, labelled with its name, with a band of one standard error either side."""
     with matplotlib.rc_context(STYLE):
         figure = canvas((4.8, 3.6), "constrained")
         axes = figure.subplots()
@@ -185,25 +190,24 @@ def lines_with_errors(
             axes.fill_between(line[x], low, high, color=drawn.get_color(), alpha=0.2, lw=0)
         axes.set(xlabel=xlabel, ylabel=ylabel)
         entitle(axes, title)
-        axes.grid(color="0.92")
-        axes.set_axisbelow(True)
+        _grid_lines(axes)
         figure.legend(loc="outside lower center", ncols=min(2, len(lines)), fontsize=7)
     return figure
 
 
 def training_curve(metrics: pd.DataFrame, name: str) -> Figure:
-    """Loss of the training and accuracy on held-out images against the images seen.
+    """Training loss and accuracy on held-out images, against images seen.
 
     metrics: columns images, loss, test_accuracy.
     """
     figure = canvas((8.0, 3.2))
     axes = figure.subplots(1, 2)
     for axis, column, label in (
-        (axes[0], "loss", "training loss"),
-        (axes[1], "test_accuracy", "accuracy on held-out images"),
+        (axes[0], "loss", "Training loss"),
+        (axes[1], "test_accuracy", "Accuracy on held-out images"),
     ):
         axis.plot(metrics["images"], metrics[column])
-        axis.set(xlabel="images seen", ylabel=label)
+        axis.set(xlabel="Images seen", ylabel=label)
         axis.set_xlim(left=0)
         axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.xaxis.set_major_formatter(EngFormatter())
@@ -212,14 +216,14 @@ def training_curve(metrics: pd.DataFrame, name: str) -> Figure:
     return figure
 
 
-SCALED = {"train_images": "training images", "training_flops": "training FLOPs"}
+SCALED = {"train_images": "Number of training images", "training_flops": "Training FLOPs"}
 
 
 def scaling(table: pd.DataFrame, data: str, columns: list[str]) -> Figure:
-    """Accuracy against what the training took, a plot for each of these columns and a line a family of models.
+    """Accuracy against training images or compute: one plot per column, one line per model family.
 
-    table: columns model, family, accuracy, se and those of SCALED. A family is called as its model of the
-    shortest name is.
+    table: columns model, family, accuracy, se and those in SCALED. A family is named after its model with
+    the shortest name.
     """
     with matplotlib.rc_context(STYLE):
         figure = canvas((0.8 + 4.0 * len(columns), 3.8))
@@ -234,19 +238,18 @@ def scaling(table: pd.DataFrame, data: str, columns: list[str]) -> Figure:
                 )  # fmt: skip
             axes.set(xlabel=SCALED[column])
             _log_axis(axes, table[column])
-            axes.grid(color="0.92")
-            axes.set_axisbelow(True)
-        every[0].set(ylabel=f"accuracy on held-out {data}", ylim=(0, 1))
+            _grid_lines(axes)
+        every[0].set(ylabel=f"Accuracy on held-out {data}", ylim=(0, 1))
         labels = every[0].get_legend_handles_labels()
         figure.legend(*labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 
 def _log_axis(axes: Axes, values: pd.Series) -> None:
-    """A logarithmic x axis with few labels, or a note where there is nothing to show on it."""
+    """A logarithmic x axis with few labels, or a note if all values are unknown."""
     if not np.isfinite(values).any():
         axes.set_xticks([])
-        axes.text(0.5, 0.5, "no model card", transform=axes.transAxes, ha="center", color="0.35")
+        axes.text(0.5, 0.5, "No model card", transform=axes.transAxes, ha="center", color="0.35")
         return
     decades = np.log10(values.max() / values.min())
     subs = (1.0, 2.0, 3.0, 4.0, 5.0, 7.0) if decades < 1 else (1.0, 2.0, 5.0)

@@ -1,4 +1,4 @@
-"""Maps over the places of an image, and images beside them."""
+"""Maps over image locations, and images next to their maps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from vitsee.plotting.style import STYLE, canvas, shape_ratio
+from vitsee.plotting.style import STYLE, canvas, evenly_spaced, shape_ratio
 
 
 def grids(
@@ -29,12 +29,12 @@ def grids(
     title: str,
     most: int = 6,
 ) -> Figure:
-    """Maps over a grid of positions, row 0 on top, a panel and a colour scale of its own for each `panel`.
+    """Maps over a grid of locations, row 0 at the top, each `panel` with its own colour scale.
 
-    At most `most` panels are drawn, evenly spaced and with the first and the last.
+    At most `most` panels are drawn: the first, the last and evenly spaced ones between them.
     """
     every = table[panel].unique()
-    chosen = np.unique(np.linspace(0, len(every) - 1, min(most, len(every))).round().astype(int))
+    chosen = evenly_spaced(len(every), most)
     with matplotlib.rc_context(STYLE):
         figure = canvas((max(3.6, 2.1 * len(chosen)), 2.4), "constrained")
         panels = figure.subplots(1, len(chosen), squeeze=False)[0]
@@ -52,7 +52,7 @@ def grids(
 
 @dataclass(frozen=True)
 class Map:
-    """Values over a grid, (rows, columns), and the (row, column) that is marked, if any."""
+    """Values over a grid, (rows, columns), and an optional (row, column) to mark."""
 
     values: np.ndarray
     title: str
@@ -61,17 +61,17 @@ class Map:
 
 @dataclass(frozen=True)
 class MapRow:
-    """Maps side by side, with what they have in common."""
+    """Maps side by side, with a label for all of them."""
 
     maps: list[Map]
     label: str = ""
 
 
 def maps(rows: list[MapRow], *, title: str, colour_label: str, xlabel: str, ylabel: str) -> Figure:
-    """Rows of maps, row 0 of a map at the top, as in an image.
+    """Rows of maps, each map with row 0 at the top, as in an image.
 
-    Each map has a colour scale of its own, from 0 to its largest value; smaller ones are clipped for
-    display only, undefined ones (NaN) are grey.
+    Each map has its own colour scale from 0 to its largest value. Negative values are clipped for
+    display only; undefined values (NaN) are grey.
     """
     columns = max(len(row.maps) for row in rows)
     tallest = [max(shape_ratio(m.values) for m in row.maps) for row in rows]
@@ -88,13 +88,13 @@ def maps(rows: list[MapRow], *, title: str, colour_label: str, xlabel: str, ylab
                 cell.set_xlabel(xlabel)
                 beside = cell.inset_axes((1.05, 0, 0.06, 1))  # as tall as the map
                 figure.colorbar(image, cax=beside, ticks=MaxNLocator(nbins=4))
-        figure.suptitle(f"{title}\ncolour: {colour_label}{_undefined(rows)}", fontsize=9)
+        figure.suptitle(f"{title}\nColour: {colour_label}{_undefined(rows)}", fontsize=9)
     return figure
 
 
 def _undefined(rows: list[MapRow]) -> str:
-    there = any(np.isnan(m.values).any() for row in rows for m in row.maps)
-    return "; grey: not defined (see the log of the run)" if there else ""
+    undefined = any(np.isnan(m.values).any() for row in rows for m in row.maps)
+    return "; grey: undefined (see the log of the run)" if undefined else ""
 
 
 def _draw_map(axes: Axes, one: Map) -> AxesImage:
@@ -113,7 +113,7 @@ def _draw_map(axes: Axes, one: Map) -> AxesImage:
 
 
 def tiles(images: np.ndarray, *, columns: int, title: str) -> Figure:
-    """RGB images, (count, rows, columns, 3) within 0..1, side by side in rows of so many."""
+    """RGB images, (count, rows, columns, 3) in 0…1, with `columns` images per row."""
     count = -(-len(images) // columns)
     with matplotlib.rc_context(STYLE):
         figure = canvas((0.85 * columns + 0.2, 0.85 * count + 0.5), "compressed")
@@ -138,8 +138,8 @@ def grid_of_grids(
 ) -> Figure:
     """Tile (r, c) is the map values[r, c] of a (rows, columns, rows, columns) array.
 
-    Of more than `most` rows or columns of tiles, evenly spaced ones are drawn; each map is whole.
-    Undefined values (NaN) are grey.
+    At most `most` rows and columns of tiles are drawn, evenly spaced; each map is complete. Undefined
+    values (NaN) are grey.
     """
     rows, columns = (range(0, n, -(-n // most)) for n in values.shape[:2])
     ratio = shape_ratio(values[0, 0])
@@ -164,14 +164,14 @@ def grid_of_grids(
 
 
 def fields(rows: dict[str, dict[str, np.ndarray]], *, title: str, columns: int) -> Figure:
-    """Maps by name, each normalised to its own maximum, under a heading for each group of them."""
+    """Maps by name, each scaled to its own maximum, in groups under a heading."""
     lines = [
         (heading if start == 0 else "", list(maps.items())[start : start + columns])
         for heading, maps in rows.items()
         for start in range(0, len(maps), columns)
     ]
     widest = max(len(line) for _, line in lines)
-    room = "\n\n"  # for the heading, above the names
+    room = "\n\n"  # leaves space for the heading above the names
     with matplotlib.rc_context(STYLE):
         figure = canvas((1.15 * widest + 0.9, 1.4 * len(lines) + 0.7), "constrained")
         grid = figure.subplots(len(lines), widest, squeeze=False)
@@ -188,7 +188,7 @@ def fields(rows: dict[str, dict[str, np.ndarray]], *, title: str, columns: int) 
                 cell.set_facecolor("0.85")
                 image = cell.imshow(scaled, cmap="magma", vmin=0, vmax=1)
                 cell.set_title(f"{room if heading else ''}{name}", fontsize=7, pad=2)
-        figure.colorbar(image, ax=grid, label="|gradient| / its maximum", shrink=0.6)
+        figure.colorbar(image, ax=grid, label="|Gradient| / its maximum", shrink=0.6)
         figure.suptitle(title, fontsize=9)
     return figure
 
@@ -196,10 +196,10 @@ def fields(rows: dict[str, dict[str, np.ndarray]], *, title: str, columns: int) 
 def image_pairs(
     pairs: list[tuple[np.ndarray, np.ndarray]], *, title: str, names: tuple[str, str]
 ) -> Figure:
-    """Images (H, W, 3) in 0…1, each beside itself lit by a map (rows, columns) of weights.
+    """Images (H, W, 3) in 0…1, each next to a copy that is lit by a map (rows, columns) of weights.
 
-    As the authors draw it: the map is enlarged smoothly, blurred by a patch, stretched to 0…1, and the
-    image is darkened where it is small.
+    As in the authors' code, the map is upsampled smoothly, blurred over one patch and scaled to 0…1; the
+    image is multiplied by it.
     """
     across = min(3, len(pairs))
     down = -(-len(pairs) // across)
@@ -222,11 +222,11 @@ def image_pairs(
 
 
 def _lit(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A map of weights as transparency of an image of this shape (H, W), 0…1."""
+    """A map of weights as the brightness, 0…1, of an image of this shape (H, W)."""
     scaled = PIL.Image.fromarray((weights / weights.max()).astype(np.float32))
     large = scaled.resize((shape[1], shape[0]), PIL.Image.Resampling.LANCZOS)
     radius = shape[0] / weights.shape[0]
-    # Pillow blurs 8-bit images only.
+    # Pillow only blurs 8-bit images.
     bytes_of = np.clip(np.nan_to_num(np.asarray(large)) * 255, 0, 255).astype(np.uint8)
     blurred = PIL.Image.fromarray(bytes_of).filter(PIL.ImageFilter.GaussianBlur(radius))
     values = np.asarray(blurred, dtype=float)

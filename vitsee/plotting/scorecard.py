@@ -1,4 +1,4 @@
-"""The claims with their verdicts as a figure."""
+"""The claims and their verdicts as a figure."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ VERDICTS = {
 
 
 def scorecard(table: pd.DataFrame, title: str) -> Figure:
-    """The claims with their verdicts, a row each: statement, verdict, statistic with interval, threshold.
+    """One row per claim: statement, verdict, statistic with interval, threshold.
 
-    table: rows of claims.csv.
+    table: as in claims.csv.
     """
     statements = [
-        textwrap.wrap(f"{said} ({of})", 62)
-        for said, of in zip(table["statement"], table["figure"], strict=True)
+        textwrap.wrap(f"{statement} ({figure})", 62)
+        for statement, figure in zip(table["statement"], table["figure"], strict=True)
     ]
     heights = [0.06 + 0.14 * len(lines) for lines in statements]
     tall = sum(heights) + 0.75
     with matplotlib.rc_context(STYLE):
         figure = canvas((8.6, tall), None)
         columns = {
-            "claim": 0.02,
-            "verdict": 0.52,
-            "statistic [95 % interval]": 0.65,
-            "claimed": 0.92,
+            "Claim": 0.02,
+            "Verdict": 0.52,
+            "Statistic [95 % interval]": 0.65,
+            "Claimed": 0.92,
         }
         y = 1 - 0.22 / tall
         figure.text(0.02, y, title, weight="bold", va="center")
@@ -60,7 +60,7 @@ def scorecard(table: pd.DataFrame, title: str) -> Figure:
 
 
 def _interval(row: dict[Any, Any]) -> str:
-    """The statistic and its interval in words."""
+    """The statistic and its interval as text."""
     if not np.isfinite(row["value"]):
         return ""
     interval = f" [{row['low']:.3g}, {row['high']:.3g}]" if np.isfinite(row["low"]) else ""

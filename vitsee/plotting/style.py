@@ -1,4 +1,4 @@
-"""The house style, and the canvas that a figure is drawn on."""
+"""The common style of figures, and the canvas they are drawn on."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 MARKERS = "os^Dv*Pp<>hX"
-"""Of lines in one plot, in this order."""
-
+"""Markers of the lines in one plot, in order."""
 
 _place: ContextVar[Callable[[tuple[float, float]], SubFigure] | None] = ContextVar(
     "place", default=None
@@ -27,20 +26,20 @@ STYLE: Any = {
     "ytick.labelsize": 8,
     "pdf.fonttype": 42,  # real text in PDFs
     "svg.hashsalt": "vitsee",
-    "text.parse_math": False,  # names are drawn as they are, whatever dollars they have
+    "text.parse_math": False,  # dollar signs in names stay as they are
     "text.usetex": False,
 }
 
 
 def canvas(size: tuple[float, float], layout: Any = "constrained") -> Any:
-    """What a figure of this size in inches is drawn on: a Figure, or within `onto` a part of a larger one."""
+    """The canvas for a figure of this size in inches: a Figure, or within `onto` part of a larger one."""
     place = _place.get()
     return Figure(figsize=size, layout=layout) if place is None else place(size)
 
 
 @contextmanager
 def onto(place: Callable[[tuple[float, float]], SubFigure]) -> Iterator[None]:
-    """Within the block `place` makes every canvas, of the size in inches that it would have alone."""
+    """Within this block, `place` makes every canvas from the size in inches it would have alone."""
     token = _place.set(place)
     try:
         yield
@@ -49,18 +48,25 @@ def onto(place: Callable[[tuple[float, float]], SubFigure]) -> Iterator[None]:
 
 
 def entitle(axes: Axes, title: str) -> None:
-    """A title of as many lines as it needs, dollars and all.
+    """Set a title that wraps onto several lines and may contain dollar signs.
 
-    Text that matplotlib wraps it measures as mathematics between dollars, whether or not it is to be drawn so.
+    When matplotlib wraps text, it always measures text between dollar signs as mathematics, so they are
+    escaped.
     """
     axes.set_title(title.replace("$", r"\$"), wrap=True, parse_math=True)
 
 
+def evenly_spaced(count: int, most: int) -> np.ndarray:
+    """At most `most` of the indices below `count`: the first, the last and evenly spaced ones between."""
+    return np.linspace(0, count - 1, min(most, count)).round().astype(int)
+
+
 def shape_ratio(values: np.ndarray) -> float:
+    """Height over width of a (rows, columns) array, within 0.4 to 2.5."""
     return float(np.clip(values.shape[0] / values.shape[1], 0.4, 2.5))
 
 
 def names_of_models(model: str, other: str | None) -> dict[str, str]:
-    """By role, how lines and headings call the models; the second is told apart from one of the same name."""
+    """Names for lines and headings by role; if both models have the same name, the second is marked."""
     second = f"{model} (other)" if other == model else other or ""
     return {"model": model, "other": second}
