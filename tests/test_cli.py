@@ -556,8 +556,8 @@ def test_a_bug_keeps_its_traceback_and_exits_with_1(images, tmp_path):
     words = " ".join(repr(word) for word in tiny_overrides(images, tmp_path))
     code = (
         f"import sys; sys.argv = ['vitsee', 'run', {words.replace(' ', ', ')}];"
-        "import vitsee.cli, vitsee.estimators.kernels as kernels;"
-        "kernels.gram = lambda *x: 1 / 0; vitsee.cli.main()"
+        "import vitsee.cli, vitsee.analyses.cka as cka;"
+        "cka.gram = lambda *x: 1 / 0; vitsee.cli.main()"
     )
     crashed = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False

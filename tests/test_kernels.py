@@ -86,7 +86,7 @@ def test_products_of_factors_rounded_to_bfloat16_are_off_by_their_rounding_and_n
 
 def test_tf32_products_are_refused_where_there_is_no_cuda():
     with pytest.raises(
-        UserError, match=r"analysis\.products=tf32 exists on CUDA devices only, not on cpu"
+        UserError, match=r"analysis\.products=tf32 works on CUDA devices only, not on cpu"
     ):
         gram(features(8, 5), "tf32")
 

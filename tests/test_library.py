@@ -88,7 +88,7 @@ def test_numbers_of_numpy_are_numbers(measure):
 
 
 def test_a_bug_is_not_made_a_mistake(measure, monkeypatch):
-    monkeypatch.setattr("vitsee.estimators.kernels.gram", lambda *_: 1 / 0)
+    monkeypatch.setattr("vitsee.analyses.cka.gram", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         measure()
 
@@ -179,7 +179,7 @@ def test_an_experiment_can_run_in_another_thread_than_the_main_one(measure):
 def test_an_interrupted_experiment_goes_on_with_the_same_call(measure, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(
-            "vitsee.estimators.kernels.u_centre",
+            "vitsee.analyses.cka.u_centre",
             lambda gram: signal.raise_signal(signal.SIGINT) or gram,
         )
         with pytest.raises(vitsee.Interrupted):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vitsee.errors import printable
+from vitsee.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,8 +113,6 @@ class View:
 
     def rows(self, values: Tensor) -> Tensor:
         """Per-image values, (N, ...), in their rows of an array of zeros for all images of the plan."""
-        import torch
-
         every = torch.zeros(
             self.planned, *values.shape[1:], dtype=values.dtype, device=values.device
         )

@@ -11,13 +11,14 @@ import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
+from vitsee.estimators.attention import Attention, attention_distance, uniform_distance
 from vitsee.io.tidy import Error, Table, Whole
+from vitsee.lazy import torch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from vitsee.estimators.attention import Attention
     from vitsee.sums import Sums
 
 
@@ -66,10 +67,6 @@ class AttentionDistance(Analysis):
 
     def reduce(self, layer: Layer, output: Attention) -> Tensor:
         """Mean distance per image: one column per head, the last for uniform attention; (N, heads + 1)."""
-        import torch
-
-        from vitsee.estimators.attention import attention_distance, uniform_distance
-
         distance = attention_distance(output, layer, renormalize=self.renormalize)
         uniform = uniform_distance(layer, renormalize=self.renormalize)
         return torch.cat([distance, distance.new_full((len(distance), 1), uniform)], 1)
@@ -79,8 +76,6 @@ class AttentionDistance(Analysis):
 
         If all images have nearly the same distance, squaring this difference loses less precision.
         """
-        import torch
-
         distance = torch.stack(list(view.model.values()))
         uniform = distance[:, :, -1:]
         excess = distance[:, :, :-1] - uniform

@@ -11,13 +11,14 @@ import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError, nearest
+from vitsee.estimators.attention import Attention, rollout
 from vitsee.io.tidy import Table, Whole
+from vitsee.lazy import torch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from vitsee.estimators.attention import Attention
     from vitsee.sums import Sums
 
 SIDE = 112
@@ -74,16 +75,10 @@ class AttentionRollout(Analysis):
 
     def reduce(self, layer: Layer, output: Attention) -> Tensor:
         """Attention weights averaged over heads, (N, tokens, tokens)."""
-        import torch
-
         return torch.cat([weights.mean(1) for _, weights in output.weights()])
 
     def observe(self, view: View) -> dict[str, Tensor]:
         """Rollout and pixels of each image, in its row among all planned images."""
-        import torch
-
-        from vitsee.estimators.attention import rollout
-
         layer = self.setting.layers["model"][0]
         assert layer.grid is not None
         assert layer.prefix is not None

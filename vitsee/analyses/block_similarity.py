@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
+from vitsee.estimators.kernels import gram, u_centre
 from vitsee.estimators.minibatch_cka import cka_and_error, cka_terms
 from vitsee.io.tidy import Error, Table, Whole
+from vitsee.lazy import torch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,14 +53,10 @@ class BlockSimilarity(Analysis):
 
     def reduce(self, layer: Layer, output: Tensor) -> Tensor:
         """U-centred Gram matrix of one block: (N, ...) -> (N, N) float64."""
-        from vitsee.estimators.kernels import gram, u_centre
-
         return u_centre(gram(output))
 
     def observe(self, view: View) -> dict[str, Tensor]:
         """HSIC_1 of each block with its counterpart, and the products needed for its standard error."""
-        import torch
-
         assert view.other is not None
         u, v = (torch.stack(list(part.values())) for part in (view.model, view.other))
         v = v[torch.tensor(paired(len(u), len(v)), device=v.device)]

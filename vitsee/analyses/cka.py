@@ -11,8 +11,10 @@ import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
+from vitsee.estimators.kernels import gram, hsic, u_centre
 from vitsee.estimators.minibatch_cka import cka_and_error, cka_terms
 from vitsee.io.tidy import Error, Table
+from vitsee.lazy import torch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,8 +87,6 @@ class CKA(Analysis):
 
     def reduce(self, layer: Layer, output: Tensor) -> Tensor:
         """U-centred Gram matrix of one layer: (N, ...) -> (N, N) float64."""
-        from vitsee.estimators.kernels import gram, u_centre
-
         if self.tokens is Tokens.cls:
             output = output[:, :1]
         elif self.tokens is Tokens.patches:
@@ -98,10 +98,6 @@ class CKA(Analysis):
 
         a: layers of the model; b: layers of the other, or the same layers without another model.
         """
-        import torch
-
-        from vitsee.estimators.kernels import hsic
-
         u = torch.stack(list(view.model.values()))
         if view.other is None:
             ab = hsic(u, u)

@@ -10,8 +10,11 @@ import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
+from vitsee.estimators.attention import Attention, attention_distance
+from vitsee.estimators.kernels import gram, hsic, u_centre
 from vitsee.estimators.minibatch_cka import cka_and_error
 from vitsee.io.tidy import Error, Table
+from vitsee.lazy import torch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,11 +82,6 @@ class HeadSimilarity(Analysis):
 
         Other layers: U-centred Gram matrix, (1, N²) float64.
         """
-        import torch
-
-        from vitsee.estimators.attention import Attention, attention_distance
-        from vitsee.estimators.kernels import gram, u_centre
-
         if not isinstance(output, Attention):
             return u_centre(gram(output)).flatten()[None]
         values = output.output[:, :, layer.prefix :].unbind(1)
@@ -97,10 +95,6 @@ class HeadSimilarity(Analysis):
         With H heads and L layers: hl (H, L), hh (H, H), ll (L,). Their products are named after both
         factors, e.g. hl_hh (L, H, H, H), of hl of one head and hh of two.
         """
-        import torch
-
-        from vitsee.estimators.kernels import hsic
-
         assert view.other is not None
         n = view.images
         packed = next(iter(view.model.values()))
@@ -148,12 +142,12 @@ class HeadSimilarity(Analysis):
 
     def warnings(self, sums: Sums) -> list[str]:
         warnings = []
-        for layer, hsic in zip(sums.axes["other"], sums.terms["ll"].tolist(), strict=True):
-            if not hsic > 0:
-                kind = "constant over the images" if hsic == 0 else "not finite"
+        for layer, own in zip(sums.axes["other"], sums.terms["ll"].tolist(), strict=True):
+            if not own > 0:
+                kind = "constant over the images" if own == 0 else "not finite"
                 warnings.append(f"{layer} of the other is {kind}; its CKA is NaN")
-        own = sums.terms["hh"].diagonal()
-        bad = [head for head, hsic in enumerate(own.tolist()) if not hsic > 0]
+        of_heads = sums.terms["hh"].diagonal().tolist()
+        bad = [head for head, own in enumerate(of_heads) if not own > 0]
         if bad:
             warnings.append(f"heads {bad} of {sums.axes['model'][0]} are constant or not finite")
         return warnings

@@ -14,15 +14,18 @@ import pandas as pd
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.data.few_shot import Draw, draw
 from vitsee.errors import UserError, unknown
+from vitsee.estimators import ridge
+from vitsee.estimators.kernels import float64_device
+from vitsee.estimators.places import locations, patch_side
+from vitsee.estimators.ridge import Ridge
 from vitsee.io.tidy import Kind, Table, Whole
+from vitsee.lazy import torch
 
 if TYPE_CHECKING:
-    import torch
     from matplotlib.figure import Figure
     from torch import Tensor
 
     from vitsee.data.images import Images
-    from vitsee.estimators.ridge import Ridge
     from vitsee.sums import Sums
 
 TRAIN, CHOOSE, TEST = range(3)
@@ -165,16 +168,12 @@ class LinearProbe(Analysis):
         """Number of features per probe of this layer."""
         if not layer.is_map:
             return layer.shape[-1]
-        from vitsee.estimators.places import patch_side
-
         shape = (layer.channels, *layer.places)
         side = patch_side(shape, self._last_map.channels, self._last_map.places)
         return layer.channels * side * side
 
     def reduce(self, layer: Layer, output: Tensor) -> Tensor:
         """The features for each probe of the layer: (N, probes, features)."""
-        import torch
-
         tokens = self._tokens(layer, output)
         prefix = layer.prefix or 0
         seen = []
@@ -192,8 +191,6 @@ class LinearProbe(Analysis):
 
     def _tokens(self, layer: Layer, output: Tensor) -> Tensor:
         """Tokens, locations of a feature map, or a single vector as (N, tokens, features) float32."""
-        from vitsee.estimators.places import locations
-
         if layer.is_map:
             maps = layer.channels_first(output.float())
             return locations(maps, self._last_map.channels, self._grid(layer))
@@ -304,8 +301,6 @@ class LinearProbe(Analysis):
 
     def observe(self, view: View) -> dict[str, Tensor]:
         """In training: moments or rows, and which images were present. Later: numbers of correct images."""
-        from vitsee.estimators.kernels import float64_device
-
         seen = {
             name: x.to(float64_device(x)).double().transpose(0, 1).contiguous()
             for name, x in view.model.items()
@@ -319,8 +314,6 @@ class LinearProbe(Analysis):
         self, view: View, seen: dict[str, Tensor], device: torch.device
     ) -> dict[str, Tensor]:
         """seen: (probes, N, features) by layer."""
-        import torch
-
         positions = list(view.positions)
         drawn = np.stack([np.isin(positions, of_seed) for of_seed in self._draw.positions])
         weights = torch.from_numpy(drawn).to(device).double()[:, None, :]  # (seeds, 1, N)
@@ -340,10 +333,6 @@ class LinearProbe(Analysis):
         self, view: View, seen: dict[str, Tensor], device: torch.device
     ) -> dict[str, Tensor]:
         """Number of images each probe classifies correctly: for each penalty, or in the test for the chosen one."""
-        import torch
-
-        from vitsee.estimators import ridge
-
         labels = view.labels.to(device)
         terms = {"images": torch.tensor(float(view.images))}
         if view.stage == TEST:
@@ -373,10 +362,6 @@ class LinearProbe(Analysis):
 
     def _solve(self, name: str, device: torch.device) -> Ridge:
         """The solutions of one layer, (seeds, probes)."""
-        import torch
-
-        from vitsee.estimators import ridge
-
         terms, classes = self.setting.earlier[TRAIN].terms, len(self._draw.classes)
         there = terms["there"].cpu() > 0
         labels = torch.from_numpy(self._draw.labels).where(there, -1)
@@ -393,8 +378,6 @@ class LinearProbe(Analysis):
 
     def _chosen(self, name: str) -> Tensor:
         """The penalty of each probe of a layer, (seeds, probes)."""
-        from vitsee.estimators import ridge
-
         return ridge.best(self.setting.earlier[CHOOSE].terms[f"correct {name}"], self.l2)
 
     # Results

@@ -12,6 +12,7 @@ import pandas as pd
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
 from vitsee.estimators.minibatch_cka import cka_and_error, cka_terms
+from vitsee.estimators.places import pair_grams, pair_hsic, patches, self_hsic, tokens
 from vitsee.io.tidy import Table, Whole
 
 if TYPE_CHECKING:
@@ -99,8 +100,6 @@ class Localization(Analysis):
 
     def reduce(self, layer: Layer, output: Tensor) -> Tensor:
         """U-centred Gram matrix of each token, (rows, columns, N (N - 1) / 2) float32."""
-        from vitsee.estimators.places import pair_grams, tokens
-
         return pair_grams(tokens(layer, output)).unflatten(0, _grid(layer))
 
     def observe(self, view: View) -> dict[str, Tensor]:
@@ -108,8 +107,6 @@ class Localization(Analysis):
 
         For each layer: (rows, columns) for tokens or patches, (rows, columns, rows, columns) for pairs.
         """
-        from vitsee.estimators.places import pair_grams, pair_hsic, patches, self_hsic
-
         pixels: dict[tuple[Grid, tuple[float, float] | None], Tensor] = {}
         terms: dict[str, Tensor] = {}
         for layer in self.setting.layers["model"]:

@@ -11,7 +11,9 @@ import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
+from vitsee.estimators.kernels import absolute_gradients
 from vitsee.io.tidy import MODELS, Kind, Table, Whole
+from vitsee.lazy import torch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,8 +97,6 @@ class ReceptiveField(Analysis):
 
     def reduce(self, layer: Layer, output: Residual) -> Tensor:
         """Values of the central location, (N, points, channels), with their autograd graph."""
-        import torch
-
         branch = _centre(layer, output.branch)
         skip = 0 if output.skip is None else _centre(layer, output.skip)
         at = {"post": branch + skip, "pre": branch}
@@ -104,8 +104,6 @@ class ReceptiveField(Analysis):
 
     def observe(self, view: View) -> dict[str, Tensor]:
         """By role: maps summed over images, (layers, points, H, W)."""
-        import torch
-
         terms = {}
         for role, reduced in (("model", view.model), ("other", view.other)):
             if reduced is not None:
@@ -117,10 +115,6 @@ class ReceptiveField(Analysis):
 
     def _maps(self, values: Tensor, pixels: Tensor) -> Tensor:
         """(N, points, channels) with their autograd graph -> (points, H, W) float64, summed over images."""
-        import torch
-
-        from vitsee.estimators.kernels import absolute_gradients
-
         drawn = self._channels(values.shape[-1])
         of_points = [
             absolute_gradients(part[:, drawn], pixels, self.channels_at_once) / len(drawn)

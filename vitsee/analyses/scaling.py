@@ -12,6 +12,7 @@ import pandas as pd
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
 from vitsee.io.tidy import Error, Table
+from vitsee.lazy import torch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,8 +69,6 @@ class Scaling(Analysis):
 
     def observe(self, view: View) -> dict[str, Tensor]:
         """Number of images, of correct predictions, and of undefined ones."""
-        import torch
-
         (predicted,) = view.model.values()
         counts = (predicted == predicted, predicted == view.labels, predicted < 0)
         images, right, undefined = (count.sum().to(torch.float64) for count in counts)

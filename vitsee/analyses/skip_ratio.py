@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
+from vitsee.estimators.kernels import float64_device
 from vitsee.io.tidy import MODELS, Table, Whole
+from vitsee.lazy import torch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,8 +71,6 @@ class SkipRatio(Analysis):
 
         A feature map has one entry, the mean over its locations.
         """
-        import torch
-
         skip, branch = output.skip, output.branch
         assert skip is not None  # residuals always have one
         if skip.ndim == 4:  # channels last, as in memory
@@ -178,10 +178,6 @@ def ratio_and_cosine(z: Tensor, f: Tensor) -> Tensor:
 
     On a CPU, a few images at a time keep z + f in the cache.
     """
-    import torch
-
-    from vitsee.estimators.kernels import float64_device
-
     size = max(1, _CHUNK_BYTES.get(z.device.type, 2**28) // (z[0].numel() * 4))
     parts = []
     for some_z, some_f in zip(z.split(size), f.split(size), strict=True):
@@ -198,8 +194,6 @@ def histogram(ratio: Tensor) -> Tensor:
 
     The first and last bins count the ratios outside the range.
     """
-    import torch
-
     bins = OCTAVES * PER_OCTAVE + 2
     place = ((ratio.log2() - LOWEST) * PER_OCTAVE).floor() + 1
     place = place.nan_to_num(0).clamp(0, bins - 1).long().transpose(1, 2)
@@ -228,11 +222,8 @@ def median(counts: np.ndarray) -> np.ndarray:
 
 def _padded(values: list[Tensor]) -> Tensor:
     """Stack as (layers, N, entries, ...), padded with zeros where a layer has fewer entries."""
-    import torch
-    from torch.nn.functional import pad
-
     most = max(v.shape[1] for v in values)
-    return torch.stack([pad(v, (0, 0, 0, most - v.shape[1])) for v in values])
+    return torch.stack([torch.nn.functional.pad(v, (0, 0, 0, most - v.shape[1])) for v in values])
 
 
 def _kind(layer: Layer, token: int) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
+from vitsee.lazy import torch
 from vitsee.options import Precision
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from vitsee.estimators.kernels import float64_device
+from vitsee.lazy import torch
 from vitsee.setting import Layer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _CHUNK_BYTES = {"cpu": 2**20, "cuda": 2**28}
 """Size of the attention weights computed at a time: they fit into a CPU's cache, and take little GPU memory."""
@@ -64,7 +66,7 @@ def token_distances(layer: Layer) -> Tensor:
     )
     row, column = (place.flatten() for place in torch.meshgrid(rows, columns, indexing="ij"))
     between = torch.hypot(row[:, None] - row, column[:, None] - column)
-    return nn.functional.pad(between, (layer.prefix, 0, layer.prefix, 0))
+    return torch.nn.functional.pad(between, (layer.prefix, 0, layer.prefix, 0))
 
 
 def attention_distance(attention: Attention, layer: Layer, *, renormalize: bool = False) -> Tensor:

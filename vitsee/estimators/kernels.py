@@ -9,12 +9,14 @@ import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import lru_cache
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from vitsee.errors import UserError
 from vitsee.estimators.arithmetic import tf32
+from vitsee.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _AT_ONCE = {"cpu": 2_560_000, "cuda": 2**24}
 """Values (features times examples) that are centred and multiplied at once: 10 MB fit into a CPU's cache, 64 MB

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-
-import torch
-from torch import Tensor
-from torch.nn.functional import pad
+from typing import TYPE_CHECKING
 
 from vitsee.estimators.kernels import float64_device
+from vitsee.lazy import torch
 from vitsee.setting import Layer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _FEATURES = 4096
 """Features whose products are accumulated in float32; these sums are added in float64."""
@@ -45,7 +46,11 @@ def patches(
     down, right = step or (None, None)
     y = _pieces(height, rows, down, pixels.device)
     x = _pieces(width, columns, right, pixels.device)
-    cut = pad(pixels, (0, 1, 0, 1)).index_select(2, y.flatten()).index_select(3, x.flatten())
+    cut = (
+        torch.nn.functional.pad(pixels, (0, 1, 0, 1))
+        .index_select(2, y.flatten())
+        .index_select(3, x.flatten())
+    )
     cut = cut.view(*pixels.shape[:2], *y.shape, *x.shape)
     return cut.permute(2, 4, 0, 1, 3, 5).reshape(rows * columns, len(pixels), -1)
 

@@ -7,9 +7,12 @@ The regression is in float64, for small penalties and for features with means fa
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from vitsee.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 EPSILON = 1e-5
 """Added to the standard deviations that features are divided by, as in big_vision's few-shot probe."""
