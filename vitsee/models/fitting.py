@@ -417,7 +417,7 @@ def _remedy(net: nn.Module, fit: _Fit, state: dict[str, Tensor], key: str) -> st
         return f" If it has other classes: model.args={{num_classes: {classes}}}"
     names = set(own) - heads
     share, starts = _starts_of_most(state, names)
-    if starts and all(starts):
+    if starts and all(starts) and fit.prefix not in starts:
         within = [start.rstrip(".") for start in starts]
         keys = [f"{key}.{start}" if key else start for start in within]
         return (
