@@ -452,6 +452,18 @@ def test_other_classes_behind_a_prefix_are_told_as_such(tmp_path):
     assert loaded(tmp_path / "x.pth", args={"num_classes": 10})
 
 
+@pytest.mark.parametrize("prefix", ["", "module.model."])
+def test_a_checkpoint_that_timm_cannot_convert_names_what_differs(prefix, tmp_path):
+    positions = WEIGHTS["pos_embed"][
+        :, 1:17
+    ]  # no square and a class token: timm cannot resample it
+    torch.save(under(prefix, WEIGHTS | {"pos_embed": positions}), tmp_path / "x.pth")
+    refused(
+        r"1 with another shape \(pos_embed \(1, 16, .*timm cannot convert it \(.* model\.args=",
+        checkpoint=str(tmp_path / "x.pth"),
+    )
+
+
 def test_a_prefix_that_no_wrapper_is_known_for_is_advised_and_the_advice_works(tmp_path):
     torch.save(under("tower.", BACKBONE) | {"tower.pool": torch.zeros(2)}, tmp_path / "x.pth")
     told = dict(checkpoint=str(tmp_path / "x.pth"), args=HEADLESS)

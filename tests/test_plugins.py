@@ -198,3 +198,59 @@ def test_an_installed_package_brings_its_analyses(tmp_path, broken):
     assert (
         "analysis counted (missing) of the package some-package is left out" in listed.stderr
     ) == broken
+
+
+@pytest.mark.parametrize(
+    ("method", "body", "message"),
+    [
+        (
+            "observe(self, view)",
+            "[1]",
+            "Slip.observe returned a list; it must return a dictionary {name: Tensor}",
+        ),
+        ("observe(self, view)", '{"n": 1}', "Slip.observe returned {'n': int}; it must return"),
+        ("tables(self, sums)", "pd.DataFrame()", "Slip.tables returned a DataFrame; it must"),
+        (
+            "tables(self, sums)",
+            '{"other": pd.DataFrame({"n": [1]})}',
+            "Slip.tables returned no table 'slip', only 'other'; the main table has the analysis's name",
+        ),
+        ("figures(self, tables, labels)", "None", "Slip.figures returned None; it must return"),
+    ],
+)
+def test_a_method_that_returns_something_else_is_named(run_tiny, tmp_path, method, body, message):
+    path = tmp_path / "slip.py"
+    mine = MINE.format(name="slip", kind="Slip")
+    path.write_text(f"{mine}\n    def {method}:\n        return {body}\n")
+    code, _, err = run_tiny(f"--import={path}", "analysis=slip", "images=8")
+    assert code == 2
+    assert f"analysis=slip: {message}" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_weights_and_joint_figures_are_checked_as_well(run_tiny, command, tmp_path):
+    path = write(tmp_path, "drawn_together")
+    path.write_text(path.read_text() + "\n    def joined(self, results):\n        return [1]\n")
+    asked = [f"--import={path}", "analysis=drawn_together"]
+    folders = [
+        str(Path(run_tiny(*asked, images)[1].splitlines()[0]).parent)
+        for images in ("images=8", "images=16")
+    ]
+    code, _, err = command("plot", f"--import={path}", *folders)
+    assert code == 2
+    assert "Counted.joined returned a list; it must return a dictionary {name: Figure}" in err
+
+    path = write(tmp_path, "heavy")
+    path.write_text(
+        path.read_text() + "    weights_only: ClassVar[bool] = True\n"
+        "    def of_weights(self, nets):\n        return None\n"
+    )
+    code, _, err = run_tiny(f"--import={path}", "analysis=heavy")
+    assert code == 2
+    assert "Counted.of_weights returned None; it must return a dictionary {name: Tensor}" in err
+
+
+def test_an_unknown_analysis_may_be_a_file_that_was_not_imported(run_tiny):
+    code, _, err = run_tiny("analysis=of_my_own")
+    assert code == 2
+    assert "there is no analysis=of_my_own (if it is your own: --import its file)" in err

@@ -68,4 +68,7 @@ def _no_such_choice(error: MissingConfigException) -> str:
     group, _, option = str(error.missing_cfg_file).rpartition("/")
     if option.startswith("submitit"):
         return f"{group}={option} needs the SLURM launcher: pip install 'vitsee[slurm]'"
-    return str(unknown(f"there is no {group}={option}", option, error.options, f"{group} can be"))
+    own = " (if it is your own: --import its file)" if group == "analysis" else ""
+    return str(
+        unknown(f"there is no {group}={option}{own}", option, error.options, f"{group} can be")
+    )

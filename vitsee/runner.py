@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitsee import returned
 from vitsee.analysis import Analysis, View
 from vitsee.data.minibatches import Minibatch, Minibatches
 from vitsee.data.plan import Plan
@@ -58,7 +59,7 @@ def run(experiment: Experiment, team: Alone | None = None) -> list[Path]:
         return []
     *earlier, total = totals
     analysis = study.analysis_after(earlier)
-    tables = analysis.tables(total)
+    tables = returned.tables(analysis, total)
     written = results.save_tables(tables)
     without = [analysis.tables(part) for part in groups_left_out(total)]
     results.write(replicates.NAME, replicates.pack(tables, without, drawn_again(study, total)))
@@ -69,7 +70,10 @@ def run(experiment: Experiment, team: Alone | None = None) -> list[Path]:
 def of_weights(study: Study) -> Sums:
     """The terms of an analysis that reads weights and no images."""
     nets = {role: model.net for role, model in study.models.items()}
-    return Sums.of(0, 1, study.analysis.of_weights(nets), study.axes)
+    terms = returned.named(
+        study.analysis, "of_weights", study.analysis.of_weights(nets), torch.Tensor
+    )
+    return Sums.of(0, 1, terms, study.axes)
 
 
 def measure(study: Study, results: Results, earlier: list[Sums], team: Alone) -> None:
@@ -180,7 +184,7 @@ def observer(
                     stage=stage,
                     fresh=plan.fresh(batch.index),
                 )
-                terms = analysis.observe(view)
+                terms = returned.named(analysis, "observe", analysis.observe(view), torch.Tensor)
             except torch.OutOfMemoryError as error:
                 raise UserError(
                     f"not enough memory on {study.device} for minibatches of {e.batch_size} images; "

@@ -127,7 +127,7 @@ def fill(net: nn.Module, path: Path, key: str | None = None, keep: Iterable[str]
         states = _state_dicts(read_checked(path))
         chosen, state = _choose(net, states, key, keep, path)
         _refuse_types(net, state, path)
-        fit = _best_fit(net, state, keep, path)
+        fit = _best_fit(net, state, keep)
         if fit.problems:
             raise UserError(
                 f"checkpoint {path} does not fit the model: {'; '.join(fit.problems)}."
@@ -216,7 +216,7 @@ def _choose(
 def _fits(net: nn.Module, state: dict[str, Tensor], keep: Iterable[str], path: Path) -> bool:
     try:
         _refuse_types(net, state, path)
-        return not _best_fit(net, state, keep, path).problems
+        return not _best_fit(net, state, keep).problems
     except UserError:
         return False
 
@@ -274,25 +274,18 @@ class _Fit:
     resampled: list[str]
 
 
-def _best_fit(net: nn.Module, state: dict[str, Tensor], keep: Iterable[str], path: Path) -> _Fit:
-    """Return the fit with the shortest prefix that works, else the best fit. Raises UserError if none is possible."""
+def _best_fit(net: nn.Module, state: dict[str, Tensor], keep: Iterable[str]) -> _Fit:
+    """Return the fit with the shortest prefix that works, else the best fit."""
     state = _uncompiled(state)
     starts = {start for name in state for start in _starts(name)}
-    best, failed = None, None
+    best = None
     for prefix in sorted({"", *starts}, key=lambda start: (len(start), start)):
-        try:
-            fit = _fit(net, state, prefix, keep)
-        except Exception as error:  # timm's conversion handles certain files only
-            failed = failed or error
-            continue
+        fit = _fit(net, state, prefix, keep)
         if not fit.problems:
             return fit
         if best is None or fit.matching > best.matching:
             best = fit
-    if best is None:
-        raise UserError(
-            f"checkpoint {path} does not fit {type(net).__name__}: timm's conversion failed: {line(failed)}"
-        ) from failed
+    assert best is not None
     return best
 
 
@@ -320,7 +313,10 @@ def _fit(net: nn.Module, state: dict[str, Tensor], prefix: str, keep: Iterable[s
     kept = tuple(f"{name}." for name in keep)
     inside = {n[len(prefix) :]: t for n, t in state.items() if n.startswith(prefix)}
     outside = [name for name in state if not name.startswith(prefix)]
-    converted = _converted(net, inside)
+    try:
+        converted, failed = _converted(net, inside), []
+    except Exception as error:  # timm's conversion handles certain files only
+        converted, failed = inside, [f"timm cannot convert it ({line(error)})"]
     unused = _classifier_entries(net) if getattr(net, "num_classes", None) == 0 else set()
 
     def extra(name: str) -> bool:
@@ -344,7 +340,7 @@ def _fit(net: nn.Module, state: dict[str, Tensor], prefix: str, keep: Iterable[s
     return _Fit(
         prefix=prefix,
         weights=weights,
-        problems=[f"{len(k)} {kind} ({few(k)})" for kind, k in problems.items() if k],
+        problems=[f"{len(k)} {kind} ({few(k)})" for kind, k in problems.items() if k] + failed,
         matching=len(shapes) - len(other),
         strangers=strangers,
         left_out=[n for n in outside if n not in foreign] + [n for n in inside if extra(n)],
@@ -421,7 +417,7 @@ def _remedy(net: nn.Module, fit: _Fit, state: dict[str, Tensor], key: str) -> st
         return f" If it has other classes: model.args={{num_classes: {classes}}}"
     names = set(own) - heads
     share, starts = _starts_of_most(state, names)
-    if starts and all(starts):
+    if starts and all(starts) and fit.prefix not in starts:
         within = [start.rstrip(".") for start in starts]
         keys = [f"{key}.{start}" if key else start for start in within]
         return (

@@ -6,6 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from vitsee import returned
 from vitsee.parallel.interrupt import Interruptible
 from vitsee.results.folder import Results
 from vitsee.results.reading import read
@@ -13,10 +14,13 @@ from vitsee.results.reading import read
 
 def draw(path: Path, *, pdf: bool = False) -> list[Path]:
     """Draw the figures of a result folder and return their paths. Raises UserError if it is not a result folder."""
+    from matplotlib.figure import Figure
+
     with Interruptible():  # matplotlib's callbacks would swallow a Ctrl-C
         stored = read(path)
         figures = stored.analysis.figures(stored.tables, stored.labels)
-        return Results(path).save_figures(figures, pdf=pdf)
+        drawn = returned.named(stored.analysis, "figures", figures, Figure)
+        return Results(path).save_figures(drawn, pdf=pdf)
 
 
 def draw_joined(paths: list[Path], *, pdf: bool = False) -> list[Path]:
@@ -24,13 +28,17 @@ def draw_joined(paths: list[Path], *, pdf: bool = False) -> list[Path]:
 
     Nothing is drawn if the analyses differ, or if the analysis does not have such a figure.
     """
+    from matplotlib.figure import Figure
+
     with Interruptible():  # as above
         stored = [read(path) for path in paths]
         if len({result.analysis.name for result in stored}) > 1:
             return []
-        figures = stored[0].analysis.joined([(result.tables, result.labels) for result in stored])
+        analysis = stored[0].analysis
+        figures = analysis.joined([(result.tables, result.labels) for result in stored])
         resolved = [str(path.resolve()) for path in paths]
         digest = hashlib.sha256("\0".join(resolved).encode()).hexdigest()[:8]
         together = Results(Path(os.path.commonpath(resolved)))
-        named = {f"{name}-{digest}": figure for name, figure in figures.items()}
+        drawn = returned.named(analysis, "joined", figures, Figure)
+        named = {f"{name}-{digest}": figure for name, figure in drawn.items()}
         return together.save_figures(named, pdf=pdf)
