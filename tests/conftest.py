@@ -132,7 +132,7 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     made = Forks(tmp_path_factory.mktemp("forks") / "errors.txt")
     with made.server:
         yield made
-        made.server.stdin.close()
+        made.server.kill()  # a process that a test left behind may keep its standard input open
 
 
 @pytest.fixture

@@ -278,8 +278,8 @@ def test_a_run_with_windows_measures_what_is_right_and_names_what_it_leaves_out(
     (record,) = tmp_path.rglob("made_with.json")
     said = json.loads(record.read_text())["warnings"][0]
     assert said == (
-        "2 layers of the model are left out because the first axis of their output is not the images (it may be "
-        "windows of them: layers.*.blocks.*.attn"
+        "2 layers of the model are left out because the first axis of their output is not the images (it may "
+        "be windows): layers.*.blocks.*.attn"
     )
     assert said in caplog.text
 

@@ -233,11 +233,11 @@ def test_the_claims_are_scored_on_any_two_models_and_what_one_cannot_give_is_lef
         (["figure=fig01", "analysis=cka"], "analysis=cka cannot be combined with figure=fig01"),
         (
             ["figure=fig01", "model=vit_mini"],
-            "model=vit_mini with figure=fig01: its models are those of",
+            "model=vit_mini with figure=fig01: its models come from the zoo",
         ),
         (
             ["figure=claims", "model=vit_mini"],
-            "figure=claims wants the models named: model=NAME model@oth",
+            "figure=claims needs its models: model=NAME model@oth",
         ),
         (["figure=fig01", "-m"], "-m cannot be combined with figure=fig01"),
     ],

@@ -108,7 +108,8 @@ def test_without_a_card_the_accuracy_stands_alone_and_a_warning_says_so(beside, 
 
 def test_images_of_other_classes_than_the_models_are_refused(tmp_path, images):
     with pytest.raises(UserError, match=r"has 16 outputs, but the images have 2 classes, so its"):
-        measured(tmp_path, "dataset=folder", f"dataset.root={images}", "images=40")
+        words = ["dataset=folder", f"dataset.root={images}", "dataset.size=null", "images=40"]
+        measured(tmp_path, *words)
 
 
 def test_a_model_of_two_classifiers_is_refused(tmp_path):

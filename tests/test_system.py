@@ -82,7 +82,7 @@ def asked_of(folder: Path, images: Path) -> dict[str, tuple[Path, list[str]]]:
     tiny = tiny_overrides(images, folder / "new")
     local = f"model.timm=local-dir:{folder}/local"
     of_train = ["recipe=vit_nano", "run.device=cpu", f"run.outputs={folder}/new"]
-    photos = ["dataset=folder", f"dataset.root={images}"]
+    photos = ["dataset=folder", f"dataset.root={images}", "dataset.size=null"]
     return {
         "images": (images, ["run", *tiny]),
         "weights": (weights, ["run", *tiny, f"model.checkpoint={weights}"]),

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import composed, tiny_overrides, wait_until, write_images
 from forks import Fork, Forks
-from test_laws import NEEDED, assert_same_tables
+from test_laws import NEEDED
 
 from vitsee import gpus
 from vitsee.analysis import REGISTERED
@@ -24,6 +24,7 @@ from vitsee.results.folder import Results
 from vitsee.runner import run
 from vitsee.study import Study
 from vitsee.sums import Sums
+from vitsee.testing import assert_same
 
 SHARED = [
     name
@@ -58,7 +59,7 @@ def test_two_processes_give_the_tables_of_one_with_one_display(name, start, tiny
     process = start(tmp_path / "two", *asked, "run.progress=true")
     assert process.end() == 0
     shared = Path(process.out.split()[0]).parent
-    assert_same_tables(Results(whole).tables(), Results(shared).tables())
+    assert_same(Results(whole).tables(), Results(shared).tables())
     assert len(list(shared.glob("state/*-of-002.pt"))) == 2 * len(REGISTERED[name].splits)
     assert set(re.findall(r"(\S+ on \d devices):", process.err)) == {f"{name} on 2 devices"}
     assert re.search(r"100%.* 5/5 ", process.err) or len(REGISTERED[name].splits) > 1
@@ -120,7 +121,7 @@ def test_a_killed_process_is_told_and_the_same_command_goes_on(tiny, tmp_path, m
         ):
             gpus.run(tiny(*asked))
     shared = gpus.run(tiny(*asked))[0].parent
-    assert_same_tables(Results(whole).tables(), Results(shared).tables())
+    assert_same(Results(whole).tables(), Results(shared).tables())
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes by /proc")

@@ -31,7 +31,8 @@ def load(dataset: Dataset, resolution: int) -> Images:
         if readers and dataset.kind not in readers and given != field.default:
             raise UserError(
                 f"dataset={dataset.name} does not read dataset.{field.name}={given}, which is for "
-                f"dataset={' or '.join(readers)}: leave it out, or choose that data set"
+                f"dataset={' or '.join(readers)}: leave it out (dataset.{field.name}=null if a recipe or file sets "
+                f"it), or choose that data set"
             )
     return KINDS[dataset.kind](dataset, resolution)
 
