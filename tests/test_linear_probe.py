@@ -439,7 +439,9 @@ def test_labels_of_the_test_are_matched_by_the_names_of_classes():
 def test_a_class_with_too_few_images_is_refused():
     y = torch.cat([torch.arange(60) % 3, torch.full((12,), 3)])
     data = Data(torch.zeros(72, 2), y, ["ant", "bee", "cat", "dog"])
-    message = r"class 'dog' has 12 training images, but 20 are needed \(10 to train, 10 held out .*in 1 of 4"
+    message = (
+        r"class 'dog' has 12 training images, but 20 are needed \(10 to train, 10 held out .*1 of 4"
+    )
     with pytest.raises(UserError, match=message + r".*analysis\.shots=6 or less"):
         draw(data, 10, None, [0])
     assert draw(data, 6, None, [0]).train.shape == (1, 24)
@@ -584,7 +586,7 @@ def test_the_probes_of_every_token_of_a_large_vit_are_refused_on_a_small_machine
     probe = LinearProbe(features="each_token", shots=500)
     probe = probe.on(Setting(layers={"model": large}, images=[train]))
     message = r"24 layers x 196 probes x 1,024 features x 3 seeds need 334\.\d GB, but 64\.0 GB are available"
-    remedies = r"token_stride=2.*seeds=\[0\].*kernel form.*analysis\.shots=102 or less"
+    remedies = r"token_stride=2.*seeds=\[0\].*kernel form.*analysis\.shots=102 or fewer"
     with pytest.raises(UserError, match=f"{message}.*{remedies}"):
         probe.fit(64 * 2**30)
     probe.fit(400 * 2**30)

@@ -107,8 +107,8 @@ def test_without_a_card_the_accuracy_stands_alone_and_a_warning_says_so(beside, 
 
 
 def test_images_of_other_classes_than_the_models_are_refused(tmp_path, images):
+    words = ["dataset=folder", f"dataset.root={images}", "dataset.size=null", "images=40"]
     with pytest.raises(UserError, match=r"has 16 outputs, but the images have 2 classes, so its"):
-        words = ["dataset=folder", f"dataset.root={images}", "dataset.size=null", "images=40"]
         measured(tmp_path, *words)
 
 
