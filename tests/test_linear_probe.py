@@ -446,7 +446,7 @@ def test_a_class_with_too_few_images_is_refused():
         draw(data, 10, None, [0])
     assert draw(data, 6, None, [0]).train.shape == (1, 24)
     with pytest.raises(
-        UserError, match=r"class 'one' has 1 .* use a training set with more images"
+        UserError, match=r"class 'one' has 1 .* Use a training set with more images"
     ):
         draw(Data(torch.zeros(3, 1), torch.tensor([0, 0, 1]), ["two", "one"]), 0, None, [0])
 
