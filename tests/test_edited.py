@@ -485,7 +485,7 @@ def test_a_figure_of_a_stranger_is_written_nowhere_else(name, composed_figure):
     path = composed_figure / "figure.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"name": name}))
     before = sorted(composed_figure.parents[2].rglob("*"))
-    assert "no file can be called" in refusal(composed_figure)
+    assert "is not a file name" in refusal(composed_figure)
     assert sorted(composed_figure.parents[2].rglob("*")) == before
 
 

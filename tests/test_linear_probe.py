@@ -439,7 +439,7 @@ def test_a_class_with_too_few_images_is_refused():
     y = torch.cat([torch.arange(60) % 3, torch.full((12,), 3)])
     data = Data(torch.zeros(72, 2), y, ["ant", "bee", "cat", "dog"])
     message = r"class 'dog' has 12 training images, but 20 are needed \(10 to train, 10 held out .*in 1 of 4"
-    with pytest.raises(UserError, match=message + r".*analysis\.shots=6 or fewer"):
+    with pytest.raises(UserError, match=message + r".*analysis\.shots=6 or less"):
         draw(data, 10, None, [0])
     assert draw(data, 6, None, [0]).train.shape == (1, 24)
     with pytest.raises(

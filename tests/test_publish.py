@@ -15,7 +15,7 @@ from vitsee import gpus
 from vitsee.analysis import REGISTERED
 from vitsee.config import CONF
 from vitsee.errors import UserError
-from vitsee.papers import atlas, evidence
+from vitsee.papers import atlas, composing, evidence
 from vitsee.papers.plot import plot
 from vitsee.papers.publish import Request, overrides, publish
 from vitsee.papers.verdicts import COLUMNS
@@ -122,6 +122,18 @@ def test_plot_draws_the_composed_figure_again_to_the_byte(published):
         path.unlink()
     assert plot(published) == paths
     assert [path.read_bytes() for path in paths] == before
+
+
+def test_the_scorecard_of_a_figure_is_titled_with_its_source_and_zoo(published, monkeypatch):
+    titles = []
+
+    def titled(table, title):
+        titles.append(title)
+        return scorecard(table, title)
+
+    monkeypatch.setattr("vitsee.plotting.scorecard.scorecard", titled)
+    composing.draw(published)
+    assert titles == ["Dosovitskiy et al. 2021, Figure 7, with zoo=mini"]
 
 
 def test_claims_of_several_figures_make_one_scorecard(published, command):
@@ -233,11 +245,11 @@ def test_the_claims_are_scored_on_any_two_models_and_what_one_cannot_give_is_lef
         (["figure=fig01", "analysis=cka"], "analysis=cka cannot be combined with figure=fig01"),
         (
             ["figure=fig01", "model=vit_mini"],
-            "model=vit_mini with figure=fig01: its models are those of",
+            "model=vit_mini with figure=fig01: its models come from",
         ),
         (
             ["figure=claims", "model=vit_mini"],
-            "figure=claims wants the models named: model=NAME model@oth",
+            "figure=claims needs its models: model=NAME model@oth",
         ),
         (["figure=fig01", "-m"], "-m cannot be combined with figure=fig01"),
     ],
