@@ -162,7 +162,7 @@ def test_sets_of_heads_go_from_local_to_global(tiny):
         ),
         (
             ["analysis=attention_rollout", "analysis.images_list=[900]"],
-            "no image 900; there are 40, from 0 .* to 39",
+            "no image 900; the 40 images go from 0 .* to 39",
         ),
         (
             ["analysis=attention_rollout", "analysis.images_list=[class0/00.png]"],
