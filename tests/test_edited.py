@@ -604,4 +604,4 @@ def test_filters_that_are_no_colours_are_refused(tmp_path):
     folder = result(tmp_path, "embedding_filters")
     table = pd.read_csv(folder / "embedding_filters.csv")
     table[table["channel"] < 2].to_csv(folder / "embedding_filters.csv", index=False)
-    assert "filters of 2 channels cannot be drawn" in refusal(folder)
+    assert "filters with 2 channels cannot be drawn" in refusal(folder)
