@@ -15,7 +15,7 @@ from vitsee import gpus
 from vitsee.analysis import REGISTERED
 from vitsee.config import CONF
 from vitsee.errors import UserError
-from vitsee.papers import atlas, evidence
+from vitsee.papers import atlas, composing, evidence
 from vitsee.papers.plot import plot
 from vitsee.papers.publish import Request, overrides, publish
 from vitsee.papers.verdicts import COLUMNS
@@ -122,6 +122,18 @@ def test_plot_draws_the_composed_figure_again_to_the_byte(published):
         path.unlink()
     assert plot(published) == paths
     assert [path.read_bytes() for path in paths] == before
+
+
+def test_the_scorecard_of_a_figure_is_titled_with_its_source_and_zoo(published, monkeypatch):
+    titles = []
+
+    def titled(table, title):
+        titles.append(title)
+        return scorecard(table, title)
+
+    monkeypatch.setattr("vitsee.plotting.scorecard.scorecard", titled)
+    composing.draw(published)
+    assert titles == ["Dosovitskiy et al. 2021, Figure 7, with zoo=mini"]
 
 
 def test_claims_of_several_figures_make_one_scorecard(published, command):

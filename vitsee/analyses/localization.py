@@ -181,7 +181,7 @@ class Localization(Analysis):
             "localization_score": map_plots.maps(
                 [map_plots.MapRow(excess[i : i + 4]) for i in range(0, len(excess), 4)],
                 title=title,
-                colour_label="own minus mean CKA; rank: median of own patch",
+                colour_label="own minus mean CKA\n(rank: median of own patch)",
                 xlabel="Token column",
                 ylabel="Token row",
             ),

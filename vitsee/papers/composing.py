@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +41,8 @@ def draw(folder: Path, *, pdf: bool = False, read: Read = read) -> list[Path]:
         drawn: dict[str, Figure] = {name: compose(record, folder, read)}
         claims = claims_of(folder)
         if claims is not None:
-            drawn["claims"] = scorecard.scorecard(claims, record["caption"].split(". ")[0])
+            title = re.split(r"(?<!et al)\. ", record["caption"])[0]
+            drawn["claims"] = scorecard.scorecard(claims, title)
         return results.save_figures(drawn, pdf=pdf)
 
 
