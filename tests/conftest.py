@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 import time
@@ -126,13 +127,21 @@ def command(images, tmp_path, capsys, monkeypatch):
     return call
 
 
+def end_left_behind() -> None:
+    """End processes that tests left behind: they keep pipes open whose end somebody waits for."""
+    for process in multiprocessing.active_children():
+        process.terminate()
+        process.join()
+
+
 @pytest.fixture(scope="session")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     """Commands in processes of their own."""
     made = Forks(tmp_path_factory.mktemp("forks") / "errors.txt")
     with made.server:
         yield made
-        made.server.kill()  # a process that a test left behind may keep its standard input open
+        end_left_behind()
+        made.server.kill()
 
 
 @pytest.fixture

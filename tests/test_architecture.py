@@ -23,7 +23,9 @@ ROOMS = {
     "estimators": {"errors", "lazy", "options", "setting"},
     "models": {"analysis", "errors", "estimators", "io", "options", "setting"},
     "data": {"errors", "io", "options", "parallel"},
-    "results": {"analyses", "analysis", "errors", "io", "parallel", "study", "sums"},
+    "results": {
+        *("analyses", "analysis", "errors", "io", "parallel", "returned", "study", "sums"),
+    },
     "analyses": {
         *("analysis", "data", "errors", "estimators", "io", "lazy", "models", "plotting"),
         *("plugins", "sums"),

@@ -45,7 +45,7 @@ MISTAKES = {
     ),
     "an unknown analysis": (
         ["run", "analysis=ckaa"],
-        "there is no analysis=ckaa; .*Did you mean cka?",
+        "there is no analysis=ckaa .*; .*Did you mean cka?",
     ),
     "an unknown model": (
         ["run", "model=vit_l61"],

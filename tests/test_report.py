@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import composed, tiny_overrides
+from conftest import composed, end_left_behind, tiny_overrides
 
 from vitsee.analysis import Labels
 from vitsee.errors import UserError
@@ -397,6 +397,7 @@ def browser() -> Iterator[Any]:
         started = playwright.chromium.launch(executable_path=found[0], args=arguments)
         yield started
         started.close()
+        end_left_behind()
 
 
 @pytest.fixture

@@ -136,7 +136,7 @@ def test_when_the_command_is_stopped_its_processes_save_and_end(stop, start, tmp
         assert process.end() == -signal.SIGKILL
     else:
         assert process.end() == 130
-        assert process.err.count("interrupted, state saved; the same command goes on") == 1
+        assert process.err.count("interrupted, state saved; repeat the command to continue") == 1
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in members))
     assert not list(tmp_path.rglob("*.lease"))
 
