@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 from importlib.metadata import EntryPoint, entry_points
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import find_spec
 from pathlib import Path
 
 from vitsee.errors import UserError, nearest
@@ -66,15 +66,7 @@ def _import_file(path: Path) -> None:
         raise UserError(
             f"--import {path}: no module can be called {name!r}, or another one is; rename the file"
         )
-    spec = spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
+    importlib.import_module(name)
 
 
 def _make_findable(folder: Path) -> None:
