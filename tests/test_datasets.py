@@ -442,7 +442,7 @@ def test_the_same_preprocessing_is_done_once(images):
 
 
 def test_data_sets_can_be_sent_to_worker_processes(images, tmp_path):
-    for source in (folder(images), datasets.load(composed("model=vit_mini").dataset, 56)):
+    for source in (folder(images), datasets.load(composed("model=vit_mini").dataset, 48)):
         copy = pickle.loads(pickle.dumps(source))
         assert np.array_equal(copy.open(3), source.open(3))
 
@@ -505,9 +505,12 @@ def test_an_unknown_kind_or_split_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"resolution": 64}, "dataset.resolution=64, which is for dataset=scenes:"),
-        ({"size": 10}, "dataset.size=10, which is for dataset=scenes:"),
-        ({"seed": 3}, "dataset.seed=3, which is for dataset=scenes or hf:"),
+        (
+            {"resolution": 64},
+            "dataset.resolution=64, which is for dataset=contours or lines or scenes:",
+        ),
+        ({"size": 10}, "dataset.size=10, which is for dataset=contours or lines or scenes:"),
+        ({"seed": 3}, "dataset.seed=3, which is for dataset=contours or lines or scenes or hf:"),
         ({"take": 5}, "dataset.take=5, which is for dataset=hf:"),
         ({"path": "a/b"}, "dataset.path=a/b, which is for dataset=hf:"),
         ({"name": "scenes", "kind": "scenes", "root": "photos"}, "dataset.root=photos, .*folder"),

@@ -1,11 +1,11 @@
 """`contours`, a built-in data set: procedurally generated shapes, told by their contours, at any resolution.
 
 One closed contour per image, r(angle) = r0 (1 + sum over k of a_k cos(k angle + phase_k)), as in the radial
-contours of Kataoka et al. (2022), carries the class: which of 16 shapes it is (global), and how its line is cut
-at a fine scale: smooth, waves, teeth or notches (local). Place, scale, rotation, stretch, colour, polarity,
-contrast, surface and noise vary independently of the class. The background is a dead-leaves image, as in
-`scenes`, and some of its leaves lie in front. `surfaces` has the same images with other labels: how the inside
-of the contour is painted, and how large the contour is.
+contours of Kataoka et al. (2022), carries the class: which of 16 shapes it is (global), and how its inside is
+painted (local): plain, striped, spotted, or not at all. Place, scale, rotation, stretch, line, colour, polarity,
+contrast, clutter and noise vary independently of the class. The background is a dead-leaves image, as in `scenes`,
+and some leaves lie in front. `lines` has the same images with other labels: how the line of the contour is cut at
+a fine scale, and how large the contour is.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ VERSION = 1
 SHAPES = 16
 LINES = ("smooth", "waves", "teeth", "notches")
 SURFACES = ("plain", "striped", "spotted", "outlined")
-SIZES = (0.42, 0.52, 0.64, 0.78, 0.95)
+SIZES = (0.46, 0.56, 0.67, 0.8, 0.95)
 """Limits of the four sizes: diameters of the contour before it is deformed, in images."""
-CLASSES = tuple(f"shape {s:02d}, {line}" for s, line in itertools.product(range(SHAPES), LINES))
-SURFACE_CLASSES = tuple(
-    f"{surface}, {size}"
-    for surface, size in itertools.product(SURFACES, ("small", "medium", "large", "huge"))
+CLASSES = tuple(
+    f"{surface} shape {s:02d}" for s, surface in itertools.product(range(SHAPES), SURFACES)
+)
+LINE_CLASSES = tuple(
+    f"{line}, {size}"
+    for line, size in itertools.product(LINES, ("small", "medium", "large", "huge"))
 )
 
 HARMONICS = np.arange(2, 7)
@@ -40,14 +42,16 @@ LINE_DEPTH = 0.16
 """Amplitude of waves, teeth and notches, relative to the radius."""
 JITTER = 0.1
 """Standard deviation of an image's amplitudes, relative to those of its class."""
-TURN = 0.2
+TURN = 0.15
 """Largest rotation, in radians."""
 STRETCH = 0.15
 """Largest logarithm of the stretch of one axis relative to the other."""
-CONTRASTS = (0.12, 0.5)
+CONTRASTS = (0.06, 0.6)
 """Distance of the colour of the shape from the mean colour of the background."""
-NOISES = (0.01, 0.08)
+NOISES = (0.005, 0.08)
 """Standard deviation of the noise of pixels, the same number of images in each octave."""
+SHIFT = 0.12
+"""Largest distance of the middle of a contour from that of the image, along each axis."""
 HIDDEN = 2
 """Largest number of leaves in front of the contour."""
 
@@ -56,39 +60,40 @@ HIDDEN = 2
 class Contours:
     """Images of one split. Image i depends only on (seed, split, i) and has label i modulo 64.
 
-    resolution: side in pixels. size: number of images. surfaces: labels say the surface and the size, not the
-    contour.
+    resolution: side in pixels. size: number of images. lines: labels say the line and the size, not the shape
+    and the surface.
     """
 
     split: str = "test"
     seed: int = 0
     resolution: int = 48
     size: int = 10_240
-    surfaces: bool = False
+    lines: bool = False
 
     @property
     def fingerprint(self) -> str:
         """Everything that the pixels and labels depend on."""
-        name = "surfaces" if self.surfaces else "contours"
+        name = "lines" if self.lines else "contours"
         return f"{name}-{VERSION}/{self.split}/seed{self.seed}/{self.resolution}px"
 
     def __len__(self) -> int:
         return self.size
 
     def label(self, index: int) -> int:
-        """Return an index into CLASSES, or SURFACE_CLASSES. All classes are equally frequent."""
-        if self.surfaces:
-            return index // len(CLASSES) % len(SURFACE_CLASSES)
+        """Return an index into CLASSES, or LINE_CLASSES. All classes are equally frequent."""
+        if self.lines:
+            return index // len(CLASSES) % len(LINE_CLASSES)
         return index % len(CLASSES)
 
     def image(self, index: int) -> np.ndarray:
         """Return image `index`, (resolution, resolution, 3) uint8."""
         rng = np.random.default_rng([VERSION, self.seed, SPLITS.index(self.split), index])
-        shape, line = divmod(index % len(CLASSES), len(LINES))
-        surface, size = divmod(index // len(CLASSES) % len(SURFACE_CLASSES), len(SIZES) - 1)
+        shape, surface = divmod(index % len(CLASSES), len(SURFACES))
+        line, size = divmod(index // len(CLASSES) % len(LINE_CLASSES), len(SIZES) - 1)
         base = rng.uniform(0.3, 0.7, 3)
         canvas = Canvas.plain(self.resolution, base)
-        for paint in clutter(rng, base):
+        leaves = clutter(rng, base)
+        for paint in leaves[: rng.integers(len(leaves) + 1)]:
             paint(canvas)
         diameter = rng.uniform(SIZES[size], SIZES[size + 1])
         middle = placed(rng, diameter)
@@ -156,8 +161,8 @@ LINE_OF = (smooth, waves, teeth, notches)
 
 def placed(rng: np.random.Generator, diameter: float) -> np.ndarray:
     """Return a place for the middle of a contour, (x, y): nearly all of it lies within the image."""
-    margin = min(0.42 * diameter, 0.42)
-    return rng.uniform(margin, 1 - margin, 2)
+    shift = min(SHIFT, 0.5 - 0.42 * diameter)
+    return 0.5 + rng.uniform(-shift, shift, 2)
 
 
 def hidden(
@@ -232,5 +237,5 @@ def pattern(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, *, spotted: 
     if spotted:
         across = np.float32(-k * np.sin(angle)) * x + np.float32(k * np.cos(angle)) * y
         wave = wave * np.sin(across + np.float32(rng.uniform(0, 2 * np.pi)))
-    tint = rng.uniform(0.08, 0.3) * (1 + rng.normal(0, 0.3, 3))
+    tint = rng.uniform(0.06, 0.35) * (1 + rng.normal(0, 0.3, 3))
     return wave[..., None] * tint.astype(np.float32)

@@ -17,7 +17,7 @@ from vitsee.options import Dataset
 
 SCENES = 10_240
 """Default number of generated images. They are generated on demand."""
-GENERATED = ("scenes", "contours", "surfaces")
+GENERATED = ("contours", "lines", "scenes")
 """The kinds whose images are generated."""
 
 
@@ -53,10 +53,10 @@ def _contours(dataset: Dataset, resolution: int) -> Images:
     return _generated(dataset, resolution, Contours, CLASSES)
 
 
-def _surfaces(dataset: Dataset, resolution: int) -> Images:
-    from vitsee.data.contours import SURFACE_CLASSES, Contours
+def _lines(dataset: Dataset, resolution: int) -> Images:
+    from vitsee.data.contours import LINE_CLASSES, Contours
 
-    return _generated(dataset, resolution, partial(Contours, surfaces=True), SURFACE_CLASSES)
+    return _generated(dataset, resolution, partial(Contours, lines=True), LINE_CLASSES)
 
 
 def _generated(
@@ -131,9 +131,9 @@ READERS = {
 """The kinds that read an option; the others would pass over it in silence."""
 
 KINDS: dict[str, Callable[[Dataset, int], Images]] = {
-    "scenes": _scenes,
     "contours": _contours,
-    "surfaces": _surfaces,
+    "lines": _lines,
+    "scenes": _scenes,
     "folder": _folder,
     "imagenette": imagenette,
     "cifar10": cifar,

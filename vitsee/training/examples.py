@@ -28,6 +28,7 @@ from vitsee.data.images import Generated, Images
 from vitsee.data.minibatches import (
     Transform,
     Undecodable,
+    cores,
     decoded,
     decoding,
     prepare_worker,
@@ -132,7 +133,7 @@ def _make(images: CachedImages, run: Run) -> None:
         file = stack.enter_context(open(partial, "wb"))
         made: Iterable[np.ndarray] = map(images.scenes.image, range(count))
         if count > FEW:
-            pool = ProcessPoolExecutor(mp_context=get_context("spawn"))
+            pool = ProcessPoolExecutor(run.workers or cores(), get_context("spawn"))
             stack.callback(pool.shutdown, cancel_futures=True)
             made = pool.map(images.scenes.image, range(count), chunksize=256)
         bar = tqdm(made, f"generating {path.stem}", count, disable=not run.progress, unit="image")

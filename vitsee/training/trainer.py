@@ -6,7 +6,7 @@ import copy
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -175,7 +175,8 @@ class Trainer:
             self.started_from = f"{Path(recipe.start).name} (SHA-256 {digest}…)"
             torch.manual_seed(recipe.seed)
             return net
-        net = timm_architecture.build(model, seed=recipe.seed)
+        with norms_as_fast_as(recipe.precision):
+            net = timm_architecture.build(model, seed=recipe.seed)
         skipless.initialise(net)
         if recipe.positions is Positions.sincos:
             initial.sines_and_cosines(net, recipe.pos_embed_std or 0.02)
@@ -338,6 +339,19 @@ class Trainer:
             attention_hooks.fuse(self.net, self.device.type != "cpu")
         self.progress.metrics.append(line)
         return {"loss": f"{self.loss:.3f}", "test": f"{accuracy:.1%}"}
+
+
+@contextmanager
+def norms_as_fast_as(precision: Precision) -> Iterator[None]:
+    """Within the block, models are built whose norms read and write the precision of the training."""
+    from timm.layers import is_fast_norm, set_fast_norm
+
+    before = is_fast_norm()
+    set_fast_norm(precision is Precision.bf16)
+    try:
+        yield
+    finally:
+        set_fast_norm(before)
 
 
 def compiled(net: nn.Module) -> nn.Module:
