@@ -499,7 +499,7 @@ class TestShown:
         ({"mixed": 1.5}, r"recipe.mixed must be a share in \[0, 1\], got 1.5"),
         (
             {"shift": 2, "augmentation": {"hflip": 0.5}},
-            "recipe.shift=2 is for generated images at the model's size, up to 4 GiB; for others use recipe.augm",
+            "recipe.shift=2 is for generated images at the model's size, up to 4 GiB; for others use recipe.shift=0",
         ),
         (
             {"positions": Positions.sincos, "model": {"args": {"embed_dim": 18}}},

@@ -217,7 +217,7 @@ def cores() -> int:
     there = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    return max(1, min(there, *_quotas()))
+    return max(1, min([there, *_quotas()]))
 
 
 def _quotas() -> list[int]:

@@ -130,7 +130,7 @@ def advances(trainer: Trainer, splits: Splits, schedule: Schedule) -> Iterator[N
     if recipe.shift:
         raise UserError(
             f"recipe.shift={recipe.shift} is for generated images at the model's size, up to {ROOM >> 30} GiB; for "
-            f"others use recipe.augmentation"
+            f"others use recipe.shift=0 and recipe.augmentation"
         )
     transform = examples.augmentation(recipe, trainer.data)
     loader = examples.to_train(splits, transform, schedule, run, device)
