@@ -266,13 +266,13 @@ def test_minibatches_of_several_sizes_keep_cka_within_one():
 
 @pytest.mark.parametrize(("tokens", "kept"), [("all", 5), ("cls", 1), ("patches", 3)])
 def test_tokens_choose_what_is_compared(tokens, kept):
-    from vitsee.estimators.kernels import gram, u_centre
+    from vitsee.estimators.kernels import gram
 
     x = torch.randn(8, 5, 6, generator=torch.Generator().manual_seed(0))
     layer = Layer("blocks.0", (5, 6), prefix=2, class_token=True)
     part = {"all": x, "cls": x[:, :1], "patches": x[:, 2:]}[tokens]
     assert part.shape[1] == kept
-    torch.testing.assert_close(CKA(tokens=Tokens[tokens]).reduce(layer, x), u_centre(gram(part)))
+    torch.testing.assert_close(CKA(tokens=Tokens[tokens]).reduce(layer, x), gram(part))
 
 
 def test_tokens_of_a_convolutional_map_are_refused():

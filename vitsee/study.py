@@ -155,6 +155,7 @@ class Study:
             layers=self.layers,
             cards={role: model.card for role, model in self.models.items() if model.card},
             images=self.data,
+            precision=self.experiment.precision.value,
         )
 
     @cached_property
