@@ -136,15 +136,14 @@ class CKA(Analysis):
 
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
         """One row per pair of layers: model_layer, other_layer, cka, se, minibatches."""
-        rows = sums.axes["model"]
-        columns = sums.axes.get("other", rows)
+        rows = pd.Index(sums.axes["model"])
+        columns = pd.Index(sums.axes.get("other", sums.axes["model"]))
         terms = {name: term.cpu().numpy() for name, term in sums.terms.items()}
         cka, se = cka_and_error(terms, int(sums.seen.sum()))
-        model_layer, other_layer = np.meshgrid(rows, columns, indexing="ij")
         table = pd.DataFrame(
             {
-                "model_layer": model_layer.ravel(),
-                "other_layer": other_layer.ravel(),
+                "model_layer": rows.repeat(len(columns)),
+                "other_layer": columns.take(np.tile(np.arange(len(columns)), len(rows))),
                 "cka": cka.ravel(),
                 "se": se.ravel(),
                 "minibatches": int(sums.seen.sum()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import triton
@@ -12,15 +13,19 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 LONGEST = 16384
 """Most features whose products are added in float32. Such sums are added in float64."""
-CHUNK, TILE, FLAT = 8, 32, 512
-"""How many parts `_finish` reads at once, the side of the piece of K that one program writes, and how many sums."""
+CENTRE = 16
+"""Number of examples, evenly spaced in the minibatch, whose mean is the centre."""
 SMALL = 64
 """Up to this many examples, one block holds them all."""
+TILE, CHUNK, FLAT = 16, 16, 512
+"""`_finish`: the side of the piece of K that a program writes, and how many parts and sums it reads at once."""
+PIECE = 1024
+"""Features of which one program computes the centre."""
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """How the kernel is launched: examples in a block of K, features read at once, warps, pipeline stages, and
+    """How `_multiply` is launched: examples in a block of K, features read at once, warps, pipeline stages, and
     programs for each multiprocessor."""
 
     side: int
@@ -31,9 +36,9 @@ class Tuning:
 
 
 TUNING = {
-    "none": Tuning(128, 64, 8, 4, 2),
-    "bf16": Tuning(128, 32, 8, 3, 2),
-    "tf32": Tuning(128, 32, 8, 3, 2),
+    "none": Tuning(128, 64, 4, 4, 2),
+    "bf16": Tuning(128, 32, 4, 3, 2),
+    "tf32": Tuning(128, 32, 4, 3, 2),
     "tf32x3": Tuning(128, 32, 8, 3, 2),
 }
 """By arithmetic: the fastest of those tried on an H100."""
@@ -50,28 +55,37 @@ def gram(rows: Tensor, rounding: str, noise: float) -> Tensor:
     arithmetic, centred = _arithmetic(rows.dtype, rounding)
     how = TUNING[arithmetic]
     n, features = rows.shape
+    stride, step = rows.stride(0), how.step
     size = SMALL if n <= SMALL else how.side
     side = triton.cdiv(n, size)
     blocks = side * side
     wanted = how.programs * _multiprocessors(rows.device) // (side * (side + 1) // 2)
     parts = max(1, wanted, triton.cdiv(features, LONGEST))
-    span = triton.cdiv(triton.cdiv(features, parts), how.step) * how.step
+    span = triton.cdiv(triton.cdiv(features, parts), step) * step
     parts = triton.cdiv(features, span)
     products = rows.new_empty(parts, blocks, size, size, dtype=torch.float32)
-    sums = rows.new_empty(parts, blocks, 3, dtype=torch.float32)
+    sums = rows.new_empty(parts, blocks, 2, dtype=torch.float32)
     k = rows.new_empty(n, n, dtype=torch.float64)
-    stride, step = rows.stride(0), how.step
+    pieces = triton.cdiv(features, PIECE)
+    norms = rows.new_empty(pieces, dtype=torch.float32)
+    centre = rows.new_empty(pieces * PIECE if centred else 1, dtype=torch.float32)
+    _describe[pieces,](
+        *(rows, centre, norms, stride, features, n // min(n, CENTRE), min(n, CENTRE)),
+        *(PIECE, centred),
+        num_warps=4,
+    )
     aligned = (stride * rows.element_size()) % 16 == 0 and rows.data_ptr() % 16 == 0
     tiles = TensorDescriptor(rows, [n, features], [stride, 1], [size, step]) if aligned else rows
     _multiply[blocks, parts](
-        *(rows, tiles, products, sums, n, features, stride, span, side),
+        *(rows, tiles, centre, products, sums, n, features, stride, span, side),
         *(size, step, arithmetic, centred, aligned),
         num_warps=how.warps,
         num_stages=how.stages,
     )
-    pieces = size // TILE
-    _finish[blocks, pieces, pieces](
-        products, sums, k, n, side, parts, n * noise**2, size, TILE, CHUNK, FLAT, num_warps=8
+    _finish[blocks, size // TILE, size // TILE](
+        *(products, sums, norms, k, n, side, parts, pieces, n * noise**2),
+        *(size, TILE, CHUNK, FLAT),
+        num_warps=4,
     )
     return k
 
@@ -85,6 +99,7 @@ def _arithmetic(dtype: torch.dtype, rounding: str) -> tuple[str, bool]:
     return {"exact": "tf32x3", "native": "tf32"}.get(rounding, rounding), True
 
 
+@lru_cache
 def _multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":  # Triton's interpreter
         return 4
@@ -92,9 +107,30 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 @triton.jit
+def _describe(
+    rows, centre, norms, stride, features, apart, count, PIECE: tl.constexpr, CENTRED: tl.constexpr
+):
+    """Write the mean of `count` examples, `apart` examples from each other, and the first one's squared norm.
+
+    centre: (pieces * PIECE,), 0 beyond the last feature. norms: (pieces,), which add up to the norm.
+    """
+    feature = tl.program_id(0) * PIECE + tl.arange(0, PIECE)
+    there = feature < features
+    first = tl.load(rows + feature, mask=there, other=0.0).to(tl.float32)
+    tl.store(norms + tl.program_id(0), tl.sum(first * first, 0))
+    if CENTRED:
+        total = first
+        for example in range(1, count):
+            at = rows + (example * apart).to(tl.int64) * stride + feature
+            total += tl.load(at, mask=there, other=0.0).to(tl.float32)
+        tl.store(centre + feature, total / count)
+
+
+@triton.jit
 def _multiply(
     rows,
     tiles,
+    centre,
     products,
     sums,
     n,
@@ -110,62 +146,98 @@ def _multiply(
 ):
     """Multiply two blocks of examples over one part of the features. Blocks below the diagonal are left out.
 
-    products: (parts, blocks, SIZE, SIZE). sums: (parts, blocks, 3): the sum of the products, of those on the
-    diagonal of K, and the squared norm of the first example.
+    products: (parts, blocks, SIZE, SIZE). sums: (parts, blocks, 2): the sum of the products on the diagonal of
+    K, and of all products, or 0 for centred features: their trace needs no correction.
     """
     block, part = tl.program_id(0), tl.program_id(1)
     i, j = block // side, block % side
     if i > j:
         return
+    begin = part * span
+    end = tl.minimum(begin + span, features)
+    slot = (part * side * side + block).to(tl.int64)
+    within = tl.arange(0, SIZE)
+    if i == j:
+        total = _sum_of_products(
+            *(rows, tiles, centre, i, j, n, features, stride, begin, end),
+            *(SIZE, STEP, ARITHMETIC, CENTRED, ALIGNED, True),
+        )
+        diagonal = (within[:, None] == within[None, :]) & (i * SIZE + within < n)[:, None]
+        tl.store(sums + slot * 2, tl.sum(tl.sum(tl.where(diagonal, total, 0.0), 1), 0))
+    else:
+        total = _sum_of_products(
+            *(rows, tiles, centre, i, j, n, features, stride, begin, end),
+            *(SIZE, STEP, ARITHMETIC, CENTRED, ALIGNED, False),
+        )
+        tl.store(sums + slot * 2, 0.0)
+    tl.store(products + slot * SIZE * SIZE + within[:, None] * SIZE + within[None, :], total)
+    if not CENTRED:
+        exist = (i * SIZE + within < n)[:, None] & (j * SIZE + within < n)[None, :]
+        tl.store(sums + slot * 2 + 1, tl.sum(tl.sum(tl.where(exist, total, 0.0), 1), 0))
+    else:
+        tl.store(sums + slot * 2 + 1, 0.0)
+
+
+@triton.jit
+def _sum_of_products(
+    rows,
+    tiles,
+    centre,
+    i,
+    j,
+    n,
+    features,
+    stride,
+    begin,
+    end,
+    SIZE: tl.constexpr,
+    STEP: tl.constexpr,
+    ARITHMETIC: tl.constexpr,
+    CENTRED: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    SAME: tl.constexpr,
+):
+    """Return the products of blocks i and j over the features from `begin` to `end`, (SIZE, SIZE) float32."""
     within, along = tl.arange(0, SIZE), tl.arange(0, STEP)
     # Examples beyond the last are read as the last one, or as zeros; their products are never used.
     from_i = rows + tl.minimum(i * SIZE + within, n - 1)[:, None].to(tl.int64) * stride
     from_j = rows + tl.minimum(j * SIZE + within, n - 1)[:, None].to(tl.int64) * stride
-    quarter = (n // 4).to(tl.int64) * stride
     total = tl.zeros((SIZE, SIZE), tl.float32)
-    squares = tl.zeros((STEP,), tl.float32)
-    begin = part * span
-    for at in range(begin, tl.minimum(begin + span, features), STEP):
+    for at in range(begin, end, STEP):
         feature = at + along
-        there = feature < features
         if ALIGNED:
-            a, b = tiles.load([i * SIZE, at]), tiles.load([j * SIZE, at])
+            a = tiles.load([i * SIZE, at])
         else:
-            a = tl.load(from_i + feature[None, :], mask=there[None, :], other=0.0)
-            b = tl.load(from_j + feature[None, :], mask=there[None, :], other=0.0)
-        first = tl.load(rows + feature, mask=there, other=0.0).to(tl.float32)
-        squares += first * first
+            a = tl.load(from_i + feature[None, :], mask=(feature < features)[None, :], other=0.0)
+        if SAME:
+            b = a
+        elif ALIGNED:
+            b = tiles.load([j * SIZE, at])
+        else:
+            b = tl.load(from_j + feature[None, :], mask=(feature < features)[None, :], other=0.0)
         if CENTRED:
-            centre = first
-            for q in tl.static_range(1, 4):
-                more = tl.load(rows + quarter * q + feature, mask=there, other=0.0)
-                centre += more.to(tl.float32)
-            a = a.to(tl.float32) - (centre * 0.25)[None, :]
-            b = b.to(tl.float32) - (centre * 0.25)[None, :]
+            middle = tl.load(centre + feature)[None, :]
+            a = a.to(tl.float32) - middle
+            b = b.to(tl.float32) - middle
         if ARITHMETIC == "none":
             total = tl.dot(a, tl.trans(b), total)
         elif ARITHMETIC == "bf16":
             total = tl.dot(a.to(tl.bfloat16), tl.trans(b.to(tl.bfloat16)), total)
         else:
             total = tl.dot(a, tl.trans(b), total, input_precision=ARITHMETIC)
-    slot = (part * side * side + block).to(tl.int64)
-    tl.store(products + slot * SIZE * SIZE + within[:, None] * SIZE + within[None, :], total)
-    exist = ((i * SIZE + within) < n)[:, None] & ((j * SIZE + within) < n)[None, :]
-    total = tl.where(exist, total, 0.0)
-    diagonal = tl.where((within[:, None] == within[None, :]) & (i == j), total, 0.0)
-    tl.store(sums + slot * 3, tl.sum(tl.sum(total, 1), 0))
-    tl.store(sums + slot * 3 + 1, tl.sum(tl.sum(diagonal, 1), 0))
-    tl.store(sums + slot * 3 + 2, tl.sum(squares, 0))
+    return total
 
 
 @triton.jit
 def _finish(
     products,
     sums,
+    norms,
     k,
     n,
     side,
     parts,
+    pieces,
     noise,
     SIZE: tl.constexpr,
     TILE: tl.constexpr,
@@ -181,16 +253,17 @@ def _finish(
     if i > j:
         return
     trace = tl.zeros((FLAT,), tl.float64)
-    norm = tl.zeros((FLAT,), tl.float64)
     for start in range(0, parts * side * side, FLAT):
         slot = start + tl.arange(0, FLAT)
         row, column = slot % (side * side) // side, slot % side
         there = (slot < parts * side * side) & (row <= column)
-        summed = tl.load(sums + slot * 3, mask=there, other=0.0).to(tl.float64)
-        diagonal = tl.load(sums + slot * 3 + 1, mask=there, other=0.0).to(tl.float64)
-        squares = tl.load(sums + slot * 3 + 2, mask=there & (row + column == 0), other=0.0)
+        diagonal = tl.load(sums + slot * 2, mask=there, other=0.0).to(tl.float64)
+        summed = tl.load(sums + slot * 2 + 1, mask=there, other=0.0).to(tl.float64)
         trace += diagonal - tl.where(row == column, 1.0, 2.0) * summed / n
-        norm += squares.to(tl.float64)
+    norm = tl.zeros((FLAT,), tl.float64)
+    for start in range(0, pieces, FLAT):
+        piece = start + tl.arange(0, FLAT)
+        norm += tl.load(norms + piece, mask=piece < pieces, other=0.0).to(tl.float64)
     constant = tl.sum(trace, 0) <= noise * tl.sum(norm, 0)
     part = tl.arange(0, CHUNK)
     row = tl.program_id(1) * TILE + tl.arange(0, TILE)
