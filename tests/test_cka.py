@@ -16,8 +16,8 @@ from conftest import composed
 from PIL import Image
 from reference import hsic1
 
-from vitsee.analyses.cka import CKA, Tokens
-from vitsee.analysis import Layer, View
+from vitsee.analyses.cka import CKA, Products, Tokens
+from vitsee.analysis import Layer, Setting, View
 from vitsee.data.plan import Plan
 from vitsee.errors import UserError
 from vitsee.estimators.minibatch_cka import cka_and_error
@@ -308,3 +308,23 @@ def test_neighbouring_blocks_are_more_alike_than_distant_ones(tiny):
     path = run(experiment)[0]
     grid = pd.read_csv(path)["cka"].to_numpy().reshape(-1, len(Study(experiment).axes["model"]))
     assert all(b <= a + 0.05 for a, b in pairwise(grid[0]))
+
+
+@pytest.mark.parametrize(
+    ("precision", "rounding"), [("fp32", "exact"), ("tf32", "tf32"), ("bf16", "native")]
+)
+def test_automatic_products_are_rounded_as_far_as_the_forward_pass_allows(precision, rounding):
+    analysis = CKA().on(Setting(precision=precision))
+    assert analysis.rounding("cuda") == rounding
+    assert analysis.rounding("cpu") == "exact"
+
+
+@pytest.mark.parametrize("products", ["exact", "tf32", "bf16"])
+def test_products_that_are_asked_for_are_what_is_used(products):
+    analysis = CKA(products=Products[products]).on(Setting(precision="bf16"))
+    assert analysis.rounding("cuda") == products
+
+
+def test_the_setting_has_the_precision_of_the_experiment(tiny):
+    study = Study(tiny("precision=bf16"))
+    assert study.setting.precision == "bf16"
