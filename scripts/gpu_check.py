@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
+import sys
 import tempfile
 import time
 
 import numpy as np
+import torch
 
 import vitsee
 import vitsee.analyses
 from vitsee.analysis import REGISTERED
 from vitsee.errors import UserError
 
-DEVICES = ("cpu", "cuda")
 SMALL = {"run.progress": False, "dataset": "scenes", "batch_size": 32}
 CASES = [
     *((name, {"model": "vit_mini", "images": 128}) for name in sorted(REGISTERED)),
@@ -39,26 +41,42 @@ def tables(name: str, options: dict, device: str, folder: str) -> dict:
         return vitsee.run_experiment(*given).tables
 
 
-def main() -> None:
+def compare(cases: list[tuple[str, dict]], devices: tuple[str, str]) -> None:
+    """Print a row for each column of each table."""
     print("| analysis | options | table | column | largest value | largest difference | seconds |")
-    print("|" + "---|" * 7)
+    print("|" + "---|" * 7, flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        for name, options in CASES:
+        for name, options in cases:
             began = time.perf_counter()
             try:
-                cpu, gpu = (tables(name, options, device, folder) for device in DEVICES)
+                one, other = (tables(name, options, device, folder) for device in devices)
             except UserError as error:
                 print(f"| {name} | {options} | {error} |" + " |" * 4, flush=True)
                 continue
             took = time.perf_counter() - began
-            for table, numbers in cpu.items():
+            for table, numbers in one.items():
                 for column in numbers.select_dtypes("float"):
-                    a, b = numbers[column].to_numpy(), gpu[table][column].to_numpy()
-                    largest, off = np.nanmax(np.abs(a)), np.nanmax(np.abs(a - b))
+                    a, b = numbers[column].to_numpy(), other[table][column].to_numpy()
+                    defined = np.isfinite(a)
+                    if (defined != np.isfinite(b)).any():
+                        print(
+                            f"| {name} | {options} | {table} | {column} | undefined elsewhere | | |"
+                        )
+                        continue
+                    largest, off = (np.abs(x[defined]).max(initial=0) for x in (a, a - b))
                     print(
                         f"| {name} | {options} | {table} | {column} | {largest:.3g} | {off:.1e} | {took:.1f} |",
                         flush=True,
                     )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("analyses", nargs="*", help="only these")
+    asked = parser.parse_args().analyses
+    if not torch.cuda.is_available():
+        sys.exit("there is no GPU here")
+    compare([case for case in CASES if not asked or case[0] in asked], ("cpu", "cuda"))
 
 
 if __name__ == "__main__":

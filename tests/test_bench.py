@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+import torch
 
 BENCH = Path(__file__).parents[1] / "scripts" / "bench.py"
 
@@ -27,3 +31,20 @@ def test_a_case_that_fails_is_said_and_the_others_go_on(tmp_path):
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert "no_such_model" in done.stdout.splitlines()[-1]
     assert "failed with exit code" in done.stdout
+
+
+def test_the_comparison_of_devices_has_a_row_for_every_column(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(BENCH.parent)
+    gpu_check = importlib.import_module("gpu_check")
+    options = {"model": "vit_nano", "images": 8, "batch_size": 4, "analysis.layers": "[last]"}
+    gpu_check.compare([("cka", options)], ("cpu", "cpu"))
+    rows = [row.split(" | ") for row in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[3] for row in rows] == ["cka", "se"]
+    assert {row[5] for row in rows} == {"0.0e+00"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_the_comparison_of_devices_says_that_it_needs_a_gpu():
+    words = [sys.executable, str(BENCH.parent / "gpu_check.py")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.strip()) == (1, "there is no GPU here")

@@ -11,7 +11,7 @@ import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
-from vitsee.estimators.kernels import gram, hsic, u_centre
+from vitsee.estimators.kernels import gram, hsic, u_centre_
 from vitsee.estimators.minibatch_cka import cka_and_error, cka_terms
 from vitsee.io.tidy import Error, Table
 from vitsee.lazy import torch
@@ -110,12 +110,12 @@ class CKA(Analysis):
 
         a: layers of the model; b: layers of the other, or the same layers without another model.
         """
-        u = u_centre(torch.stack(list(view.model.values())))
+        u = u_centre_(torch.stack(list(view.model.values())))
         if view.other is None:
             ab = hsic(u, u)
             aa = bb = ab.diagonal()
         else:
-            v = u_centre(torch.stack(list(view.other.values())))
+            v = u_centre_(torch.stack(list(view.other.values())))
             n = u.shape[-1]
             ab = hsic(u, v)
             aa, bb = (w.square().sum((1, 2)) / (n * (n - 3)) for w in (u, v))

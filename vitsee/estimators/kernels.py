@@ -184,10 +184,14 @@ def u_centre(k: Tensor) -> Tensor:
     <u_centre(K), u_centre(L)> / (N (N - 3)) is HSIC_1 of K and L (Song et al. 2012, eq. 5).
     Raises ValueError if N < 4.
     """
+    return u_centre_(k.clone())
+
+
+def u_centre_(k: Tensor) -> Tensor:
+    """Do what `u_centre` does in place."""
     n = k.shape[-1]
     if n < 4:
         raise ValueError(f"unbiased HSIC needs at least 4 examples in a minibatch, got {n}")
-    k = k.clone()
     k.diagonal(dim1=-2, dim2=-1).zero_()
     means = k.sum(-1) / (n - 2)
     means -= means.sum(-1, keepdim=True) / (2 * (n - 1))
