@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-BENCH = Path(__file__).parents[1] / "scripts" / "bench.py"
+import pytest
 
 
-def test_the_bench_prints_a_row_with_every_number():
-    size = ["--batch-size", "8", "--minibatches", "1", "--rounds", "1"]
-    words = [sys.executable, str(BENCH), "--models", "test_vit,test_resnet", *size]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    head, _, row = done.stdout.strip().splitlines()[-3:]
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., list]:
+    """The last lines that `bench.py …` prints: one process per case, as always, but this one reads the words."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")  # as the script sets it
+    import bench
+
+    def call(*words: str) -> list[str]:
+        monkeypatch.setattr(sys, "argv", ["bench.py", "--rounds", "1", *words])
+        bench.main()
+        return capsys.readouterr().out.strip().splitlines()[-3:]
+
+    return call
+
+
+def test_the_bench_prints_a_row_with_every_number(bench):
+    models = ["--models", "test_vit,test_resnet"]
+    head, _, row = bench(*models, "--batch-size", "8", "--minibatches", "1")
     cells = dict(zip(head.split("|"), row.split("|"), strict=True))
     found = {title.strip(): cell.strip() for title, cell in cells.items()}
     assert float(found["largest error"]) < 1e-5
@@ -22,8 +35,7 @@ def test_the_bench_prints_a_row_with_every_number():
     assert float(found["images/s"]) > 0
 
 
-def test_a_case_that_fails_is_said_and_the_others_go_on(tmp_path):
-    words = [sys.executable, str(BENCH), "--models", "no_such_model", "--rounds", "1"]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert "no_such_model" in done.stdout.splitlines()[-1]
-    assert "failed with exit code" in done.stdout
+def test_a_case_that_fails_is_said_and_the_others_go_on(bench):
+    *_, row = bench("--models", "no_such_model")
+    assert "no_such_model" in row
+    assert "failed with exit code" in row
