@@ -64,7 +64,8 @@ def reference_cka(study: Study, roles: tuple[str, str], tar: tarfile.TarFile) ->
     sums = [np.zeros((len(names[0]), len(names[1]))), *(np.zeros(len(n)) for n in names)]
     for b in range(len(study.plan)):
         ids = [study.images.id(i) for i in study.plan.batch(b)]
-        grams = [plain_grams(study, role, ids, tar) for role in roles]
+        of_role = {role: plain_grams(study, role, ids, tar) for role in {*roles}}
+        grams = [of_role[role] for role in roles]
         sums[0] += [[hsic1(grams[0][k], grams[1][l]) for l in names[1]] for k in names[0]]
         for i in (0, 1):
             sums[1 + i] += [hsic1(grams[i][k], grams[i][k]) for k in names[i]]
@@ -74,7 +75,6 @@ def reference_cka(study: Study, roles: tuple[str, str], tar: tarfile.TarFile) ->
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["model.timm=vit_tiny_patch16_224"],
         ["model.timm=resnet26", "model.args={zero_init_last: false}"],
         [
             "model.timm=vit_tiny_patch16_224",
@@ -89,9 +89,9 @@ def reference_cka(study: Study, roles: tuple[str, str], tar: tarfile.TarFile) ->
             "model.overlay={mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}",
         ],
     ],
-    ids=["within a ViT", "within a ResNet", "across both", "within a trained ViT"],
+    ids=["within a ResNet", "across both", "within a trained ViT"],
 )
-def test_cka_on_photographs_equals_the_equation_in_float64(overrides, test_data, tmp_path):
+def test_cka_on_photographs_equals_the_equation_in_float64(overrides, test_data, tmp_path, undrawn):
     experiment = composed(
         "model=timm",
         *(word.format(data=test_data) if "{data}" in word else word for word in overrides),
@@ -220,7 +220,7 @@ def test_drawing_the_same_images_again_does_not_make_the_standard_error_small():
     estimates, errors = [], []
     generator = torch.Generator().manual_seed(3)
     plan = Plan(size=160, images=160, batch_size=16, seed=0, repeats=10)
-    for _ in range(60):
+    for _ in range(40):
         a = torch.randn(160, 10, generator=generator)
         b = a[:, :5] + torch.randn(160, 5, generator=generator)
         batches = [{"a": a[plan.batch(i)], "b": b[plan.batch(i)]} for i in range(len(plan))]
