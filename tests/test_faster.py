@@ -1,4 +1,4 @@
-"""The line about a faster precision: when it is said, and with which figures."""
+"""What a long run says of its time: how long it will take, and what another precision would have saved."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 
 from vitsee import faster
 from vitsee.options import Precision
+from vitsee.results import provenance
+from vitsee.results.provenance import Launch
 from vitsee.runner import run
 from vitsee.study import Study
 
@@ -57,3 +59,23 @@ def test_the_run_says_it_at_its_end(tiny, monkeypatch, caplog):
     with caplog.at_level(logging.INFO):
         run(tiny())
     assert "faster by" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (30.0, "200 minibatches of 1,024 images will take about 33 minutes"),
+        (300.0, "200 minibatches of 1,024 images will take about 5.5 hours"),
+        (3.0, None),
+    ],
+)
+def test_a_long_run_says_how_long_it_will_take_after_its_first_minibatches(
+    monkeypatch, seconds, said
+):
+    clock = iter([0.0, *(seconds * i / 3 for i in range(1, 5))])
+    monkeypatch.setattr(provenance.time, "perf_counter", lambda: next(clock))
+    launch, heard = Launch("cpu"), []
+    for _ in range(4):
+        launch.add(1024)
+        heard.append(launch.expected(200))
+    assert heard == [None, None, said, None]

@@ -127,6 +127,8 @@ def add_up(
                 doubts.add(batch.index, e.analysis.impossible(terms))
                 sums += Sums.of(batch.index, minibatch_count, terms, study.axes, grouped)
                 launch.add(len(batch.ids))
+                if expected := launch.expected(len(todo)):
+                    log.info("%s", expected)
                 if launch.minibatches % e.run.save_every == 0:
                     save()
                 signals.check()
