@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run figures report zoo docs test test-lowest lint bench soak sweep slurm-figures clean
+.PHONY: help setup run figures report zoo docs test test-lowest lint bench gpu-check soak sweep slurm-figures clean
 .NOTPARALLEL: # two targets would both install into .venv
 
 help: ## Show this help
@@ -71,6 +71,9 @@ lint: .venv/.installed-dev ## Check format, lint and types only
 bench: setup ## Measure time, memory and error of the analyses relative to bare forward passes
 	$(BIN)/python scripts/bench.py
 	$(BIN)/python scripts/bench_analyses.py
+
+gpu-check: setup ## Run every analysis on the CPU and on the GPU, and print the largest differences
+	$(BIN)/python scripts/gpu_check.py
 
 soak: .venv/.installed-dev ## Kill runs at 1,000 random moments, with other faults in between (an hour)
 	VITSEE_KILLS=1000 VITSEE_KILLS_SEED=$$(date +%s) $(BIN)/pytest -q -rP tests/test_faults.py

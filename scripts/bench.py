@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import platform
@@ -13,6 +14,8 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import groupby
 
 # As the command does; bare forward passes gain just as much.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -23,9 +26,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitsee.analyses.cka import CKA
-from vitsee.analysis import Layer, View
-from vitsee.estimators.arithmetic import forward
+from vitsee.analyses.cka import CKA, Products
+from vitsee.analysis import Layer, Setting, View
+from vitsee.estimators.arithmetic import forward, tf32
 from vitsee.estimators.kernels import u_centre
 from vitsee.models import layers, loader, presets
 from vitsee.models.taps import watch
@@ -40,21 +43,29 @@ ARGS = {"resnet50": {"zero_init_last": False}}
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the table: models (one, or two to compare), layers, batch size, and the tool that measures."""
+    """One row of the table: models (one, or two to compare), layers, minibatch, tool and arithmetic."""
 
     models: list[str]
     layers: str
     batch_size: int
     tool: str = "vitsee"
+    precision: str = "fp32"
+    products: str = "auto"
 
 
 def cases(on_gpu: bool, tools: list[str]) -> list[Case]:
     """The cases of the published table, for a GPU or a CPU."""
     if on_gpu:
-        alone = ["vit_base_patch16_224", "vit_large_patch16_224", "resnetv2_50x1_bit"]
-        both = ["vit_large_patch16_224", "resnetv2_50x1_bit"]
-        found = [Case([m], "paper layers", size) for m in alone for size in (256, 1024)]
-        return [*found, Case(both, "paper layers", 256)]
+        large, resnet = ["vit_large_patch16_224"], ["resnetv2_50x1_bit"]
+        rows = [
+            *((large, 256, precision, "auto") for precision in ("bf16", "tf32", "fp32")),
+            *((large, 256, precision, "exact") for precision in ("bf16", "tf32")),
+            (large, 256, "fp32", "tf32"),
+            (large, 1024, "bf16", "auto"),
+            *((resnet, 256, precision, "auto") for precision in ("bf16", "tf32", "fp32")),
+            (large + resnet, 256, "bf16", "auto"),
+        ]
+        return [Case(m, "paper layers", n, "vitsee", p, products) for m, n, p, products in rows]
     vit, resnet = ["vit_tiny_patch16_224"], ["resnet50"]
     found = [Case(vit, which, 64) for which in SETS]
     found += [Case(resnet, "paper layers", 64), Case(vit + resnet, "paper layers", 64)]
@@ -62,18 +73,28 @@ def cases(on_gpu: bool, tools: list[str]) -> list[Case]:
     return found + [Case(c.models, c.layers, c.batch_size, tool) for tool in tools for c in few]
 
 
+@cache
+def load(name: str, device: torch.device) -> loader.Loaded:
+    """This timm model with random weights, as `vitsee run` loads it."""
+    model = Model(name=name, timm=name, pretrained=False, args=ARGS.get(name, {}))
+    return loader.load(model, device)
+
+
+@cache
+def as_timm_lays_it_out(net: nn.Module) -> nn.Module:
+    """The same weights in the memory layout in which timm creates them."""
+    return copy.deepcopy(net).to(memory_format=torch.contiguous_format)
+
+
 class Bench:
     """The models of a case, their watched layers, and minibatches of noise, all in memory."""
 
-    def __init__(self, case: Case, minibatches: int, precision: Precision) -> None:
-        self.case, self.precision = case, precision
+    def __init__(self, case: Case, minibatches: int) -> None:
+        self.case, self.precision = case, Precision(case.precision)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        wanted = [
-            Model(name=n, timm=n, pretrained=False, args=ARGS.get(n, {})) for n in case.models
-        ]
-        loaded = [loader.load(model, self.device) for model in wanted]
+        loaded = [load(name, self.device) for name in case.models]
         self.nets = [each.net for each in loaded]
-        self.usual = [self._usual(net) for net in self.nets]
+        self.usual = [as_timm_lays_it_out(net) for net in self.nets]
         size = max(each.data["input_size"][-1] for each in loaded)
         self.watched = [
             presets.choose(net, layers.survey(net, (3, size, size)), SETS[case.layers])
@@ -85,21 +106,24 @@ class Bench:
             torch.randn(*shape, generator=generator).to(self.device) for _ in range(minibatches)
         ]
 
-    def _usual(self, net: nn.Module) -> nn.Module:
-        """The same weights in the memory layout in which timm creates them."""
-        import copy
-
-        return copy.deepcopy(net).to(memory_format=torch.contiguous_format)
-
     def bare(self, nets: list[nn.Module]) -> None:
         with torch.inference_mode(), forward(self.precision, self.device.type):
             for pixels in self.batches:
                 for net in nets:
                     net(pixels)
 
+    @property
+    def analysis(self) -> CKA:
+        setting = Setting(precision=self.case.precision)
+        return CKA(products=Products(self.case.products)).on(setting)
+
+    @property
+    def rounding(self) -> str:
+        return self.analysis.rounding(self.device.type)
+
     def vitsee(self) -> np.ndarray:
         """CKA of all pairs of layers, as `vitsee run` measures it, with the table."""
-        analysis, total = CKA(), Sums.zero(len(self.batches))
+        analysis, total = self.analysis, Sums.zero(len(self.batches))
         axes = dict(zip(("model", "other"), map(names, self.watched), strict=False))
         with ExitStack() as stack:
             run = [
@@ -171,7 +195,8 @@ class Bench:
     def floor_seconds(self) -> float:
         """The least that the Gram matrices can cost: their products and one reading of the outputs.
 
-        At the speed of a large float32 product and of a large copy, measured on the spot.
+        At the speed of a large product and of a large copy, measured on the spot. Products are those of float32,
+        on a GPU of TF32: three where they are to be exact.
         """
         flops = outputs = 0
         for layer in (l for watched in self.watched for l in watched):
@@ -181,7 +206,10 @@ class Bench:
         side, length = (8192, 2**28) if self.device.type == "cuda" else (2048, 2**25)
         a, b = torch.randn(side, side, device=self.device), torch.empty(length, device=self.device)
         c = torch.empty_like(b)
-        per_flop = self.best(lambda: a @ a, 3) / (2 * side**3)
+        with tf32(self.device.type == "cuda"):
+            per_flop = self.best(lambda: a @ a, 3) / (2 * side**3)
+        if self.rounding == "exact" and self.device.type == "cuda":
+            per_flop *= 3
         per_byte = self.best(lambda: c.copy_(b), 3) / (8 * length)
         return len(self.batches) * (flops * per_flop + outputs * per_byte)
 
@@ -205,6 +233,10 @@ def measure(bench: Bench, rounds: int) -> dict[str, float]:
     """Ratios from the fastest of several rounds, taken in turn so that all see the same machine."""
     bench.bare(bench.nets)
     bench.bare(bench.usual)
+    bench.tool()
+    if bench.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        bench.bare(bench.nets)
     before, took = bench.peak_mb(), {"bare": [], "usual": [], "tool": []}
     for _ in range(rounds):
         took["bare"].append(bench.seconds(lambda: bench.bare(bench.nets)))
@@ -227,57 +259,62 @@ def measure(bench: Bench, rounds: int) -> dict[str, float]:
 
 
 HEAD = (
-    "| case | tool | layers | ratio to bare forward | to timm's layout | floor | images/s "
-    "| forward TFLOP/s | added peak memory | largest error |\n|" + "---|" * 10
+    "| case | forward | products | tool | layers | ratio to bare forward | to timm's layout | floor | images/s "
+    "| forward TFLOP/s | added peak memory | largest error |\n|" + "---|" * 12
 )
 
 
 def line(case: Case, row: dict[str, float]) -> str:
     title = f"{' x '.join(case.models)}, minibatch {case.batch_size}"
     return (
-        f"| {title} | {case.tool} | {row['layers']} | {row['ratio']:.2f} | {row['usual']:.2f} "
-        f"| {row['floor']:.2f} | {row['images_per_second']:.0f} | {row['tflops']:.2f} "
-        f"| {row['added_mb']:.0f} MB | {row['error']:.0e} |"
+        f"| {title} | {case.precision} | {case.products} | {case.tool} | {row['layers']} "
+        f"| {row['ratio']:.2f} | {row['usual']:.2f} | {row['floor']:.2f} | {row['images_per_second']:.0f} "
+        f"| {row['tflops']:.2f} | {row['added_mb']:.0f} MB | {row['error']:.0e} |"
     )
+
+
+def together(todo: list[Case], on_gpu: bool) -> list[list[Case]]:
+    """Cases that one process measures: all of the same models on a GPU, one on a CPU, whose peak memory never falls."""
+    if on_gpu:
+        return [list(group) for _, group in groupby(todo, key=lambda case: case.models)]
+    return [[case] for case in todo]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--case", help="one case as JSON: measure it in this process and print the result as JSON"
-    )
+    parser.add_argument("--cases", help="cases as JSON: measure them in this process")
     parser.add_argument(
         "--models", help="one or two timm models, comma-separated, instead of the table's"
     )
     parser.add_argument("--layers", choices=SETS, default="paper layers", help="with --models")
     parser.add_argument("--batch-size", type=int, default=64, help="with --models")
+    parser.add_argument("--precision", choices=[p.value for p in Precision], help="with --models")
+    parser.add_argument("--products", choices=[p.value for p in Products], help="with --models")
     parser.add_argument("--minibatches", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--precision", choices=[p.value for p in Precision], default="fp32")
     asked = parser.parse_args()
-    if asked.case:
-        bench = Bench(Case(**json.loads(asked.case)), asked.minibatches, Precision(asked.precision))
-        return print(json.dumps(measure(bench, asked.rounds)))
+    if asked.cases:
+        for case in (Case(**each) for each in json.loads(asked.cases)):
+            row = measure(Bench(case, asked.minibatches), asked.rounds)
+            print(line(case, row), flush=True)
+        return
     on_gpu = torch.cuda.is_available()
     todo = cases(on_gpu, peers.installed())
     if asked.models:
-        todo = [Case(asked.models.split(","), asked.layers, asked.batch_size)]
+        how = {"precision": asked.precision or "fp32", "products": asked.products or "auto"}
+        todo = [Case(asked.models.split(","), asked.layers, asked.batch_size, **how)]
     where = torch.cuda.get_device_name() if on_gpu else f"{platform.machine()} CPU"
+    print(f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(
-        f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}, {asked.precision} forward"
+        f"{asked.minibatches} minibatches, random weights, fastest of {asked.rounds} rounds\n\n{HEAD}",
+        flush=True,
     )
-    print(
-        f"{asked.minibatches} minibatches, random weights, fastest of {asked.rounds} rounds\n\n{HEAD}"
-    )
-    for case in todo:
-        words = [sys.executable, __file__, "--case", json.dumps(asdict(case))]
+    for group in together(todo, on_gpu):
+        words = [sys.executable, __file__, "--cases", json.dumps([asdict(case) for case in group])]
         options = [f"--minibatches={asked.minibatches}", f"--rounds={asked.rounds}"]
-        words += [*options, f"--precision={asked.precision}"]
-        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run([*words, *options], check=False)
         if done.returncode:
-            print(f"| {case} | failed with exit code {done.returncode} |", flush=True)
-        else:
-            print(line(case, json.loads(done.stdout)), flush=True)
+            print(f"| {group} | failed with exit code {done.returncode} |", flush=True)
 
 
 if __name__ == "__main__":

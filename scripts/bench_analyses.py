@@ -7,14 +7,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from bench import Bench, Case
 from PIL import Image
 from torch import Tensor
 
-from vitsee.analysis import REGISTERED, Analysis, Layer, View
+from vitsee.analysis import REGISTERED, Analysis, Layer, Setting, View
 from vitsee.data.images import Images
 from vitsee.models import presets
 from vitsee.models.taps import SURVEY, watch
@@ -22,7 +22,7 @@ from vitsee.options import Precision
 from vitsee.sums import Sums
 
 MODEL = "vit_tiny_patch16_224"
-ANALYSES = ["attention_distance", "skip_ratio", "localization", "linear_probe"]
+ANALYSES = ["attention_distance", "skip_ratio", "localization", "linear_probe", "receptive_field"]
 
 
 class Noise(Images):
@@ -47,7 +47,7 @@ class Noise(Images):
 
 @dataclass
 class Passes:
-    """The images of each pass of an analysis, by index, cut into minibatches."""
+    """The images of each pass of an analysis, by index, cut into minibatches. analysis: with its layers."""
 
     data: list[Images]
     orders: list[list[int]]
@@ -58,7 +58,8 @@ class Passes:
         count = minibatches * batch_size
         data: list[Images] = [Noise(2000) for _ in analysis.splits[:-1]]
         data.append(Noise(1000 if data else count))
-        chosen = [analysis.select(i, images) for i, images in enumerate(data)]
+        analysis = analysis.on(replace(analysis.setting, images=data))
+        chosen = [analysis.select(i) for i in range(len(data))]
         orders = [
             list(range(len(images)) if some is None else some)
             for images, some in zip(data, chosen, strict=True)
@@ -75,16 +76,17 @@ def whole(bench: Bench, analysis: Analysis, watched: list[Layer], passes: Passes
     totals: list[Sums] = []
     axes = {"model": [layer.name for layer in watched]}
     pixels = bench.batches[0]
-    with watch(bench.nets[0], watched, analysis, Precision.fp32) as through:
-        for stage in range(len(passes.data)):
-            analysis.begin(totals)
-            cuts = passes.cuts(stage)
-            total = Sums.zero(len(cuts))
+    for stage in range(len(passes.data)):
+        bound = analysis.on(replace(analysis.setting, earlier=tuple(totals)))
+        cuts = passes.cuts(stage)
+        total = Sums.zero(len(cuts))
+        with watch(bench.nets[0], watched, bound, Precision.fp32) as through:
             for b, ids in enumerate(cuts):
-                view = seen(through, pixels[: len(ids)], ids, b, stage, passes)
-                total += Sums.of(b, len(cuts), analysis.observe(view), axes)
-            totals.append(total)
-    analysis.tables(totals[-1])
+                some = pixels[: len(ids)].requires_grad_(bound.gradients)
+                view = seen(through, some, ids, b, stage, passes)
+                total += Sums.of(b, len(cuts), bound.observe(view), axes)
+        totals.append(total)
+    analysis.on(replace(analysis.setting, earlier=tuple(totals[:-1]))).tables(totals[-1])
 
 
 def seen(
@@ -109,13 +111,15 @@ def seen(
 
 def measure(name: str, model: str, minibatches: int, batch_size: int, rounds: int) -> dict:
     """Ratio to bare forward passes over as many images, from the fastest of several rounds."""
-    bench = Bench(Case([model], "12 layers", batch_size), 1, Precision.fp32)
+    bench = Bench(Case([model], "12 layers", batch_size), 1)
     net, analysis = bench.nets[0], REGISTERED[name]()
     size = tuple(bench.batches[0].shape[1:])
     found = SURVEY[analysis.reads_of("model")](net, size)
     watched = presets.choose(net, found, analysis.patterns("model"))
     analysis.check({"model": watched})
+    analysis = analysis.on(Setting({"model": model}, {"model": watched}))
     passes = Passes.of(analysis, minibatches, batch_size)
+    analysis = analysis.on(replace(analysis.setting, images=passes.data))
     pixels = bench.batches[0]
 
     def bare() -> None:

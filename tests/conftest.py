@@ -7,7 +7,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
+
+if not Path("/dev/nvidia0").exists():  # read when Triton is imported, which torch may do
+    os.environ["TRITON_INTERPRET"] = "1"
 
 import numpy as np
 import pytest
@@ -23,9 +28,36 @@ from vitsee.models.structure import structure
 from vitsee.models.taps import SURVEY
 from vitsee.options import Experiment
 from vitsee.parallel.leases import start_of
+from vitsee.testing import Measured, measure
 
 TINY = ("model=timm", "model.timm=test_vit", "model.pretrained=false")
 """A ViT of a few thousand parameters with random weights."""
+
+NEEDED: dict[str, list[str]] = {
+    "attention_rollout": ["images=16", "batch_size=4"],
+    "block_similarity": [
+        "model@other=timm",
+        "other.timm=test_vit2",
+        "other.pretrained=false",
+    ],
+    "head_similarity": [
+        "model@other=timm",
+        "other.timm=test_resnet",
+        "other.pretrained=false",
+        "analysis.subset=1",
+    ],
+    "linear_probe": [
+        "analysis.train_split=null",
+        "analysis.shots=3",
+        "analysis.held_out=5",
+        "analysis.features=[gap,each_token]",
+        "analysis.seeds=[0,1]",
+        "batch_size=4",
+    ],
+    "receptive_field": ["analysis.channels=1", "images=12", "batch_size=4"],
+    "scaling": ["model.args={num_classes: 2}"],
+}
+"""What an analysis cannot do without, or not fast enough, by name, as overrides."""
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -98,6 +130,25 @@ def write_images(folder: Path, count: int, *, side: int = 48, seed: int = 0) -> 
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 40 images."""
     return write_images(tmp_path_factory.mktemp("images"), 40)
+
+
+@pytest.fixture(scope="session")
+def measured(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Measured]:
+    """Each analysis by its name, measured once a worker: see `of_analysis`."""
+
+    @cache
+    def measured(name: str) -> Measured:
+        outputs = tmp_path_factory.mktemp("laws")
+        overrides = tiny_overrides(images, outputs)
+        asked = [word for word in overrides if not word.startswith("run.outputs=")]
+        return measure([*asked, f"analysis={name}", *NEEDED.get(name, [])], outputs)
+
+    return measured
+
+
+def of_analysis(name: str) -> Any:
+    """The name as a parameter of a test, which runs in the worker that measures this analysis."""
+    return pytest.param(name, marks=pytest.mark.xdist_group(f"laws of {name}"))
 
 
 @pytest.fixture

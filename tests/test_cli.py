@@ -566,6 +566,33 @@ def test_a_bug_keeps_its_traceback_and_exits_with_1(images, tmp_path):
     assert "ZeroDivisionError" in crashed.stderr
 
 
+def test_the_process_ends_at_once_but_does_what_was_left_for_the_end():
+    code = (
+        "import atexit, os, sys, threading\n"
+        "class Freed:\n"
+        "    def __del__(self, write=os.write): write(1, b'freed\\n')\n"
+        "freed = Freed(); go_on = threading.Event()\n"
+        "def work(): go_on.wait(); print('worked')\n"
+        "threading.Thread(target=work).start()\n"
+        "threading.Timer(0.01, go_on.set).start()\n"
+        "atexit.register(lambda: print('ended'))\n"
+        "sys.argv = ['vitsee', 'nothing']\n"
+        "from vitsee.__main__ import main; main()"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2
+    assert "there is no verb 'nothing'" in ended.stderr
+    assert ended.stdout.split() == ["worked", "ended"]
+
+
+def test_a_profiler_can_write_its_report_after_the_command(tmp_path):
+    words = ["-m", "cProfile", "-o", str(tmp_path / "profile"), "-m", "vitsee", "--version"]
+    subprocess.run([sys.executable, *words], capture_output=True, check=True)
+    assert (tmp_path / "profile").stat().st_size > 0
+
+
 def test_an_unwritable_result_says_so_whatever_the_reason(tmp_path, monkeypatch):
     results = Results(tmp_path)
 

@@ -24,7 +24,7 @@ from conftest import composed, write_images
 from PIL import Image, ImageCms
 
 from vitsee.data import datasets, downloads, hugging_face, image_files, images, minibatches
-from vitsee.data.minibatches import Minibatches, _Preprocessed
+from vitsee.data.minibatches import Minibatches, _Framed
 from vitsee.data.plan import Plan
 from vitsee.data.rgb import rgb
 from vitsee.errors import UserError, unknown
@@ -816,7 +816,7 @@ def test_an_error_of_the_preprocessing_is_not_taken_for_a_bad_image(images):
         raise ValueError("a bug")
 
     with pytest.raises(ValueError, match="a bug"):
-        _Preprocessed(folder(images), {"model": wrong})[0]
+        _Framed(folder(images), {"model": wrong})[0]
 
 
 @pytest.mark.parametrize(

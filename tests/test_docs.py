@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import of_analysis
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from test_laws import NEEDED
 
 from vitsee import __version__, cli, config, listing
 from vitsee.analysis import REGISTERED, Analysis
@@ -25,8 +25,9 @@ from vitsee.config import CONF, quoted
 from vitsee.models import cards, loader, presets
 from vitsee.papers import atlas, claims, verdicts
 from vitsee.papers.publish import Request
+from vitsee.plugins import import_asked
 from vitsee.results.reading import read
-from vitsee.runner import run
+from vitsee.testing import check_analysis
 from vitsee.training import recipes
 
 ROOT = Path(__file__).parents[1]
@@ -107,12 +108,9 @@ def test_the_page_of_an_analysis_has_its_options_with_their_defaults(name):
     assert said == options(name)
 
 
-@pytest.mark.parametrize("name", WRITTEN)
-def test_the_page_of_an_analysis_has_the_columns_of_its_tables(name, tiny):
-    needed = list(NEEDED.get(name, []))
-    if name == "linear_probe":
-        needed.append("analysis.features=[gap,each_token]")
-    found = read(run(tiny(f"analysis={name}", *needed))[0].parent).tables
+@pytest.mark.parametrize("name", [of_analysis(name) for name in WRITTEN])
+def test_the_page_of_an_analysis_has_the_columns_of_its_tables(name, measured):
+    found = read(measured(name).folder).tables
     said = {
         code(table): [code(column) for column in columns.split(", ")]
         for table, columns, *_ in rows(page(f"analyses/{name}.md"), "Tables")
@@ -289,15 +287,44 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-def vitsee(copy: Path, *words: str) -> str:
-    """Standard output of `vitsee …` of that copy."""
-    environment = os.environ | {"PYTHONPATH": str(copy)}
-    command = [sys.executable, "-m", "vitsee", *words]
+GIVEN = {
+    "figure": "run --import=token_norm.py figure=norms images=8 batch_size=4 run.workers=0",
+    "model": "list --import=token_norm.py layers model=vit_s16_dino analysis=token_norm",
+    "data set": "run --import=token_norm.py analysis=token_norm analysis.patches=true "
+    "dataset=pets dataset.root=photos images=8 batch_size=4 run.workers=0",
+    "recipe": "train recipe=vit_nano_short --cfg job",
+}
+"""A command for each kind of example."""
+
+ONE_AFTER_ANOTHER = """
+import sys
+from vitsee import cli
+for line in sys.argv[1:]:
+    sys.argv = ["vitsee", *line.split()]
+    try:
+        cli.main()
+    except SystemExit as stop:
+        assert not stop.code, line
+    print(end="\\0")
+"""
+
+together = pytest.mark.xdist_group("examples")  # one worker, so that the commands run once
+
+
+@pytest.fixture(scope="module")
+def said(extended: Path, images: Path) -> dict[str, str]:
+    """What each command of GIVEN prints in that copy; all are given in one process."""
+    shutil.copytree(images, extended / "photos" / "test")
     done = subprocess.run(
-        command, cwd=copy, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", ONE_AFTER_ANOTHER, *GIVEN.values()],
+        cwd=extended,
+        env=os.environ | {"PYTHONPATH": str(extended)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return dict(zip(GIVEN, done.stdout.split("\0")[:-1], strict=True))
 
 
 def test_there_is_an_example_of_everything_that_can_be_added():
@@ -307,9 +334,8 @@ def test_there_is_an_example_of_everything_that_can_be_added():
     assert {"token_norm.py", "vitsee/papers/claims.py"} <= set(examples())
 
 
-def test_the_example_of_an_analysis_figure_and_claim_is_measured_drawn_and_judged(extended):
-    words = ["figure=norms", "--import=token_norm.py", "images=8", "batch_size=4"]
-    vitsee(extended, "run", *words, "run.workers=0")
+@together
+def test_the_example_of_an_analysis_figure_and_claim_is_measured_drawn_and_judged(extended, said):
     (folder,) = (extended / "outputs" / "figures").iterdir()
     assert (folder / "norms.png").is_file()
     (row,) = (folder / "claims.csv").read_text().splitlines()[1:]
@@ -318,41 +344,32 @@ def test_the_example_of_an_analysis_figure_and_claim_is_measured_drawn_and_judge
     assert "tokens_grow" not in claims.CLAIMS, "the copy was meant to be imported, not this"
 
 
-def test_the_example_of_an_analysis_obeys_the_laws(extended):
-    code = "import token_norm, vitsee.testing; vitsee.testing.check_analysis(token_norm.TokenNorm)"
-    environment = os.environ | {"PYTHONPATH": str(extended)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+def test_the_example_of_an_analysis_obeys_the_laws(extended, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))  # as it was, afterwards
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = dict(REGISTERED)
+    try:
+        import_asked(["--import", str(extended / "token_norm.py")])
+        check_analysis(REGISTERED["token_norm"])
+    finally:
+        REGISTERED.clear()
+        REGISTERED.update(before)
+        sys.modules.pop("token_norm", None)
 
 
-def test_the_example_of_a_model_is_found_by_timm(extended):
-    assert "vit_small_patch16_224.dino" in vitsee(
-        extended,
-        "list",
-        "--import=token_norm.py",
-        "layers",
-        "model=vit_s16_dino",
-        "analysis=token_norm",
-    )
+@together
+def test_the_example_of_a_model_is_found_by_timm(said):
+    assert "vit_small_patch16_224.dino" in said["model"]
 
 
-def test_the_example_of_a_data_set_is_read(extended, images):
-    shutil.copytree(images, extended / "photos" / "test", dirs_exist_ok=True)
-    words = [
-        "--import=token_norm.py",
-        "analysis=token_norm",
-        "analysis.patches=true",
-        "dataset=pets",
-        "dataset.root=photos",
-    ]
-    vitsee(extended, "run", *words, "images=8", "batch_size=4", "run.workers=0")
+@together
+def test_the_example_of_a_data_set_is_read(extended, said):
     assert list((extended / "outputs" / "token_norm" / "vit_mini").glob("pets-*/token_norm.csv"))
 
 
-def test_the_example_of_a_recipe_is_composed(extended):
-    composed = yaml.safe_load(vitsee(extended, "train", "recipe=vit_nano_short", "--cfg", "job"))
+@together
+def test_the_example_of_a_recipe_is_composed(said):
+    composed = yaml.safe_load(said["recipe"])
     assert composed["recipe"]["images_seen"] == 24000
     assert composed["recipe"]["name"] == "${model.name}"
     assert composed["model"]["name"] == "vit_nano"

@@ -15,9 +15,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import tiny_overrides
+from conftest import NEEDED, tiny_overrides
 from forks import Fork, Forks, Moment
-from test_laws import NEEDED
 
 from vitsee.analysis import REGISTERED
 from vitsee.sums import Damaged, Sums
@@ -92,8 +91,8 @@ def command_of(forks: Forks, images: Path, tmp_path: Path):
         return Command(forks, ["run", *words, *few], outputs)
 
     def figure() -> Command:
-        few = ["images=32", "batch_size=8", "run.save_every=1"]
-        words = ["run", "figure=vit_fig07", f"run.outputs={outputs}", *few, *QUIET]
+        few = ["images=12", "batch_size=4", "run.save_every=1"]
+        words = ["run", "figure=vit_fig11", f"run.outputs={outputs}", *few, *QUIET]
         return Command(forks, words, outputs)
 
     def report() -> Command:

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from conftest import composed, tiny_overrides, write_images
-from test_laws import NEEDED
+from conftest import NEEDED, composed, tiny_overrides, write_images
 from torch import nn
 
 from vitsee.analysis import REGISTERED

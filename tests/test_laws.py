@@ -2,57 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
-from typing import Any
 
 import pytest
-from conftest import tiny_overrides
+from conftest import NEEDED
+from test_edited import result
 
 from vitsee.analysis import REGISTERED
 from vitsee.errors import Incomplete, UserError
 from vitsee.sums import Sums
-from vitsee.testing import LAWS, Law, Measured, measure
-
-NEEDED: dict[str, list[str]] = {
-    "attention_rollout": ["images=16", "batch_size=4"],
-    "block_similarity": [
-        "model@other=timm",
-        "other.timm=test_vit2",
-        "other.pretrained=false",
-    ],
-    "head_similarity": [
-        "model@other=timm",
-        "other.timm=test_resnet",
-        "other.pretrained=false",
-        "analysis.subset=1",
-    ],
-    "linear_probe": [
-        "analysis.train_split=null",
-        "analysis.shots=3",
-        "analysis.held_out=5",
-        "analysis.seeds=[0,1]",
-        "batch_size=4",
-    ],
-    "receptive_field": ["analysis.channels=2", "images=24"],
-    "scaling": ["model.args={num_classes: 2}"],
-}
-"""What an analysis cannot do without, or not fast enough, by name, as overrides."""
-
-
-@pytest.fixture(scope="session")
-def measured(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Measured]:
-    """Each analysis by its name, measured once."""
-
-    @cache
-    def measured(name: str) -> Measured:
-        outputs = tmp_path_factory.mktemp("laws")
-        overrides = tiny_overrides(images, outputs)
-        asked = [word for word in overrides if not word.startswith("run.outputs=")]
-        return measure([*asked, f"analysis={name}", *NEEDED.get(name, [])], outputs)
-
-    return measured
+from vitsee.testing import LAWS, Law, Measured, drawn_without_torch
 
 
 @pytest.mark.parametrize(
@@ -63,10 +24,27 @@ def measured(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
         )
         for name in sorted(REGISTERED)
         for law in LAWS
+        if law is not drawn_without_torch or name == "cka"  # of all analyses, it is tested below
     ],
 )
-def test_every_analysis_obeys_every_law(name: str, law: Law, measured: Any, tmp_path: Path):
-    law(measured(name), tmp_path / "law")
+def test_every_analysis_obeys_every_law(
+    name: str, law: Law, measured: Callable[[str], Measured], request, tmp_path
+):
+    found = measured(name)
+    request.getfixturevalue("undrawn")  # but for what a law draws itself
+    law(found, tmp_path / "law")
+
+
+def test_no_analysis_draws_with_torch(tmp_path):
+    folders = [str(result(tmp_path / name, name)) for name in sorted(REGISTERED)]
+    code = (
+        f"import sys; sys.path[:0] = {sys.path!r}\n"
+        "from pathlib import Path; from vitsee.results.drawing import draw\n"
+        "for folder in sys.argv[1:]:\n"
+        "    assert draw(Path(folder)), folder\n"
+        "    assert 'torch' not in sys.modules, folder"
+    )
+    subprocess.run([sys.executable, "-c", code, *folders], check=True)
 
 
 def test_every_law_says_what_it_demands():

@@ -19,7 +19,7 @@ import pytest
 import timm
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from vitsee import names
 from vitsee.config import CONF
@@ -105,6 +105,21 @@ def test_the_digest_sees_a_single_changed_value():
     with torch.no_grad():
         net.head.bias[3] += 1e-6
     assert loader.digest(net.state_dict()) != before
+
+
+def test_no_random_weights_are_drawn_for_a_model_that_gets_them_from_a_file(saved):
+    before = torch.get_rng_state()
+    loader.load(tiny(checkpoint=str(saved)), "cpu")
+    loader._with_weights(tiny(), saved)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_published_weights_leave_out_is_drawn(saved):
+    net = loader._with_weights(tiny(args={"num_classes": 10}), saved)
+    assert net.head.weight.shape[0] == 10
+    assert net.head.weight.std() > 0
+    stored = load_file(saved)
+    assert torch.equal(net.blocks[0].attn.qkv.weight, stored["blocks.0.attn.qkv.weight"])
 
 
 @pytest.mark.parametrize("wrapped", ["plain", "state_dict", "model", "module."])
@@ -726,8 +741,6 @@ def test_a_truncated_checkpoint_is_refused(ending, saved, tmp_path):
 
 
 def test_a_checkpoint_that_does_not_fit_names_the_keys(saved, tmp_path):
-    from safetensors.torch import load_file
-
     weights = load_file(saved)
     weights["stranger.weight"] = weights.pop("norm.weight")
     weights["blocks.0.mlp.fc1.bias"] = torch.zeros(3)
@@ -759,11 +772,10 @@ def test_position_embeddings_of_another_resolution_are_resampled_and_the_log_say
     assert "small.safetensors was resampled to another shape: pos_embed" in caplog.text
 
 
-def test_damaged_weights_are_refused(saved, tmp_path):
-    from safetensors.torch import load_file
-
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_damaged_weights_are_refused(value, saved, tmp_path):
     weights = load_file(saved)
-    weights["blocks.1.norm1.weight"][0] = torch.nan
+    weights["blocks.1.norm1.weight"][0] = value
     save_file(weights, tmp_path / "nan.safetensors")
     path = str(tmp_path / "nan.safetensors")
     refused(
@@ -1034,7 +1046,9 @@ def hub_cache(folder: Path, name: str) -> None:
 def load_in_a_new_process(name: str, **environment: str) -> subprocess.CompletedProcess[str]:
     code = (
         "from vitsee.models import loader; from vitsee.options import Model; from vitsee.errors import UserError\n"
-        f"try: print(loader.load(Model(name='tiny', timm={name!r}), 'cpu'))\n"
+        "try:\n"
+        f"    loaded = loader.load(Model(name='tiny', timm={name!r}), 'cpu')\n"
+        "    print(loaded, loaded.digest)\n"
         "except UserError as error: print('UserError', error)"
     )
     words = [sys.executable, "-c", code]

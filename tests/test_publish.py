@@ -188,6 +188,14 @@ def test_fewer_images_than_some_other_analysis_needs_are_no_mistake(tmp_path):
     assert "vit_fig06.png" in {path.name for path in written}
 
 
+def test_a_figure_whose_panels_compare_two_models_is_composed(tmp_path, undrawn):
+    words = ["figure=figG1", "images=8", "batch_size=4", f"run.outputs={tmp_path}", *QUICK]
+    written = list(publish(words))
+    assert "figG1.png" in {path.name for path in written}
+    verdicts = pd.read_csv(written[0].parent / "claims.csv")
+    assert verdicts["value"].notna().all()
+
+
 def test_of_two_models_the_one_that_is_missing_is_named(tmp_path, caplog, monkeypatch):
     zoo = atlas.zoo("mini")
     zoo.roles["resnet50"] = atlas.Role(missing="train it: vitsee train recipe=x")

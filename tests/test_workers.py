@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import composed, tiny_overrides, wait_until, write_images
+from conftest import NEEDED, composed, of_analysis, tiny_overrides, wait_until, write_images
 from forks import Fork, Forks
-from test_laws import NEEDED
 
 from vitsee import gpus
 from vitsee.analysis import REGISTERED
@@ -52,14 +51,13 @@ def members_of(pid: int) -> list[int]:
     return [pid for pid, command in words.items() if "spawn_main" in command]
 
 
-@pytest.mark.parametrize("name", SHARED)
-def test_two_processes_give_the_tables_of_one_with_one_display(name, start, tiny, tmp_path):
+@pytest.mark.parametrize("name", [of_analysis(name) for name in SHARED])
+def test_two_processes_give_the_tables_of_one_with_one_display(name, start, measured, tmp_path):
     asked = [f"analysis={name}", *NEEDED.get(name, [])]
-    whole = run(tiny(*asked, f"run.outputs={tmp_path / 'whole'}"))[0].parent
     process = start(tmp_path / "two", *asked, "run.progress=true")
     assert process.end() == 0
     shared = Path(process.out.split()[0]).parent
-    assert_same(Results(whole).tables(), Results(shared).tables())
+    assert_same(Results(measured(name).folder).tables(), Results(shared).tables())
     assert len(list(shared.glob("state/*-of-002.pt"))) == 2 * len(REGISTERED[name].splits)
     assert set(re.findall(r"(\S+ on \d devices):", process.err)) == {f"{name} on 2 devices"}
     assert re.search(r"100%.* 5/5 ", process.err) or len(REGISTERED[name].splits) > 1

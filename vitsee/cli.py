@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
@@ -153,9 +156,28 @@ def one_of_many(cfg: DictConfig) -> None:
 
 def perform(experiment: options.Experiment) -> None:
     """Run one experiment and print the paths of its tables and figures."""
-    from vitsee.gpus import run
+    with importing_torch():
+        from vitsee.gpus import run
 
     print(*run(experiment), sep="\n")
+
+
+@contextmanager
+def importing_torch() -> Iterator[None]:
+    """Within the block, torch is imported: of a million objects none is garbage, so none is looked at as such.
+
+    Python looks again when the process ends.
+    """
+    if "torch" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+        atexit.register(gc.unfreeze)
 
 
 def plot() -> None:
@@ -217,7 +239,8 @@ def compose_and_train(cfg: DictConfig) -> None:
     from vitsee.training import recipes
 
     def train() -> None:
-        from vitsee.training import trainer
+        with importing_torch():
+            from vitsee.training import trainer
 
         print(trainer.train(recipes.build(cfg)))
 

@@ -10,10 +10,11 @@ from operator import add
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
-from vitsee import returned
+from vitsee import faster, returned
 from vitsee.analysis import Analysis, View
 from vitsee.data.minibatches import Minibatch, Minibatches
 from vitsee.data.plan import Plan
@@ -64,6 +65,7 @@ def run(experiment: Experiment, team: Alone | None = None) -> list[Path]:
     without = [analysis.tables(part) for part in groups_left_out(total)]
     results.write(replicates.NAME, replicates.pack(tables, without, drawn_again(study, total)))
     document(study, results, analysis, totals)
+    advise(study, results, tables)
     return written + draw(results.path, pdf=experiment.run.pdf)
 
 
@@ -125,6 +127,8 @@ def add_up(
                 doubts.add(batch.index, e.analysis.impossible(terms))
                 sums += Sums.of(batch.index, minibatch_count, terms, study.axes, grouped)
                 launch.add(len(batch.ids))
+                if expected := launch.expected(len(todo)):
+                    log.info("%s", expected)
                 if launch.minibatches % e.run.save_every == 0:
                     save()
                 signals.check()
@@ -258,6 +262,15 @@ def document(study: Study, results: Results, analysis: Analysis, totals: list[Su
         record["warnings"] += model.taken.warnings  # logged when it was loaded
     record["launches"] = results.launches()
     results.save_json("made_with.json", record | summary(record["launches"]))
+
+
+def advise(study: Study, results: Results, tables: dict[str, pd.DataFrame]) -> None:
+    """Say what another precision would have saved."""
+    main = tables.get(study.analysis.name, pd.DataFrame())
+    error = float(main["se"].median()) if "se" in main else None
+    line = faster.advice(study, summary(results.launches())["wall_seconds"], error)
+    if line:
+        log.info("%s", line)
 
 
 def stopped(study: Study, total: Sums) -> dict[str, Any] | None:

@@ -72,7 +72,8 @@ class Setting:
 
     names: what tables call the models. layers: the watched layers in the order they run. cards: those
     model cards that exist. images: the data set of each pass. earlier: the complete sums of the passes
-    before the current one. The first three are by role (`model`, and `other` if there is a second model).
+    before the current one. precision: arithmetic of the forward pass (`options.Precision`). The first three are by
+    role (`model`, and `other` if there is a second model).
     """
 
     names: Mapping[str, str] = field(default_factory=dict)
@@ -80,6 +81,7 @@ class Setting:
     cards: Mapping[str, Card] = field(default_factory=dict)
     images: Sequence[Images] = ()
     earlier: Sequence[Sums] = ()
+    precision: str = "fp32"
 
 
 @dataclass(frozen=True)

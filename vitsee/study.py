@@ -26,6 +26,7 @@ from vitsee.models import loader, presets
 from vitsee.models.structure import structure
 from vitsee.models.taps import SURVEY
 from vitsee.options import Experiment, Precision
+from vitsee.parallel.background import in_background
 from vitsee.sums import Sums
 
 log = logging.getLogger(__name__)
@@ -86,6 +87,10 @@ class Study:
     def models(self) -> dict[str, loader.Loaded]:
         """The models by role, with weights, on the device."""
         e = self.experiment
+        if (
+            self.device.type != "cpu"
+        ):  # a GPU takes seconds to start, beside which the CPU builds models
+            in_background(lambda: torch.ones(1, device=self.device))
         return {
             role: loader.load(model, self.device, e.names[role]) for role, model in e.models.items()
         }
@@ -155,6 +160,7 @@ class Study:
             layers=self.layers,
             cards={role: model.card for role, model in self.models.items() if model.card},
             images=self.data,
+            precision=self.experiment.precision.value,
         )
 
     @cached_property

@@ -11,7 +11,7 @@ import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
-from vitsee.estimators.kernels import gram, hsic, u_centre
+from vitsee.estimators.kernels import gram, hsic, u_centre_
 from vitsee.estimators.minibatch_cka import cka_and_error, cka_terms
 from vitsee.io.tidy import Error, Table
 from vitsee.lazy import torch
@@ -33,11 +33,16 @@ class Tokens(Enum):
 
 
 class Products(Enum):
-    """Precision of the centred features when they are multiplied; sums are float32 and float64."""
+    """How features are rounded before they are multiplied; the products are summed in float32 and float64."""
 
-    fp32 = "fp32"
+    auto = "auto"
+    exact = "exact"
     tf32 = "tf32"
     bf16 = "bf16"
+
+
+AUTO = {"fp32": "exact", "tf32": "tf32", "bf16": "native"}
+"""What `products=auto` rounds to on CUDA, by the precision of the forward pass: far less than that does."""
 
 
 @register
@@ -64,9 +69,10 @@ class CKA(Analysis):
     layers: Any = "paper"
     tokens: Tokens = Tokens.all
     """all: the whole output; cls: the class token; patches: all tokens except class and register tokens."""
-    products: Products = Products.fp32
-    """Precision of the Gram matrices. fp32 is accurate to 1e-6; tf32 (CUDA) and bf16 are faster on a GPU
-    but less accurate: docs/benchmarks.md lists the errors."""
+    products: Products = Products.auto
+    """Rounding of the features before they are multiplied. auto: far below that of the forward pass
+    (`precision`). exact: entries are within 1e-6 whatever the precision. tf32 (CUDA) and bf16 are faster on a
+    GPU but less accurate: docs/benchmarks.md lists the errors."""
 
     def check(self, layers: dict[str, list[Layer]]) -> None:
         if self.tokens is Tokens.all:
@@ -86,24 +92,30 @@ class CKA(Analysis):
                     )
 
     def reduce(self, layer: Layer, output: Tensor) -> Tensor:
-        """U-centred Gram matrix of one layer: (N, ...) -> (N, N) float64."""
+        """Gram matrix of one layer: (N, ...) -> (N, N) float64."""
         if self.tokens is Tokens.cls:
             output = output[:, :1]
         elif self.tokens is Tokens.patches:
             output = output[:, layer.prefix :]
-        return u_centre(gram(output, self.products.value))
+        return gram(output, self.rounding(output.device.type))
+
+    def rounding(self, device: str) -> str:
+        """How the features are rounded on this type of device: see `kernels.gram`."""
+        if self.products is not Products.auto:
+            return self.products.value
+        return AUTO[self.setting.precision] if device == "cuda" else "exact"
 
     def observe(self, view: View) -> dict[str, Tensor]:
         """HSIC_1 of every pair of layers, and the products needed for its standard error.
 
         a: layers of the model; b: layers of the other, or the same layers without another model.
         """
-        u = torch.stack(list(view.model.values()))
+        u = u_centre_(torch.stack(list(view.model.values())))
         if view.other is None:
             ab = hsic(u, u)
             aa = bb = ab.diagonal()
         else:
-            v = torch.stack(list(view.other.values()))
+            v = u_centre_(torch.stack(list(view.other.values())))
             n = u.shape[-1]
             ab = hsic(u, v)
             aa, bb = (w.square().sum((1, 2)) / (n * (n - 3)) for w in (u, v))
@@ -124,15 +136,14 @@ class CKA(Analysis):
 
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
         """One row per pair of layers: model_layer, other_layer, cka, se, minibatches."""
-        rows = sums.axes["model"]
-        columns = sums.axes.get("other", rows)
+        rows = pd.Index(sums.axes["model"])
+        columns = pd.Index(sums.axes.get("other", sums.axes["model"]))
         terms = {name: term.cpu().numpy() for name, term in sums.terms.items()}
         cka, se = cka_and_error(terms, int(sums.seen.sum()))
-        model_layer, other_layer = np.meshgrid(rows, columns, indexing="ij")
         table = pd.DataFrame(
             {
-                "model_layer": model_layer.ravel(),
-                "other_layer": other_layer.ravel(),
+                "model_layer": rows.repeat(len(columns)),
+                "other_layer": columns.take(np.tile(np.arange(len(columns)), len(rows))),
                 "cka": cka.ravel(),
                 "se": se.ravel(),
                 "minibatches": int(sums.seen.sum()),

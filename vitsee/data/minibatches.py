@@ -1,16 +1,17 @@
-"""Loads minibatches: images are decoded and transformed in worker processes, in a fixed order."""
+"""Loads minibatches in a fixed order: worker processes decode, resize and crop, a few images at a time."""
 
 from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -19,11 +20,15 @@ from torch.utils.data import Dataset as TorchDataset
 
 from vitsee.data.images import Images, unreadable
 from vitsee.data.plan import Plan
+from vitsee.data.uploads import CudaUploads, Uploads, look_up
 from vitsee.errors import UserError
 from vitsee.options import OnBadImage
 from vitsee.parallel.interrupt import OF_TERMINALS
 
 Transform = Callable[[Image.Image], Tensor]
+Frame = Callable[[Image.Image], Image.Image]
+"""Resizes and crops an image."""
+LABELS = "labels"
 
 
 class Undecodable(Exception):
@@ -68,23 +73,43 @@ class Minibatch:
     labels: Tensor
 
 
+PIECE = 16
+"""Images that a worker decodes at a time, so that all workers share a minibatch."""
+PIECES = 64
+"""The most pieces of a minibatch: each takes a file descriptor while it waits for the others."""
+
 Item = tuple[int, dict[str, Tensor] | None, int, Exception | None]
 """An image's index, its pixels by preprocessing, its label, and why it has no pixels."""
 
 
+class Piece(NamedTuple):
+    """A few images of a minibatch, decoded.
+
+    ids: data set indices of its N images. pixels: by preprocessing, (N, H, W, 3) uint8, resized and cropped.
+    labels: one for each. bad: why the other images could not be decoded.
+    """
+
+    ids: list[int]
+    pixels: dict[str, Tensor]
+    labels: list[int]
+    bad: dict[int, Exception]
+
+
 @dataclass
-class _Preprocessed(TorchDataset):
-    """Images as each model sees them: {preprocessing: (3, H, W)}, or None with the reason."""
+class _Framed(TorchDataset):
+    """Images resized and cropped: {preprocessing: (H, W, 3) uint8}, or None with the reason."""
 
     images: Images
-    transforms: dict[str, Transform]
+    frames: dict[str, Frame]
 
     def __getitem__(self, index: int) -> Item:
         try:
             image = decoded(self.images, index)
         except (Undecodable, UserError) as reason:
             return index, None, -1, reason
-        pixels = {name: transform(image) for name, transform in self.transforms.items()}
+        pixels = {
+            name: torch.from_numpy(np.array(frame(image))) for name, frame in self.frames.items()
+        }
         return index, pixels, self.images.label(index), None
 
 
@@ -95,12 +120,23 @@ def transform_of(data: dict[str, Any]) -> Transform:
     return create_transform(**data, is_training=False)
 
 
+def in_two(transform: Any) -> tuple[Frame, Tensor]:
+    """Return what timm's evaluation transform does to an image, and what it then makes of each value.
+
+    The latter is (3, 256) float32. ToTensor and Normalize, which come last, treat each value by itself, so a
+    table says all of them, and images can stay at one byte a value until they are on the device.
+    """
+    *frame, to_tensor, normalise = transform.transforms
+    every = np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, axis=2)
+    return type(transform)(frame), normalise(to_tensor(Image.fromarray(every)))[:, 0]
+
+
 class Minibatches:
     """Iterates over the minibatches `todo` of a plan. Each image is decoded once for all models.
 
     data: each role's data configuration (timm's `resolve_model_data_config`). An image that cannot be
-    decoded raises UserError, or is skipped for all models with `on_bad_image=skip`. waited: seconds spent
-    waiting for minibatches after the first.
+    decoded raises UserError, or is skipped for all models with `on_bad_image=skip`. Workers are at most two
+    minibatches ahead, or two pieces each if that is more.
     """
 
     def __init__(
@@ -118,38 +154,55 @@ class Minibatches:
         self.on_bad_image = on_bad_image
         # Models with the same preprocessing share the transformed images.
         self.preprocessing = {role: repr(sorted(config.items())) for role, config in data.items()}
-        transforms = {self.preprocessing[role]: transform_of(data[role]) for role in data}
+        frames: dict[str, Frame] = {}
+        self.values: dict[str, Tensor] = {}
+        for role, name in self.preprocessing.items():
+            frames[name], values = in_two(transform_of(data[role]))
+            self.values[name] = values.to(device)
+        on_cuda = device.type == "cuda"
+        self.uploads = CudaUploads(device) if on_cuda else Uploads()
+        self.piece = max(PIECE, -(-plan.batch_size // PIECES))
+        count = workers_for(device) if workers is None else workers
+        ahead = max(2, -(-2 * plan.batch_size // (self.piece * count))) if count else None
         self.loader = DataLoader(
-            _Preprocessed(images, transforms),
-            batch_sampler=[plan.batch(b) for b in todo],
-            num_workers=workers_for(device) if workers is None else workers,
+            _Framed(images, frames),
+            batch_sampler=[piece for index in todo for piece in self._pieces(index)],
+            num_workers=count,
+            prefetch_factor=ahead,
             collate_fn=_collate,
-            pin_memory=device.type == "cuda",
+            pin_memory=on_cuda,
             worker_init_fn=prepare_worker,
         )
-        self.waited = 0.0
+
+    @property
+    def waited(self) -> float:
+        """Seconds that measuring has waited for minibatches, the first one included."""
+        return self.uploads.waited
 
     def __len__(self) -> int:
         return len(self.todo)
 
     def __iter__(self) -> Iterator[Minibatch]:
-        began = time.perf_counter()
-        loaded = iter(self.loader)
+        pieces = iter(self.loader)
         for index in self.todo:
-            with decoding():
-                ids, pixels, labels, bad = next(loaded)
-            waited, began = time.perf_counter() - began, 0.0
-            if index != self.todo[0]:  # the first wait is for the worker processes to start
-                self.waited += waited
-            self._judge(index, ids, bad)
-            yield Minibatch(
-                index,
-                ids,
-                list(bad),
-                {role: self._move(pixels[name]) for role, name in self.preprocessing.items()},
-                self._move(labels),
-            )
-            began = time.perf_counter()
+            yield self._next(index, pieces)
+            self.uploads.measured()
+
+    def _next(self, index: int, loaded: Iterator[Piece]) -> Minibatch:
+        """Return this minibatch, made of the next pieces."""
+        with decoding():
+            pieces = [next(loaded) for _ in self._pieces(index)]
+        ids = [i for piece in pieces for i in piece.ids]
+        bad = {i: reason for piece in pieces for i, reason in piece.bad.items()}
+        self._judge(index, ids, bad)
+        tensors = self.uploads.bring(partial(self._assembled, pieces, len(ids)))
+        pixels = {role: tensors[name] for role, name in self.preprocessing.items()}
+        return Minibatch(index, ids, list(bad), pixels, tensors[LABELS])
+
+    def _pieces(self, index: int) -> list[list[int]]:
+        """Return the images of a minibatch, cut into pieces."""
+        batch = self.plan.batch(index)
+        return [batch[at : at + self.piece] for at in range(0, len(batch), self.piece)]
 
     def _judge(self, index: int, ids: list[int], bad: dict[int, Exception]) -> None:
         """Raise UserError if images could not be decoded and may not be skipped, or too few remain."""
@@ -169,19 +222,33 @@ class Minibatches:
                 f"{len(bad)} cannot be decoded, the first is {self.images.id(next(iter(bad)))}"
             )
 
+    def _assembled(self, pieces: list[Piece], count: int) -> dict[str, Tensor]:
+        """Return the labels and, by preprocessing, the pixels of a minibatch of `count` images."""
+        there = [piece for piece in pieces if piece.ids]
+        tensors = {
+            LABELS: self._move(torch.tensor([label for piece in there for label in piece.labels]))
+        }
+        for name, values in self.values.items():
+            height, width = there[0].pixels[name].shape[1:3]
+            tensors[name] = values.new_empty(count, 3, height, width)
+            at = 0
+            for piece in there:
+                into = tensors[name][at : at + len(piece.ids)]
+                look_up(values, self._move(piece.pixels[name]), into)
+                at += len(piece.ids)
+        return tensors
+
     def _move(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)
 
 
-def _collate(
-    items: list[Item],
-) -> tuple[list[int], dict[str, Tensor], Tensor, dict[int, Exception]]:
-    """Stack the decoded images. Return their indices, pixels and labels, and the reasons of the others."""
+def _collate(items: list[Item]) -> Piece:
+    """Stack the decoded images."""
     good = [(index, pixels, label) for index, pixels, label, _ in items if pixels is not None]
     bad = {index: reason for index, _, _, reason in items if reason is not None}
     names = good[0][1] if good else {}
     stacked = {name: torch.stack([pixels[name] for _, pixels, _ in good]) for name in names}
-    return [i for i, _, _ in good], stacked, torch.tensor([label for *_, label in good]), bad
+    return Piece([index for index, *_ in good], stacked, [label for *_, label in good], bad)
 
 
 @contextmanager

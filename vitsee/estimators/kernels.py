@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from vitsee.errors import UserError
@@ -30,7 +31,7 @@ _CENTRE = 16
 """Number of examples, evenly spaced in the minibatch, whose mean is the centre. Few, because reading is slow."""
 
 
-def gram(x: Tensor, product: str = "fp32") -> Tensor:
+def gram(x: Tensor, rounding: str = "exact") -> Tensor:
     """Return the linear-kernel Gram matrix of (N, ...) features, for unbiased HSIC: (N, N) float64.
 
     Features with large means are centred near their mean over the examples. This does not change
@@ -38,29 +39,56 @@ def gram(x: Tensor, product: str = "fp32") -> Tensor:
     float32 products safe where means are much larger than standard deviations. Features that vary
     between the examples by no more than rounding count as constant: their Gram matrix is exactly 0. The
     features are read in pieces and never copied whole.
-    product: how the centred features are rounded before multiplication: fp32 (not at all), tf32 (by
-    CUDA) or bf16. The products are always summed in float32 and float64. Raises UserError for tf32
-    without CUDA.
+
+    rounding: of the factors before they are multiplied. exact: none. tf32 (CUDA) or bf16: of the centred
+    features. native (CUDA): 16-bit features are multiplied as they are, not centred, since their products are
+    exact in float32, and all others in tf32. The products are always summed in float32 and float64.
+    Raises UserError for tf32 without CUDA.
     """
-    if product == "tf32" and x.device.type != "cuda":
+    if rounding == "tf32" and x.device.type != "cuda":
         raise UserError(
             f"analysis.products=tf32 works on CUDA devices only, not on {x.device.type}; "
-            f"use analysis.products=fp32 or bf16"
+            f"use analysis.products=auto, exact or bf16"
         )
     rows = _rows(x.detach())
-    k = gram_pieces(rows, product)
+    if fusable(rows):
+        from vitsee.estimators import fused_gram
+
+        return fused_gram.gram(rows, rounding, _noise(rows.dtype))
+    k = gram_pieces(rows, rounding)
     return torch.where(k.diagonal().sum() <= _rounding(rows), torch.zeros_like(k), k)
 
 
-def gram_pieces(rows: Tensor, product: str = "fp32") -> Tensor:
+def fusable(rows: Tensor) -> bool:
+    """Return whether the Triton kernels multiply these (N, F) features."""
+    return (
+        rows.device.type == "cuda"
+        and rows.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and len(rows) >= 4
+        and rows.stride(1) == 1
+        and _triton_runs(rows.device)
+    )
+
+
+@lru_cache
+def _triton_runs(device: torch.device) -> bool:
+    """Return whether Triton is installed, and the device has TF32 (NVIDIA, Ampere or later)."""
+    return (
+        find_spec("triton") is not None
+        and torch.version.cuda is not None
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
+
+
+def gram_pieces(rows: Tensor, rounding: str = "exact") -> Tensor:
     """Return the sum of the Gram matrices of all centred pieces of the features, (N, F) -> (N, N) float64."""
     n, device = len(rows), rows.device.type
     k = torch.zeros(n, n, dtype=torch.float64, device=float64_device(rows))
     block = max(_ROWS.get(device, 128), n // 4)
-    with tf32(True) if product == "tf32" else nullcontext():
+    with tf32(True) if rounding in ("tf32", "native") else nullcontext():
         for pieces in _pieces(rows):
-            centred = _centred(pieces, product)
-            if product == "bf16":
+            centred = _centred(pieces, rounding)
+            if rounding == "bf16":
                 centred = centred.bfloat16()
             for start in range(0, n, block):
                 products = _products(centred[:, start : start + block], centred[:, start:])
@@ -70,9 +98,8 @@ def gram_pieces(rows: Tensor, product: str = "fp32") -> Tensor:
 
 def _rows(x: Tensor) -> Tensor:
     """(N, ...) -> (N, F) without a copy, also for channels-last memory. The order of F may change."""
-    if x.ndim == 4 and not x.is_contiguous():
-        x = x.permute(0, 2, 3, 1)
-    return x.flatten(1)
+    order = sorted(range(1, x.ndim), key=lambda axis: x.stride()[axis], reverse=True)
+    return x.permute(0, *order).flatten(1)
 
 
 def _pieces(rows: Tensor) -> Iterator[Tensor]:
@@ -96,7 +123,7 @@ def _width(features: int, longest: int) -> int:
     return features // next(fitting, least)
 
 
-def _centred(pieces: Tensor, product: str) -> Tensor:
+def _centred(pieces: Tensor, rounding: str) -> Tensor:
     """Return the pieces minus roughly their mean over the examples, (pieces, N, features) float32.
 
     Subtracting the same values from all examples does not change HSIC. The means only have to become small
@@ -107,7 +134,7 @@ def _centred(pieces: Tensor, product: str) -> Tensor:
     mean = some.mean(1, keepdim=True, dtype=torch.float32)
     if pieces.device.type != "cpu":
         return pieces - mean
-    if product == "fp32" and pieces.dtype == torch.float32 and _small(mean, some):
+    if rounding == "exact" and pieces.dtype == torch.float32 and _small(mean, some):
         return pieces
     room = max(_AT_ONCE["cpu"], len(pieces[0]) * _PIECE["cpu"])
     return torch.sub(pieces, mean, out=_scratch(room)[: pieces.numel()].view(pieces.shape))
@@ -142,24 +169,36 @@ def float64_device(x: Tensor) -> torch.device:
 
 def _rounding(rows: Tensor) -> Tensor:
     """Return the largest trace of a centred Gram matrix that rounding alone can produce, () float64."""
-    relative = max(torch.finfo(rows.dtype).eps, 2e-6)
     norm = torch.linalg.vector_norm(rows[0].float())
-    return len(rows) * (relative * norm.to(float64_device(rows), torch.float64)) ** 2
+    return len(rows) * (_noise(rows.dtype) * norm.to(float64_device(rows), torch.float64)) ** 2
+
+
+def _noise(dtype: torch.dtype) -> float:
+    """Return the largest deviation that rounding alone can produce, relative to the features."""
+    return max(torch.finfo(dtype).eps, 2e-6)
 
 
 def u_centre(k: Tensor) -> Tensor:
-    """Return the U-centred Gram matrix, (N, N) -> (N, N) with zero diagonal (Szekely and Rizzo 2014, eq. 2.6).
+    """Return U-centred Gram matrices, (..., N, N) with zero diagonals (Szekely and Rizzo 2014, eq. 2.6).
 
     <u_centre(K), u_centre(L)> / (N (N - 3)) is HSIC_1 of K and L (Song et al. 2012, eq. 5).
     Raises ValueError if N < 4.
     """
+    return u_centre_(k.clone())
+
+
+def u_centre_(k: Tensor) -> Tensor:
+    """Do what `u_centre` does in place."""
     n = k.shape[-1]
     if n < 4:
         raise ValueError(f"unbiased HSIC needs at least 4 examples in a minibatch, got {n}")
-    k = k.clone().fill_diagonal_(0)
+    k.diagonal(dim1=-2, dim2=-1).zero_()
     means = k.sum(-1) / (n - 2)
-    means -= means.sum() / (2 * (n - 1))
-    return (k - means[:, None] - means[None, :]).fill_diagonal_(0)
+    means -= means.sum(-1, keepdim=True) / (2 * (n - 1))
+    k -= means[..., :, None]
+    k -= means[..., None, :]
+    k.diagonal(dim1=-2, dim2=-1).zero_()
+    return k
 
 
 def hsic(u: Tensor, v: Tensor) -> Tensor:
@@ -169,6 +208,10 @@ def hsic(u: Tensor, v: Tensor) -> Tensor:
     layers. For a layer with itself it is a squared norm, so >= 0.
     """
     n = u.shape[-1]
+    if u.device.type == "cuda":  # one product of so few rows would keep few multiprocessors busy
+        pieces = max(size for size in range(1, 33) if n % size == 0)
+        a, b = (w.reshape(len(w), pieces, -1).transpose(0, 1) for w in (u, v))
+        return (a @ b.mT).sum(0) / (n * (n - 3))
     return u.flatten(1) @ v.flatten(1).mT / (n * (n - 3))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +24,11 @@ from vitsee.models.timm_architecture import (
     refuse_unrunnable,
     skeleton,
     timm_model,
+    undrawn,
 )
 from vitsee.models.weight_files import line
 from vitsee.options import Model
+from vitsee.parallel.background import in_background
 
 if TYPE_CHECKING:
     import torch
@@ -43,8 +46,8 @@ class Loaded:
 
     label: its name in figures. net: in evaluation mode, without gradients, on the device; it takes
     normalised pixels. data: timm's data configuration (input_size, interpolation, mean, std, crop_pct,
-    crop_mode). weights: their source, for people. digest: SHA-256 of names and values. card: the model card
-    next to the weights, if there is one. taken: which parts of the checkpoint were used.
+    crop_mode). weights: their source, for people. hashing: becomes their digest. card: the
+    model card next to the weights, if there is one. taken: which parts of the checkpoint were used.
     """
 
     name: str
@@ -52,9 +55,14 @@ class Loaded:
     net: nn.Module
     data: dict[str, Any]
     weights: str
-    digest: str
+    hashing: Future[str]
     card: Card | None
     taken: Taken = field(default_factory=Taken)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of names and values."""
+        return self.hashing.result()
 
 
 def load(model: Model, device: str | torch.device, name: str | None = None) -> Loaded:
@@ -79,6 +87,7 @@ def load(model: Model, device: str | torch.device, name: str | None = None) -> L
     else:
         net, weights, taken = _from_hub(model)
     _refuse_nonfinite(model, net)
+    hashing = in_background(digest, net.state_dict())
     net = net.eval().requires_grad_(False).to(device)
     data = data_config(net)
     refuse_unrunnable(model, net, data["input_size"])
@@ -89,7 +98,7 @@ def load(model: Model, device: str | torch.device, name: str | None = None) -> L
         net=net.to(memory_format=torch.channels_last),
         data=data,
         weights=weights,
-        digest=digest(net.state_dict()),
+        hashing=hashing,
         card=_card(model),
         taken=taken,
     )
@@ -131,9 +140,19 @@ def digest(state: Mapping[str, Tensor]) -> str:
 
 
 def _refuse_nonfinite(model: Model, net: nn.Module) -> None:
+    name = _nonfinite(net)
+    if name:
+        raise UserError(f"the weights of {model.name} are damaged: {name} contains NaN or Inf")
+
+
+def _nonfinite(net: nn.Module) -> str | None:
+    """Return the name of a weight with NaN or Inf, which its extremes show; None if there is none."""
     for name, tensor in net.state_dict().items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise UserError(f"the weights of {model.name} are damaged: {name} contains NaN or Inf")
+        if tensor.is_floating_point() and tensor.numel():
+            lowest, highest = tensor.aminmax()
+            if not (lowest.isfinite() and highest.isfinite()):
+                return name
+    return None
 
 
 def published(model: Model) -> nn.Module:
@@ -183,7 +202,7 @@ def _from_hub(model: Model) -> tuple[nn.Module, str, Taken]:
         return net, f"{source} {path}", taken
     path = fetched(model, source, place)
     try:
-        net = timm_model(model, path)
+        net = _with_weights(model, path)
         taken = Taken(model.timm, resampled=resampled(net, path))
     except UserError:
         raise
@@ -197,7 +216,16 @@ def _from_hub(model: Model) -> tuple[nn.Module, str, Taken]:
     return net, f"{source} {place}", taken
 
 
+def _with_weights(model: Model, path: Path) -> nn.Module:
+    """Return the model with timm's weights from a file, and random ones where timm leaves some out of it."""
+    from vitsee.models.undrawn import Undrawn
+
+    with Undrawn():
+        net = timm_model(model, path)
+    return net if _nonfinite(net) is None else timm_model(model, path)
+
+
 def _from_file(model: Model, path: Path) -> tuple[nn.Module, Taken]:
     """Return the architecture with all its weights from a local file."""
-    net = build(model)
+    net = undrawn(model)
     return net, fill(net, path, model.checkpoint_key)

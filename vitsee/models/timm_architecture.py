@@ -47,6 +47,15 @@ def build(model: Model, *, seed: int | None = None) -> nn.Module:
     return _create(model)
 
 
+def undrawn(model: Model) -> nn.Module:
+    """Build the architecture on the CPU for weights that replace all of its own: random ones are NaN instead."""
+    from vitsee.models.undrawn import Undrawn
+
+    _refuse_huge(model)
+    with Undrawn():
+        return _create(model)
+
+
 def skeleton(model: Model) -> nn.Module:
     """Build the architecture on torch's meta device: shapes and names at no cost."""
     import torch

@@ -54,7 +54,7 @@ def publish(words: list[str]) -> Iterator[Path]:
         folders.append(written[0].parent)
         yield from written
     if len(folders) > 1:
-        yield from plot_joined(folders, pdf=request.settings(figures[0]).pdf)
+        yield from plot_joined(folders, pdf=request.settings.pdf)
     if failed:
         incomplete = all(isinstance(reason, Incomplete) for reason in failed.values())
         reasons = "; ".join(f"figure={name}: {reason}" for name, reason in failed.items())
@@ -82,7 +82,7 @@ def publish_one(figure: Published, request: Request, measured: dict[str, Path]) 
             shown[name] = Shown({}, [str(reason)])
     if waiting:
         raise Incomplete("; ".join(waiting))
-    asked = request.settings(figure)
+    asked = request.settings
     results = Results(Path(asked.outputs) / "figures" / request.folder(figure))
     results.prepare()
     results.save_json("figure.json", describe(figure, zoo, shown, results.path, reader))
@@ -167,10 +167,10 @@ class Request:
             return list(self.models[role])
         return [f"model={zoo.role(role).model}"]
 
-    def settings(self, figure: Published) -> Run:
-        """Where and how to write results; the same for all panels."""
-        panel = next(iter(figure.panels.values()))
-        return self.experiment([f"analysis={panel.analysis}", *panel.options]).run
+    @property
+    def settings(self) -> Run:
+        """Where and how to write results; the same for all figures and panels."""
+        return composed([word for word in self.overrides if word.startswith("run.")]).run
 
 
 @dataclass(frozen=True)

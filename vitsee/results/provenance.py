@@ -22,6 +22,8 @@ from vitsee.study import Pass, Study
 from vitsee.sums import Sums
 
 _GIT = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR")
+FIRST, LONG = 3, 300
+"""Minibatches after which a run of more than so many seconds says how long it will take."""
 _PACKAGES = (
     "vitsee",
     "torch",
@@ -144,6 +146,19 @@ class Launch:
         """Count a minibatch."""
         self.minibatches += 1
         self.images += images
+
+    def expected(self, minibatches: int) -> str | None:
+        """Return, after the first few minibatches, how long a long run will take in all; None otherwise.
+
+        minibatches: how many this process will measure.
+        """
+        taken = time.perf_counter() - self._start
+        left = taken / max(1, self.minibatches) * (minibatches - self.minibatches)
+        if self.minibatches != FIRST or left < LONG:
+            return None
+        span = f"{left / 3600:.1f} hours" if left >= 5400 else f"{left / 60:.0f} minutes"
+        images = round(self.images / self.minibatches)
+        return f"{minibatches:,} minibatches of {images:,} images will take about {span}"
 
     def end(self, device: torch.device, waited: float) -> dict[str, Any]:
         """Return the finished record. waited: seconds spent waiting for images."""
