@@ -458,7 +458,7 @@ def test_the_identity_changes_with_what_changes_a_number_and_with_nothing_else(
 def test_the_default_data_set_suits_the_model():
     from conftest import composed
 
-    assert composed("model=vit_mini").dataset.name == "contours"
+    assert composed("model=vit_mini").dataset.name == "scenes"
     assert composed("model=vit_l16").dataset.name == "imagenette"
     assert composed("model=vit_l16", "dataset=cifar10").dataset.name == "cifar10"
     kept = composed("model=vit_l16", "dataset.on_bad_image=skip").dataset
@@ -520,7 +520,7 @@ def test_lists_have_a_line_for_each_choice(kind, command):
         ("vitsee run analysis=", ["analysis=cka"]),
         ("vitsee run model=vit_l", ["model=vit_l16", "model=vit_l32"]),
         ("vitsee run analysis.to", ["analysis.tokens="]),
-        ("vitsee train recipe=res", ["recipe=resnet_mini"]),
+        ("vitsee train recipe=res", ["recipe=resnet_mini", "recipe=resnet_mini_deep"]),
     ],
 )
 def test_tab_offers_what_fits(line, offers):

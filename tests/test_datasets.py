@@ -442,7 +442,7 @@ def test_the_same_preprocessing_is_done_once(images):
 
 
 def test_data_sets_can_be_sent_to_worker_processes(images, tmp_path):
-    for source in (folder(images), datasets.load(composed("model=vit_mini").dataset, 48)):
+    for source in (folder(images), datasets.load(composed("model=vit_mini").dataset, 56)):
         copy = pickle.loads(pickle.dumps(source))
         assert np.array_equal(copy.open(3), source.open(3))
 

@@ -67,7 +67,7 @@ def test_every_configured_model_has_a_comment_that_says_what_it_is():
 def test_a_small_model_that_does_not_ship_yet_says_how_to_train_it():
     missing = Model(name="vit_huge_mini", timm="test_vit", embedded=True)
     message = (
-        r"do not ship with vitsee yet \(available: .*vit_mini.*\); train them: scripts/zoo.py vit_h"
+        r"do not ship with vitsee yet \(available: .*vit_mini.*\); train them: scripts/zoo.sh vit_h"
     )
     with pytest.raises(UserError, match=message):
         loader.load(missing, "cpu")

@@ -50,7 +50,7 @@ def models(overrides: list[str]) -> str:
         options = model_options(name)
         weights = "ship with vitsee" if options.get("embedded") else "downloaded from the hub"
         if options.get("embedded") and not shipped(name).is_file():
-            weights = f"none yet: scripts/zoo.py {name}"
+            weights = f"none yet: scripts/zoo.sh {name}"
         shown = options.get("timm", "any: model.timm=NAME")
         rows.append((name, shown, weights, options.get("dataset", Model.dataset)))
     return table(rows)

@@ -122,7 +122,7 @@ def _from_package(model: Model) -> nn.Module:
         there = ", ".join(sorted(file.stem for file in EMBEDDED.glob("*.safetensors")))
         raise UserError(
             f"the weights of model={model.name} do not ship with vitsee yet (available: {there}); train them: "
-            f"scripts/zoo.py {model.name}"
+            f"scripts/zoo.sh {model.name}"
         )
     return _from_file(model, path)[0]
 

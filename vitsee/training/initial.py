@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from vitsee.errors import UserError
 from vitsee.models import embedding
 
-LONGEST = 100
-"""Ratio of the longest to the shortest wavelength."""
+GRIDS = 3
+"""The longest wavelength, in sides of the grid of patches: longer ones would be alike at all positions."""
 
 
 def sines_and_cosines(net: nn.Module, std: float) -> None:
@@ -22,7 +24,7 @@ def sines_and_cosines(net: nn.Module, std: float) -> None:
         raise UserError(
             f"recipe.positions=sincos needs a width that is a multiple of 4, not {width}"
         )
-    down, right = (_waves(torch.arange(n), width // 4) for n in (rows, columns))
+    down, right = (_waves(n, width // 4) for n in (rows, columns))
     table = torch.cat(
         [down[:, None].expand(rows, columns, -1), right.expand(rows, columns, -1)], -1
     ).reshape(rows * columns, width)
@@ -32,7 +34,8 @@ def sines_and_cosines(net: nn.Module, std: float) -> None:
         parameter[0, -len(table) :] = table * (std * 2**0.5)
 
 
-def _waves(steps: Tensor, count: int) -> Tensor:
-    """Return sines and cosines of the steps at `count` wavelengths, from 2 pi steps up: (steps, 2 count)."""
-    angles = steps[:, None] * LONGEST ** -(torch.arange(count) / count)
+def _waves(steps: int, count: int) -> Tensor:
+    """Return sines and cosines of the first steps at `count` wavelengths, from 2 pi steps up: (steps, 2 count)."""
+    longest = max(1.0, GRIDS * steps / (2 * math.pi))
+    angles = torch.arange(steps)[:, None] * longest ** -(torch.arange(count) / max(1, count - 1))
     return torch.cat([angles.sin(), angles.cos()], 1)

@@ -26,7 +26,7 @@ class Optimiser(Enum):
 
 class Positions(Enum):
     """Initial position embeddings. noise: normal. sincos: sines and cosines of row and column (Vaswani et al. 2017),
-    with wavelengths from 6 to 600 patches. Both are learned."""
+    with wavelengths from 2 pi patches to three sides of the grid. Both are learned."""
 
     noise = "noise"
     sincos = "sincos"
