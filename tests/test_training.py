@@ -37,7 +37,7 @@ from vitsee.models import cards, loader, timm_architecture
 from vitsee.options import Dataset, Model, Pool, Precision, Run
 from vitsee.parallel.interrupt import Interrupted
 from vitsee.results.folder import Results
-from vitsee.training import checkpoint, examples, recipes, trainer
+from vitsee.training import captured, checkpoint, examples, recipes, trainer
 from vitsee.training.attending import near_minus_far
 from vitsee.training.checkpoint import BadCheckpoint, Checkpoints
 from vitsee.training.examples import Augmented, Mixup, Schedule, Splits
@@ -433,6 +433,17 @@ class TestShown:
             torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5)
         accuracies = [pd.read_csv(folder / "metrics.csv") for folder in (resident, loaded)]
         assert accuracies[0]["test_accuracy"].tolist() == accuracies[1]["test_accuracy"].tolist()
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    def test_captured_steps_are_those_that_are_taken_kernel_by_kernel(self, tmp_path, monkeypatch):
+        def trained(name: str) -> list[float]:
+            asked = wee(tmp_path / name, images_seen=160, shift=2, cutmix=1.0, eval_every=1)
+            folder = train(replace(asked, run=replace(asked.run, device="cuda")))
+            return pd.read_csv(folder / "metrics.csv")["loss"].tolist()
+
+        replayed = trained("captured")
+        monkeypatch.setattr(captured, "step", captured.eager)
+        assert trained("eager") == pytest.approx(replayed, rel=1e-3)
 
     def test_augmentation_leaves_the_generators_as_they_were(self):
         torch.manual_seed(7)
