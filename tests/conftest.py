@@ -31,7 +31,7 @@ TINY = ("model=timm", "model.timm=test_vit", "model.pretrained=false")
 """A ViT of a few thousand parameters with random weights."""
 
 NEEDED: dict[str, list[str]] = {
-    "attention_rollout": ["images=16", "batch_size=4"],
+    "attention_rollout": ["images=12", "batch_size=4"],
     "block_similarity": [
         "model@other=timm",
         "other.timm=test_vit2",

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,15 @@ from vitsee.listing import model_options
 from vitsee.models import fitting, hub, loader, timm_architecture, weight_files
 from vitsee.options import Model
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 CONFIGURED = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "timm")
+
+
+@cache
+def pretrained() -> list[str]:
+    """What timm has weights for."""
+    return timm.list_pretrained()
 
 
 def configured(name: str) -> Model:
@@ -52,7 +61,7 @@ def test_every_configured_model_exists_under_its_name_and_tag(name):
     model = configured(name)
     assert model.name == name
     trained_here = name in ("mixer_b32", "mixer_h14")  # nobody publishes them
-    assert model.embedded or trained_here or model.timm in timm.list_pretrained()
+    assert model.embedded or trained_here or model.timm in pretrained()
     net = timm_architecture.skeleton(model)
     assert sum(p.numel() for p in net.parameters()) > 1e5
     size = timm_architecture.data_config(net)["input_size"]

@@ -88,16 +88,13 @@ def test_two_processes_share_an_analysis_in_a_file(run_tiny, tmp_path):
     assert Path(out.splitlines()[0]).read_text() == "images\n16\n"
 
 
-def test_changed_code_is_another_result_even_with_the_same_version(tmp_path):
+def test_changed_code_is_another_result_even_with_the_same_version(forks, tmp_path):
     path, folders = write(tmp_path, "changing"), []
     for more in ("", "\n# changed\n"):
         path.write_text(path.read_text() + more)
         words = ["run", f"--import={path}", "analysis=changing", *TINY, "images=8", "batch_size=4"]
         words += ["dataset=scenes", "run.device=cpu", "run.workers=0", f"run.outputs={tmp_path}"]
-        done = subprocess.run(
-            [sys.executable, "-m", "vitsee", *words], capture_output=True, text=True, check=True
-        )
-        folders.append(Path(done.stdout.splitlines()[0]).parent)
+        folders.append(Path(forks.run(words).out.splitlines()[0]).parent)
     assert folders[0] != folders[1]
 
 
