@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -72,6 +73,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return early.index(kind) if kind in early else len(early)
 
     items.sort(key=turn)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: no collection of garbage need look through it again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
