@@ -536,6 +536,23 @@ def test_tab_completion_can_be_installed_for_bash_and_zsh():
         assert "COMP_LINE" in script.stdout
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "--shell-completion"],
+        ["-sc"],
+        ["-sc", "install=csh"],
+        ["run", "-sc", "install=bash"],
+    ],
+)
+def test_tab_completion_asked_for_in_another_way_says_how_it_is_turned_on(words, command):
+    code, _, err = command(*words)
+    assert code == 2
+    assert err.strip() == (
+        'vitsee: Tab completion is turned on by: eval "$(vitsee -sc install=bash)" (or zsh, fish)'
+    )
+
+
 def test_completing_never_imports_torch():
     code = (
         "import os, sys; import vitsee.cli, vitsee.listing, vitsee.training.recipes;"

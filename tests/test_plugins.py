@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 
+import vitsee
 from vitsee.analysis import REGISTERED, Analysis, register
 from vitsee.errors import UserError
 from vitsee.plugins import import_asked
@@ -201,6 +202,11 @@ def test_an_installed_package_brings_its_analyses(tmp_path, broken):
     ("method", "body", "message"),
     [
         (
+            "reduce(self, layer, output)",
+            "[1]",
+            "Slip.reduce returned a list for layer blocks.0; it must return a Tensor",
+        ),
+        (
             "observe(self, view)",
             "[1]",
             "Slip.observe returned a list; it must return a dictionary {name: Tensor}",
@@ -245,6 +251,16 @@ def test_weights_and_joint_figures_are_checked_as_well(run_tiny, command, tmp_pa
     code, _, err = run_tiny(f"--import={path}", "analysis=heavy")
     assert code == 2
     assert "Counted.of_weights returned None; it must return a dictionary {name: Tensor}" in err
+
+
+def test_figures_of_a_result_are_checked_as_well(run_tiny, tmp_path):
+    path = write(tmp_path, "drawn_wrongly")
+    code, out, err = run_tiny(f"--import={path}", "analysis=drawn_wrongly", "images=8")
+    assert code == 0, err
+    result = vitsee.load(Path(out.splitlines()[0]).parent)
+    type(result._analysis).figures = lambda *words: None
+    with pytest.raises(UserError, match=r"Counted\.figures returned None; it must return a dict"):
+        result.figures()
 
 
 def test_an_unknown_analysis_may_be_a_file_that_was_not_imported(run_tiny):
