@@ -31,6 +31,9 @@ from vitsee.testing import Measured, measure
 TINY = ("model=timm", "model.timm=test_vit", "model.pretrained=false")
 """A ViT of a few thousand parameters with random weights."""
 
+SMALL = ("model.args.img_size=28", "model.args.patch_size=7", "model.overlay.input_size=[3,28,28]")
+"""Of vit_mini: half as many pixels a side, so that its probe on pixels takes no time."""
+
 NEEDED: dict[str, list[str]] = {
     "attention_rollout": ["images=12", "batch_size=4"],
     "block_similarity": [

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_images
+from conftest import SMALL, write_images
 from hydra import compose, initialize_config_dir
 from PIL import Image
 from safetensors import safe_open
@@ -632,7 +632,7 @@ def test_two_ranks_take_the_steps_of_one(forks, tmp_path):
         "recipe.batch_size=64",
     ]
     words += ["recipe.test_images=16", "run.device=cpu", "run.progress=false", "run.workers=0"]
-    words += ["recipe.precision=fp32", "model.args.depth=1", "recipe.half=false"]
+    words += ["recipe.precision=fp32", "model.args.depth=1", "recipe.half=false", *SMALL]
 
     def weights(name: str, count: int) -> dict[str, torch.Tensor]:
         asked = ["train", *words, f"run.outputs={tmp_path / name}"]
