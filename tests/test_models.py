@@ -1040,7 +1040,7 @@ def hub_cache(folder: Path, name: str) -> None:
     save_file(timm_architecture.build(tiny(), seed=9).state_dict(), snapshot / "model.safetensors")
 
 
-CACHED, ABSENT, DESCRIBED = "test_vit.r160_in1k", "test_vit2.r160_in1k", "hf-hub:someone/model"
+CACHED, ABSENT, ON_HUB = "test_vit.r160_in1k", "test_vit2.r160_in1k", "hf-hub:someone/model"
 LOADING = """
 import sys
 from vitsee.errors import UserError
@@ -1081,7 +1081,7 @@ def test_offline_weights_in_the_hub_s_cache_are_loaded_and_others_refused_with_w
 def test_no_network_is_an_error_within_seconds_that_says_what_to_do(tmp_path):
     """For weights that timm names, and for a model that is described on the hub."""
     nowhere = {"HF_HUB_CACHE": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
-    answers = load_in_a_new_process(CACHED, DESCRIBED, **nowhere)
+    answers = load_in_a_new_process(CACHED, ON_HUB, **nowhere)
     for answer in answers.values():
         assert "must be downloaded, but 127.0.0.1 cannot be reached" in answer
     assert "HF_HUB_CACHE" in answers[CACHED]
