@@ -83,6 +83,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """At the end it goes as usual: libraries complain about what is left."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def surveyed_once() -> Iterator[None]:
     """A model is surveyed once a worker: that takes longer than to measure a tiny one.
