@@ -56,12 +56,12 @@ docs: .venv/.installed-dev ## Build the documentation into site/
 test: .venv/.installed-dev lint ## Check format, lint and types, and run the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q --numprocesses=auto
 
-LOWEST := $(patsubst %,tests/test_%.py,\
-	attention block_similarity datasets kernels laws layers models receptive_field report state verdicts)
+LOWEST ?= attention block_similarity datasets kernels laws layers layout models receptive_field report state verdicts
 # torch finds CUDA's libraries, which are gigabytes, in .venv.
-test-lowest: .venv-lowest/.installed .venv/.installed-dev ## Run the fast tests with the lowest supported versions
+test-lowest: .venv-lowest/.installed .venv/.installed-dev ## Run many tests with the lowest supported versions (LOWEST='kernels state': a few)
 	LD_LIBRARY_PATH=$$(printf '%s:' $(CURDIR)/.venv/lib/python3*/site-packages/nvidia/*/lib) PYTHONPATH=$(CURDIR) \
-		OMP_NUM_THREADS=1 .venv-lowest/bin/pytest -q --numprocesses=auto -p no:cacheprovider $(LOWEST)
+		OMP_NUM_THREADS=1 .venv-lowest/bin/pytest -q --numprocesses=auto -p no:cacheprovider \
+		$(LOWEST:%=tests/test_%.py)
 
 lint: .venv/.installed-dev ## Check format, lint and types only
 	$(BIN)/ruff format --check .

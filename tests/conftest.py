@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -33,8 +34,11 @@ from vitsee.testing import Measured, measure
 TINY = ("model=timm", "model.timm=test_vit", "model.pretrained=false")
 """A ViT of a few thousand parameters with random weights."""
 
+SMALL = ("model.args.img_size=28", "model.args.patch_size=7", "model.overlay.input_size=[3,28,28]")
+"""Of vit_mini: half as many pixels a side, so that its probe on pixels takes no time."""
+
 NEEDED: dict[str, list[str]] = {
-    "attention_rollout": ["images=16", "batch_size=4"],
+    "attention_rollout": ["images=12", "batch_size=4"],
     "block_similarity": [
         "model@other=timm",
         "other.timm=test_vit2",
@@ -75,6 +79,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return early.index(kind) if kind in early else len(early)
 
     items.sort(key=turn)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: no collection of garbage need look through it again."""
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """At the end it goes as usual: libraries complain about what is left."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SERVER = """
-import fcntl, json, os, resource, signal, sys, traceback
+import fcntl, json, multiprocessing, os, resource, signal, sys, traceback
 from fnmatch import fnmatch
 import matplotlib.pyplot
 import timm
 from vitsee import cli, gpus
 from vitsee.papers import publish
 from vitsee.report import write
-from vitsee.training import recipes, trainer
+from vitsee.training import examples, recipes, trainer
+
+by_fork = multiprocessing.get_context("fork")
 
 
 def strike(pattern, nth, number):
@@ -36,8 +38,10 @@ def strike(pattern, nth, number):
     os.replace = replace
 
 
-def command(words, limit, moment, environment):
+def command(words, limit, moment, environment, spawn):
     os.environ.update(environment)
+    if not spawn:
+        gpus.get_context = examples.get_context = lambda kind: by_fork
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     if moment:
@@ -161,9 +165,12 @@ class Forks:
         limit: int | None = None,
         moment: Moment | None = None,
         environment: Mapping[str, str] | None = None,
+        spawn: bool = False,
     ) -> Fork:
-        """A new `vitsee …`. limit: bytes that a file may have. moment: when it sends itself a signal."""
-        return Fork(self, self.ask("start", words, limit, moment, dict(environment or {})))
+        """A new `vitsee …`. limit: bytes that a file may have. moment: when it sends itself a signal.
+        spawn: the processes that it starts import torch again, as they do outside tests.
+        """
+        return Fork(self, self.ask("start", words, limit, moment, dict(environment or {}), spawn))
 
     def run(self, words: list[str]) -> Fork:
         """A new `vitsee …` that ends well."""

@@ -14,6 +14,8 @@ from vitsee.errors import UserError
 from vitsee.runner import minibatches, run
 from vitsee.study import Study
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 PAIR = ["analysis=head_similarity", "model@other=timm", "other.timm=test_resnet"]
 PAIR += ["other.pretrained=false", "analysis.subset=1"]
 

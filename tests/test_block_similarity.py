@@ -8,6 +8,8 @@ import pytest
 from vitsee.analyses.block_similarity import paired
 from vitsee.runner import run
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 PAIR = ["model@other=timm", "other.timm=test_vit2", "other.pretrained=false"]
 
 

@@ -26,6 +26,8 @@ from vitsee.runner import run
 from vitsee.study import Study
 from vitsee.sums import Sums
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 IMAGES, BATCH = 16, 8
 
 
@@ -91,7 +93,7 @@ def reference_cka(study: Study, roles: tuple[str, str], tar: tarfile.TarFile) ->
     ],
     ids=["within a ResNet", "across both", "within a trained ViT"],
 )
-def test_cka_on_photographs_equals_the_equation_in_float64(overrides, test_data, tmp_path, undrawn):
+def test_cka_on_photographs_equals_the_equation_in_float64(overrides, test_data, tmp_path):
     experiment = composed(
         "model=timm",
         *(word.format(data=test_data) if "{data}" in word else word for word in overrides),

@@ -536,6 +536,23 @@ def test_tab_completion_can_be_installed_for_bash_and_zsh():
         assert "COMP_LINE" in script.stdout
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "--shell-completion"],
+        ["-sc"],
+        ["-sc", "install=csh"],
+        ["run", "-sc", "install=bash"],
+    ],
+)
+def test_tab_completion_asked_for_in_another_way_says_how_it_is_turned_on(words, command):
+    code, _, err = command(*words)
+    assert code == 2
+    assert err.strip() == (
+        'vitsee: Tab completion is turned on by: eval "$(vitsee -sc install=bash)" (or zsh, fish)'
+    )
+
+
 def test_completing_never_imports_torch():
     code = (
         "import os, sys; import vitsee.cli, vitsee.listing, vitsee.training.recipes;"
@@ -552,18 +569,12 @@ def test_random_weights_are_said_in_the_figure_s_labels(tiny):
     )
 
 
-def test_a_bug_keeps_its_traceback_and_exits_with_1(images, tmp_path):
-    words = " ".join(repr(word) for word in tiny_overrides(images, tmp_path))
-    code = (
-        f"import sys; sys.argv = ['vitsee', 'run', {words.replace(' ', ', ')}];"
-        "import vitsee.cli, vitsee.analyses.cka as cka;"
-        "cka.gram = lambda *x: 1 / 0; vitsee.cli.main()"
-    )
-    crashed = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
-    )
-    assert crashed.returncode == 1
-    assert "ZeroDivisionError" in crashed.stderr
+def test_a_bug_keeps_its_traceback_and_exits_with_1(run_tiny, monkeypatch):
+    """As Python does with any error that nothing catches."""
+    monkeypatch.setattr("vitsee.analyses.cka.gram", lambda *words: 1 / 0)
+    with pytest.raises(ZeroDivisionError) as bug:
+        run_tiny()
+    assert "reduce" in {frame.name for frame in bug.traceback}
 
 
 def test_the_process_ends_at_once_but_does_what_was_left_for_the_end():

@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import NEEDED, tiny_overrides
+from conftest import NEEDED, SMALL, tiny_overrides
 from forks import Fork, Forks, Moment
 
 from vitsee.analysis import REGISTERED
@@ -109,7 +109,7 @@ def command_of(forks: Forks, images: Path, tmp_path: Path):
     def train() -> Command:
         few = ["dataset.size=64", "recipe.images_seen=96", "recipe.batch_size=16"]
         few += ["recipe.test_images=16", "recipe.save_every=1", "recipe.eval_every=2"]
-        few += ["recipe.precision=fp32", "model.args.depth=1"]
+        few += ["recipe.precision=fp32", "model.args.depth=1", *SMALL]
         words = ["train", "recipe=vit_mini", f"run.outputs={outputs}", *few, *QUIET]
         words += ["run.workers=1"]  # which may outlive it
         return Command(forks, words, outputs)

@@ -27,6 +27,8 @@ from vitsee.study import UNREAD, Study
 from vitsee.sums import Sums
 from vitsee.testing import assert_same
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 OTHER: dict[str, list[str]] = {
     "attention_rollout.images_list": ["analysis.images_list=[1,0]", "images=2"],
     "cka.tokens": ["analysis.tokens=patches", "analysis.layers=[blocks.0,blocks.1]"],
@@ -299,9 +301,7 @@ def test_a_damaged_record_of_what_a_result_is_made_of_is_written_anew(tiny):
 @pytest.mark.parametrize(
     "name", [name for name, kind in sorted(REGISTERED.items()) if not kind.weights_only]
 )
-def test_what_was_measured_before_a_bad_image_counts_when_bad_images_are_skipped(
-    name, tmp_path, undrawn
-):
+def test_what_was_measured_before_a_bad_image_counts_when_bad_images_are_skipped(name, tmp_path):
     """The advice of the message, followed, gives the numbers of a run that skipped from the beginning."""
     photos = write_images(tmp_path / "photos", 40)
     given = [*words(name, photos, tmp_path / "out"), "run.save_every=1"]

@@ -12,15 +12,26 @@ import torch
 from conftest import composed
 from reference import minibatch_cka
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vitsee.analysis import Layer
 from vitsee.errors import UserError
 from vitsee.estimators import attention
-from vitsee.models import attention_hooks, layers, loader, presets, residual, timm_architecture
+from vitsee.models import (
+    attention_hooks,
+    layers,
+    layout,
+    loader,
+    presets,
+    residual,
+    timm_architecture,
+)
 from vitsee.models.layout import Growth, measure
 from vitsee.results.folder import Results
 from vitsee.runner import minibatches, run
 from vitsee.study import Study
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 SMALL_SWIN = (
     "model=timm", "model.timm=swin_tiny_patch4_window7_224", "model.pretrained=false",
@@ -437,3 +448,28 @@ def test_a_model_of_other_than_three_channels_is_refused(option, name, model):
 def test_a_size_of_images_that_is_none_is_refused(size):
     with pytest.raises(UserError, match=r"input_size must be three whole numbers, e\.g\. \[3,"):
         timm_architecture.skeleton(asked(*TINY_VIT, f"model.overlay.input_size={size}"))
+
+
+WIDE = (2, 3, 5, 4)
+ANSWERED = {
+    functional.linear: ([(2, 5, 4), (3, 4), (3,)], [(2, 5), (3, 4)]),
+    functional.layer_norm: ([(2, 5, 4), [5, 4]], [(2, 5, 4), [5]]),
+    functional.batch_norm: ([WIDE, (3,), (3,)], [WIDE, (4,), (4,)]),
+    functional.gelu: ([WIDE], []),
+    functional.scaled_dot_product_attention: ([WIDE] * 3, [WIDE, (2, 3, 5, 6), (2, 3, 5, 6)]),
+}
+"""What dry runs answer themselves, with shapes of tensors (tuples) that fit, and that torch refuses."""
+
+
+@pytest.mark.parametrize("function", layout._KNOWN)
+def test_a_dry_run_answers_usual_functions_as_torch_does_and_leaves_misfits_to_torch(function):
+    fitting, refused = (
+        [torch.empty(s, device="meta") if isinstance(s, tuple) else s for s in shapes]
+        for shapes in ANSWERED[function]
+    )
+    found, expected = layout._KNOWN[function](*fitting), function(*fitting)
+    assert (found.shape, found.stride()) == (expected.shape, expected.stride())
+    if refused:
+        assert layout._KNOWN[function](*refused) is None
+        with pytest.raises(RuntimeError):
+            function(*refused)

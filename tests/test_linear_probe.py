@@ -219,13 +219,14 @@ def test_raw_pixels_of_cifar10_are_classified_as_by_a_plain_reference(shots, tes
     assert 0.15 < accuracy < 0.45  # better than chance, far from a trained network
 
 
-def test_a_random_network_on_cifar10_is_that_of_a_plain_reference(test_data, tmp_path):
+def test_a_random_network_on_cifar10_is_that_of_a_plain_reference(test_data, tmp_path, undrawn):
     arrays = np.load(test_data / "cifar10_lossless_5k.npz")
     for split, count in (("train", 400), ("test", 200)):
-        for i in range(count):
-            path = tmp_path / "cifar" / split / f"{arrays[f'{split}_y'][i]}" / f"{i:04d}.png"
+        pairs = zip(arrays[f"{split}_x"][:count], arrays[f"{split}_y"][:count], strict=True)
+        for i, (pixels, label) in enumerate(pairs):
+            path = tmp_path / "cifar" / split / f"{label}" / f"{i:04d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(arrays[f"{split}_x"][i]).save(path)
+            Image.fromarray(pixels).save(path)
     words = [*TINY, "dataset=folder", f"dataset.root={tmp_path / 'cifar'}", "dataset.split=test"]
     quiet = ["run.device=cpu", "run.workers=0", "run.progress=false"]
     options = ["analysis=linear_probe", "analysis.seeds=[0]", "analysis.layers=[blocks.1,blocks.5]"]

@@ -20,6 +20,8 @@ from vitsee.runner import minibatches, observer, run
 from vitsee.study import Study
 from vitsee.sums import Sums
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ROWS, COLUMNS, SIDE = 3, 5, 4
 """A grid that is not square, of patches of 4 x 4 pixels."""
 PLACES = ROWS * COLUMNS

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 
+import vitsee
 from vitsee.analysis import REGISTERED, Analysis, register
 from vitsee.errors import UserError
 from vitsee.plugins import import_asked
@@ -88,16 +89,13 @@ def test_two_processes_share_an_analysis_in_a_file(run_tiny, tmp_path):
     assert Path(out.splitlines()[0]).read_text() == "images\n16\n"
 
 
-def test_changed_code_is_another_result_even_with_the_same_version(tmp_path):
+def test_changed_code_is_another_result_even_with_the_same_version(forks, tmp_path):
     path, folders = write(tmp_path, "changing"), []
     for more in ("", "\n# changed\n"):
         path.write_text(path.read_text() + more)
         words = ["run", f"--import={path}", "analysis=changing", *TINY, "images=8", "batch_size=4"]
         words += ["dataset=scenes", "run.device=cpu", "run.workers=0", f"run.outputs={tmp_path}"]
-        done = subprocess.run(
-            [sys.executable, "-m", "vitsee", *words], capture_output=True, text=True, check=True
-        )
-        folders.append(Path(done.stdout.splitlines()[0]).parent)
+        folders.append(Path(forks.run(words).out.splitlines()[0]).parent)
     assert folders[0] != folders[1]
 
 
@@ -204,6 +202,11 @@ def test_an_installed_package_brings_its_analyses(tmp_path, broken):
     ("method", "body", "message"),
     [
         (
+            "reduce(self, layer, output)",
+            "[1]",
+            "Slip.reduce returned a list for layer blocks.0; it must return a Tensor",
+        ),
+        (
             "observe(self, view)",
             "[1]",
             "Slip.observe returned a list; it must return a dictionary {name: Tensor}",
@@ -248,6 +251,16 @@ def test_weights_and_joint_figures_are_checked_as_well(run_tiny, command, tmp_pa
     code, _, err = run_tiny(f"--import={path}", "analysis=heavy")
     assert code == 2
     assert "Counted.of_weights returned None; it must return a dictionary {name: Tensor}" in err
+
+
+def test_figures_of_a_result_are_checked_as_well(run_tiny, tmp_path):
+    path = write(tmp_path, "drawn_wrongly")
+    code, out, err = run_tiny(f"--import={path}", "analysis=drawn_wrongly", "images=8")
+    assert code == 0, err
+    result = vitsee.load(Path(out.splitlines()[0]).parent)
+    type(result._analysis).figures = lambda *words: None
+    with pytest.raises(UserError, match=r"Counted\.figures returned None; it must return a dict"):
+        result.figures()
 
 
 def test_an_unknown_analysis_may_be_a_file_that_was_not_imported(run_tiny):

@@ -23,6 +23,8 @@ from vitsee.runner import minibatches, run
 from vitsee.study import Study
 from vitsee.sums import Sums
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 PIXELS = (4, 3, 32, 32)
 
 
@@ -33,8 +35,8 @@ def experiment(images: Path, outputs: Path, *overrides: str):
         "model.pretrained=false",
         "dataset=folder",
         f"dataset.root={images}",
-        "images=5",
-        "batch_size=4",
+        "images=3",
+        "batch_size=2",
         f"run.outputs={outputs}",
         "run.device=cpu",
         "run.workers=0",

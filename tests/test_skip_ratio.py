@@ -22,6 +22,8 @@ from vitsee.runner import minibatches, run
 from vitsee.study import Study
 from vitsee.sums import Sums
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 BIN = 2 ** (1 / 16)
 """Width of a bin of the histogram, as a factor."""
 

@@ -28,6 +28,8 @@ from vitsee.study import Study
 from vitsee.sums import Damaged, Sums
 from vitsee.testing import assert_same
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def cut(content: bytes) -> bytes:
     return content[: len(content) // 2]

@@ -12,6 +12,8 @@ from vitsee.runner import run
 from vitsee.study import LEAST, Study
 from vitsee.sums import Sums
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 TEN = ["batch_size=4", "analysis.layers=blocks"]
 """Ten minibatches of the 40 images."""
 
@@ -40,7 +42,7 @@ def between(tiny) -> tuple[float, int]:
 
 def test_it_stops_after_the_first_minibatch_at_which_the_error_is_small_enough(tiny, between):
     tolerance, first = between
-    (path, _) = run(tiny(*TEN, f"tolerance={tolerance}"))
+    path, *_ = run(tiny(*TEN, f"tolerance={tolerance}"))
     record = Results(path.parent).load_json("made_with.json")
     assert record["tolerance"]["minibatches"] == first < 10
     assert record["tolerance"]["reached"]
@@ -76,7 +78,7 @@ def test_the_same_command_again_measures_nothing(tiny, between, monkeypatch):
 
 def test_a_tolerance_that_is_not_reached_is_said(tiny, caplog):
     with caplog.at_level(logging.WARNING):
-        (path, _) = run(tiny(*TEN, "tolerance=1e-6"))
+        path, *_ = run(tiny(*TEN, "tolerance=1e-6"))
     record = Results(path.parent).load_json("made_with.json")
     assert not record["tolerance"]["reached"]
     assert (
@@ -86,7 +88,7 @@ def test_a_tolerance_that_is_not_reached_is_said(tiny, caplog):
 
 
 def test_without_a_tolerance_all_images_are_measured(tiny):
-    (path, _) = run(tiny(*TEN))
+    path, *_ = run(tiny(*TEN))
     record = Results(path.parent).load_json("made_with.json")
     assert record["tolerance"] is None
     assert record["passes"][0]["minibatches"] == 10

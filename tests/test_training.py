@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import write_images
+from conftest import SMALL, write_images
 from hydra import compose, initialize_config_dir
 from PIL import Image
 from safetensors import safe_open
@@ -48,6 +48,8 @@ from vitsee.training.trainer import Trainer, train
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted(path.stem for path in loader.EMBEDDED.glob("*.safetensors"))
+SEEN = 240
+"""Images on which the shipped weights are tried: an accuracy of 80 % is known to 2.6 points then."""
 WEE = {"img_size": 28, "patch_size": 7, "embed_dim": 16, "depth": 2, "num_heads": 2}
 
 
@@ -764,11 +766,11 @@ def test_two_ranks_take_the_steps_of_one(forks, tmp_path):
     words = [
         "recipe=vit_mini",
         "dataset.size=128",
-        "recipe.images_seen=320",
+        "recipe.images_seen=192",
         "recipe.batch_size=64",
     ]
     words += ["recipe.test_images=16", "run.device=cpu", "run.progress=false", "run.workers=0"]
-    words += ["recipe.precision=fp32", "model.args.depth=2", "recipe.half=false"]
+    words += ["recipe.precision=fp32", "model.args.depth=1", "recipe.half=false", *SMALL]
 
     def weights(name: str, count: int) -> dict[str, torch.Tensor]:
         asked = ["train", *words, f"run.outputs={tmp_path / name}"]
@@ -854,9 +856,9 @@ def test_a_batch_that_ranks_cannot_share_evenly_is_refused(tmp_path, monkeypatch
 
 @cache
 def images_to_test(kind: str, seed: int, side: int) -> tuple[torch.Tensor, np.ndarray]:
-    """480 images of the test split, (480, 3, side, side) in [-1, 1], and their labels."""
+    """SEEN images of the test split, (SEEN, 3, side, side) in [-1, 1], and their labels."""
     made = datasets.load(Dataset(name=kind, kind=kind, seed=seed, size=4096), side)
-    indices = np.random.default_rng(0).permutation(4096)[:480].tolist()
+    indices = np.random.default_rng(0).permutation(4096)[:SEEN].tolist()
     images = np.stack([np.asarray(made.open(i)) for i in indices])
     labels = np.array([made.label(i) for i in indices])
     return torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1, labels
@@ -874,7 +876,7 @@ def test_shipped_weights_are_as_accurate_as_their_card_says(name):
     with torch.inference_mode():
         measured = (loaded.net(pixels).argmax(1).numpy() == labels).mean()
     stated = card.accuracy
-    assert abs(measured - stated) < 4 * math.sqrt(stated * (1 - stated) / 480)
+    assert abs(measured - stated) < 4 * math.sqrt(stated * (1 - stated) / SEEN)
 
 
 def test_all_shipped_weights_together_are_small():

@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 from collections.abc import Callable
+from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -37,9 +38,9 @@ SHARED = [
 def start(forks: Forks, images: Path) -> Callable[..., Fork]:
     """Starts `vitsee run` with two processes."""
 
-    def start(outputs: Path, *overrides: str) -> Fork:
+    def start(outputs: Path, *overrides: str, spawn: bool = False) -> Fork:
         words = [*tiny_overrides(images, outputs), "run.gpus=2", "run.save_every=1", *overrides]
-        return forks.start(["run", *words])
+        return forks.start(["run", *words], spawn=spawn)
 
     return start
 
@@ -118,6 +119,7 @@ def test_a_killed_process_is_told_and_the_same_command_goes_on(tiny, tmp_path, m
             UserError, match=r"a process died without a message \(killed by SIGKILL\)"
         ):
             gpus.run(tiny(*asked))
+    monkeypatch.setattr(gpus, "get_context", lambda kind: get_context("fork"))
     shared = gpus.run(tiny(*asked))[0].parent
     assert_same(Results(whole).tables(), Results(shared).tables())
 
@@ -125,7 +127,7 @@ def test_a_killed_process_is_told_and_the_same_command_goes_on(tiny, tmp_path, m
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes by /proc")
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])
 def test_when_the_command_is_stopped_its_processes_save_and_end(stop, start, tmp_path):
-    process = start(tmp_path, "repeats=4000")
+    process = start(tmp_path, "repeats=4000", spawn=True)
     wait_until(lambda: list(tmp_path.rglob("001-of-002.pt")), process)
     members = members_of(process.pid)
     assert len(members) == 2

@@ -264,8 +264,12 @@ def complete() -> None:
     """Tab completion: verbs first, then what fits the verb; Hydra completes options."""
     line = os.environ.get("COMP_LINE", "")
     words = line.split()
-    asking = any(word.startswith("query") for word in sys.argv)
-    if not asking:
+    action, _, shell = sys.argv[2].partition("=") if len(sys.argv) == 3 else ("", "", "")
+    if action not in ("install", "uninstall", "query") or shell not in ("bash", "zsh", "fish"):
+        fail(
+            'vitsee: Tab completion is turned on by: eval "$(vitsee -sc install=bash)" (or zsh, fish)'
+        )
+    if action != "query":
         return compose_and_run()
     done = words if line.endswith(" ") else words[:-1]
     typed = "" if line.endswith(" ") else (words[-1] if words else "")

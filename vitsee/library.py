@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitsee import returned
 from vitsee.errors import UserError, refused, unknown
 
 if TYPE_CHECKING:
@@ -126,8 +127,14 @@ class Result:
         return wide.loc[table[rows].unique(), table[columns].unique()]
 
     def figures(self) -> dict[str, Figure]:
-        """The figures of `vitsee plot` by name, redrawn from the tables."""
-        return self._analysis.figures(self.tables, self.labels)
+        """The figures of `vitsee plot` by name, redrawn from the tables.
+
+        Raises UserError if an analysis of one's own returns something else.
+        """
+        from matplotlib.figure import Figure
+
+        drawn = self._analysis.figures(self.tables, self.labels)
+        return returned.named(self._analysis, "figures", drawn, Figure)
 
     def __repr__(self) -> str:
         models = self.labels.model + (f" × {self.labels.other}" if self.labels.other else "")

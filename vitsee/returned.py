@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vitsee.errors import UserError
+from vitsee.lazy import torch
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
 
     from vitsee.analysis import Analysis
     from vitsee.sums import Sums
@@ -16,11 +18,26 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+def reduced(analysis: Analysis, outputs: dict[str, Any]) -> dict[str, Tensor]:
+    """What `reduce` returned for each layer. Raises UserError unless these are tensors."""
+    for layer, made in outputs.items():
+        if not isinstance(made, torch.Tensor):
+            raise UserError(
+                f"analysis={analysis.name}: {type(analysis).__name__}.reduce returned {_a(made)} for layer "
+                f"{layer}; it must return a Tensor"
+            )
+    return outputs
+
+
+def _a(value: object) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
 def named(analysis: Analysis, method: str, returned: Any, kind: type[T]) -> dict[str, T]:
     """What this method returned. Raises UserError unless it is a dictionary from names to this kind."""
     what = None
     if not isinstance(returned, Mapping):
-        what = "None" if returned is None else f"a {type(returned).__name__}"
+        what = _a(returned)
     else:
         for name, value in returned.items():
             if not isinstance(name, str) or not isinstance(value, kind):

@@ -176,7 +176,10 @@ def observer(
             try:
                 for pixels in batch.pixels.values():
                     pixels.requires_grad_(analysis.gradients)
-                reduced = {role: forward(batch.pixels[role]) for role, forward in through.items()}
+                reduced = {
+                    role: returned.reduced(analysis, forward(batch.pixels[role]))
+                    for role, forward in through.items()
+                }
                 view = View(
                     len(batch.ids),
                     batch.labels,

@@ -12,7 +12,7 @@ import pandas as pd
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError, nearest
 from vitsee.estimators.attention import Attention, rollout
-from vitsee.io.tidy import Table, Whole
+from vitsee.io.tidy import Table, Whole, indices
 from vitsee.lazy import torch
 
 if TYPE_CHECKING:
@@ -110,13 +110,11 @@ class AttentionRollout(Analysis):
         )
         shown = np.flatnonzero(there)
         weight, channels = weight[shown], colours[shown].astype(int)
-        image, row, col = (index.ravel() for index in np.indices(weight.shape))
-        table = pd.DataFrame(
-            {"image": shown[image], "row": row, "col": col, "weight": weight.ravel()}
-        )
-        image, row, col = (index.ravel() for index in np.indices(channels[:, 0].shape))
+        table = pd.DataFrame(indices(weight.shape, *_PLACES) | {"weight": weight.ravel()})
         pixels = {name: channels[:, i].ravel() for i, name in enumerate("rgb")}
-        pictures = pd.DataFrame({"image": shown[image], "row": row, "col": col, **pixels})
+        pictures = pd.DataFrame(indices(channels[:, 0].shape, *_PLACES) | pixels)
+        for rows in (table, pictures):
+            rows["image"] = shown[rows["image"]]
         return {"attention_rollout": table, "attention_rollout_images": pictures}
 
     def warnings(self, sums: Sums) -> list[str]:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, register
 from vitsee.errors import UserError
-from vitsee.io.tidy import Table, Whole
+from vitsee.io.tidy import Table, Whole, indices
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,11 +68,10 @@ class EmbeddingFilters(Analysis):
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
         """embedding_filters: one row per weight of each component. embedding_variance: one row per component."""
         values = sums.terms["components"].cpu().numpy()
-        index = np.indices(values.shape).reshape(4, -1)
-        places = dict(zip(_PLACES, index, strict=True))
+        where = indices(values.shape, *_PLACES)
         share = sums.terms["variance"].cpu().numpy()
         return {
-            "embedding_filters": pd.DataFrame(places | {"value": values.ravel()}),
+            "embedding_filters": pd.DataFrame(where | {"value": values.ravel()}),
             "embedding_variance": pd.DataFrame({"component": range(len(share)), "share": share}),
         }
 

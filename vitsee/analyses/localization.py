@@ -13,7 +13,7 @@ from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
 from vitsee.estimators.minibatch_cka import cka_and_error, cka_terms
 from vitsee.estimators.places import pair_grams, pair_hsic, patches, self_hsic, tokens
-from vitsee.io.tidy import Table, Whole
+from vitsee.io.tidy import Table, Whole, indices
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -254,15 +254,14 @@ def _pairs(
     layer: str, grid: Grid, cka: np.ndarray, se: np.ndarray, minibatches: int
 ) -> pd.DataFrame:
     """One row per token and patch, from (tokens, patches)."""
-    names = (*_TOKEN, *_PATCH)
-    places = {name: index.ravel() for name, index in zip(names, np.indices(grid * 2), strict=True)}
+    where = indices(grid * 2, *_TOKEN, *_PATCH)
     values = {"cka": cka.ravel(), "se": se.ravel(), "minibatches": minibatches}
-    return pd.DataFrame({"layer": layer, **places, **values})
+    return pd.DataFrame({"layer": layer, **where, **values})
 
 
 def _scores(layer: str, grid: Grid, cka: np.ndarray) -> pd.DataFrame:
     """One row per token, from (tokens, patches)."""
-    row, column = (index.ravel() for index in np.indices(grid))
+    row, column = indices(grid, *_TOKEN).values()
     border = (row % (grid[0] - 1 or 1) == 0) | (column % (grid[1] - 1 or 1) == 0)
     own = cka.diagonal()
     return pd.DataFrame(

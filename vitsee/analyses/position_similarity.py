@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
 import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, register
-from vitsee.io.tidy import Table, Whole
+from vitsee.io.tidy import Table, Whole, indices
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,9 +48,8 @@ class PositionSimilarity(Analysis):
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
         """One row per pair of patches: row, col, other_row, other_col, cosine."""
         cosine = sums.terms["cosine"].cpu().numpy()
-        index = np.indices(cosine.shape).reshape(4, -1)
-        places = dict(zip(_PLACES, index, strict=True))
-        return {"position_similarity": pd.DataFrame(places | {"cosine": cosine.ravel()})}
+        where = indices(cosine.shape, *_PLACES)
+        return {"position_similarity": pd.DataFrame(where | {"cosine": cosine.ravel()})}
 
     def warnings(self, sums: Sums) -> list[str]:
         """Position embeddings that are zero, so without a direction."""

@@ -12,7 +12,7 @@ import pandas as pd
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
 from vitsee.estimators.kernels import absolute_gradients
-from vitsee.io.tidy import MODELS, Kind, Table, Whole
+from vitsee.io.tidy import MODELS, Kind, Table, Whole, indices
 from vitsee.lazy import torch
 
 if TYPE_CHECKING:
@@ -138,8 +138,7 @@ class ReceptiveField(Analysis):
             for layer, of_points in zip(layers, means, strict=True):
                 for point, values in zip(self.points, of_points, strict=True):
                     binned = bin_means(values, self.resolution or max(values.shape))
-                    row, col = (axis.ravel() for axis in np.indices(binned.shape))
-                    value = {"row": row, "col": col, "value": binned.ravel()}
+                    value = indices(binned.shape, "row", "col") | {"value": binned.ravel()}
                     where = {"layer": layer.name, "point": point}
                     maps.append(pd.DataFrame(where | value | {"model": role}))
                     sizes.append(where | size(values, layer) | {"model": role})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,11 @@ class Table:
         if np.array_equal(order, np.argsort(group, kind="stable")):
             return table
         return table.iloc[order].reset_index(drop=True)
+
+
+def indices(shape: Sequence[int], *axes: str) -> dict[str, np.ndarray]:
+    """The columns that say where each value of a flattened array of this shape was, one per axis."""
+    return {name: index.ravel() for name, index in zip(axes, np.indices(shape), strict=True)}
 
 
 def read(path: Path, texts: Iterable[str] | None = None) -> pd.DataFrame:

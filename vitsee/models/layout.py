@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
@@ -181,10 +181,12 @@ class _OnMeta(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.lstm and kwargs == {}:
             return _lstm(*args)
+        if func in _KNOWN and (found := _KNOWN[func](*args, **kwargs)) is not None:
+            return found
         try:
             return func(*args, **kwargs)
         except RuntimeError:
-            if self.lenient and func is scaled_dot_product_attention:
+            if self.lenient and func is functional.scaled_dot_product_attention:
                 return func(*args[:3], **{k: v for k, v in kwargs.items() if k != "attn_mask"})
             if self.lenient and func in _SUMS:
                 return max(args[:2], key=torch.numel).clone()
@@ -199,6 +201,39 @@ _SUMS = {
     Tensor.__iadd__,
     Tensor.__radd__,
 }
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    fits = x.shape[-1] == weight.shape[1]
+    return x.new_empty(*x.shape[:-1], weight.shape[0]) if fits else None
+
+
+def _layer_norm(x: Tensor, shape: Sequence[int], *rest: Any, **options: Any) -> Tensor | None:
+    return x.new_empty(x.shape) if x.shape[-len(shape) :] == tuple(shape) else None
+
+
+def _batch_norm(x: Tensor, mean: Tensor | None, *rest: Any, **options: Any) -> Tensor | None:
+    return torch.empty_like(x) if mean is not None and x.shape[1] == len(mean) else None
+
+
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any
+) -> Tensor | None:
+    fits = query.shape[:-2] == key.shape[:-2] and query.shape[-1] == key.shape[-1]
+    return (
+        torch.empty_like(query) if fits and key.shape == value.shape and attn_mask is None else None
+    )
+
+
+_KNOWN: dict[Any, Callable[..., Tensor | None]] = {
+    functional.linear: _linear,
+    functional.layer_norm: _layer_norm,
+    functional.batch_norm: _batch_norm,
+    functional.gelu: lambda x, **options: torch.empty_like(x),
+    functional.scaled_dot_product_attention: _attention,
+}
+"""Outputs of usual functions without values; None where torch might refuse the input. On the meta device torch
+itself finds their shapes in Python, which takes most of the time."""
 
 
 def _lstm(x: Tensor, hidden: tuple[Tensor, Tensor], *options: Any) -> tuple[Tensor, ...]:
