@@ -47,8 +47,8 @@ slurm-figures: setup ## The same as SLURM jobs, one per figure (SBATCH='--partit
 		sbatch $(SBATCH) --job-name=$$figure --wrap "$(BIN)/vitsee run figure=$$figure zoo=$(ZOO)"; \
 	done
 
-zoo: setup ## Retrain the small models that ship with vitsee (hours on a CPU)
-	VITSEE=$(BIN)/vitsee scripts/zoo.sh
+zoo: setup ## Train the next small models on contours (minutes on a GPU, days on a CPU)
+	$(BIN)/python scripts/zoo.py
 
 docs: .venv/.installed-dev ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict --quiet

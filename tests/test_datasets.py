@@ -23,7 +23,7 @@ import torch
 from conftest import composed, write_images
 from PIL import Image, ImageCms
 
-from vitsee.data import datasets, downloads, hugging_face, image_files, images
+from vitsee.data import datasets, downloads, hugging_face, image_files, images, minibatches
 from vitsee.data.minibatches import Minibatches, _Framed
 from vitsee.data.plan import Plan
 from vitsee.data.rgb import rgb
@@ -505,9 +505,12 @@ def test_an_unknown_kind_or_split_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"resolution": 64}, "dataset.resolution=64, which is for dataset=scenes:"),
-        ({"size": 10}, "dataset.size=10, which is for dataset=scenes:"),
-        ({"seed": 3}, "dataset.seed=3, which is for dataset=scenes or hf:"),
+        (
+            {"resolution": 64},
+            "dataset.resolution=64, which is for dataset=contours or lines or scenes:",
+        ),
+        ({"size": 10}, "dataset.size=10, which is for dataset=contours or lines or scenes:"),
+        ({"seed": 3}, "dataset.seed=3, which is for dataset=contours or lines or scenes or hf:"),
         ({"take": 5}, "dataset.take=5, which is for dataset=hf:"),
         ({"path": "a/b"}, "dataset.path=a/b, which is for dataset=hf:"),
         ({"name": "scenes", "kind": "scenes", "root": "photos"}, "dataset.root=photos, .*folder"),
@@ -814,6 +817,26 @@ def test_an_error_of_the_preprocessing_is_not_taken_for_a_bad_image(images):
 
     with pytest.raises(ValueError, match="a bug"):
         _Framed(folder(images), {"model": wrong})[0]
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"cpu.max": "150000 100000"}, 1),
+        ({"cpu.max": "max 100000"}, None),
+        ({"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({}, None),
+    ],
+)
+def test_a_container_s_quota_limits_the_number_of_cores(files, expected, tmp_path, monkeypatch):
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text + "\n")
+    monkeypatch.setattr(minibatches, "CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    assert minibatches.cores() == (expected or 8)
 
 
 def test_values_that_make_no_sense_are_refused():

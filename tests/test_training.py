@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import SMALL, write_images
@@ -29,6 +30,7 @@ from safetensors import safe_open
 from safetensors.torch import load, load_file
 
 from vitsee.config import CONF
+from vitsee.data import datasets
 from vitsee.data.scenes import CLASSES, Scenes
 from vitsee.errors import Incomplete, UserError
 from vitsee.models import cards, loader, timm_architecture
@@ -36,10 +38,12 @@ from vitsee.options import Dataset, Model, Pool, Precision, Run
 from vitsee.parallel.interrupt import Interrupted
 from vitsee.results.folder import Results
 from vitsee.training import checkpoint, examples, recipes, trainer
+from vitsee.training.attending import near_minus_far
 from vitsee.training.checkpoint import BadCheckpoint, Checkpoints
 from vitsee.training.examples import Augmented, Mixup, Schedule, Splits
 from vitsee.training.ranks import Ranks
-from vitsee.training.recipes import Decay, Optimiser, Recipe, Training
+from vitsee.training.recipes import Decay, Optimiser, Positions, Recipe, Training
+from vitsee.training.resident import Resident
 from vitsee.training.trainer import Trainer, train
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +59,7 @@ def wee(
     """Six steps of a ViT of two blocks on 64 scenes."""
     own = dict(model or {})
     args = WEE | {"num_classes": len(CLASSES)} | own.pop("args", {})
-    overlay = {"input_size": [3, 28, 28], "mean": [0.5] * 3, "std": [0.5] * 3}
+    overlay = {"input_size": [3, 28, 28], "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 1.0}
     recipe = {"name": "wee", "images_seen": 96, "test_images": 32, "batch_size": 16}
     dataset = {"name": "scenes", "kind": "scenes", "size": 64}
     return Training(
@@ -88,6 +92,8 @@ def stop_after(steps: int, monkeypatch) -> None:
     monkeypatch.setattr(Trainer, "advance", advance)
 
 
+LOADED = {"augmentation": {"hflip": 0.5}}
+"""With an augmentation of timm's, images are loaded one by one."""
 AUGMENTED = {
     "augmentation": {"auto_augment": "rand-m5-n1", "re_prob": 0.5},
     "mixup": 0.3,
@@ -101,10 +107,11 @@ AUGMENTED = {
         ({}, 1),
         ({}, 4),
         ({"precision": Precision.bf16}, 3),
+        ({"shift": 3, "mixup": 0.3, "cutmix": 1.0, "mixed": 0.5, "fraction": 0.5}, 3),
         ({"optimiser": Optimiser.sgd, "clip": None}, 3),
         (AUGMENTED | {"model": {"args": {"proj_drop_rate": 0.2, "drop_path_rate": 0.2}}}, 3),
     ],
-    ids=["at once", "late", "bf16", "sgd", "augmented, with dropout"],
+    ids=["at once", "late", "bf16", "shifted and mixed", "sgd", "augmented, with dropout"],
 )
 def test_an_interrupted_training_goes_on_and_gives_the_same_weights(
     changes, steps, tmp_path, monkeypatch
@@ -120,7 +127,7 @@ def test_an_interrupted_training_goes_on_and_gives_the_same_weights(
         with pytest.raises(Interrupted):
             train(asked("parts"))
     parts = train(asked("parts"))
-    for name in ("wee.safetensors", "metrics.csv", "wee.md"):
+    for name in ("wee.safetensors", "metrics.csv", "heads.csv", "wee.md"):
         assert (whole / name).read_bytes() == (parts / name).read_bytes()
 
 
@@ -394,6 +401,41 @@ class TestShown:
         assert not shown[(1, 5)][0].equal(first)
         assert not replace(shown, seed=1)[(0, 5)][0].equal(first)
 
+    def test_images_on_the_device_are_those_of_the_schedule_shifted(self, tmp_path):
+        asked = wee(tmp_path, shift=2, fraction=0.5, batch_size=8)
+        splits, data = splits_of(asked, tmp_path), Trainer(asked).data
+        assert Resident.holds(splits, data, asked.recipe)
+        resident = Resident(splits, data, asked.recipe, torch.device("cpu"))
+        schedule = Schedule(asked.recipe, splits.chosen, 3, 6, ALONE)
+        shifts = set()
+        for shown, (places, drawn) in zip(schedule, resident.draws(schedule), strict=True):
+            pixels, targets = resident.shown(places, drawn)
+            indices = [index for _, index in shown]
+            assert targets.argmax(1).tolist() == [index % 16 for index in indices]
+            for image, index, (_, down, right) in zip(
+                pixels, indices, places.tolist(), strict=True
+            ):
+                raw = np.pad(splits.train.open(index), ((2, 2), (2, 2), (0, 0)), "edge")
+                part = raw[2 + down : 30 + down, 2 + right : 30 + right]
+                expected = torch.from_numpy(part).permute(2, 0, 1) / 127.5 - 1
+                torch.testing.assert_close(image, expected)
+                shifts.add((down, right))
+        assert max(map(max, shifts)) == 2
+        assert min(map(min, shifts)) == -2
+
+    def test_images_on_the_device_give_the_same_steps_as_images_loaded_one_by_one(
+        self, tmp_path, monkeypatch
+    ):
+        plain = {"optimiser": Optimiser.sgd, "lr": 0.1, "clip": None}
+        resident = train(wee(tmp_path / "resident", **plain))
+        monkeypatch.setattr(Resident, "holds", lambda *words: False)
+        loaded = train(wee(tmp_path / "loaded", **plain))
+        one, two = (load_file(folder / "wee.safetensors") for folder in (resident, loaded))
+        for name, tensor in one.items():
+            torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5)
+        accuracies = [pd.read_csv(folder / "metrics.csv") for folder in (resident, loaded)]
+        assert accuracies[0]["test_accuracy"].tolist() == accuracies[1]["test_accuracy"].tolist()
+
     def test_augmentation_leaves_the_generators_as_they_were(self):
         torch.manual_seed(7)
         before = torch.get_rng_state()
@@ -419,10 +461,30 @@ class TestShown:
         torch.testing.assert_close(mixed.reshape(4, 4), targets)
         assert 0 < targets[0, 0] < 1
 
-    def test_mixup_of_an_odd_number_is_refused(self):
-        recipe = Recipe(name="r", images_seen=1, mixup=1.0, batch_size=3)
-        with pytest.raises(UserError, match=r"mixup mixes pairs of images, but .* is 3 images"):
-            Mixup(recipe, 4)(0, torch.zeros(3, 3, 4, 4), torch.arange(3))
+    def test_cutmix_pastes_a_part_and_mixes_targets_by_its_area(self):
+        recipe = Recipe(name="r", images_seen=1, cutmix=1.0)
+        pixels = torch.arange(6.0)[:, None, None, None].expand(6, 3, 8, 8)
+        mixed, targets = Mixup(recipe, 6)(3, pixels, torch.arange(6))
+        for image, target, own, other in zip(
+            mixed, targets, range(6), range(5, -1, -1), strict=True
+        ):
+            assert set(image.unique().tolist()) <= {own, other}
+            pasted = (image[0] == other).nonzero()
+            if len(pasted):
+                high, low = pasted.max(0).values, pasted.min(0).values
+                assert (high - low + 1).prod() == len(pasted)
+            torch.testing.assert_close(target[own], torch.tensor(1 - len(pasted) / 64))
+        assert len({len((image[0] == own).nonzero()) for own, image in enumerate(mixed)}) > 2
+
+    def test_the_share_of_mixed_images_is_the_one_asked_for(self):
+        recipe = Recipe(name="r", images_seen=1, cutmix=1.0, mixup=0.5, mixed=0.25)
+        drawn = Mixup(recipe, 2).drawn(0, 10_000, 32, 32)
+        blended = drawn[:, 0] < 1
+        cut = drawn[:, 1:].any(1)
+        assert not (blended & cut).any()
+        assert [share.float().mean().item() for share in (blended, cut)] == pytest.approx(
+            [0.125, 0.125], abs=0.02
+        )
 
 
 @pytest.mark.parametrize(
@@ -435,6 +497,16 @@ class TestShown:
         ({"images_seen": 8}, "8 images are not enough for a step of recipe.batch_size=16"),
         ({"batch_size": 0}, "recipe.batch_size must be at least 1, got 0"),
         ({"lr": -1.0}, "recipe.lr must be more than 0, got -1.0"),
+        ({"shift": -1}, "recipe.shift must not be negative, got -1"),
+        ({"mixed": 1.5}, r"recipe.mixed must be a share in \[0, 1\], got 1.5"),
+        (
+            {"shift": 2, "augmentation": {"hflip": 0.5}},
+            "recipe.shift=2 is for generated images at the model's size, up to 4 GiB; for others use recipe.shift=0",
+        ),
+        (
+            {"positions": Positions.sincos, "model": {"args": {"embed_dim": 18}}},
+            "recipe.positions=sincos needs a width that is a multiple of 4, not 18",
+        ),
         ({"augmentation": "flip"}, r"must be options by name, such as {hflip: 0.5}, got 'flip'"),
         ({"train_split": "test"}, "the held-out images are the training images"),
         (
@@ -504,7 +576,7 @@ def test_a_folder_of_images_is_trained_on_and_a_broken_one_named(tmp_path):
 def test_an_image_that_a_training_cannot_have_is_named_in_one_line(
     error, said, workers, tmp_path, monkeypatch
 ):
-    asked = wee(tmp_path)
+    asked = wee(tmp_path, **LOADED)
     asked = replace(asked, run=replace(asked.run, workers=workers))
 
     def fails(self, index: int) -> Image.Image:
@@ -518,7 +590,7 @@ def test_an_image_that_a_training_cannot_have_is_named_in_one_line(
 
 
 def test_a_decoding_process_that_dies_in_a_training_is_explained(tmp_path, monkeypatch):
-    asked = wee(tmp_path)
+    asked = wee(tmp_path, **LOADED)
 
     def dies(self, index: int) -> Image.Image:
         os._exit(1)
@@ -581,6 +653,61 @@ class TestPool:
     def test_a_model_that_has_no_such_choice_says_so(self):
         with pytest.raises(UserError, match=r"resnet18 cannot be built with .*model.pool=gap: "):
             timm_architecture.build(Model(name="r", timm="resnet18", pool=Pool.gap))
+
+
+class TestWatching:
+    """heads.csv and metrics.csv say where a ViT looks while it is trained."""
+
+    def test_the_distances_of_heads_are_those_of_the_analysis(self, tmp_path):
+        asked = wee(tmp_path)
+        folder = train(asked)
+        heads = pd.read_csv(folder / "heads.csv")
+        assert heads["step"].unique().tolist() == [2, 4, 6]
+        assert len(heads) == 3 * 2 * 2
+        net = timm_architecture.build(asked.model).eval()
+        net.load_state_dict(load_file(folder / "wee.safetensors"))
+        images = np.stack([Scenes("test", 0, 28).image(i) for i in range(32)])
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
+        last = heads[heads["step"] == 6]["distance"].to_numpy()
+        np.testing.assert_allclose(last, distances_by_hand(net, pixels), rtol=1e-5)
+
+    def test_sines_and_cosines_make_near_positions_similar_and_noise_does_not(self, tmp_path):
+        alike = {
+            kind: near_minus_far(Trainer(wee(tmp_path, positions=kind)).net) for kind in Positions
+        }
+        assert alike[Positions.sincos] > 0.2
+        assert abs(alike[Positions.noise]) < 0.15
+
+    def test_a_model_without_attention_has_no_heads(self, tmp_path):
+        asked = wee(tmp_path, images_seen=32)
+        small = {"num_classes": 16, "channels": [4, 8, 8, 8]}
+        folder = train(replace(asked, model=replace(asked.model, timm="resnet18", args=small)))
+        assert not (folder / "heads.csv").exists()
+        assert list(pd.read_csv(folder / "metrics.csv")) == [
+            "step",
+            "images",
+            "loss",
+            "test_accuracy",
+        ]
+
+
+def distances_by_hand(net: torch.nn.Module, pixels: torch.Tensor) -> list[float]:
+    """Of each head of each block: mean distance between patches by attention, over that of uniform attention."""
+    found: list[float] = []
+
+    def hook(module, args, output) -> None:
+        query, key, _ = output.reshape(len(pixels), 17, 3, 2, 8).permute(2, 0, 3, 1, 4)
+        weights = (query @ key.mT * 8**-0.5).softmax(-1)[:, :, 1:, 1:]
+        places = torch.cartesian_prod(torch.arange(4.0), torch.arange(4.0))
+        between = torch.cdist(places, places)
+        uniform = between.sum() / (16 * 17)
+        found.extend(((weights * between).sum(-1).mean((0, 2)) / uniform).tolist())
+
+    for block in net.blocks:
+        block.attn.qkv.register_forward_hook(hook)
+    with torch.inference_mode():
+        net(pixels)
+    return found
 
 
 def test_half_rounds_the_weights_before_they_are_judged(tmp_path):
@@ -717,11 +844,13 @@ def test_a_batch_that_ranks_cannot_share_evenly_is_refused(tmp_path, monkeypatch
 
 
 @cache
-def scenes_to_test(seed: int, side: int) -> torch.Tensor:
-    """SEEN images of the test split, (SEEN, 3, side, side) in [-1, 1]."""
-    scenes = Scenes("test", seed, side)
-    images = np.stack([scenes.image(i) for i in range(SEEN)])
-    return torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
+def images_to_test(kind: str, seed: int, side: int) -> tuple[torch.Tensor, np.ndarray]:
+    """SEEN images of the test split, (SEEN, 3, side, side) in [-1, 1], and their labels."""
+    made = datasets.load(Dataset(name=kind, kind=kind, seed=seed, size=4096), side)
+    indices = np.random.default_rng(0).permutation(4096)[:SEEN].tolist()
+    images = np.stack([np.asarray(made.open(i)) for i in indices])
+    labels = np.array([made.label(i) for i in indices])
+    return torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1, labels
 
 
 @pytest.mark.xdist_group("scenes")  # one worker, so that they are drawn once
@@ -730,11 +859,12 @@ def test_shipped_weights_are_as_accurate_as_their_card_says(name):
     from test_models import configured
 
     card = cards.read(loader.EMBEDDED / f"{name}.md")
-    stated, (seed, side) = card.accuracy, re.findall(r"seed(\d+)/(\d+)px", card.dataset)[0]
+    ((kind, seed, side),) = re.findall(r"^(\w+) .*seed(\d+)/(\d+)px", card.dataset)
+    pixels, labels = images_to_test(kind, int(seed), int(side))
     loaded = loader.load(configured(name), "cpu")
     with torch.inference_mode():
-        found = loaded.net(scenes_to_test(int(seed), int(side))).argmax(1).numpy()
-    measured = (found == np.arange(SEEN) % len(CLASSES)).mean()
+        measured = (loaded.net(pixels).argmax(1).numpy() == labels).mean()
+    stated = card.accuracy
     assert abs(measured - stated) < 4 * math.sqrt(stated * (1 - stated) / SEEN)
 
 

@@ -69,7 +69,7 @@ class Dataset:
     name: str = MISSING
     """Short name used in paths; `auto` is the model's default data set."""
     kind: str = MISSING
-    """Where the images come from: scenes, folder (or tar), imagenette, cifar10, cifar100 or hf."""
+    """Where the images come from: contours, lines, scenes, folder (or tar), imagenette, cifar10, cifar100 or hf."""
     root: str | None = None
     """Folder, tar file, or cache folder of a download."""
     split: str | None = None
@@ -85,11 +85,11 @@ class Dataset:
     take: int = 10240
     """Hugging Face: how many images to stream into the local cache."""
     seed: int = 0
-    """Seed of generated images (scenes) and of the shuffled stream (hf)."""
+    """Seed of generated images (contours, lines, scenes) and of the shuffled stream (hf)."""
     resolution: int | None = None
-    """Side of generated images in pixels (scenes); by default the model's input size."""
+    """Side of generated images in pixels; by default the model's input size."""
     size: int | None = None
-    """Number of generated images (scenes)."""
+    """Number of generated images."""
     on_bad_image: OnBadImage = OnBadImage.error
     """error: stop and name the image. skip: leave it out for all models, and list it."""
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from vitsee.data.downloads import cifar, imagenette, split_of
 from vitsee.data.hugging_face import streamed
@@ -14,7 +16,9 @@ from vitsee.errors import UserError, expanded, nearest, unknown
 from vitsee.options import Dataset
 
 SCENES = 10_240
-"""Default number of scenes. They are generated on demand."""
+"""Default number of generated images. They are generated on demand."""
+GENERATED = ("contours", "lines", "scenes")
+"""The kinds whose images are generated."""
 
 
 def load(dataset: Dataset, resolution: int) -> Images:
@@ -40,6 +44,24 @@ def load(dataset: Dataset, resolution: int) -> Images:
 def _scenes(dataset: Dataset, resolution: int) -> Images:
     from vitsee.data.scenes import CLASSES, Scenes
 
+    return _generated(dataset, resolution, Scenes, CLASSES)
+
+
+def _contours(dataset: Dataset, resolution: int) -> Images:
+    from vitsee.data.contours import CLASSES, Contours
+
+    return _generated(dataset, resolution, Contours, CLASSES)
+
+
+def _lines(dataset: Dataset, resolution: int) -> Images:
+    from vitsee.data.contours import LINE_CLASSES, Contours
+
+    return _generated(dataset, resolution, partial(Contours, lines=True), LINE_CLASSES)
+
+
+def _generated(
+    dataset: Dataset, resolution: int, of: Callable[..., Any], classes: tuple[str, ...]
+) -> Images:
     split = split_of(dataset, ("train", "test"), "test")
     side = resolution if dataset.resolution is None else dataset.resolution
     size = SCENES if dataset.size is None else dataset.size
@@ -50,8 +72,8 @@ def _scenes(dataset: Dataset, resolution: int) -> Images:
     ):
         if value < least:
             raise UserError(f"dataset.{option} must be at least {least}, got {value}")
-    scenes = Scenes(split=split, seed=dataset.seed, resolution=side, size=size)
-    return Generated(scenes, CLASSES, f"scenes/{split}")
+    made = of(split=split, seed=dataset.seed, resolution=side, size=size)
+    return Generated(made, classes, f"{dataset.kind}/{split}")
 
 
 def _folder(dataset: Dataset, resolution: int) -> Images:
@@ -102,13 +124,15 @@ READERS = {
     "config": ("hf",),
     "column": ("hf",),
     "take": ("hf",),
-    "seed": ("scenes", "hf"),
-    "resolution": ("scenes",),
-    "size": ("scenes",),
+    "seed": (*GENERATED, "hf"),
+    "resolution": GENERATED,
+    "size": GENERATED,
 }
 """The kinds that read an option; the others would pass over it in silence."""
 
 KINDS: dict[str, Callable[[Dataset, int], Images]] = {
+    "contours": _contours,
+    "lines": _lines,
     "scenes": _scenes,
     "folder": _folder,
     "imagenette": imagenette,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -266,6 +267,9 @@ def decoding() -> Iterator[None]:
         ) from error
 
 
+CGROUP = Path("/sys/fs/cgroup")
+
+
 def workers_for(device: torch.device, processes: int = 1) -> int:
     """Return the number of decoding processes for each of the measuring processes on this machine.
 
@@ -276,8 +280,24 @@ def workers_for(device: torch.device, processes: int = 1) -> int:
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return how many cores this process may use: no more than a container's quota."""
+    there = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    return max(1, min([there, *_quotas()]))
+
+
+def _quotas() -> list[int]:
+    """Return the cores that the container may use at a time, if it says so (cgroup, versions 2 and 1)."""
+    shares = []
+    for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
+        try:
+            quota, period = " ".join((CGROUP / file).read_text() for file in files).split()
+        except (OSError, ValueError):
+            continue
+        if quota not in ("max", "-1"):
+            shares.append(int(quota) // int(period))
+    return shares
 
 
 def prepare_worker(worker: int) -> None:

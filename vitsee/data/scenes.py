@@ -105,15 +105,18 @@ class Canvas:
     ) -> None:
         """Paint an opaque disk; colour maps offsets from the middle, (1, w) and (h, 1), to (h, w, 3)."""
         side = len(self.centres)
-        low = np.clip(((middle - radius) * side).astype(int) - 1, 0, side)
-        high = np.clip(((middle + radius) * side).astype(int) + 2, 0, side)
-        if (low >= high).any():
+        (left, right), (top, bottom) = (
+            (max(0, int((at - radius) * side) - 1), min(side, int((at + radius) * side) + 2))
+            for at in middle.tolist()
+        )
+        if left >= right or top >= bottom:
             return
-        x = (self.centres[low[0] : high[0]] - np.float32(middle[0]))[None, :]
-        y = (self.centres[low[1] : high[1]] - np.float32(middle[1]))[:, None]
+        x = (self.centres[left:right] - np.float32(middle[0]))[None, :]
+        y = (self.centres[top:bottom] - np.float32(middle[1]))[:, None]
         # Edges are antialiased over one pixel, so that a scene looks the same at every resolution.
-        cover = np.clip((radius - np.sqrt(x * x + y * y)) * side + 0.5, 0, 1)[..., None]
-        region = self.pixels[low[1] : high[1], low[0] : high[0]]
+        cover = (radius - np.sqrt(x * x + y * y)) * side + 0.5
+        cover = np.minimum(np.maximum(cover, 0), 1)[..., None]  # np.clip takes five times as long
+        region = self.pixels[top:bottom, left:right]
         region += cover * (colour(x, y) - region)
 
 

@@ -195,23 +195,36 @@ def lines_with_errors(
     return figure
 
 
-def training_curve(metrics: pd.DataFrame, name: str) -> Figure:
-    """Training loss and accuracy on held-out images, against images seen.
+def training_curve(name: str, metrics: pd.DataFrame, heads: pd.DataFrame | None = None) -> Figure:
+    """Training loss, accuracy on held-out images and how far each head attends, against images seen.
 
-    metrics: columns images, loss, test_accuracy.
+    metrics: columns images, loss, test_accuracy. heads: columns images, block, head, distance (over that of
+    uniform attention); None for a model without attention.
     """
-    figure = canvas((8.0, 3.2))
-    axes = figure.subplots(1, 2)
+    figure = canvas((8.0 if heads is None else 12.0, 3.2))
+    axes = figure.subplots(1, 2 if heads is None else 3)
     for axis, column, label in (
         (axes[0], "loss", "Training loss"),
         (axes[1], "test_accuracy", "Accuracy on held-out images"),
     ):
         axis.plot(metrics["images"], metrics[column])
-        axis.set(xlabel="Images seen", ylabel=label)
+        axis.set_ylabel(label)
+    axes[1].set_ylim(0, 1)
+    if heads is not None:
+        last = max(1, heads["block"].max())
+        for _, line in heads.groupby(["block", "head"]):
+            block, head = line[["block", "head"]].iloc[0]
+            named = {"label": f"block {block}"} if head == 0 and block in (0, last) else {}
+            colour = matplotlib.colormaps["viridis"](0.9 * block / last)
+            axes[2].plot(line["images"], line["distance"], color=colour, linewidth=0.8, **named)
+        axes[2].set_ylabel("Distance of a head / uniform")
+        axes[2].set_ylim(bottom=0)
+        axes[2].legend(loc="lower left")
+    for axis in axes:
+        axis.set_xlabel("Images seen")
         axis.set_xlim(left=0)
         axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.xaxis.set_major_formatter(EngFormatter())
-    axes[1].set_ylim(0, 1)
     figure.suptitle(name, parse_math=False)
     return figure
 

@@ -23,10 +23,11 @@ from vitsee.results.folder import Results
 
 @dataclass
 class Progress:
-    """The progress of a training: steps taken, and the lines of metrics.csv."""
+    """The progress of a training: steps taken, and the lines of metrics.csv and heads.csv."""
 
     step: int = 0
     metrics: list[dict[str, float]] = field(default_factory=list)
+    heads: list[dict[str, float]] = field(default_factory=list)
 
 
 class BadCheckpoint(Exception):

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import one_hot
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
@@ -29,6 +28,7 @@ from vitsee.data.images import Generated, Images
 from vitsee.data.minibatches import (
     Transform,
     Undecodable,
+    cores,
     decoded,
     decoding,
     prepare_worker,
@@ -44,6 +44,8 @@ from vitsee.training.recipes import Recipe, Training
 log = logging.getLogger(__name__)
 
 EVALUATION_BATCH = 250
+MIXED, SHIFTED = 1, 2
+"""Streams of random numbers, beside that of the order of images."""
 FEW = 2000
 """Up to this many images are generated without extra processes."""
 PIECE = 2**24
@@ -70,7 +72,11 @@ class Splits:
         if recipe.train_split in (None, dataset.split):
             raise same
         train = datasets.load(replace(dataset, split=recipe.train_split), resolution)
-        few = replace(dataset, size=recipe.test_images) if dataset.kind == "scenes" else dataset
+        few = (
+            replace(dataset, size=recipe.test_images)
+            if dataset.kind in datasets.GENERATED
+            else dataset
+        )
         test = datasets.load(few, resolution)
         if train.fingerprint == test.fingerprint:
             raise same
@@ -127,7 +133,7 @@ def _make(images: CachedImages, run: Run) -> None:
         file = stack.enter_context(open(partial, "wb"))
         made: Iterable[np.ndarray] = map(images.scenes.image, range(count))
         if count > FEW:
-            pool = ProcessPoolExecutor(mp_context=get_context("spawn"))
+            pool = ProcessPoolExecutor(run.workers or cores(), get_context("spawn"))
             stack.callback(pool.shutdown, cancel_futures=True)
             made = pool.map(images.scenes.image, range(count), chunksize=256)
         bar = tqdm(made, f"generating {path.stem}", count, disable=not run.progress, unit="image")
@@ -165,6 +171,16 @@ class CachedImages(Generated):
                 digest.update(part)
                 left -= len(part)
             return file.read() == digest.digest()
+
+    def pixels(self, indices: np.ndarray) -> np.ndarray:
+        """Return (N, H, W, 3) uint8."""
+        size = math.prod(self.shape)
+        whole = np.empty((len(indices), *self.shape), np.uint8)
+        with open(self.path, "rb") as file:
+            for place, index in zip(whole, indices.tolist(), strict=True):
+                file.seek(len(self.head) + index * size)
+                file.readinto(place.data)
+        return whole
 
     def open(self, index: int) -> Image.Image:
         size = math.prod(self.shape)
@@ -278,34 +294,58 @@ def augmentation(recipe: Recipe, data: dict[str, Any]) -> Transform:
 
 
 class Mixup:
-    """Mixup and CutMix of a batch, and targets with label smoothing."""
+    """Mixup and CutMix of the images of a minibatch, and targets with label smoothing.
+
+    Image i is mixed with image N - 1 - i. Mixing depends on (seed, step) alone.
+    """
 
     def __init__(self, recipe: Recipe, classes: int) -> None:
-        from timm.data import Mixup as TimmMixup
-
         self.recipe, self.classes = recipe, classes
-        self.mix = None
-        if recipe.mixup or recipe.cutmix:
-            self.mix = TimmMixup(
-                recipe.mixup,
-                recipe.cutmix,
-                label_smoothing=recipe.label_smoothing,
-                num_classes=classes,
-            )
 
     def __call__(self, step: int, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mixed pixels and (N, classes) targets. Mixing depends on (seed, step) alone."""
-        if self.mix is None:
-            smooth = self.recipe.label_smoothing
-            targets = one_hot(labels, self.classes) * (1 - smooth) + smooth / self.classes
+        """Return mixed pixels and (N, classes) targets."""
+        drawn = self.drawn(step, len(pixels), *pixels.shape[-2:])
+        return self.mixed(pixels, labels, drawn.to(pixels.device))
+
+    def drawn(self, step: int, count: int, rows: int, columns: int) -> Tensor:
+        """Return how each image is mixed, (N, 5): share kept where not cut out; top, bottom, left, right of the cut."""
+        recipe, drawn = self.recipe, np.zeros((count, 5), np.float32)
+        drawn[:, 0] = 1
+        alphas = [alpha for alpha in (recipe.mixup, recipe.cutmix) if alpha]
+        if alphas:
+            rng = np.random.default_rng([recipe.seed, step, MIXED])
+            mixed = rng.random(count) < recipe.mixed
+            cut = mixed & (rng.random(count) < bool(recipe.cutmix) / len(alphas))
+            blended = mixed & ~cut
+            if recipe.mixup:
+                drawn[blended, 0] = rng.beta(recipe.mixup, recipe.mixup, count)[blended]
+            if recipe.cutmix:
+                side = np.sqrt(rng.beta(recipe.cutmix, recipe.cutmix, count)) / 2
+                middle = rng.random((2, count))
+                size = np.array([[rows], [columns]])
+                low = np.clip(np.rint((middle - side) * size), 0, size)
+                high = np.clip(np.rint((middle + side) * size), 0, size)
+                box = np.stack([low[0], high[0], low[1], high[1]], 1)
+                drawn[cut, 1:] = box[cut]
+        return torch.from_numpy(drawn)
+
+    def mixed(self, pixels: Tensor, labels: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mixed pixels and (N, classes) targets. drawn: as `drawn` returns, on the same device."""
+        smooth, classes = self.recipe.label_smoothing, self.classes
+        every = torch.arange(classes, device=labels.device)
+        targets = (labels[:, None] == every) * (1 - smooth) + smooth / classes
+        if not (self.recipe.mixup or self.recipe.cutmix):
             return pixels, targets
-        if len(pixels) % 2:
-            raise UserError(
-                f"mixup mixes pairs of images, but each GPU's share of recipe.batch_size={self.recipe.batch_size} "
-                f"is {len(pixels)} images"
-            )
-        with chance(self.recipe.seed, step, self.classes):
-            return self.mix(pixels, labels)
+        rows, columns = (torch.arange(n, device=pixels.device) for n in pixels.shape[-2:])
+        share, top, bottom, left, right = drawn.T[:, :, None]
+        across = (rows >= top) & (rows < bottom)
+        along = (columns >= left) & (columns < right)
+        kept = (share[..., None] * ~(across[:, :, None] & along[:, None]))[:, None]
+        share = kept.mean((2, 3))
+        return (
+            pixels * kept + pixels.flip(0) * (1 - kept),
+            targets * share + targets.flip(0) * (1 - share),
+        )
 
 
 def to_train(

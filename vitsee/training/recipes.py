@@ -24,6 +24,14 @@ class Optimiser(Enum):
     sgd = "sgd"
 
 
+class Positions(Enum):
+    """Initial position embeddings. noise: normal. sincos: sines and cosines of row and column (Vaswani et al. 2017),
+    with wavelengths from 2 pi patches to three sides of the grid. Both are learned."""
+
+    noise = "noise"
+    sincos = "sincos"
+
+
 class Decay(Enum):
     """How the learning rate decays after the warm-up: to 0 along a cosine or a line, or not at all."""
 
@@ -65,10 +73,14 @@ class Recipe:
     augmentation: Any = None  # OmegaConf does not accept an optional dict from the command line
     """Options of timm's create_transform(is_training=True), e.g. {auto_augment: rand-m9-n2}; null: no augmentation,
     images as in evaluation."""
+    shift: int = 0
+    """Largest shift of a generated image along each axis, in pixels; its edge is repeated."""
     mixup: float = 0.0
-    """Alpha of mixup (timm)."""
+    """Alpha of mixup (Zhang et al. 2018)."""
     cutmix: float = 0.0
-    """Alpha of CutMix (timm). With mixup, one of the two is drawn for each batch."""
+    """Alpha of CutMix (Yun et al. 2019). With mixup, one of the two is drawn for each image."""
+    mixed: float = 1.0
+    """Share of the images that are mixed, if `mixup` or `cutmix` is given."""
     precision: Precision = Precision.fp32
     """Precision of forward and backward pass. Weights and optimiser state are float32."""
     compile: bool = False
@@ -78,6 +90,7 @@ class Recipe:
     model's published weights. Positions are resampled to the resolution; the classifier starts at zero."""
     seed: int = 0
     """Seed of the initial weights, the fraction, the order of images and their augmentation."""
+    positions: Positions = Positions.noise
     pos_embed_std: float | None = None
     """Standard deviation of the initial position embeddings. With timm's 0.02, a small ViT needs ten times as many
     images to learn to use them as with a value as large as the patch embeddings."""
@@ -115,6 +128,11 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and value < lowest:
                 raise UserError(f"recipe.{name} must be at least {lowest}, got {value}")
+        for name in ("shift", "mixup", "cutmix"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"recipe.{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.mixed <= 1:
+            raise UserError(f"recipe.mixed must be a share in [0, 1], got {self.mixed}")
         for name in ("epochs", "lr", "clip"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:

@@ -1,0 +1,41 @@
+"""Initial position embeddings."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from vitsee.errors import UserError
+from vitsee.models import embedding
+
+GRIDS = 3
+"""The longest wavelength, in sides of the grid of patches: longer ones would be alike at all positions."""
+
+
+def sines_and_cosines(net: nn.Module, std: float) -> None:
+    """Initialise the position embeddings with sines and cosines of row and column; those of prefix tokens are 0.
+
+    std: root of the mean square. Raises UserError if the model has none, or a width that is not a multiple of 4.
+    """
+    rows, columns, width = embedding.positions(net).shape
+    if width % 4:
+        raise UserError(
+            f"recipe.positions=sincos needs a width that is a multiple of 4, not {width}"
+        )
+    down, right = (_waves(n, width // 4) for n in (rows, columns))
+    table = torch.cat(
+        [down[:, None].expand(rows, columns, -1), right.expand(rows, columns, -1)], -1
+    ).reshape(rows * columns, width)
+    parameter = net.get_parameter("pos_embed")
+    with torch.no_grad():
+        parameter.zero_()
+        parameter[0, -len(table) :] = table * (std * 2**0.5)
+
+
+def _waves(steps: int, count: int) -> Tensor:
+    """Return sines and cosines of the first steps at `count` wavelengths, from 2 pi steps up: (steps, 2 count)."""
+    longest = max(1.0, GRIDS * steps / (2 * math.pi))
+    angles = torch.arange(steps)[:, None] * longest ** -(torch.arange(count) / max(1, count - 1))
+    return torch.cat([angles.sin(), angles.cos()], 1)
