@@ -21,7 +21,7 @@ ROOMS = {
     "parallel": {"errors", "io"},
     "plotting": set(),
     "estimators": {"errors", "lazy", "options", "setting"},
-    "models": {"analysis", "errors", "estimators", "io", "options", "setting"},
+    "models": {"analysis", "errors", "estimators", "io", "options", "parallel", "setting"},
     "data": {"errors", "io", "options", "parallel"},
     "results": {
         *("analyses", "analysis", "errors", "io", "parallel", "returned", "study", "sums"),

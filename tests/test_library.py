@@ -179,7 +179,7 @@ def test_an_experiment_can_run_in_another_thread_than_the_main_one(measure):
 def test_an_interrupted_experiment_goes_on_with_the_same_call(measure, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(
-            "vitsee.analyses.cka.u_centre",
+            "vitsee.analyses.cka.u_centre_",
             lambda gram: signal.raise_signal(signal.SIGINT) or gram,
         )
         with pytest.raises(vitsee.Interrupted):
