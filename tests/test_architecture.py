@@ -33,8 +33,8 @@ ROOMS = {
     "papers": {"config", "errors", "gpus", "io", "options", "parallel", "plotting", "results"},
     "report": {"analyses", "analysis", "errors", "io", "results"},
     "training": {
-        *("config", "data", "errors", "io", "models", "options", "parallel", "plotting"),
-        *("results", "study"),
+        *("config", "data", "errors", "estimators", "io", "models", "options", "parallel"),
+        *("plotting", "results", "setting", "study"),
     },
 }
 """What each folder may import of the rest of vitsee: other folders, and modules that lie beside them."""
