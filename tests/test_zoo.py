@@ -18,6 +18,9 @@ from vitsee.models import cards, loader, timm_architecture
 from vitsee.options import Model, Pool
 from vitsee.training import recipes
 
+# One worker, so that the models are trained once.
+pytestmark = pytest.mark.xdist_group("zoo")
+
 ROOT = Path(__file__).parents[1]
 TINY = [
     *(
