@@ -218,7 +218,7 @@ def training_curve(name: str, metrics: pd.DataFrame, heads: pd.DataFrame | None 
             colour = matplotlib.colormaps["viridis"](0.9 * block / last)
             axes[2].plot(line["images"], line["distance"], color=colour, linewidth=0.8, **named)
         axes[2].set_ylabel("Distance of a head / uniform")
-        axes[2].set_ylim(bottom=0)
+        axes[2].set_ylim(0, 1.05 * max(1.0, heads["distance"].max()))
         axes[2].legend(loc="lower left")
     for axis in axes:
         axis.set_xlabel("Images seen")
