@@ -10,14 +10,6 @@ from vitsee.data import contours, datasets
 from vitsee.data.contours import CLASSES, LINE_CLASSES, Contours
 
 
-def test_an_image_depends_on_seed_split_and_index_alone():
-    again = Contours("train", seed=3, size=10).image(7)
-    assert np.array_equal(Contours("train", seed=3, size=9999).image(7), again)
-    for other in (Contours("test", seed=3), Contours("train", seed=4)):
-        assert not np.array_equal(other.image(7), again)
-    assert not np.array_equal(Contours("train", seed=3).image(8), again)
-
-
 def test_lines_are_the_same_images_with_other_labels():
     shapes, lines = Contours(size=2048), Contours(size=2048, lines=True)
     assert np.array_equal(shapes.image(77), lines.image(77))
@@ -35,15 +27,6 @@ def test_an_experiment_names_its_images_and_classes(name):
         "contours": "spotted shape 01",
         "lines": "smooth, medium",
     }.get(name)
-
-
-def test_the_fingerprint_names_what_the_pixels_depend_on():
-    prints = {
-        images.fingerprint
-        for images in (Contours(), Contours("train"), Contours(seed=1), Contours(resolution=64))
-    }
-    assert len(prints) == 4
-    assert Contours(size=5).fingerprint == Contours(size=6).fingerprint
 
 
 def test_an_image_is_the_same_at_every_resolution():

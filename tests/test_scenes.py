@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vitsee.data.contours import Contours
 from vitsee.data.images import Generated
 from vitsee.data.scenes import CLASSES, Scenes
 from vitsee.errors import UserError
@@ -19,12 +20,13 @@ from vitsee.training import examples
 from vitsee.training.examples import CachedImages, in_cache
 
 
-def test_an_image_depends_on_seed_split_and_index_alone():
-    again = Scenes("train", seed=3, size=10).image(7)
-    assert np.array_equal(Scenes("train", seed=3, size=9999).image(7), again)
-    for other in (Scenes("test", seed=3), Scenes("train", seed=4)):
+@pytest.mark.parametrize("made", [Scenes, Contours])
+def test_an_image_depends_on_seed_split_and_index_alone(made):
+    again = made("train", seed=3, size=10).image(7)
+    assert np.array_equal(made("train", seed=3, size=9999).image(7), again)
+    for other in (made("test", seed=3), made("train", seed=4)):
         assert not np.array_equal(other.image(7), again)
-    assert not np.array_equal(Scenes("train", seed=3).image(8), again)
+    assert not np.array_equal(made("train", seed=3).image(8), again)
 
 
 def test_a_scene_is_the_same_at_every_resolution():
@@ -49,13 +51,13 @@ def test_no_image_is_in_both_splits():
     assert not train & {Scenes("test").image(i).tobytes() for i in range(100)}
 
 
-def test_the_fingerprint_names_what_the_pixels_depend_on():
+@pytest.mark.parametrize("made", [Scenes, Contours])
+def test_the_fingerprint_names_what_the_pixels_depend_on(made):
     prints = {
-        scenes.fingerprint
-        for scenes in (Scenes(), Scenes("train"), Scenes(seed=1), Scenes(resolution=64))
+        images.fingerprint for images in (made(), made("train"), made(seed=1), made(resolution=64))
     }
     assert len(prints) == 4
-    assert Scenes(size=5).fingerprint == Scenes(size=6).fingerprint
+    assert made(size=5).fingerprint == made(size=6).fingerprint
 
 
 def test_images_to_train_on_are_made_once(tmp_path, monkeypatch):

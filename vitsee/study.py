@@ -87,9 +87,8 @@ class Study:
     def models(self) -> dict[str, loader.Loaded]:
         """The models by role, with weights, on the device."""
         e = self.experiment
-        if (
-            self.device.type != "cpu"
-        ):  # a GPU takes seconds to start, beside which the CPU builds models
+        if self.device.type != "cpu":
+            # a GPU takes seconds to start, beside which the CPU builds models
             in_background(lambda: torch.ones(1, device=self.device))
         return {
             role: loader.load(model, self.device, e.names[role]) for role, model in e.models.items()
