@@ -49,7 +49,7 @@ def draw(folder: Path, *, pdf: bool = False, read: Read = read) -> list[Path]:
 CLAIMS = Table(
     {
         **dict.fromkeys(("claim", "figure", "statement", "statistic"), str),
-        **dict.fromkeys(("value", "low", "high", "threshold"), float),
+        **dict.fromkeys(("value", "low", "high", "threshold", "untrained"), float),
         "holds": tuple(scorecard.VERDICTS),
     }
 )
