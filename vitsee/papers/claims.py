@@ -454,19 +454,19 @@ def spatial_tokens_later(skip: Evidence) -> float:
 
 @claim(
     "a phase transition: first the class token passes through the skip connections, then the spatial tokens do",
-    "smaller log ratio: class token to spatial tokens, first half; spatial tokens to class token, second half",
-    above=0,
+    "smaller ratio: class token to spatial tokens, first half; spatial tokens to class token, second half",
+    above=1,
 )
 def phase_transition(skip: Evidence) -> float:
     """'A clear phase transition from preserving the CLS (class) token representation (in lower layers) to spatial
     token representations (in higher layers)' (section 6).
 
-    Threshold: both halves on the claimed side at all, so 0 for the worse one.
+    Threshold: both halves on the claimed side at all, so 1 for the worse one.
     Null: untrained ViTs.
     Premise: none.
     """
     first, second = _class_over_spatial(skip)
-    return float(min(np.log(first), -np.log(second)))
+    return min(first, 1 / second)
 
 
 @claim(
@@ -946,13 +946,17 @@ def _table(tables: Tables, name: str) -> pd.DataFrame:
 
 def _square(evidence: Evidence) -> np.ndarray:
     """CKA as (layers of the model, layers of the other)."""
-    return _grid(_table(_only(evidence), "cka")).to_numpy(float)
+    return _grid(_table(_only(evidence), "cka"))[0]
 
 
-def _grid(table: pd.DataFrame) -> pd.DataFrame:
-    rows, columns = table["model_layer"].unique(), table["other_layer"].unique()
-    wide = table.pivot(index="model_layer", columns="other_layer", values="cka")
-    return wide.loc[rows, columns]
+def _grid(table: pd.DataFrame) -> tuple[np.ndarray, pd.Index]:
+    """CKA as (layers of the model, layers of the other), and the names of the former."""
+    (rows, names), (columns, others) = (
+        pd.factorize(table[name]) for name in ("model_layer", "other_layer")
+    )
+    grid = np.full((len(names), len(others)), np.nan)
+    grid[rows, columns] = table["cka"]
+    return grid, pd.Index(names)
 
 
 def _off_diagonal(cka: np.ndarray) -> float:
@@ -978,14 +982,14 @@ def _best(cka: np.ndarray) -> np.ndarray:
 
 def _contrast(tables: Tables, block: int) -> float:
     """The contrast of the layers before and after a block."""
-    grid = _grid(_table(tables, "cka"))
+    cka, names = _grid(_table(tables, "cka"))
     after = [False]
-    for name in grid.index:  # other layers go with the block before them
+    for name in names:  # other layers go with the block before them
         number = re.search(r"blocks\.(\d+)", str(name))
         after.append(int(number.group(1)) >= block if number else after[-1])
     if len(set(after[1:])) < 2:
         raise Missing(f"layers before and after block {block}")
-    return _contrast_of(grid.to_numpy(float), np.array(after[1:]))
+    return _contrast_of(cka, np.array(after[1:]))
 
 
 def _contrast_of(cka: np.ndarray, side: np.ndarray) -> float:

@@ -138,7 +138,9 @@ def every_statistic(claim: Claim, panels: Panels) -> list[np.ndarray]:
     found, missing = [], Missing("its panels")
     for choice in choices(panels):
         try:
-            found.append(np.atleast_1d(np.asarray(claim.measure(**choice), float)))
+            with np.errstate(divide="ignore", invalid="ignore"):  # NaN where it is undefined
+                values = claim.measure(**choice)
+            found.append(np.atleast_1d(np.asarray(values, float)))
         except Missing as what:
             missing = what
     if not found:
@@ -276,13 +278,18 @@ def judge(claim: Claim, found: Measured, untrained: float = math.nan) -> str:
     Where networks that learnt nothing pass the threshold as well, it holds only if the whole interval is
     beyond their statistic too.
     """
-    if math.isnan(found.value):
-        return NOT_TESTABLE
     sign = 1 if claim.above else -1
     low, high = sorted((sign * found.low, sign * found.high))
     if low > sign * claim.threshold:
         return UNTRAINED_TOO if low <= sign * untrained else YES
     return NO if high < sign * claim.threshold else UNDECIDED
+
+
+def unfulfilled(claim: Claim, panels: Panels) -> str:
+    """Why the claim's premise does not hold for some choice of panels; empty if it holds for all."""
+    if claim.premise is None:
+        return ""
+    return next(filter(None, (claim.premise(**choice) for choice in choices(panels))), "")
 
 
 def verdict(
@@ -292,29 +299,26 @@ def verdict(
 
     untrained: the panels of the same networks with random weights.
     """
-    found, null, why = Measured(math.nan), math.nan, ""
+    found, null, why, without = Measured(math.nan), math.nan, "", ""
     try:
-        found = measured(claim, evidence)
-        why = (
-            next(filter(None, (claim.premise(**one) for one in choices(evidence.whole))), "")
-            if claim.premise
-            else ""
-        )
+        found, why = measured(claim, evidence), unfulfilled(claim, evidence.whole)
+        if math.isnan(found.value):
+            why = why or "the statistic is undefined"
     except Missing as missing:
         why = f"not measured: {missing}"
-    if untrained is not None and not math.isnan(found.value):
+    if untrained is not None and not why:
         try:
             null = statistic(claim, untrained)
         except Missing as missing:
-            why = why or f"no null: {missing}"
-    holds = NOT_TESTABLE if why and not why.startswith("no null") else judge(claim, found, null)
+            without = f"no null: {missing}"
+    holds = NOT_TESTABLE if why else judge(claim, found, null)
     sign = "above" if claim.above else "below"
     return dict(
         zip(
             COLUMNS,
             (
                 *(claim.name, figure, claim.statement, f"{claim.statistic} ({sign} is claimed)"),
-                *(found.value, found.low, found.high, claim.threshold, holds, null, why),
+                *(found.value, found.low, found.high, claim.threshold, holds, null, why or without),
             ),
             strict=True,
         )
