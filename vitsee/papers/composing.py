@@ -19,7 +19,7 @@ from vitsee.io.tidy import Table, wrong
 from vitsee.io.tidy import read as read_csv
 from vitsee.parallel.interrupt import Interruptible
 from vitsee.plotting import scorecard, style
-from vitsee.results.folder import Results
+from vitsee.results.folder import PNG, Formats, Results
 from vitsee.results.reading import StoredResult, read
 
 Read = Callable[[Path], StoredResult]
@@ -27,7 +27,7 @@ HEAD, FOOT_LINE, EMPTY = 0.3, 0.16, (3.0, 2.0)
 """Height in inches of a panel's title and of a caption line, and size of an empty panel."""
 
 
-def draw(folder: Path, *, pdf: bool = False, read: Read = read) -> list[Path]:
+def draw(folder: Path, *, formats: Formats = PNG, read: Read = read) -> list[Path]:
     """Draw the composed figure of a folder with a figure.json; return the files written.
 
     read: the function that reads the results of its panels.
@@ -43,7 +43,7 @@ def draw(folder: Path, *, pdf: bool = False, read: Read = read) -> list[Path]:
         if claims is not None:
             title = re.split(r"(?<!et al)\. ", record["caption"])[0]
             drawn["claims"] = scorecard.scorecard(claims, title)
-        return results.save_figures(drawn, pdf=pdf)
+        return results.save_figures(drawn, formats=formats)
 
 
 CLAIMS = Table(
@@ -64,7 +64,7 @@ def claims_of(folder: Path) -> pd.DataFrame | None:
     return CLAIMS.read(path)
 
 
-def draw_together(folders: list[Path], *, pdf: bool = False) -> list[Path]:
+def draw_together(folders: list[Path], *, formats: Formats = PNG) -> list[Path]:
     """Write the claims of several composed figures as one scorecard into their common folder."""
     together = Results(Path(os.path.commonpath([path.resolve() for path in folders])))
     tables = [table for path in folders if (table := claims_of(path)) is not None]
@@ -77,7 +77,7 @@ def draw_together(folders: list[Path], *, pdf: bool = False) -> list[Path]:
     )
     written = together.save_tables({"scorecard": claims})
     return written + together.save_figures(
-        {"scorecard": scorecard.scorecard(claims, title)}, pdf=pdf
+        {"scorecard": scorecard.scorecard(claims, title)}, formats=formats
     )
 
 

@@ -58,7 +58,7 @@ def publish(words: list[str]) -> Iterator[Path]:
         folders.append(written[0].parent)
         yield from written
     if len(folders) > 1:
-        yield from plot_joined(folders, pdf=request.settings.pdf)
+        yield from plot_joined(folders, formats=request.settings.formats)
     if failed:
         incomplete = all(isinstance(reason, Incomplete) for reason in failed.values())
         reasons = "; ".join(f"figure={name}: {reason}" for name, reason in failed.items())
@@ -104,7 +104,7 @@ def publish_one(figure: Published, request: Request, measured: dict[str, Path]) 
             "claims": evidence.verdicts(figure, folders, untrained, reader),
         }
     )
-    return written + composing.draw(results.path, pdf=asked.pdf, read=reader)
+    return written + composing.draw(results.path, formats=asked.formats, read=reader)
 
 
 @dataclass(frozen=True)
