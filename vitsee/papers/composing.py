@@ -23,7 +23,7 @@ from vitsee.results.folder import PNG, Formats, Results
 from vitsee.results.reading import StoredResult, read
 
 Read = Callable[[Path], StoredResult]
-HEAD, FOOT_LINE, EMPTY = 0.3, 0.16, (3.0, 2.0)
+HEAD, FOOT_LINE, EMPTY = 0.42, 0.16, (3.0, 2.0)
 """Height in inches of a panel's title and of a caption line, and size of an empty panel."""
 
 
@@ -138,7 +138,8 @@ def draw_panel(
     grid: the rows of the cell, for title and panel.
     """
     head = cell.add_subfigure(grid[0])
-    head.text(0.5, 0.3, panel["title"], ha="center", weight="bold", fontsize=10)
+    head.text(0.5, 0.5, panel["title"], ha="center", weight="bold", fontsize=10)
+    head.text(0.5, 0.12, run_with(panel, folder, read), ha="center", fontsize=8, color="0.35")
     if not panel["results"]:
         why = "\n".join(line for text in panel["missing"] for line in textwrap.wrap(text, 40))
         body = cell.add_subfigure(grid[1])
@@ -159,6 +160,15 @@ def draw_panel(
     for part in sizes.keys() - {shown}:  # the analysis's other figures
         cell.subfigs.remove(part)
     return sizes[shown]
+
+
+def run_with(panel: dict[str, Any], folder: Path, read: Read) -> str:
+    """The models of a panel, which the paper's title does not name; nothing where a legend names many."""
+    names = {}
+    for result in panel["results"]:
+        labels = read(folder / result).labels
+        names[labels.model + (f" vs {labels.other}" if labels.other else "")] = None
+    return ", ".join(names) if len(names) <= 2 else ""
 
 
 def figures_of(panel: dict[str, Any], folder: Path, read: Read) -> dict[str, Figure]:
