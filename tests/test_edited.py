@@ -455,6 +455,7 @@ def composed_figure(cka: Path) -> Path:
     (folder / "figure.json").write_text(json.dumps(record))
     row = {"claim": "c", "figure": "fig01", "statement": "s", "statistic": "x (above is claimed)"}
     row |= {"value": 0.1, "low": 0.0, "high": 0.2, "threshold": 0.05, "holds": "undecided"}
+    row |= {"untrained": 0.01, "why": ""}
     pd.DataFrame([row]).to_csv(folder / "claims.csv", index=False)
     return folder
 
@@ -491,7 +492,7 @@ def test_a_figure_of_a_stranger_is_written_nowhere_else(name, composed_figure):
 
 CLAIMS = {
     "no column": ("holds", "verdict", "it has no column holds"),
-    "another verdict": ("undecided", "perhaps", "column holds: 'perhaps' is not one of: holds"),
+    "another verdict": ("undecided", "perhaps", "column holds: 'perhaps' is not one of: yes"),
     "text": ("0.05", "much", "column threshold: 'much' is not a number"),
 }
 

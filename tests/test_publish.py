@@ -105,7 +105,7 @@ def test_a_claim_about_weights_alone_is_exact(published):
     verdicts = pd.read_csv(published / "claims.csv").set_index("claim")
     found = verdicts.loc["near_positions_are_similar"]
     assert found["low"] == found["value"] == found["high"]
-    assert found["holds"] == ("holds" if found["value"] > 0 else "does not hold")
+    assert found["holds"] == ("yes" if found["value"] > 0.8 else "no")
 
 
 def test_a_composed_figure_is_wide_enough_for_its_panels(published):
@@ -148,15 +148,15 @@ def test_claims_of_several_figures_make_one_scorecard(published, command):
 
 def test_a_scorecard_says_verdict_interval_and_threshold():
     rows = [
-        ("a", "fig01", "layers are alike", "mean (above is claimed)", 0.75, 0.7, 0.8, 0.5, "holds"),
-        ("b", "fig02", "heads are local", "least (below is claimed)", 0.6, nan, nan, 0.5, "undecided"),
-        ("c", "fig03", "fields grow", "rank (above is claimed)", nan, nan, nan, 0.9, "not measured"),
+        ("a", "fig01", "layers are alike", "mean (above is claimed)", 0.75, 0.7, 0.8, 0.5, "yes", 0.1, ""),
+        ("b", "fig02", "heads are local", "least (below is claimed)", 0.6, nan, nan, 0.5, "undecided", nan, ""),
+        ("c", "fig03", "fields grow", "rank (above is claimed)", nan, nan, nan, 0.9, "not testable", nan, "x"),
     ]  # fmt: skip
     drawn = scorecard(pd.DataFrame(rows, columns=list(COLUMNS)), "Claims")
     words = [text.get_text() for text in drawn.texts]
-    assert words[5:9] == ["layers are alike (fig01)", "✓  holds", "0.75 [0.7, 0.8]", "> 0.5"]
-    assert words[9:13] == ["heads are local (fig02)", "?  undecided", "0.6", "< 0.5"]
-    assert words[13:17] == ["fields grow (fig03)", "–  not measured", "", "> 0.9"]
+    assert words[6:11] == ["layers are alike (fig01)", "✓  yes", "0.75 [0.7, 0.8]", "> 0.5", "0.1"]
+    assert words[11:16] == ["heads are local (fig02)", "?  undecided", "0.6", "< 0.5", ""]
+    assert words[16:21] == ["fields grow (fig03)", "–  not testable", "", "> 0.9", ""]
 
 
 def test_results_that_are_there_are_not_measured_again(published, monkeypatch, undrawn):
@@ -180,7 +180,7 @@ def test_a_role_that_nobody_plays_is_said_in_the_figure_and_in_the_log(
     assert list(publish(["figure=fig02", f"run.outputs={tmp_path}", *QUICK]))
     assert "vit_large of zoo mini is left out: train it: vitsee train recipe=x" in caplog.text
     verdicts = pd.read_csv(tmp_path / "figures" / "fig02-mini" / "claims.csv")
-    assert set(verdicts["holds"]) == {"not measured"}
+    assert set(verdicts["holds"]) == {"not testable"}
 
 
 def test_fewer_images_than_some_other_analysis_needs_are_no_mistake(tmp_path):
@@ -241,7 +241,10 @@ def test_the_claims_are_scored_on_any_two_models_and_what_one_cannot_give_is_lef
     missing = {panel["name"] for panel in record["panels"] if panel["missing"]}
     assert missing == {"distance", "heads"}  # a ResNet attends to nothing
     verdicts = pd.read_csv(written[0].parent / "claims.csv").set_index("claim")
-    assert verdicts.loc["high_blocks_are_global", "holds"] == "not measured"
+    assert verdicts.loc["high_blocks_are_global", "holds"] == "not testable"
+    assert "untrained too" in set(verdicts["holds"])  # both models are random
+    tested = verdicts[verdicts["untrained"].notna()]
+    assert tested["untrained"].equals(tested["value"])
     assert verdicts.loc["uniform", ["low", "high"]].notna().all()
 
 

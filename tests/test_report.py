@@ -36,7 +36,9 @@ CLAIM = {
     "low": 0.187,
     "high": 0.241,
     "threshold": 0.05,
-    "holds": "holds",
+    "holds": "yes",
+    "untrained": 0.012,
+    "why": "",
 }
 
 
@@ -71,8 +73,8 @@ def outputs(measured: Path, tmp_path: Path) -> Path:
         ],
     }
     (folder / "figure.json").write_text(json.dumps(about))
-    verdicts = [{}, {"holds": "undecided"}, {"holds": "does not hold"}]
-    missing = dict.fromkeys(("value", "low", "high"), np.nan) | {"holds": "not measured"}
+    verdicts = [{}, {"holds": "undecided"}, {"holds": "no"}]
+    missing = dict.fromkeys(("value", "low", "high"), np.nan) | {"holds": "not testable"}
     rows = [CLAIM | each | {"claim": f"c{i}"} for i, each in enumerate([*verdicts, missing])]
     pd.DataFrame(rows).to_csv(folder / "claims.csv", index=False)
     return root
@@ -122,7 +124,7 @@ def test_the_page_has_every_figure_table_and_claim(outputs):
     csv = shown.links["cka.csv"].partition("base64,")[2]
     assert base64.b64decode(csv) == (result_of(outputs) / "cka.csv").read_bytes()
     words = " ".join(shown.words.split())
-    for text in ("1 holds", "1 does not hold", "1 undecided", "1 not measured", "0.187 to 0.241"):
+    for text in ("1 yes", "1 no", "1 undecided", "1 not testable", "0.187 to 0.241", "0.012"):
         assert text in words
     for text in ("Raghu et al. 2021, Figure 1; zoo mini", "40 images of folder", "batch_size"):
         assert text in words

@@ -149,7 +149,8 @@ def test_models_of_one_family_are_one_line_against_images_and_against_compute(tm
         words = [f"model.checkpoint={weights}", f"model.name={name}"]
         folders.append(measured(tmp_path, *words))
     drawn = plot_joined(folders)
-    assert [path.name.rpartition("-")[0] for path in drawn] == ["scaling_images", "scaling_compute"]
+    names = ["scaling_accuracy", "scaling_images", "scaling_compute"]
+    assert [path.name.rpartition("-")[0] for path in drawn] == names
     found = [read(folder) for folder in folders]
     joined = found[0].analysis.joined([(one.tables, one.labels) for one in found])
     for figure, x in (

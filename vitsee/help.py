@@ -52,7 +52,7 @@ How and where (changes no numbers)
   run.outputs=outputs  run.device=auto|cpu|cuda|cuda:N|mps  run.workers=N  run.progress=true
   run.device=all       every GPU of this machine, one process each (run.gpus=N: only N of them)
   run.shard=0 run.shards=1      this job's share of the minibatches; the last job writes the tables
-  run.save_every=10    minibatches between checkpoints          run.pdf=true   also write PDFs
+  run.save_every=10    minibatches between checkpoints          run.pdf=true   also write PDFs (run.svg=true: SVGs)
 
 --cfg job prints the composed configuration.
 Exit codes: 0 done, 2 your mistake, 3 other shards are missing, 130 interrupted (state saved), 1 a bug."""

@@ -124,6 +124,8 @@ class Run:
     """Show a progress bar."""
     pdf: bool = False
     """Also write figures as PDF."""
+    svg: bool = False
+    """Also write figures as SVG."""
     memory_gb: float | None = None
     """Memory that the sums of an analysis may use, in GB; by default all of the device's."""
 
@@ -146,6 +148,11 @@ class Run:
             raise UserError(f"run.workers must be at least 0, got {self.workers}")
         if self.memory_gb is not None and self.memory_gb <= 0:
             raise UserError(f"run.memory_gb must be more than 0, got {self.memory_gb}")
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The formats of figures."""
+        return ("png", *(["pdf"] if self.pdf else []), *(["svg"] if self.svg else []))
 
 
 @dataclass(kw_only=True)

@@ -66,7 +66,7 @@ def run(experiment: Experiment, team: Alone | None = None) -> list[Path]:
     results.write(replicates.NAME, replicates.pack(tables, without, drawn_again(study, total)))
     document(study, results, analysis, totals)
     advise(study, results, tables)
-    return written + draw(results.path, pdf=experiment.run.pdf)
+    return written + draw(results.path, formats=experiment.run.formats)
 
 
 def of_weights(study: Study) -> Sums:

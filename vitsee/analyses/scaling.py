@@ -110,12 +110,13 @@ class Scaling(Analysis):
     def joined(
         self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
     ) -> dict[str, Figure]:
-        """Accuracy against training images, and against training FLOPs, one line per model family."""
+        """Accuracy by model, against training images, and against training FLOPs, one line per model family."""
         from vitsee.plotting import line_plots
 
         table = pd.concat([tables["scaling"] for tables, _ in results])
         data = results[0][1].dataset
         return {
+            "scaling_accuracy": line_plots.accuracies(table, data),
             "scaling_images": line_plots.scaling(table, data, ["train_images"]),
             "scaling_compute": line_plots.scaling(table, data, ["training_flops"]),
         }

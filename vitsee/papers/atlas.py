@@ -58,8 +58,8 @@ class Published:
     """Names of the panels in each row."""
     lenient: bool = False
     """Leave out panels that a model does not support (attention of a CNN) instead of failing."""
-    claims: dict[str, dict[str, str]] = field(default_factory=dict)
-    """For each claim it tests, the panel used as each piece of evidence."""
+    claims: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    """For each claim it tests, the panels used as each piece of evidence: with several, it is about all of them."""
 
 
 ASKED = ("model", "other")

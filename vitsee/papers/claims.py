@@ -1,4 +1,7 @@
-"""The papers' claims, each as a statistic with a threshold taken only from their text."""
+"""The papers' claims, each as a statistic with a threshold taken only from their text, a null and a premise.
+
+Sections and figures are those of Raghu et al. 2021 unless another paper is named.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,25 @@ from vitsee.papers.verdicts import CLAIMS, Evidence, Missing, Tables, claim
 
 __all__ = ["CLAIMS"]
 
-# ---- similarity of layers (Figures 1, 2, 8, B.1, H.2) ----
+# ---- premises ----
+
+
+def _much_data_gives_local_heads(little: Evidence, much: Evidence) -> str:
+    least = _heads(much, lowest=True).min()
+    return "" if least < 0.5 else f"much data gives no local heads either (smallest {least:.2f})"
+
+
+def _heads_differ(heads: Evidence) -> str:
+    distance = _table(_only(heads), "head_similarity")["mean_distance_px"]
+    ratio = distance.min() / distance.max()
+    return (
+        ""
+        if ratio < 0.8
+        else f"all heads are about equally local (smallest to largest {ratio:.2f})"
+    )
+
+
+# ---- similarity of layers (Figures 1, 2, 8, B.1, H.1, H.2) ----
 
 
 @claim(
@@ -20,7 +41,12 @@ __all__ = ["CLAIMS"]
     above=0,
 )
 def uniform(vit: Evidence, resnet: Evidence) -> float:
-    """'ViTs have a much more uniform similarity structure': more similar at all, so above 0."""
+    """'ViTs show a much more uniform similarity structure' (section 4).
+
+    Threshold: more similar at all, so 0.
+    Null: untrained networks; residual streams of random blocks are similar already.
+    Premise: none.
+    """
     return _off_diagonal(_square(vit)) - _off_diagonal(_square(resnet))
 
 
@@ -30,7 +56,12 @@ def uniform(vit: Evidence, resnet: Evidence) -> float:
     above=0,
 )
 def low_to_high(vit: Evidence, resnet: Evidence) -> float:
-    """'Lower and higher layers in ViT show much greater similarity than in the ResNet': above 0."""
+    """'Lower and higher layers in ViT show much greater similarity than in the ResNet' (section 4).
+
+    Threshold: greater at all, so 0.
+    Null: untrained networks.
+    Premise: none.
+    """
     return _ends(_square(vit)) - _ends(_square(resnet))
 
 
@@ -40,7 +71,12 @@ def low_to_high(vit: Evidence, resnet: Evidence) -> float:
     below=0.25,
 )
 def lower_half_is_lowest_quarter(cross: Evidence) -> float:
-    """'Approximately a quarter of the lower layers': the typical match lies within that quarter."""
+    """'The lower half of 60 ResNet layers are similar to approximately the lowest quarter of ViT layers' (section 4).
+
+    Threshold: the typical match lies within that quarter.
+    Null: untrained networks.
+    Premise: none.
+    """
     return float(np.median(_matches(_square(cross))[0]))
 
 
@@ -50,7 +86,12 @@ def lower_half_is_lowest_quarter(cross: Evidence) -> float:
     below=1 / 3,
 )
 def lower_half_is_lowest_third(cross: Evidence) -> float:
-    """Appendix B: 60 ResNet layers match the lowest 25 of about 75 layers of ViT-B/32, a third."""
+    """'60 of the lowest R50 layers are similar to about 25 of the lowest ViT-B/32 layers' (Figure B.1).
+
+    Threshold: 25 of the 75 layers of ViT-B/32, a third.
+    Null: untrained networks.
+    Premise: none.
+    """
     return float(np.median(_matches(_square(cross))[0]))
 
 
@@ -60,7 +101,12 @@ def lower_half_is_lowest_third(cross: Evidence) -> float:
     below=1 / 6,
 )
 def upper_half_is_the_next_third(cross: Evidence) -> float:
-    """'The remaining half is similar to approximately the next third': from 1/4 to 7/12, with a half-width of 1/6."""
+    """'The top half of the ResNet is approximately similar to the next third of the ViT layers' (section 4).
+
+    Threshold: the half-width of the range from 1/4 to 7/12.
+    Null: untrained networks.
+    Premise: none.
+    """
     return abs(float(np.median(_matches(_square(cross))[1])) - 5 / 12)
 
 
@@ -70,7 +116,12 @@ def upper_half_is_the_next_third(cross: Evidence) -> float:
     below=0,
 )
 def highest_third_is_unlike(cross: Evidence) -> float:
-    """'The final third is less similar to all ResNet layers': less than the layers below it."""
+    """'The final third of ViT layers is less similar to all ResNet layers' (section 4).
+
+    Threshold: less similar than the layers below them at all, so 0.
+    Null: untrained networks.
+    Premise: none.
+    """
     best = _best(_square(cross))
     cut = len(best) * 2 // 3
     return float(best[cut:].mean() - best[:cut].mean())
@@ -82,10 +133,50 @@ def highest_third_is_unlike(cross: Evidence) -> float:
     below=0.5,
 )
 def no_skip_splits_the_network(cut: Evidence, intact: Evidence) -> float:
-    """'Partitions the representations into dissimilar parts': at most half of the intact model's ratio."""
+    """Without them, 'very little representation similarity between layers before/after block i' (Figure 8).
+
+    Threshold: 'very little': at most half of the intact model's ratio.
+    Null: untrained networks, with and without the skip connections.
+    Premise: none.
+    """
     role, tables = next(iter(_present(cut).items()))
     number = int(role.rsplit("_", 1)[-1])
     return _contrast(tables, number) / _contrast(_only(intact), number)
+
+
+@claim(
+    "without the skip connections of a block, accuracy is lower",
+    "accuracy of the intact model minus that of the model without them",
+    above=0,
+    untrained=False,
+)
+def no_skip_costs_accuracy(accuracy: Evidence) -> float:
+    """'A performance drop of 4% when removing skip connections from middle blocks' (section 6).
+
+    Threshold: lower at all, so 0.
+    Null: none: no untrained network classifies.
+    Premise: none.
+    """
+    return _top1(accuracy, "vit_noskip_none") - _top1(accuracy, "vit_noskip_7")
+
+
+@claim(
+    "layers of a Mixer fall into a small first group and a large later one",
+    "share of layers before the split into two groups with the highest contrast of CKA",
+    below=0.5,
+)
+def mixer_has_a_small_first_group(mixer: Evidence) -> float:
+    """'Distinct, uncorrelated blocks, with a smaller block in the beginning and a larger block
+    afterwards' (Appendix H).
+
+    Threshold: the first group is the smaller one.
+    Null: untrained Mixers.
+    Premise: none.
+    """
+    cka = _square(mixer)
+    splits = range(2, len(cka) - 1)
+    contrast = [_contrast_of(cka, np.arange(len(cka)) >= at) for at in splits]
+    return splits[int(np.argmin(contrast))] / len(cka)
 
 
 @claim(
@@ -94,31 +185,48 @@ def no_skip_splits_the_network(cut: Evidence, intact: Evidence) -> float:
     above=0,
 )
 def mixer_is_closer_to_the_vit(vit: Evidence, resnet: Evidence) -> float:
-    """Appendix H: 'more similar to ViT than to ResNet': above 0."""
+    """'Overall, the models behave more similar to ViT than ResNets' (Appendix H).
+
+    Threshold: more similar at all, so 0.
+    Null: untrained networks.
+    Premise: none.
+    """
     return float(_best(_square(vit)).mean() - _best(_square(resnet)).mean())
 
 
-# ---- attention (Figures 3, 4, 5, C.5; ViT paper 7) ----
+# ---- attention (Figures 3, 4, 5, C.5, C.6; ViT paper 7, 10, 11) ----
 
 
 @claim(
     "the lowest blocks have local heads",
     "smallest distance of a head in the two lowest blocks, relative to uniform attention",
     below=0.5,
+    any_of=True,
 )
-def low_blocks_have_local_heads(vit: Evidence) -> float:
-    """'Both local heads (small distances) …': less than half the distance of uniform attention."""
-    return _heads(vit, lowest=True).min()
+def low_blocks_have_local_heads(vit: Evidence) -> np.ndarray:
+    """In the lowest layers 'a mix of local heads (small distances) and global heads (large distances)' (section 5).
+
+    Threshold: less than half the distance of uniform attention.
+    Null: untrained ViTs.
+    Premise: none.
+    """
+    return _heads(vit, lowest=True).to_numpy()
 
 
 @claim(
     "the lowest blocks also have global heads",
     "largest distance of a head in the two lowest blocks, relative to uniform attention",
     above=0.8,
+    any_of=True,
 )
-def low_blocks_have_global_heads(vit: Evidence) -> float:
-    """'… and global heads (large distances)': close to uniform attention."""
-    return _heads(vit, lowest=True).max()
+def low_blocks_have_global_heads(vit: Evidence) -> np.ndarray:
+    """In the lowest layers 'a mix of local heads (small distances) and global heads (large distances)' (section 5).
+
+    Threshold: close to uniform attention; 0.8 leaves room for attention to the class token.
+    Null: untrained ViTs, all of whose heads attend almost uniformly.
+    Premise: none.
+    """
+    return _heads(vit, lowest=True).to_numpy()
 
 
 @claim(
@@ -127,7 +235,12 @@ def low_blocks_have_global_heads(vit: Evidence) -> float:
     above=0.8,
 )
 def high_blocks_are_global(vit: Evidence) -> float:
-    """'In higher layers all heads are global'; 0.8 leaves room for attention to the class token."""
+    """'At higher layers, all self-attention heads are global' (section 5).
+
+    Threshold: close to uniform attention; 0.8 leaves room for attention to the class token.
+    Null: untrained ViTs, all of whose heads attend almost uniformly.
+    Premise: none.
+    """
     return _heads(vit, lowest=False).min()
 
 
@@ -135,9 +248,16 @@ def high_blocks_are_global(vit: Evidence) -> float:
     "with little training data, the lowest blocks do not learn local heads",
     "smallest relative distance in the two lowest blocks, little minus much data",
     above=0,
+    untrained=False,
+    premise=_much_data_gives_local_heads,
 )
 def little_data_no_local_heads(little: Evidence, much: Evidence) -> float:
-    """'Does not learn to attend locally in earlier layers': less locally than with much data."""
+    """'With less training data, lower attention layers do not learn to attend locally' (Figure 4).
+
+    Threshold: less local than with much data at all, so 0.
+    Null: none: untrained, both are the same network.
+    Premise: with much data the lowest blocks have a local head, as claimed of Figure 3.
+    """
     return _heads(little, lowest=True).min() - _heads(much, lowest=True).min()
 
 
@@ -145,22 +265,34 @@ def little_data_no_local_heads(little: Evidence, much: Evidence) -> float:
     "a small ViT learns local heads even with little data",
     "smallest distance of a head in the two lowest blocks, relative to uniform attention",
     below=0.5,
+    any_of=True,
 )
-def small_models_keep_local_heads(little: Evidence) -> float:
-    """Appendix C: 'ViT-B/32 still learns to attend locally'; the same threshold as with much data."""
-    return _heads(little, lowest=True).min()
+def small_models_keep_local_heads(little: Evidence) -> np.ndarray:
+    """'ViT-B/32 learns to attend locally even on a smaller dataset' (Figure C.5).
+
+    Threshold: less than half the distance of uniform attention, as with much data.
+    Null: untrained ViTs.
+    Premise: none.
+    """
+    return _heads(little, lowest=True).to_numpy()
 
 
 @claim(
     "the more local the heads, the more similar they are to low ResNet layers",
-    "largest Spearman correlation over ResNet layers between mean distance and CKA",
+    "Spearman correlation between mean distance and CKA, mean over ResNet layers",
     below=-0.5,
+    premise=_heads_differ,
 )
 def local_heads_are_like_low_layers(heads: Evidence) -> float:
-    """'Decreases monotonically with mean distance': all lines fall; -0.5 is a strong correlation."""
+    """'A monotonic decrease in similarity as mean attention distance grows' (section 5).
+
+    Threshold: a strong correlation.
+    Null: untrained networks.
+    Premise: the most local heads have less than 0.8 of the distance of the most global ones.
+    """
     table = _table(_only(heads), "head_similarity")
     lines = table.groupby("other_layer")
-    return max(_spearman(line["mean_distance_px"], line["cka"]) for _, line in lines)
+    return float(np.mean([_spearman(one["mean_distance_px"], one["cka"]) for _, one in lines]))
 
 
 @claim(
@@ -169,24 +301,51 @@ def local_heads_are_like_low_layers(heads: Evidence) -> float:
     above=0.5,
 )
 def distance_grows_with_depth(distance: Evidence) -> float:
-    """ViT paper, section 4.5: 'attention distance increases with network depth'; a strong correlation."""
+    """'The attention distance increases with network depth' (Dosovitskiy et al., section 4.5).
+
+    Threshold: a strong correlation.
+    Null: untrained ViTs.
+    Premise: none.
+    """
     means = _table(_only(distance), "attention_distance").groupby("block")["distance_px"].mean()
     return _spearman(means.index.to_series(), means)
 
 
 @claim(
-    "nearby positions have more similar embeddings",
-    "mean cosine similarity of neighbouring positions minus that of all other pairs",
+    "local heads are less pronounced in hybrids",
+    "mean relative distance of the heads in the two lowest blocks, hybrid minus ViT",
     above=0,
 )
+def hybrid_heads_are_less_local(vit: Evidence, hybrid: Evidence) -> float:
+    """'This highly localized attention is less pronounced in hybrid models' (Dosovitskiy et al., section 4.5).
+
+    Threshold: less at all, so 0.
+    Null: untrained networks.
+    Premise: none.
+    """
+    return float(_heads(hybrid, lowest=True).mean() - _heads(vit, lowest=True).mean())
+
+
+@claim(
+    "nearby positions have more similar embeddings",
+    "mean cosine similarity of neighbouring positions minus that of all other pairs, in standard deviations of pairs",
+    above=0.8,
+)
 def near_positions_are_similar(positions: Evidence) -> float:
-    """ViT paper, section 4.5: 'closer patches tend to have more similar position embeddings'."""
+    """'Closer patches tend to have more similar position embeddings' (Dosovitskiy et al., section 4.5).
+
+    Threshold: a large effect (Cohen 1988); positions permuted at random give about 0, with a standard
+        deviation of 1 / sqrt(pairs of neighbours), below 0.11 for a grid of 7 x 7.
+    Null: untrained ViTs; embeddings that begin as sines and cosines are similar before training.
+    Premise: none.
+    """
     t = _table(_only(positions), "position_similarity")
     steps = (t["row"] - t["other_row"]).abs() + (t["col"] - t["other_col"]).abs()
-    return float(t["cosine"][steps == 1].mean() - t["cosine"][steps > 1].mean())
+    pairs = t["cosine"][steps > 0]
+    return float((pairs[steps == 1].mean() - pairs[steps > 1].mean()) / pairs.std())
 
 
-# ---- receptive fields (Figures 6, C.4) ----
+# ---- receptive fields (Figures 6, C.1 to C.4) ----
 
 
 @claim(
@@ -195,7 +354,12 @@ def near_positions_are_similar(positions: Evidence) -> float:
     above=0.9,
 )
 def resnet_fields_grow(resnet: Evidence) -> float:
-    """'Grow gradually': the field of nearly every unit is larger than the one before."""
+    """'ResNet effective receptive fields are highly local and grow gradually' (Figure 6).
+
+    Threshold: the field of nearly every unit is larger than the one before.
+    Null: untrained ResNets; every convolution adds to the field, whatever its weights.
+    Premise: none.
+    """
     radii = _sizes(_only(resnet), "post")["radius50_px"]
     return _spearman(pd.Series(range(len(radii))), radii.reset_index(drop=True))
 
@@ -206,7 +370,12 @@ def resnet_fields_grow(resnet: Evidence) -> float:
     above=0,
 )
 def vit_fields_start_larger(vit: Evidence, resnet: Evidence) -> float:
-    """'Lower layer receptive fields of ViT are indeed larger than in ResNets': above 0."""
+    """'Lower layer effective receptive fields for ViT are indeed larger than in ResNets' (section 5).
+
+    Threshold: larger at all, so 0.
+    Null: untrained networks; a patch is larger than a small convolution.
+    Premise: none.
+    """
     means = []
     for evidence in (vit, resnet):
         radii = _sizes(_only(evidence), "post")["radius50_px"]
@@ -216,17 +385,23 @@ def vit_fields_start_larger(vit: Evidence, resnet: Evidence) -> float:
 
 @claim(
     "receptive fields of a ViT are global by the middle of the network",
-    "radius that holds 90 % of the middle layer's field, relative to a uniform field",
+    "radius that holds half of the middle layer's field, relative to a uniform field",
     above=0.8,
 )
 def vit_is_global_by_the_middle(vit: Evidence) -> float:
-    """'Becoming much more global midway through the network': most of the radius of a uniform field."""
+    """'ViT receptive fields become much more global midway through the network' (section 5).
+
+    Threshold: close to uniform, as for attention. Half of the field, because a faint haze around the own patch
+        is enough for larger shares.
+    Null: untrained ViTs.
+    Premise: none.
+    """
     maps = _table(_only(vit), "receptive_field")
     maps = maps[maps["point"] == "post"]
     layers = maps["layer"].unique()
     middle = maps[maps["layer"] == layers[len(layers) // 2]]
     field = middle.pivot(index="row", columns="col", values="value").to_numpy()
-    return _radius(field, 0.9) / _radius(np.ones_like(field), 0.9)
+    return _radius(field, 0.5) / _radius(np.ones_like(field), 0.5)
 
 
 @claim(
@@ -235,11 +410,16 @@ def vit_is_global_by_the_middle(vit: Evidence) -> float:
     below=0,
 )
 def branches_depend_less_on_their_patch(pre: Evidence, post: Evidence) -> float:
-    """Appendix C: 'show a weaker dependence on the centre patch': below 0."""
+    """Before the addition they 'have a smaller relative contribution from the corresponding input patch' (Appendix C).
+
+    Threshold: smaller at all, so 0.
+    Null: untrained ViTs; without the skip connection nothing carries the own patch alone.
+    Premise: none.
+    """
     return _attention_share(_only(pre), "pre") - _attention_share(_only(post), "post")
 
 
-# ---- skip connections (Figures 7, E.2) ----
+# ---- skip connections (Figures 7, E.1, E.2) ----
 
 
 @claim(
@@ -248,9 +428,13 @@ def branches_depend_less_on_their_patch(pre: Evidence, post: Evidence) -> float:
     above=1,
 )
 def class_token_first(skip: Evidence) -> float:
-    """'The class token ratio is high in the first half …': higher than that of spatial tokens."""
-    cls, spatial = _ratios(_only(skip))
-    return float(cls[: len(cls) // 2].mean() / spatial[: len(spatial) // 2].mean())
+    """In the first half, the class token is 'primarily propagated by the skip connection branch' (section 6).
+
+    Threshold: higher than that of spatial tokens at all, so 1.
+    Null: untrained ViTs.
+    Premise: none.
+    """
+    return _class_over_spatial(skip)[0]
 
 
 @claim(
@@ -259,9 +443,54 @@ def class_token_first(skip: Evidence) -> float:
     below=1,
 )
 def spatial_tokens_later(skip: Evidence) -> float:
-    """'… with a phase transition, after which the reverse is true': lower than that of spatial tokens."""
-    cls, spatial = _ratios(_only(skip))
-    return float(cls[len(cls) // 2 :].mean() / spatial[len(spatial) // 2 :].mean())
+    """'In the second half of the network, this is reversed' (section 6).
+
+    Threshold: lower than that of spatial tokens at all, so 1.
+    Null: untrained ViTs.
+    Premise: none.
+    """
+    return _class_over_spatial(skip)[1]
+
+
+@claim(
+    "a phase transition: first the class token passes through the skip connections, then the spatial tokens do",
+    "smaller ratio: class token to spatial tokens, first half; spatial tokens to class token, second half",
+    above=1,
+)
+def phase_transition(skip: Evidence) -> float:
+    """'A clear phase transition from preserving the CLS (class) token representation (in lower layers) to spatial
+    token representations (in higher layers)' (section 6).
+
+    Threshold: both halves on the claimed side at all, so 1 for the worse one.
+    Null: untrained ViTs.
+    Premise: none.
+    """
+    first, second = _class_over_spatial(skip)
+    return min(first, 1 / second)
+
+
+@claim(
+    "in the second half, the class token is changed mostly by MLPs",
+    "mean ratio of norms of the class token over the second half of blocks, MLP relative to attention",
+    below=1,
+)
+def mlps_change_the_class_token(skip: Evidence) -> float:
+    """'Later layers change it rapidly, mostly via MLP blocks' (Appendix E).
+
+    Threshold: the MLP's branch is the larger one at all, so 1.
+    Null: untrained ViTs.
+    Premise: none.
+    """
+    table = _table(_only(skip), "skip_ratio")
+    table = table[table["token"] == 0]
+    by_branch = [
+        table[table["branch"] == branch].groupby("block", sort=False)["ratio"].mean().to_numpy()
+        for branch in ("mlp", "attn")
+    ]
+    if not all(map(len, by_branch)):
+        raise Missing("attention and MLP sublayers of a ViT with a class token")
+    mlp, attn = (ratios[len(ratios) // 2 :].mean() for ratios in by_branch)
+    return float(mlp / attn)
 
 
 @claim(
@@ -270,7 +499,12 @@ def spatial_tokens_later(skip: Evidence) -> float:
     above=1,
 )
 def ratios_above_the_resnet(skip: Evidence) -> float:
-    """'ViT norm ratios are higher than ResNet's throughout': above 1."""
+    """'Much higher norm ratios for ViT throughout' (section 6).
+
+    Threshold: higher at all, so 1.
+    Null: untrained networks.
+    Premise: none.
+    """
     table = _table(_only(skip), "skip_ratio")
     units = table[(table["branch"] == "unit") & (table["token"] == -1)]["ratio"]
     if units.empty:
@@ -284,7 +518,12 @@ def ratios_above_the_resnet(skip: Evidence) -> float:
     above=0,
 )
 def later_spatial_outputs_follow_the_skip(skip: Evidence) -> float:
-    """Appendix E: spatial tokens 'change less in later layers': above 0."""
+    """'The output of later blocks is very similar to the representation present on the skip connections' (Appendix E).
+
+    Threshold: more similar than in the first half at all, so 0.
+    Null: untrained ViTs; where every block adds about as much, each changes the sum less than the one before.
+    Premise: none.
+    """
     table = _table(_only(skip), "skip_ratio")
     spatial = table[(table["token"] == -1) & table["branch"].isin(["attn", "mlp"])]
     by_block = spatial.groupby("block", sort=False)["cosine"].mean().to_numpy()
@@ -292,19 +531,25 @@ def later_spatial_outputs_follow_the_skip(skip: Evidence) -> float:
     return float(by_block[half:].mean() - by_block[:half].mean())
 
 
-# ---- localisation (Figures 9, 10) ----
+# ---- localisation (Figures 9, 10, D.1 to D.3) ----
 
 
 @claim(
-    "interior tokens of the last block are most similar to their own patch",
-    "share of interior tokens whose own patch has the highest CKA",
+    "interior tokens of the highest blocks are most similar to their own patch",
+    "share of interior tokens whose own patch has the highest CKA, smallest over the measured blocks",
     above=0.5,
 )
 def tokens_stay_in_place(vit: Evidence) -> float:
-    """'Tokens corresponding to interior locations are most similar to their own patch': most of them."""
-    scores = _scores(vit)
-    inside = ~_on_edge(scores, "token_row", "token_col")
-    return float((scores["own_rank"][inside] == 1).mean())
+    """Interior tokens are 'most similar to the corresponding image patch' (section 7).
+
+    Threshold: most of them.
+    Null: untrained ViTs, where the skip connections carry each patch to the end.
+    Premise: none.
+    """
+    table = _table(_only(vit), "localization")
+    inside = table[~_on_edge(table, "token_row", "token_col")]
+    best = inside.loc[inside.groupby(["layer", "token_row", "token_col"])["cka"].idxmax()]
+    return float(_own(best).groupby(best["layer"]).mean().min())
 
 
 @claim(
@@ -313,21 +558,50 @@ def tokens_stay_in_place(vit: Evidence) -> float:
     above=0,
 )
 def vit_localizes_better_than_the_resnet(vit: Evidence, resnet: Evidence) -> float:
-    """'ResNet50 has much weaker localisation': above 0."""
+    """'For ResNet, we see significantly weaker localization' (section 7).
+
+    Threshold: weaker at all, so 0.
+    Null: untrained networks, where the skip connections of the ViT carry each patch to the end.
+    Premise: none.
+    """
     return _excess(vit) - _excess(resnet)
 
 
 @claim(
+    "lower units of a ResNet localise better than its last",
+    "median over tokens of own CKA minus mean CKA, first measured unit minus last",
+    above=0,
+)
+def lower_units_localize_better(resnet: Evidence) -> float:
+    """'Layers in the ResNet lower than the final layer display better localization' (Figure D.3).
+
+    Threshold: better at all, so 0.
+    Null: untrained ResNets.
+    Premise: none.
+    """
+    layers = _table(_only(resnet), "localization_score")["layer"].unique()
+    if len(layers) < 2:
+        raise Missing("a second unit")
+    return _excess(resnet, 0) - _excess(resnet)
+
+
+@claim(
     "tokens at the edge are similar to patches along the edge",
-    "mean CKA of edge tokens with other edge patches minus that with interior patches",
+    "mean CKA of edge tokens with edge patches that are not next to them, minus that with interior patches",
     above=0,
 )
 def edge_tokens_see_edges(vit: Evidence) -> float:
-    """'Tokens along the edge are similar to many edge positions': more than to the interior."""
+    """'Tokens on the edge are similar to many edge positions' (Figure D.1).
+
+    Threshold: more similar than to the interior at all, so 0.
+    Null: untrained ViTs.
+    Premise: none.
+    """
     table = _table(_only(vit), "localization")
-    own = (table["token_row"] == table["patch_row"]) & (table["token_col"] == table["patch_col"])
-    edge = table[_on_edge(table, "token_row", "token_col") & ~own]
-    border = _on_edge(edge, "patch_row", "patch_col")
+    table = table[table["layer"] == table["layer"].iloc[-1]]
+    apart = [(table[f"token_{axis}"] - table[f"patch_{axis}"]).abs() > 1 for axis in ("row", "col")]
+    edge = table[_on_edge(table, "token_row", "token_col") & (apart[0] | apart[1])]
+    border = _on_edge(table, "patch_row", "patch_col")[edge.index]
     return float(edge["cka"][border].mean() - edge["cka"][~border].mean())
 
 
@@ -337,20 +611,31 @@ def edge_tokens_see_edges(vit: Evidence) -> float:
     below=0,
 )
 def gap_loses_localization(gap: Evidence, cls: Evidence) -> float:
-    """'Significantly less localised': below 0."""
+    """'We observe significantly less localization' (Figure 10).
+
+    Threshold: less at all, so 0.
+    Null: untrained networks.
+    Premise: none.
+    """
     return _excess(gap) - _excess(cls)
 
 
-# ---- probes (Figures 11, 13) ----
+# ---- probes (Figures 11, 13, D.4, F.1 to F.3) ----
 
 
 @claim(
     "single tokens of a GAP model classify better than spatial tokens of a class-token model",
     "mean accuracy of single tokens in the last block, GAP minus class token",
     above=0.1,
+    untrained=False,
 )
 def gap_tokens_classify(tokens: Evidence) -> float:
-    """6-10 % against 57-58 % in the paper; 10 points are far beyond the variation over seeds and draws."""
+    """'ViT with GAP model tokens perform well at higher layers', with a class token they 'do poorly' (section 7).
+
+    Threshold: 6-10 % against 57-58 % in the paper; 10 points are far beyond the variation over seeds and draws.
+    Null: none: tokens of two random networks classify alike.
+    Premise: none.
+    """
     gap, cls = (_accuracy(_role(tokens, role), "each_token") for role in ("vit_gap", "vit_base32"))
     return gap - cls
 
@@ -359,9 +644,16 @@ def gap_tokens_classify(tokens: Evidence) -> float:
     "class token and global average pooling are equally good in models trained with them",
     "difference of their accuracies in the last block",
     below=0.05,
+    untrained=False,
 )
 def native_readouts_agree(probes: Evidence) -> float:
-    """'Similar performance': within 5 points of accuracy."""
+    """'CLS and GAP models evaluated with their "native" representation aggregation approach … perform very
+    similarly' (Appendix F).
+
+    Threshold: 'very similarly': within 5 points of accuracy.
+    Null: none: readouts of random networks are equally bad.
+    Premise: none.
+    """
     gap = _accuracy(_role(probes, "vit_gap"), "gap")
     return abs(gap - _accuracy(_role(probes, "vit_base32"), "cls"))
 
@@ -372,34 +664,70 @@ def native_readouts_agree(probes: Evidence) -> float:
     above=-0.05,
 )
 def first_gap_token_catches_up(probes: Evidence) -> float:
-    """'Nearly matches' in the last layer: within 5 points of accuracy."""
+    """Probes of the first token 'almost match the performance of the standard GAP evaluation in the last
+    layer' (Appendix F).
+
+    Threshold: 'almost': within 5 points of accuracy.
+    Null: untrained networks, whose readouts are equally bad.
+    Premise: none.
+    """
     tables = _role(probes, "vit_gap")
     return _accuracy(tables, "first") - _accuracy(tables, "gap")
 
 
 @claim(
     "more training data improves representations already in the middle of the network",
-    "accuracy of probes half-way through the network, much minus little training data",
+    "mean accuracy of probes in the middle third of the network, much minus little training data",
     above=0.3,
+    untrained=False,
 )
 def much_data_helps_the_middle(probes: Evidence) -> float:
-    """'A 30 % absolute gap' of accuracies."""
+    """'Much higher accuracies even with middle layer representations, with a 30% gap in absolute accuracy' (section 8).
+
+    Threshold: that number.
+    Null: none: untrained, both are the same network.
+    Premise: none.
+    """
     much, little = (_role(probes, role) for role in ("vit_large", "vit_large_small_data"))
-    return _accuracy(much, "gap", 0.5) - _accuracy(little, "gap", 0.5)
+    return _middle(much) - _middle(little)
+
+
+@claim(
+    "more training data improves representations at all depths but the lowest",
+    "accuracy of probes with much minus with little training data, smallest over the upper two thirds of blocks",
+    above=0,
+    untrained=False,
+)
+def much_data_helps_all_but_the_lowest(probes: Evidence) -> float:
+    """'The larger dataset is especially helpful in learning high quality intermediate representations'
+    (section 8, for Figures 13 and F.1).
+
+    Threshold: better at all, so 0.
+    Null: none: untrained, both are the same network.
+    Premise: none.
+    """
+    much, little = (
+        _by_depth(_role(probes, role)) for role in ("vit_large", "vit_large_small_data")
+    )
+    return float((much - little)[much.index > 1 / 3].min())
 
 
 @claim(
     "middle layers of large ViTs are better than those of ResNets",
-    "accuracy of probes half-way through the network, ViT-L minus the best ResNet",
+    "mean accuracy of probes in the middle third of the network, ViT-L minus the best ResNet",
     above=0,
 )
 def vit_middle_layers_are_stronger(probes: Evidence) -> float:
-    """'Larger ViT models learn much stronger intermediate representations': above 0."""
+    """'The larger ViT models learn much stronger intermediate representations than the ResNets' (section 8).
+
+    Threshold: stronger than every ResNet at all, so 0.
+    Null: untrained networks.
+    Premise: none.
+    """
     resnets = [tables for role, tables in _present(probes).items() if role.startswith("resnet")]
     if not resnets:
         raise Missing("a ResNet")
-    best = max(_accuracy(tables, "gap", 0.5) for tables in resnets)
-    return _accuracy(_role(probes, "vit_large"), "gap", 0.5) - best
+    return _middle(_role(probes, "vit_large")) - max(map(_middle, resnets))
 
 
 # ---- training (Figures 12, G.1) ----
@@ -409,9 +737,15 @@ def vit_middle_layers_are_stronger(probes: Evidence) -> float:
     "with little training data, higher blocks differ most from those trained on all data",
     "Spearman correlation between depth and CKA at the smallest share of the data",
     below=-0.5,
+    untrained=False,
 )
 def higher_layers_need_more_data(pairs: Evidence) -> float:
-    """'Higher layer representations … are much less similar': CKA falls with depth, a strong correlation."""
+    """Lower layers are 'very similar', 'higher layers require larger amounts of pretraining data' (section 8).
+
+    Threshold: a strong correlation: CKA falls with depth.
+    Null: none: untrained, both are the same network.
+    Premise: none.
+    """
     table = _table(_least(pairs), "block_similarity")
     return _spearman(table["depth"], table["cka"])
 
@@ -420,9 +754,15 @@ def higher_layers_need_more_data(pairs: Evidence) -> float:
     "larger models need more data for their higher blocks",
     "mean CKA of the upper half of blocks at the smallest share of the data, large minus base",
     below=0,
+    untrained=False,
 )
 def larger_models_need_more_data(large: Evidence, base: Evidence) -> float:
-    """'Larger models … need significantly more data': at the same share, the larger model is less similar."""
+    """'Higher layers and larger models require significantly more data to learn similar representations' (Figure 12).
+
+    Threshold: at the same share, the larger model is less similar at all, so 0.
+    Null: none: untrained, both are the same network.
+    Premise: none.
+    """
     means = []
     for evidence in (large, base):
         table = _table(_least(evidence), "block_similarity")
@@ -434,9 +774,15 @@ def larger_models_need_more_data(large: Evidence, base: Evidence) -> float:
     "the lowest blocks are preserved by fine-tuning",
     "smallest CKA of a block with itself before fine-tuning, lowest third of blocks",
     above=0.9,
+    untrained=False,
 )
 def low_blocks_survive_fine_tuning(pairs: Evidence) -> float:
-    """Appendix G: 'the first 4-5 layers are well preserved'; the axis of its figure starts at 0.65."""
+    """'The first four to five layers remain very well preserved' (Appendix G).
+
+    Threshold: the axis of the paper's figure starts at 0.65; 0.9 is well above the middle of it.
+    Null: none: untrained, both are the same network.
+    Premise: none.
+    """
     table = _table(_only(pairs), "block_similarity")
     return float(table["cka"][table["depth"] <= 1 / 3 + 1e-9].min())
 
@@ -448,9 +794,16 @@ def low_blocks_survive_fine_tuning(pairs: Evidence) -> float:
     "with little training data, a larger ViT is worse than a smaller one",
     "accuracy at the smallest share of the data, ViT-L minus ViT-B",
     below=0,
+    untrained=False,
 )
 def large_vits_need_much_data(accuracy: Evidence) -> float:
-    """'Pre-trained on the smallest dataset, ViT-Large models underperform compared to ViT-Base models': below 0."""
+    """'Pre-trained on the smallest dataset, ViT-Large models underperform compared to ViT-Base
+    models' (Dosovitskiy et al., section 4.3).
+
+    Threshold: worse at all, so 0.
+    Null: none: no untrained network classifies.
+    Premise: none.
+    """
     return _top1(accuracy, "vit_large_data_3") - _top1(accuracy, "vit_base_data_3")
 
 
@@ -458,9 +811,15 @@ def large_vits_need_much_data(accuracy: Evidence) -> float:
     "with much training data, a larger ViT is better than a smaller one",
     "accuracy with all data, ViT-L minus ViT-B",
     above=0,
+    untrained=False,
 )
 def large_vits_win_with_much_data(accuracy: Evidence) -> float:
-    """'Only with JFT-300M do we see the full benefit of larger models': above 0."""
+    """'Only with JFT-300M do we see the full benefit of larger models' (Dosovitskiy et al., section 4.3).
+
+    Threshold: better at all, so 0.
+    Null: none: no untrained network classifies.
+    Premise: none.
+    """
     return _top1(accuracy, "vit_large_data_100") - _top1(accuracy, "vit_base_data_100")
 
 
@@ -468,9 +827,15 @@ def large_vits_win_with_much_data(accuracy: Evidence) -> float:
     "more training data still helps the larger ViT",
     "accuracy of ViT-L, all data minus 30 %",
     above=0,
+    untrained=False,
 )
 def more_data_still_helps(accuracy: Evidence) -> float:
-    """Figure 3 rises from left to right for ViT-L up to the largest data set: above 0."""
+    """Figure 3 of Dosovitskiy et al. rises from left to right for ViT-L, up to the largest data set.
+
+    Threshold: better at all, so 0.
+    Null: none: no untrained network classifies.
+    Premise: none.
+    """
     return _top1(accuracy, "vit_large_data_100") - _top1(accuracy, "vit_large_data_30")
 
 
@@ -478,9 +843,15 @@ def more_data_still_helps(accuracy: Evidence) -> float:
     "with little training data, a ResNet is better than a ViT",
     "few-shot accuracy at the smallest share of the data, ResNet minus the better ViT",
     above=0,
+    untrained=False,
 )
 def resnets_win_with_little_data(probes: Evidence) -> float:
-    """'ResNets perform better with smaller pre-training datasets': above 0."""
+    """'ResNets perform better with smaller pre-training datasets' (Dosovitskiy et al., Figure 4).
+
+    Threshold: better at all, so 0.
+    Null: none: it is about networks trained on little data.
+    Premise: none.
+    """
     return _ahead(probes, "3")
 
 
@@ -488,9 +859,15 @@ def resnets_win_with_little_data(probes: Evidence) -> float:
     "with much training data, a ViT is better than a ResNet",
     "few-shot accuracy with all data, ResNet minus the better ViT",
     below=0,
+    untrained=False,
 )
 def vits_win_with_much_data(probes: Evidence) -> float:
-    """'… but plateau sooner than ViT, which performs better with larger pre-training': below 0."""
+    """ResNets 'plateau sooner than ViT, which performs better with larger pre-training' (Dosovitskiy et al., Figure 4).
+
+    Threshold: better at all, so 0.
+    Null: none: it is about networks trained on much data.
+    Premise: none.
+    """
     return _ahead(probes, "100")
 
 
@@ -498,9 +875,15 @@ def vits_win_with_much_data(probes: Evidence) -> float:
     "a ViT reaches the accuracy of ResNets with half the compute",
     "accuracy of each ViT minus that of the best ResNet with up to twice its training FLOPs, mean over ViTs",
     above=0,
+    untrained=False,
 )
 def vits_take_less_compute(compute: Evidence) -> float:
-    """'ViT uses approximately 2-4x less compute to attain the same performance': the ResNet may use twice as much."""
+    """'ViT uses approximately 2-4x less compute to attain the same performance' (Dosovitskiy et al., section 4.4).
+
+    Threshold: as good at all, so 0; the ResNet may use twice as much compute.
+    Null: none: no untrained network classifies.
+    Premise: none.
+    """
     vits, resnets = (_trained(compute, kind) for kind in ("vit_", "resnet"))
     ahead = [
         accuracy - max(rivals)
@@ -516,9 +899,15 @@ def vits_take_less_compute(compute: Evidence) -> float:
     "a small hybrid is better than a ViT with the same compute",
     "accuracy of the hybrid minus that of the ViT with the nearest training FLOPs",
     above=0,
+    untrained=False,
 )
 def small_hybrids_win(compute: Evidence) -> float:
-    """'Hybrids slightly outperform ViT at small computational budgets': above 0."""
+    """'Hybrids slightly outperform ViT at small computational budgets' (Dosovitskiy et al., section 4.4).
+
+    Threshold: better at all, so 0.
+    Null: none: no untrained network classifies.
+    Premise: none.
+    """
     (flops, accuracy), *_ = _trained(compute, "hybrid")
     nearest = min(_trained(compute, "vit_"), key=lambda vit: abs(np.log(vit[0] / flops)))
     return accuracy - nearest[1]
@@ -557,13 +946,17 @@ def _table(tables: Tables, name: str) -> pd.DataFrame:
 
 def _square(evidence: Evidence) -> np.ndarray:
     """CKA as (layers of the model, layers of the other)."""
-    return _grid(_table(_only(evidence), "cka")).to_numpy(float)
+    return _grid(_table(_only(evidence), "cka"))[0]
 
 
-def _grid(table: pd.DataFrame) -> pd.DataFrame:
-    rows, columns = table["model_layer"].unique(), table["other_layer"].unique()
-    wide = table.pivot(index="model_layer", columns="other_layer", values="cka")
-    return wide.loc[rows, columns]
+def _grid(table: pd.DataFrame) -> tuple[np.ndarray, pd.Index]:
+    """CKA as (layers of the model, layers of the other), and the names of the former."""
+    (rows, names), (columns, others) = (
+        pd.factorize(table[name]) for name in ("model_layer", "other_layer")
+    )
+    grid = np.full((len(names), len(others)), np.nan)
+    grid[rows, columns] = table["cka"]
+    return grid, pd.Index(names)
 
 
 def _off_diagonal(cka: np.ndarray) -> float:
@@ -588,18 +981,22 @@ def _best(cka: np.ndarray) -> np.ndarray:
 
 
 def _contrast(tables: Tables, block: int) -> float:
-    """Mean CKA between the layers before and after a block, relative to that within each side."""
-    grid = _grid(_table(tables, "cka"))
+    """The contrast of the layers before and after a block."""
+    cka, names = _grid(_table(tables, "cka"))
     after = [False]
-    for name in grid.index:  # other layers go with the block before them
+    for name in names:  # other layers go with the block before them
         number = re.search(r"blocks\.(\d+)", str(name))
         after.append(int(number.group(1)) >= block if number else after[-1])
-    side = np.array(after[1:])
-    cka, off = grid.to_numpy(float), ~np.eye(len(side), dtype=bool)
-    across = side[:, None] != side[None, :]
-    if not across.any():
+    if len(set(after[1:])) < 2:
         raise Missing(f"layers before and after block {block}")
-    return float(np.nanmean(cka[across]) / np.nanmean(cka[~across & off]))
+    return _contrast_of(cka, np.array(after[1:]))
+
+
+def _contrast_of(cka: np.ndarray, side: np.ndarray) -> float:
+    """Mean CKA between layers of two sides, relative to that of different layers of one side."""
+    across = side[:, None] != side[None, :]
+    within = ~across & ~np.eye(len(side), dtype=bool)
+    return float(np.nanmean(cka[across]) / np.nanmean(cka[within]))
 
 
 def _heads(evidence: Evidence, *, lowest: bool) -> pd.Series:
@@ -626,6 +1023,16 @@ def _attention_share(tables: Tables, point: str) -> float:
     return float(attention["own_share"].mean())
 
 
+def _class_over_spatial(skip: Evidence) -> tuple[float, float]:
+    """Mean ratio of norms of the class token relative to that of spatial tokens, in the first and second half."""
+    cls, spatial = _ratios(_only(skip))
+    half = len(cls) // 2
+    return (
+        float(cls[:half].mean() / spatial[:half].mean()),
+        float(cls[half:].mean() / spatial[half:].mean()),
+    )
+
+
 def _radius(field: np.ndarray, share: float) -> float:
     """Radius, in steps of the grid, that holds this share of the mass around the centre."""
     rows, columns = (np.arange(n) - n // 2 for n in field.shape)
@@ -648,14 +1055,15 @@ def _ratios(tables: Tables) -> tuple[np.ndarray, np.ndarray]:
     return cls, spatial
 
 
-def _scores(evidence: Evidence) -> pd.DataFrame:
-    """Scores of the last measured layer."""
+def _own(table: pd.DataFrame) -> pd.Series:
+    """Whether the patch is that of the token."""
+    return (table["token_row"] == table["patch_row"]) & (table["token_col"] == table["patch_col"])
+
+
+def _excess(evidence: Evidence, place: int = -1) -> float:
+    """Median over tokens of own CKA minus mean CKA, in the layer at this place (by default the last)."""
     table = _table(_only(evidence), "localization_score")
-    return table[table["layer"] == table["layer"].iloc[-1]]
-
-
-def _excess(evidence: Evidence) -> float:
-    scores = _scores(evidence)
+    scores = table[table["layer"] == table["layer"].unique()[place]]
     return float((scores["own_cka"] - scores["mean_cka"]).median())
 
 
@@ -664,14 +1072,25 @@ def _on_edge(table: pd.DataFrame, row: str, column: str) -> pd.Series:
     return table[row].isin([0, last_row]) | table[column].isin([0, last_column])
 
 
-def _accuracy(tables: Tables, features: str, depth: float = 1.0) -> float:
-    """Mean accuracy over seeds (and tokens) at the measured depth nearest to this one."""
+def _accuracy(tables: Tables, features: str) -> float:
+    """Mean accuracy over seeds (and tokens) in the last measured block."""
+    return float(_by_depth(tables, features).iloc[-1])
+
+
+def _middle(tables: Tables) -> float:
+    """Mean accuracy of pooled tokens over the measured depths in the middle third, or at the nearest to 1/2."""
+    by_depth = _by_depth(tables)
+    apart = np.abs(by_depth.index - 0.5)
+    return float(by_depth[apart <= max(1 / 6, apart.min())].mean())
+
+
+def _by_depth(tables: Tables, features: str = "gap") -> pd.Series:
+    """Mean accuracy over seeds (and tokens) by depth."""
     table = _table(tables, "linear_probe")
     some = table[table["features"] == features]
     if some.empty:
         raise Missing(f"probes of {features}")
-    nearest = some["depth"].iloc[(some["depth"] - depth).abs().argmin()]
-    return float(some[some["depth"] == nearest]["accuracy"].mean())
+    return some.groupby("depth")["accuracy"].mean()
 
 
 def _top1(evidence: Evidence, role: str) -> float:

@@ -19,15 +19,15 @@ from vitsee.io.tidy import Table, wrong
 from vitsee.io.tidy import read as read_csv
 from vitsee.parallel.interrupt import Interruptible
 from vitsee.plotting import scorecard, style
-from vitsee.results.folder import Results
+from vitsee.results.folder import PNG, Formats, Results
 from vitsee.results.reading import StoredResult, read
 
 Read = Callable[[Path], StoredResult]
-HEAD, FOOT_LINE, EMPTY = 0.3, 0.16, (3.0, 2.0)
+HEAD, FOOT_LINE, EMPTY = 0.42, 0.16, (3.0, 2.0)
 """Height in inches of a panel's title and of a caption line, and size of an empty panel."""
 
 
-def draw(folder: Path, *, pdf: bool = False, read: Read = read) -> list[Path]:
+def draw(folder: Path, *, formats: Formats = PNG, read: Read = read) -> list[Path]:
     """Draw the composed figure of a folder with a figure.json; return the files written.
 
     read: the function that reads the results of its panels.
@@ -43,13 +43,13 @@ def draw(folder: Path, *, pdf: bool = False, read: Read = read) -> list[Path]:
         if claims is not None:
             title = re.split(r"(?<!et al)\. ", record["caption"])[0]
             drawn["claims"] = scorecard.scorecard(claims, title)
-        return results.save_figures(drawn, pdf=pdf)
+        return results.save_figures(drawn, formats=formats)
 
 
 CLAIMS = Table(
     {
         **dict.fromkeys(("claim", "figure", "statement", "statistic"), str),
-        **dict.fromkeys(("value", "low", "high", "threshold"), float),
+        **dict.fromkeys(("value", "low", "high", "threshold", "untrained"), float),
         "holds": tuple(scorecard.VERDICTS),
     }
 )
@@ -64,7 +64,7 @@ def claims_of(folder: Path) -> pd.DataFrame | None:
     return CLAIMS.read(path)
 
 
-def draw_together(folders: list[Path], *, pdf: bool = False) -> list[Path]:
+def draw_together(folders: list[Path], *, formats: Formats = PNG) -> list[Path]:
     """Write the claims of several composed figures as one scorecard into their common folder."""
     together = Results(Path(os.path.commonpath([path.resolve() for path in folders])))
     tables = [table for path in folders if (table := claims_of(path)) is not None]
@@ -77,7 +77,7 @@ def draw_together(folders: list[Path], *, pdf: bool = False) -> list[Path]:
     )
     written = together.save_tables({"scorecard": claims})
     return written + together.save_figures(
-        {"scorecard": scorecard.scorecard(claims, title)}, pdf=pdf
+        {"scorecard": scorecard.scorecard(claims, title)}, formats=formats
     )
 
 
@@ -138,7 +138,8 @@ def draw_panel(
     grid: the rows of the cell, for title and panel.
     """
     head = cell.add_subfigure(grid[0])
-    head.text(0.5, 0.3, panel["title"], ha="center", weight="bold", fontsize=10)
+    head.text(0.5, 0.5, panel["title"], ha="center", weight="bold", fontsize=10)
+    head.text(0.5, 0.12, run_with(panel, folder, read), ha="center", fontsize=8, color="0.35")
     if not panel["results"]:
         why = "\n".join(line for text in panel["missing"] for line in textwrap.wrap(text, 40))
         body = cell.add_subfigure(grid[1])
@@ -159,6 +160,15 @@ def draw_panel(
     for part in sizes.keys() - {shown}:  # the analysis's other figures
         cell.subfigs.remove(part)
     return sizes[shown]
+
+
+def run_with(panel: dict[str, Any], folder: Path, read: Read) -> str:
+    """The models of a panel, which the paper's title does not name; nothing where a legend names many."""
+    names = {}
+    for result in panel["results"]:
+        labels = read(folder / result).labels
+        names[labels.model + (f" vs {labels.other}" if labels.other else "")] = None
+    return ", ".join(names) if len(names) <= 2 else ""
 
 
 def figures_of(panel: dict[str, Any], folder: Path, read: Read) -> dict[str, Figure]:

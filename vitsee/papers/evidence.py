@@ -1,14 +1,15 @@
-"""Evidence for the claims of a figure: the tables of its panels, in full and without each group of minibatches."""
+"""Evidence for the claims of a figure: tables of its panels, in full, without each group, and untrained."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from vitsee.papers.atlas import Published
 from vitsee.papers.claims import CLAIMS
-from vitsee.papers.verdicts import COLUMNS, Gathered, verdict
+from vitsee.papers.verdicts import COLUMNS, Gathered, Panels, verdict
 from vitsee.results import replicates
 from vitsee.results.reading import StoredResult, read
 from vitsee.results.replicates import Replicates
@@ -36,48 +37,73 @@ class Reader:
         return self._parts[key]
 
 
+Folders = Mapping[str, Mapping[str, Path]]
+"""Result folders by panel and role."""
+Wanted = Mapping[str, Sequence[Mapping[str, Path]]]
+"""Result folders by role, of the panels that give each piece of evidence."""
+
+
 def verdicts(
-    figure: Published, folders: dict[str, dict[str, Path]], reader: Reader
+    figure: Published, folders: Folders, untrained: Folders, reader: Reader
 ) -> pd.DataFrame:
-    """One row of claims.csv per claim. folders: result folders by panel and role."""
+    """One row of claims.csv per claim. untrained: folders of the same models with random weights."""
     rows = []
-    for name, panels in figure.claims.items():
-        evidence = gather({key: folders[panel] for key, panel in panels.items()}, reader)
-        rows.append(verdict(CLAIMS[name], figure.name, evidence))
+    for name in figure.claims:
+        claim, evidence = CLAIMS[name], gather(wanted(figure, name, folders), reader)
+        null = None
+        if claim.untrained and untrained:
+            null = tables(wanted(figure, name, untrained), reader)
+        rows.append(verdict(claim, figure.name, evidence, null))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def gather(wanted: dict[str, dict[str, Path]], reader: Reader) -> Gathered:
+def wanted(figure: Published, claim: str, folders: Folders) -> Wanted:
+    """The results for each piece of evidence; panels without any are left out if another panel has some."""
+    found = {}
+    for key, panels in figure.claims[claim].items():
+        of = [folders.get(panel, {}) for panel in panels]
+        found[key] = [by_role for by_role in of if by_role] or [{}]
+    return found
+
+
+def tables(wanted: Wanted, reader: Reader) -> Panels:
+    """The tables of results."""
+    return {
+        key: [{role: reader(path).tables for role, path in one.items()} for one in panels]
+        for key, panels in wanted.items()
+    }
+
+
+def gather(wanted: Wanted, reader: Reader) -> Gathered:
     """Tables in full, and without each group of minibatches.
 
     All results leave out the same groups, which hold the same images if data and seed are the same.
     Results without groups (of weights only) stay complete; if all are such, no images were drawn and the
     statistic is exact. Nothing is left out if results have different numbers of groups.
     """
-    found = {
-        key: {role: reader(path) for role, path in by_role.items()}
-        for key, by_role in wanted.items()
-    }
-    whole = {
-        key: {role: one.tables for role, one in by_role.items()} for key, by_role in found.items()
-    }
-    if not any(one.labels.images for by_role in found.values() for one in by_role.values()):
+    whole, paths = tables(wanted, reader), every_path(wanted)
+    if not any(reader(path).labels.images for path in paths):
         return Gathered(whole, [whole, whole])
-    parts = {
-        (key, role): reader.without_groups(path)
-        for key, by_role in wanted.items()
-        for role, path in by_role.items()
-    }
+    parts = {path: reader.without_groups(path) for path in paths}
     counts = {len(part.tables) for part in parts.values() if part.tables}
     groups = counts.pop() if len(counts) == 1 else 0
     left_out = [
         {
-            key: {
-                role: (parts[key, role].tables or [tables] * groups)[i]
-                for role, tables in by_role.items()
-            }
-            for key, by_role in whole.items()
+            key: [
+                {
+                    role: (parts[path].tables or [reader(path).tables] * groups)[i]
+                    for role, path in one.items()
+                }
+                for one in panels
+            ]
+            for key, panels in wanted.items()
         }
         for i in range(groups)
     ]
     return Gathered(whole, left_out, max((part.again for part in parts.values()), default=1.0))
+
+
+def every_path(wanted: Wanted) -> list[Path]:
+    """The result folders, each once."""
+    panels = (one for several in wanted.values() for one in several)
+    return list(dict.fromkeys(path for one in panels for path in one.values()))

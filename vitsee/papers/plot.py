@@ -6,19 +6,24 @@ from pathlib import Path
 
 from vitsee.papers import composing
 from vitsee.results import drawing
+from vitsee.results.folder import PNG, Formats
 
 
-def plot(path: Path, *, pdf: bool = False) -> list[Path]:
+def plot(path: Path, *, formats: Formats = PNG) -> list[Path]:
     """Draw a result folder or a composed figure; return the files written. Raises UserError if it is neither."""
-    return composing.draw(path, pdf=pdf) if _is_composed(path) else drawing.draw(path, pdf=pdf)
+    return (
+        composing.draw(path, formats=formats)
+        if _is_composed(path)
+        else drawing.draw(path, formats=formats)
+    )
 
 
-def plot_joined(paths: list[Path], *, pdf: bool = False) -> list[Path]:
+def plot_joined(paths: list[Path], *, formats: Formats = PNG) -> list[Path]:
     """Draw several results of one analysis together; for composed figures, write a common scorecard."""
     composed = [_is_composed(path) for path in paths]
     if all(composed):
-        return composing.draw_together(paths, pdf=pdf)
-    return [] if any(composed) else drawing.draw_joined(paths, pdf=pdf)
+        return composing.draw_together(paths, formats=formats)
+    return [] if any(composed) else drawing.draw_joined(paths, formats=formats)
 
 
 def _is_composed(path: Path) -> bool:

@@ -18,12 +18,15 @@ from vitsee.errors import Busy, Incomplete, UserError
 from vitsee.options import Experiment, Run
 from vitsee.papers import atlas, composing, evidence
 from vitsee.papers.atlas import Panel, Published, Zoo
+from vitsee.papers.claims import CLAIMS
 from vitsee.papers.evidence import Reader
 from vitsee.papers.plot import plot_joined
 from vitsee.results.folder import Results
 
 log = logging.getLogger(__name__)
 
+RANDOM = ("pretrained=false", "checkpoint=null", "checkpoint_key=null")
+"""Options of a model that give it random weights."""
 POLL = 5.0
 """Seconds between checks on a result that another process is measuring."""
 
@@ -31,9 +34,10 @@ POLL = 5.0
 def publish(words: list[str]) -> Iterator[Path]:
     """Measure missing panels, compose the figures and test their claims; yield the files written.
 
-    words: `figure=NAME`, `figure=NAME,NAME` or `figure=all`, `zoo=NAME`, and overrides applied last in
-    each panel's experiment. If one of several figures fails, the others continue and the error comes at
-    the end. Raises UserError, or Incomplete if only shards are missing.
+    words: `figure=NAME`, `figure=NAME,NAME` or `figure=all`, `zoo=NAME`, `untrained=false` (measure no null
+    of the claims), and overrides applied last in each panel's experiment. If one of several figures fails,
+    the others continue and the error comes at the end. Raises UserError, or Incomplete if only shards are
+    missing.
     """
     request = Request.read(words)
     figures = [atlas.published(name) for name in request.figures]
@@ -54,7 +58,7 @@ def publish(words: list[str]) -> Iterator[Path]:
         folders.append(written[0].parent)
         yield from written
     if len(folders) > 1:
-        yield from plot_joined(folders, pdf=request.settings.pdf)
+        yield from plot_joined(folders, formats=request.settings.formats)
     if failed:
         incomplete = all(isinstance(reason, Incomplete) for reason in failed.values())
         reasons = "; ".join(f"figure={name}: {reason}" for name, reason in failed.items())
@@ -69,7 +73,8 @@ def publish_one(figure: Published, request: Request, measured: dict[str, Path]) 
     measured: result folders by experiment; these are reused, and new ones are added.
     """
     zoo, reader = atlas.zoo(request.zoo), evidence.Reader()
-    shown, waiting = {}, []
+    shown: dict[str, Shown] = {}
+    waiting: list[str] = []
     for name, panel in figure.panels.items():
         try:
             shown[name] = measure(panel, zoo, request, measured)
@@ -80,6 +85,12 @@ def publish_one(figure: Published, request: Request, measured: dict[str, Path]) 
                 raise
             log.warning("warning: %s is left out: %s", panel.title, reason)
             shown[name] = Shown({}, [str(reason)])
+    untrained = {}
+    for name in with_null(figure) if request.untrained else []:
+        try:
+            untrained[name] = nulls(figure.panels[name], zoo, request, measured, shown[name])
+        except Incomplete as part:
+            waiting.append(f"{figure.panels[name].title}, untrained: {part}")
     if waiting:
         raise Incomplete("; ".join(waiting))
     asked = request.settings
@@ -90,10 +101,10 @@ def publish_one(figure: Published, request: Request, measured: dict[str, Path]) 
     written = results.save_tables(
         {
             "panels": listing(figure, shown, results.path, reader),
-            "claims": evidence.verdicts(figure, folders, reader),
+            "claims": evidence.verdicts(figure, folders, untrained, reader),
         }
     )
-    return written + composing.draw(results.path, pdf=asked.pdf, read=reader)
+    return written + composing.draw(results.path, formats=asked.formats, read=reader)
 
 
 @dataclass(frozen=True)
@@ -102,6 +113,8 @@ class Request:
 
     figure: str
     zoo: str = "mini"
+    untrained: bool = True
+    """Whether claims are also measured on the same networks with random weights."""
     overrides: list[str] = field(default_factory=list)
     models: dict[str, list[str]] = field(default_factory=lambda: {"model": [], "other": []})
     """Overrides for the models with these roles, all written as for `model`."""
@@ -109,7 +122,7 @@ class Request:
     @classmethod
     def read(cls, words: list[str]) -> Request:
         """Parse the command line. Raises UserError for options that a whole figure cannot take."""
-        named = {"figure": "", "zoo": "mini"}
+        named = {"figure": "", "zoo": "mini", "untrained": "true"}
         rest: list[str] = []
         models: dict[str, list[str]] = {"model": [], "other": []}
         for word in words:
@@ -129,7 +142,9 @@ class Request:
                 models["model"].append(word)
             else:
                 rest.append(word)
-        return cls(named["figure"], named["zoo"], rest, models)
+        if named["untrained"] not in ("true", "false"):
+            raise UserError(f"untrained={named['untrained']}: it can be true or false")
+        return cls(named["figure"], named["zoo"], named["untrained"] == "true", rest, models)
 
     @property
     def figures(self) -> list[str]:
@@ -184,8 +199,6 @@ class Shown:
 
 def measure(panel: Panel, zoo: Zoo, request: Request, measured: dict[str, Path]) -> Shown:
     """Run the experiments of a panel whose roles have a model, and that are not measured yet."""
-    from vitsee.gpus import run
-
     folders: dict[str, Path] = {}
     missing = []
     for role in panel.roles:
@@ -198,11 +211,49 @@ def measure(panel: Panel, zoo: Zoo, request: Request, measured: dict[str, Path])
                 log.warning("warning: %s of zoo %s is left out: %s", name, zoo.name, why)
             continue
         experiment = request.experiment(overrides(panel, role, zoo, request))
-        question = repr(experiment.what())
-        if question not in measured:
-            measured[question] = patiently(partial(run, experiment))[0].parent
-        folders[role] = measured[question]
+        folders[role] = result(experiment, measured)
     return Shown(folders, missing)
+
+
+def result(experiment: Experiment, measured: dict[str, Path]) -> Path:
+    """The result folder of the experiment, which runs unless it is among those that are measured."""
+    from vitsee.gpus import run
+
+    question = repr(experiment.what())
+    if question not in measured:
+        measured[question] = patiently(partial(run, experiment))[0].parent
+    return measured[question]
+
+
+def with_null(figure: Published) -> list[str]:
+    """Names of the panels whose models are the null of a claim once their weights are random."""
+    return list(
+        dict.fromkeys(
+            panel
+            for name, evidence in figure.claims.items()
+            if CLAIMS[name].untrained
+            for panels in evidence.values()
+            for panel in panels
+        )
+    )
+
+
+def nulls(
+    panel: Panel, zoo: Zoo, request: Request, measured: dict[str, Path], shown: Shown
+) -> dict[str, Path]:
+    """Measure the panel with random weights; result folders by role, of the models that can have them."""
+    folders = {}
+    for role in shown.folders:
+        both = ["model", "other"] if panel.other else ["model"]
+        random = [f"{model}.{option}" for model in both for option in RANDOM]
+        try:
+            experiment = request.experiment([*overrides(panel, role, zoo, request), *random])
+            folders[role] = result(experiment, measured)
+        except Incomplete:
+            raise
+        except UserError as reason:
+            log.warning("warning: %s has no null: %s", panel.title, reason)
+    return folders
 
 
 def overrides(panel: Panel, role: str, zoo: Zoo, request: Request) -> list[str]:

@@ -1,11 +1,15 @@
-"""Verdicts on claims: a statistic, its confidence interval, and a threshold fixed in advance."""
+"""Verdicts on claims: a statistic, its confidence interval, a threshold fixed in advance, and a null."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
@@ -13,25 +17,30 @@ import pandas as pd
 Tables = Mapping[str, pd.DataFrame]
 Evidence = Mapping[str, Tables]
 """The tables of a panel, by role of its model."""
+Panels = Mapping[str, Sequence[Evidence]]
+"""For each piece of evidence by name, the panels that give it."""
 
-HOLDS, FAILS, OPEN, ABSENT = "holds", "does not hold", "undecided", "not measured"
+YES, NO, UNDECIDED = "yes", "no", "undecided"
+NOT_TESTABLE, UNTRAINED_TOO = "not testable", "untrained too"
 COLUMNS = (
     *("claim", "figure", "statement", "statistic", "value", "low", "high"),
-    *("threshold", "holds"),
+    *("threshold", "holds", "untrained", "why"),
 )
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""97.5 % quantiles of Student's t for 1 to 9 degrees of freedom."""
+DRAWS = 200
+"""Draws from which an interval is computed, in pairs of opposite signs."""
+_PARTS = ("Threshold", "Null", "Premise")
+"""What the docstring of a claim explains, a line each, below the authors' words."""
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """Evidence by name: in full, and without each group of minibatches.
+    """Panels by name of the evidence: in full, and without each group of minibatches.
 
     again: how often each image was drawn; the variance between groups is too small by this factor.
     """
 
-    whole: Mapping[str, Evidence]
-    left_out: Sequence[Mapping[str, Evidence]]
+    whole: Panels
+    left_out: Sequence[Panels]
     again: float = 1.0
 
 
@@ -39,11 +48,17 @@ class Missing(LookupError):
     """Raised if a statistic needs something that was not measured."""
 
 
+Measure = Callable[..., "float | np.ndarray"]
+
+
 @dataclass(frozen=True)
 class Claim:
     """A claim of the authors, as a statistic that should be above (or below) a threshold.
 
-    measure: takes Evidence by keyword and returns the statistic; its docstring justifies the threshold.
+    measure: takes Evidence by keyword and returns the statistic; its docstring has the authors' words, and
+    says where threshold, null and premise come from. untrained: whether the same networks with random weights
+    are its null. premise: takes the same evidence and returns why it says nothing about the claim, or "".
+    any_of: the claim is that one of many exists: `measure` returns all of them, (many,), and the best counts.
     """
 
     name: str
@@ -51,33 +66,49 @@ class Claim:
     statistic: str
     threshold: float
     above: bool
-    measure: Callable[..., float]
+    measure: Measure
+    untrained: bool = True
+    premise: Callable[..., str] | None = None
+    any_of: bool = False
 
     @property
     def evidence(self) -> list[str]:
         """Names of the evidence it needs."""
         return list(inspect.signature(self.measure).parameters)
 
-    @property
-    def reason(self) -> str:
-        return inspect.cleandoc(self.measure.__doc__ or "")
+    @cached_property
+    def reasons(self) -> dict[str, str]:
+        """The authors' words ("Paper"), and the reasons of threshold, null and premise."""
+        text = inspect.cleandoc(self.measure.__doc__ or "")
+        words, *parts = re.split(rf"^({'|'.join(_PARTS)}): ", text, flags=re.M)
+        found = dict(zip(parts[::2], parts[1::2], strict=True))
+        return {name: " ".join(part.split()) for name, part in [("Paper", words), *found.items()]}
 
 
 CLAIMS: dict[str, Claim] = {}
 
 
 def claim(
-    statement: str, statistic: str, *, above: float | None = None, below: float | None = None
-) -> Callable[[Callable[..., float]], Callable[..., float]]:
+    statement: str,
+    statistic: str,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+    untrained: bool = True,
+    premise: Callable[..., str] | None = None,
+    any_of: bool = False,
+) -> Callable[[Measure], Measure]:
     """Register a function of evidence as the statistic of a claim that it is above or below a threshold."""
     if (above is None) == (below is None):
         raise ValueError("a claim has exactly one threshold: above=… or below=…")
     threshold = above if above is not None else below
     assert threshold is not None
 
-    def register(measure: Callable[..., float]) -> Callable[..., float]:
-        name = measure.__name__
-        CLAIMS[name] = Claim(name, statement, statistic, threshold, above is not None, measure)
+    def register(measure: Measure) -> Measure:
+        name, is_above = measure.__name__, above is not None
+        CLAIMS[name] = Claim(
+            name, statement, statistic, threshold, is_above, measure, untrained, premise, any_of
+        )
         return measure
 
     return register
@@ -88,51 +119,206 @@ class Measured:
     """A statistic with its 95 % confidence interval, or NaN."""
 
     value: float
-    low: float
-    high: float
+    low: float = math.nan
+    high: float = math.nan
 
 
-def jackknifed(measure: Callable[..., float], evidence: Gathered) -> Measured:
-    """The statistic of all groups, with its interval from the delete-a-group jackknife (Kott 2001).
+def statistic(claim: Claim, panels: Panels) -> float:
+    """The statistic of the claim; if several panels give the same evidence, that of the worst choice of panels.
 
-    The interval uses Student's t with one degree of freedom fewer than groups. With fewer than two groups
-    it is NaN.
+    So a claim about several panels holds only if it holds for every choice of them: no correction for their
+    number is needed (Berger 1982, intersection-union test). Raises Missing if no choice has what is needed.
     """
-    value = measure(**evidence.whole)
-    parts = np.array([measure(**part) for part in evidence.left_out])
-    groups = len(parts)
-    if groups < 2 or not np.isfinite(parts).all():
-        return Measured(value, math.nan, math.nan)
-    squares = float(((parts - parts.mean()) ** 2).sum())
-    error = math.sqrt(evidence.again * (groups - 1) / groups * squares)
-    margin = _T[min(groups - 1, len(_T)) - 1] * error
-    return Measured(value, value - margin, value + margin)
+    best, worst = (np.max, np.min) if claim.above else (np.min, np.max)
+    return float(worst([best(values) for values in every_statistic(claim, panels)]))
 
 
-def judge(claim: Claim, found: Measured) -> str:
-    """A claim holds, or does not, only if its whole interval is on one side of the threshold."""
-    if math.isnan(found.value):
-        return ABSENT
-    low, high = (found.low, found.high) if claim.above else (-found.high, -found.low)
-    threshold = claim.threshold if claim.above else -claim.threshold
-    if low > threshold:
-        return HOLDS
-    return FAILS if high < threshold else OPEN
+def every_statistic(claim: Claim, panels: Panels) -> list[np.ndarray]:
+    """What the claim's function returns for each choice of panels that has what is needed, (1 or many,)."""
+    found, missing = [], Missing("its panels")
+    for choice in choices(panels):
+        try:
+            with np.errstate(divide="ignore", invalid="ignore"):  # NaN where it is undefined
+                values = claim.measure(**choice)
+            found.append(np.atleast_1d(np.asarray(values, float)))
+        except Missing as what:
+            missing = what
+    if not found:
+        raise missing
+    return found
 
 
-def verdict(claim: Claim, figure: str, evidence: Gathered) -> dict[str, object]:
-    """One row of claims.csv; "not measured" if the evidence lacks what the statistic needs."""
+def choices(panels: Panels) -> Iterator[dict[str, Evidence]]:
+    """One panel for each piece of evidence, in every way."""
+    for choice in product(*panels.values()):
+        yield dict(zip(panels, choice, strict=True))
+
+
+def measured(claim: Claim, evidence: Gathered, draws: int = DRAWS) -> Measured:
+    """The statistic with its interval, from the statistics of moved tables.
+
+    The interval is NaN with fewer than two groups, or if a group alone makes the statistic undefined.
+    """
+    value = statistic(claim, evidence.whole)
+    if len(evidence.left_out) < 2:
+        return Measured(value)
+    if not any(_deviations(*one) for one in _with_parts(evidence)):
+        return Measured(value, value, value)
+    if claim.any_of:
+        return Measured(value, *simultaneous(claim, evidence, draws))
+    drawn = np.array([statistic(claim, panels) for panels in moved(evidence, draws)])
+    if not np.isfinite(drawn).all():
+        return Measured(value)
+    low, high = percentiles(drawn, value)
+    return Measured(value, min(low, value), max(high, value))
+
+
+def percentiles(drawn: np.ndarray, value: float) -> tuple[float, float]:
+    """Bias-corrected 95 % percentile interval, which never leaves the range of the statistic.
+
+    drawn: (draws,). (Efron and Tibshirani 1993, section 14.3, without acceleration.)
+    """
+    normal, least = NormalDist(), 1 / (len(drawn) + 1)
+    below = float(np.mean(drawn < value) + np.mean(drawn == value) / 2)
+    bias = normal.inv_cdf(min(max(below, least), 1 - least))
+    ends = [normal.cdf(2 * bias + side * normal.inv_cdf(0.975)) for side in (-1, 1)]
+    low, high = np.quantile(drawn, ends)
+    return float(low), float(high)
+
+
+def simultaneous(claim: Claim, evidence: Gathered, draws: int = DRAWS) -> tuple[float, float]:
+    """95 % interval of the best of many statistics, from intervals that hold for all of them at once.
+
+    The best of many noisy numbers looks better than it is. Here all true values lie within their intervals
+    with a probability of 95 %, so the best of them lies between the best lower and the best upper end.
+    """
+    best, worst = (np.max, np.min) if claim.above else (np.min, np.max)
+    every = zip(*(every_statistic(claim, panels) for panels in moved(evidence, draws)), strict=True)
+    ends = []
+    for values, drawn in zip(every_statistic(claim, evidence.whole), every, strict=True):
+        apart = np.array(drawn) - values  # (draws, many)
+        error = np.sqrt(np.mean(apart**2, 0))
+        width = np.quantile(np.max(np.abs(apart) / np.where(error > 0, error, 1), 1), 0.95)
+        ends.append([best(values - width * error), best(values + width * error)])
+    low, high = worst(ends, axis=0)
+    return float(low), float(high)
+
+
+def moved(evidence: Gathered, draws: int = DRAWS) -> Iterator[Panels]:
+    """The evidence as other images might have given it: all numbers in its tables move together.
+
+    They are drawn from the multivariate t distribution that the delete-a-group jackknife gives for the
+    tables (Kott 2001): its variance is (G - 1) / G times the sum over groups of squared deviations, with G - 1
+    degrees of freedom for G groups. Numbers in tables are smooth in the groups, so this is valid also
+    where the statistic is not (a rank, a median, a largest value), and the jackknife of the statistic is not.
+    """
+    groups, rng = len(evidence.left_out), np.random.default_rng(0)
+    weights = rng.standard_normal((draws // 2, groups))
+    weights *= np.sqrt((groups - 1) / rng.chisquare(groups - 1, (draws // 2, 1)))
+    weights *= math.sqrt(evidence.again * (groups - 1) / groups)
+    deviations = [_deviations(*one) for one in _with_parts(evidence)]
+    for weight in np.concatenate([weights, -weights]):
+        by = iter(deviations)
+        yield {
+            name: [
+                {role: Moved(tables, next(by), weight) for role, tables in panel.items()}
+                for panel in panels
+            ]
+            for name, panels in evidence.whole.items()
+        }
+
+
+def _with_parts(evidence: Gathered) -> Iterator[tuple[Tables, list[Tables]]]:
+    """The tables of each panel and role, in order, with those without each group."""
+    for name, panels in evidence.whole.items():
+        for i, panel in enumerate(panels):
+            for role, tables in panel.items():
+                yield tables, [part[name][i][role] for part in evidence.left_out]
+
+
+class Moved(Mapping[str, pd.DataFrame]):
+    """Tables with their numbers moved by a weighted sum of deviations, each when it is first asked for."""
+
+    def __init__(
+        self,
+        tables: Tables,
+        deviations: Mapping[str, Mapping[str, np.ndarray]],
+        weights: np.ndarray,
+    ) -> None:
+        self._tables, self._deviations, self._weights = tables, deviations, weights
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        table = self._tables[name]
+        by_column = self._deviations.get(name, {})
+        return table.assign(
+            **{column: table[column] + self._weights @ by for column, by in by_column.items()}
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tables)
+
+    def __len__(self) -> int:
+        return len(self._tables)
+
+
+def _deviations(tables: Tables, parts: Sequence[Tables]) -> dict[str, dict[str, np.ndarray]]:
+    """(groups, rows) by table and column: how each float column without a group differs from their mean."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name, table in tables.items():
+        for column in table.select_dtypes("float64").columns:
+            values = np.array([part[name][column] for part in parts])
+            if (values != values[0]).any():
+                found.setdefault(name, {})[column] = values - values.mean(0)
+    return found
+
+
+def judge(claim: Claim, found: Measured, untrained: float = math.nan) -> str:
+    """A claim holds, or does not, only if its whole interval is on one side of the threshold.
+
+    Where networks that learnt nothing pass the threshold as well, it holds only if the whole interval is
+    beyond their statistic too.
+    """
+    sign = 1 if claim.above else -1
+    low, high = sorted((sign * found.low, sign * found.high))
+    if low > sign * claim.threshold:
+        return UNTRAINED_TOO if low <= sign * untrained else YES
+    return NO if high < sign * claim.threshold else UNDECIDED
+
+
+def unfulfilled(claim: Claim, panels: Panels) -> str:
+    """Why the claim's premise does not hold for some choice of panels; empty if it holds for all."""
+    if claim.premise is None:
+        return ""
+    return next(filter(None, (claim.premise(**choice) for choice in choices(panels))), "")
+
+
+def verdict(
+    claim: Claim, figure: str, evidence: Gathered, untrained: Panels | None = None
+) -> dict[str, object]:
+    """One row of claims.csv; "not testable", and why, if the evidence lacks what the claim needs.
+
+    untrained: the panels of the same networks with random weights.
+    """
+    found, null, why, without = Measured(math.nan), math.nan, "", ""
     try:
-        found = jackknifed(claim.measure, evidence)
-    except Missing:
-        found = Measured(math.nan, math.nan, math.nan)
+        found, why = measured(claim, evidence), unfulfilled(claim, evidence.whole)
+        if math.isnan(found.value):
+            why = why or "the statistic is undefined"
+    except Missing as missing:
+        why = f"not measured: {missing}"
+    if untrained is not None and not why:
+        try:
+            null = statistic(claim, untrained)
+        except Missing as missing:
+            without = f"no null: {missing}"
+    holds = NOT_TESTABLE if why else judge(claim, found, null)
     sign = "above" if claim.above else "below"
     return dict(
         zip(
             COLUMNS,
             (
                 *(claim.name, figure, claim.statement, f"{claim.statistic} ({sign} is claimed)"),
-                *(found.value, found.low, found.high, claim.threshold, judge(claim, found)),
+                *(found.value, found.low, found.high, claim.threshold, holds, null, why or without),
             ),
             strict=True,
         )

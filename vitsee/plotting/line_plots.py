@@ -258,6 +258,22 @@ def scaling(table: pd.DataFrame, data: str, columns: list[str]) -> Figure:
     return figure
 
 
+def accuracies(table: pd.DataFrame, data: str) -> Figure:
+    """Accuracy of each model with its standard error, in the order of the table.
+
+    table: columns model, accuracy, se.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = canvas((3.4, 0.9 + 0.28 * max(4, len(table))))
+        axes = figure.subplots()
+        places = range(len(table))
+        axes.errorbar(table["accuracy"], places, xerr=table["se"], fmt="o", markersize=4, capsize=2)
+        axes.set_yticks(places, table["model"])
+        axes.set(xlabel=f"Accuracy on held-out {data}", xlim=(0, 1), ylim=(len(table) - 0.5, -0.5))
+        _grid_lines(axes)
+    return figure
+
+
 def _log_axis(axes: Axes, values: pd.Series) -> None:
     """A logarithmic x axis with few labels, or a note if all values are unknown."""
     if not np.isfinite(values).any():

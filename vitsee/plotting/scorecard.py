@@ -14,15 +14,16 @@ from matplotlib.lines import Line2D
 from vitsee.plotting.style import STYLE, canvas
 
 VERDICTS = {
-    "holds": ("✓", "#0072B2"),
-    "does not hold": ("✗", "#D55E00"),
+    "yes": ("✓", "#0072B2"),
+    "no": ("✗", "#D55E00"),
     "undecided": ("?", "0.35"),
-    "not measured": ("–", "0.6"),
+    "untrained too": ("≈", "#CC79A7"),
+    "not testable": ("–", "0.6"),
 }
 
 
 def scorecard(table: pd.DataFrame, title: str) -> Figure:
-    """One row per claim: statement, verdict, statistic with interval, threshold.
+    """One row per claim: statement, verdict, statistic with interval, threshold, statistic of untrained networks.
 
     table: as in claims.csv.
     """
@@ -33,12 +34,13 @@ def scorecard(table: pd.DataFrame, title: str) -> Figure:
     heights = [0.06 + 0.14 * len(lines) for lines in statements]
     tall = sum(heights) + 0.75
     with matplotlib.rc_context(STYLE):
-        figure = canvas((8.6, tall), None)
+        figure = canvas((9.4, tall), None)
         columns = {
             "Claim": 0.02,
-            "Verdict": 0.52,
-            "Statistic [95 % interval]": 0.65,
-            "Claimed": 0.92,
+            "Holds": 0.48,
+            "Statistic [95 % interval]": 0.61,
+            "Claimed": 0.83,
+            "Untrained": 0.91,
         }
         y = 1 - 0.22 / tall
         figure.text(0.02, y, title, weight="bold", va="center")
@@ -49,9 +51,12 @@ def scorecard(table: pd.DataFrame, title: str) -> Figure:
         for row, lines, height in zip(table.to_dict("records"), statements, heights, strict=True):
             mark, colour = VERDICTS[row["holds"]]
             middle = y - height / tall / 2
-            cells = ("\n".join(lines), f"{mark}  {row['holds']}", _interval(row), _claimed(row))
+            cells = (
+                *("\n".join(lines), f"{mark}  {row['holds']}", _interval(row), _claimed(row)),
+                f"{row['untrained']:.3g}" if np.isfinite(row["untrained"]) else "",
+            )
             for x, cell, shade in zip(
-                columns.values(), cells, ("0", colour, "0", "0"), strict=True
+                columns.values(), cells, ("0", colour, "0", "0", "0"), strict=True
             ):
                 figure.text(x, middle, cell, fontsize=8, va="center", color=shade)
             y -= height / tall

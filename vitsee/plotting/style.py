@@ -24,8 +24,6 @@ STYLE: Any = {
     "axes.labelsize": 9,
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
-    "pdf.fonttype": 42,  # real text in PDFs
-    "svg.hashsalt": "vitsee",
     "text.parse_math": False,  # dollar signs in names stay as they are
     "text.usetex": False,
 }

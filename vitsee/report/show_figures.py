@@ -11,7 +11,7 @@ from vitsee.report.assets import PageFiles
 from vitsee.report.collect import Composed
 from vitsee.report.words import number, short
 
-VERDICTS = {"holds": "✓", "does not hold": "✗", "undecided": "?", "not measured": "–"}
+VERDICTS = {"yes": "✓", "no": "✗", "undecided": "?", "untrained too": "≈", "not testable": "–"}
 
 
 # ── figures and claims ────────────────────────────────────────────────────────────────────────────
@@ -59,13 +59,14 @@ def show_composed(
 def show_claim(claim: Mapping[str, str]) -> dict[str, Any]:
     """Return one row of the scorecard: texts, numbers, and the positions for drawing the interval."""
     texts = {
-        key: claim.get(key, "") for key in ("claim", "zoo", "figure", "statement", "statistic")
+        key: claim.get(key, "")
+        for key in ("claim", "zoo", "figure", "statement", "statistic", "why")
     }
     value, low, high, threshold = (
         number(claim.get(key, "")) for key in ("value", "low", "high", "threshold")
     )
     interval = f"{short(low)} to {short(high)}" if low is not None and high is not None else ""
-    verdict = claim.get("holds", "") or "not measured"
+    verdict = claim.get("holds", "") or "not testable"
     return texts | {
         "verdict": verdict,
         "mark": VERDICTS.get(verdict, "·"),
@@ -73,6 +74,7 @@ def show_claim(claim: Mapping[str, str]) -> dict[str, Any]:
         "value": short(value),
         "interval": interval,
         "threshold": claim.get("threshold", "") if threshold is None else short(threshold),
+        "untrained": short(number(claim.get("untrained", ""))),
         "strip": strip(value, low, high, threshold),
     }
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from vitsee import returned
 from vitsee.parallel.interrupt import Interruptible
-from vitsee.results.folder import Results
+from vitsee.results.folder import PNG, Formats, Results
 from vitsee.results.reading import read
 
 
-def draw(path: Path, *, pdf: bool = False) -> list[Path]:
+def draw(path: Path, *, formats: Formats = PNG) -> list[Path]:
     """Draw the figures of a result folder and return their paths. Raises UserError if it is not a result folder."""
     from matplotlib.figure import Figure
 
@@ -20,10 +20,10 @@ def draw(path: Path, *, pdf: bool = False) -> list[Path]:
         stored = read(path)
         figures = stored.analysis.figures(stored.tables, stored.labels)
         drawn = returned.named(stored.analysis, "figures", figures, Figure)
-        return Results(path).save_figures(drawn, pdf=pdf)
+        return Results(path).save_figures(drawn, formats=formats)
 
 
-def draw_joined(paths: list[Path], *, pdf: bool = False) -> list[Path]:
+def draw_joined(paths: list[Path], *, formats: Formats = PNG) -> list[Path]:
     """Draw several results of one analysis in one figure, in their common parent folder; return the paths.
 
     Nothing is drawn if the analyses differ, or if the analysis does not have such a figure.
@@ -41,4 +41,4 @@ def draw_joined(paths: list[Path], *, pdf: bool = False) -> list[Path]:
         together = Results(Path(os.path.commonpath(resolved)))
         drawn = returned.named(analysis, "joined", figures, Figure)
         named = {f"{name}-{digest}": figure for name, figure in drawn.items()}
-        return together.save_figures(named, pdf=pdf)
+        return together.save_figures(named, formats=formats)

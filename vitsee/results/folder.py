@@ -7,8 +7,8 @@ import json
 import logging
 import os
 import secrets
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,19 @@ log = logging.getLogger(__name__)
 
 MAPPING: Shape = {}
 """The shape of a mapping with any content."""
+Formats = Sequence[str]
+"""Formats of figures: png, pdf, svg."""
+PNG: Formats = ("png",)
+VECTOR: Formats = ("pdf", "svg")
+DATELESS = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+"""The metadata of each format without what differs from day to day."""
+EMBEDDED: Any = {
+    "pdf.fonttype": 42,  # TrueType: journals refuse Type 3
+    "svg.fonttype": "none",
+    "svg.hashsalt": "vitsee",
+    "image.composite_image": False,
+}
+"""How matplotlib writes text and images."""
 
 
 @dataclass(frozen=True)
@@ -182,16 +195,40 @@ class Results:
             if name in there or not columns[name].optional
         }
 
-    def save_figures(self, figures: Mapping[str, Figure], *, pdf: bool = False) -> list[Path]:
-        """Write each figure as PNG, and on request as PDF, without dates, so that redraws are identical."""
-        without = {"png": {"Software": None}, "pdf": {"CreationDate": None}}
+    def save_figures(self, figures: Mapping[str, Figure], *, formats: Formats = PNG) -> list[Path]:
+        """Write each figure in these formats, without dates, so that redraws are identical.
+
+        Text in PDF and SVG is text, in TrueType fonts, and the cells of heatmaps stay cells.
+        """
+        import matplotlib
+
         written = []
         for name, figure in figures.items():
-            for ending in ("png", "pdf") if pdf else ("png",):
+            for ending in formats:
                 buffer = io.BytesIO()
-                figure.savefig(buffer, format=ending, dpi=200, metadata=without[ending])
+                with matplotlib.rc_context(EMBEDDED), cells(figure, ending):
+                    figure.savefig(buffer, format=ending, dpi=200, metadata=DATELESS[ending])
                 written.append(self.write(f"{name}.{ending}", buffer.getvalue()))
         return written
+
+
+@contextmanager
+def cells(figure: Figure, ending: str) -> Iterator[None]:
+    """Within the block, a vector format has an image's own pixels, not those of a raster of the page."""
+    from matplotlib.image import AxesImage
+
+    images = [
+        image
+        for image in figure.findobj(AxesImage)
+        if isinstance(image, AxesImage) and image.get_interpolation() == "nearest"
+    ]
+    for image in images if ending in VECTOR else []:
+        image.set_interpolation("none")
+    try:
+        yield
+    finally:
+        for image in images:
+            image.set_interpolation("nearest")
 
 
 _SHARD = "[0-9]*-of-*"

@@ -10,10 +10,10 @@ import pandas as pd
 from vitsee.errors import UserError
 from vitsee.models import cards
 from vitsee.plotting import line_plots
-from vitsee.results.folder import Results
+from vitsee.results.folder import PNG, Formats, Results
 
 
-def plot_cards(paths: list[Path], *, pdf: bool = False) -> list[Path]:
+def plot_cards(paths: list[Path], *, formats: Formats = PNG) -> list[Path]:
     """Write scaling.csv and scaling.png into the cards' common parent folder; return their paths.
 
     Raises UserError for a file that is not a card, and for cards with different data sets or held-out images.
@@ -31,7 +31,7 @@ def plot_cards(paths: list[Path], *, pdf: bool = False) -> list[Path]:
     figure = line_plots.scaling(
         table, read[0].dataset.split(" ")[0], ["train_images", "training_flops"]
     )
-    return written + together.save_figures({"scaling": figure}, pdf=pdf)
+    return written + together.save_figures({"scaling": figure}, formats=formats)
 
 
 def tabulate(read: list[cards.Card]) -> pd.DataFrame:
