@@ -43,6 +43,7 @@ OTHER: dict[str, list[str]] = {
         "analysis.shots=1",
     ],
     "localization.tokens": ["analysis.tokens=[[0,0]]"],
+    "token_norm.multiple": ["analysis.multiple=2"],
     "model.args": ["model.args={drop_rate: 0.1}"],
     "model.overlay": ["model.overlay={mean: [0.1, 0.1, 0.1]}"],
     "model.pool": ["model.pool=gap"],

@@ -65,6 +65,29 @@ class Layer:
         """The layer's maps as (N, channels, rows, columns), without a copy."""
         return output.permute(0, 3, 1, 2) if self.channels_last else output
 
+    def sequence(self, output: Tensor) -> Tensor:
+        """The output as (N, tokens, features): as it is, or the locations of maps in row-major order.
+
+        Maps that lie channels last in memory are not copied.
+        """
+        if not self.is_map:
+            return output
+        return self.channels_first(output).permute(0, 2, 3, 1).flatten(1, 2)
+
+    @property
+    def tokens(self) -> list[tuple[str, int, int]]:
+        """Kind (class, register or patch), row and column of each token of `sequence`.
+
+        The tokens of the prefix, which have no place, are in row -1 and numbered from 0; all but a class token
+        count as registers. Raises ValueError if there is no grid.
+        """
+        rows, columns = self.places
+        prefix = [
+            ("class" if i == 0 and self.class_token else "register", -1, i)
+            for i in range(self.prefix or 0)
+        ]
+        return prefix + [("patch", row, column) for row in range(rows) for column in range(columns)]
+
 
 @dataclass(frozen=True)
 class Setting:

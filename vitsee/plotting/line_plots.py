@@ -195,6 +195,46 @@ def lines_with_errors(
     return figure
 
 
+def histograms(
+    table: pd.DataFrame,
+    *,
+    panel: str,
+    line: str,
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    most: int = 4,
+) -> Figure:
+    """Histograms on logarithmic axes, one plot for each of the last `most` values of `panel`.
+
+    table: columns low and high (the edges of a bin), share, and those named by panel and line.
+    """
+    names = list(table[panel].unique()[-most:])
+    lines = list(table[line].unique())
+    with matplotlib.rc_context(STYLE):
+        figure = canvas((max(3.8, 2.2 * len(names) + 0.6), 2.9), "constrained")
+        every = figure.subplots(1, len(names), sharey=True, sharex=True, squeeze=False)[0]
+        for axes, name in zip(every, names, strict=True):
+            for i, of in enumerate(lines):
+                bins = table[(table[panel] == name) & (table[line] == of) & (table["share"] > 0)]
+                bins = bins[np.isfinite(bins["high"]) & (bins["low"] > 0)]
+                middle = np.sqrt(bins["low"] * bins["high"])
+                axes.bar(
+                    middle, bins["share"], width=bins["high"] - bins["low"], color=f"C{i}", alpha=0.6,
+                    label=of,
+                )  # fmt: skip
+            axes.set(title=name, xscale="log", yscale="log")
+            _grid_lines(axes)
+        every[0].set_ylabel(ylabel)
+        figure.suptitle(title, fontsize=9)
+        figure.supxlabel(xlabel, fontsize=9)
+        labels = every[0].get_legend_handles_labels()
+        figure.legend(
+            *labels, loc="outside upper right", ncols=len(lines), frameon=False, fontsize=8
+        )
+    return figure
+
+
 def training_curve(name: str, metrics: pd.DataFrame, heads: pd.DataFrame | None = None) -> Figure:
     """Training loss, accuracy on held-out images and how far each head attends, against images seen.
 

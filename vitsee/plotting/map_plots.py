@@ -27,9 +27,10 @@ def grids(
     value: str,
     colour_label: str,
     title: str,
+    limits: tuple[float, float] | None = None,
     most: int = 6,
 ) -> Figure:
-    """Maps over a grid of locations, row 0 at the top, each `panel` with its own colour scale.
+    """Maps over a grid of locations, row 0 at the top, each `panel` with its own colour scale, or with `limits`.
 
     At most `most` panels are drawn: the first, the last and evenly spaced ones between them.
     """
@@ -41,7 +42,10 @@ def grids(
         for axes, name in zip(panels, every[chosen], strict=True):
             cells = table[table[panel] == name].pivot(index=row, columns=column, values=value)
             axes.set_facecolor("0.85")
-            image = axes.imshow(cells.to_numpy(float), cmap="viridis", interpolation="nearest")
+            low, high = limits or (None, None)
+            image = axes.imshow(
+                cells.to_numpy(float), cmap="viridis", interpolation="nearest", vmin=low, vmax=high
+            )
             axes.set_title(name)
             axes.set(xticks=[], yticks=[])
             figure.colorbar(image, ax=axes, location="bottom", shrink=0.9)
