@@ -9,8 +9,9 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from vitsee.plotting.style import MARKERS, STYLE, canvas, entitle
 
@@ -78,10 +79,11 @@ def depth_lines(
     title: str,
     x: list[np.ndarray] | None = None,
     from_zero: bool = True,
+    log: bool = False,
 ) -> Figure:
     """Lines over the block index, or over `x` (one array per line).
 
-    from_zero: the y axis starts at 0, or at the lowest value if that is negative.
+    from_zero: the y axis starts at 0, or at the lowest value if that is negative. log: it is logarithmic.
     """
     colours = {group: f"C{i}" for i, group in enumerate(dict.fromkeys(l.group for l in lines))}
     with matplotlib.rc_context(STYLE):
@@ -99,7 +101,10 @@ def depth_lines(
             )
         axes.xaxis.set_major_locator(MaxNLocator(integer=x is None))
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
-        if from_zero:
+        if log:
+            axes.set_yscale("log")
+            _plain(axes.yaxis)
+        elif from_zero:
             axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
         _grid_lines(axes)
         figure.legend(
@@ -159,6 +164,15 @@ def _grid_lines(axes: Axes) -> None:
     """Light grid lines behind the data."""
     axes.grid(color="0.92")
     axes.set_axisbelow(True)
+
+
+def _plain(axis: Axis) -> None:
+    """Few numbers on a logarithmic axis, written as they are."""
+    low, high = axis.get_view_interval()
+    subs = (1.0,) if high > 100 * low else (1.0, 2.0, 5.0)
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _level(axes: Axes, values: pd.Series) -> None:
@@ -224,6 +238,8 @@ def histograms(
                     label=of,
                 )  # fmt: skip
             axes.set(title=name, xscale="log", yscale="log")
+            _plain(axes.xaxis)
+            _plain(axes.yaxis)
             _grid_lines(axes)
         every[0].set_ylabel(ylabel)
         figure.suptitle(title, fontsize=9)
