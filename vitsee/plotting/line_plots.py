@@ -13,7 +13,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from vitsee.plotting.style import MARKERS, STYLE, canvas, entitle
+from vitsee.plotting.style import MARKERS, STYLE, canvas, entitle, evenly_spaced
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +139,27 @@ def sorted_lines(
         axes.set_ylim(0, 1.05 * axes.get_ylim()[1])  # room for the topmost dots
         entitle(axes, title)
         figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    return figure
+
+
+def shaded_lines(
+    table: pd.DataFrame, *, x: str, y: str, line: str, xlabel: str, ylabel: str, title: str
+) -> Figure:
+    """One line per value of `line`, from dark (the first) to light; the first, the last and some others are named."""
+    names = table[line].unique()
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(names)))
+    named = set(evenly_spaced(len(names), 6))
+    with matplotlib.rc_context(STYLE):
+        figure = canvas((4.8, 3.9), "constrained")
+        axes = figure.subplots()
+        for i, (name, colour) in enumerate(zip(names, colours, strict=True)):
+            one = table[table[line] == name]
+            label = str(name) if i in named else None
+            axes.plot(one[x], one[y], color=colour, marker=".", markersize=3, lw=1, label=label)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        entitle(axes, title)
+        _grid_lines(axes)
+        figure.legend(loc="outside lower center", ncols=3, fontsize=7, frameon=False)
     return figure
 
 
