@@ -59,6 +59,7 @@ NEEDED: dict[str, list[str]] = {
         "batch_size=4",
     ],
     "receptive_field": ["analysis.channels=1", "images=12", "batch_size=4"],
+    "robustness": ["analysis.drops=[0.5]", "analysis.shuffles=[2]"],
     "scaling": ["model.args={num_classes: 2}"],
 }
 """What an analysis cannot do without, or not fast enough, by name, as overrides."""

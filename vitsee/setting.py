@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -107,6 +107,10 @@ class Setting:
     precision: str = "fp32"
 
 
+def _no_models(role: str, pixels: Tensor) -> dict[str, Tensor]:
+    raise RuntimeError("this view was made without models to run again")
+
+
 @dataclass(frozen=True)
 class View:
     """One minibatch as an analysis sees it: what `reduce` kept of each layer, in the order the layers ran.
@@ -114,7 +118,9 @@ class View:
     images: number of images. labels: (N,) int64. pixels: the (N, 3, H, W) input of each model, by role.
     normalisation: the mean and standard deviation of each channel by which it was normalised. positions: of the
     images in the plan. planned: number of images in the whole plan. stage: number of the pass over the data.
-    fresh: share of the images that no earlier minibatch contains; below 1 only with `repeats`.
+    fresh: share of the images that no earlier minibatch contains; below 1 only with `repeats`. again: runs the
+    model of a role on other pixels, (N, 3, H, W) normalised as in `pixels`, and returns what `reduce` kept of its
+    layers; one more forward pass each time.
     """
 
     images: int
@@ -127,6 +133,7 @@ class View:
     planned: int = 0
     stage: int = 0
     fresh: float = 1.0
+    again: Callable[[str, Tensor], dict[str, Tensor]] = _no_models
 
     def colours(self, role: str = "model") -> Tensor:
         """The images as the model of this role saw them, (N, 3, H, W) from 0 to 1."""

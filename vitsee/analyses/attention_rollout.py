@@ -11,7 +11,7 @@ import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError, nearest
-from vitsee.estimators.attention import Attention, rollout
+from vitsee.estimators.attention import Attention, reached
 from vitsee.io.tidy import Table, Whole, indices
 from vitsee.lazy import torch
 
@@ -79,24 +79,14 @@ class AttentionRollout(Analysis):
 
     def observe(self, view: View) -> dict[str, Tensor]:
         """Rollout and pixels of each image, in its row among all planned images."""
-        layer = self.setting.layers["model"][0]
-        assert layer.grid is not None
-        assert layer.prefix is not None
-        weights = list(view.model.values())
-        tokens = weights[0].shape[-1]
-        start = weights[0].new_zeros(1, tokens)
-        if layer.class_token:
-            start[0, 0] = 1
-        else:
-            start[0, layer.prefix :] = 1 / (tokens - layer.prefix)
-        reached = rollout(weights, start)[:, 0, layer.prefix :].unflatten(1, layer.grid)
+        weights = reached(list(view.model.values()), self.setting.layers["model"][0])
         colours = view.colours().clamp(0, 1)
         scale = min(1.0, SIDE / max(colours.shape[-2:]))
         size = [round(n * scale) for n in colours.shape[-2:]]
         small = torch.nn.functional.interpolate(colours, size=size, mode="area")
         return {
-            "there": view.rows(reached.new_ones(len(reached))),
-            "weight": view.rows(reached),
+            "there": view.rows(weights.new_ones(len(weights))),
+            "weight": view.rows(weights),
             "colours": view.rows((255 * small).round()),
         }
 

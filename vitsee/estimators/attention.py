@@ -106,3 +106,18 @@ def rollout(weights: Sequence[Tensor], start: Tensor) -> Tensor:
     for a in reversed(weights):
         mixed = (mixed @ a + mixed) / 2
     return mixed
+
+
+def reached(weights: Sequence[Tensor], layer: Layer) -> Tensor:
+    """Return the weight of each patch in the output by `rollout`, (N, rows, columns).
+
+    weights: of every block, averaged over heads, (N, tokens, tokens). The output is the class token or, without
+    one, the mean of all patches. layer: one of these attention modules.
+    """
+    prefix, tokens = layer.prefix or 0, weights[0].shape[-1]
+    start = weights[0].new_zeros(1, tokens)
+    if layer.class_token:
+        start[0, 0] = 1
+    else:
+        start[0, prefix:] = 1 / (tokens - prefix)
+    return rollout(weights, start)[:, 0, prefix:].unflatten(1, layer.places)

@@ -272,6 +272,41 @@ def histograms(
     return figure
 
 
+def steps(
+    table: pd.DataFrame,
+    *,
+    panel: str,
+    x: str,
+    y: str,
+    line: str,
+    error: str,
+    xlabel: str,
+    ylabel: str,
+    title: str,
+) -> Figure:
+    """One plot for each value of `panel`, one line for each of `line`: y with error bars, x evenly spaced in order."""
+    names = table[panel].unique()
+    with matplotlib.rc_context(STYLE):
+        figure = canvas((max(3.6, 2.5 * len(names) + 0.5), 3.2), "constrained")
+        every = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+        for axes, name in zip(every, names, strict=True):
+            inside = table[table[panel] == name]
+            places = np.unique(inside[x])
+            for i, (of, one) in enumerate(inside.groupby(line, sort=False)):
+                axes.errorbar(
+                    np.searchsorted(places, one[x]), one[y], one[error], capsize=2, lw=1.2,
+                    marker=MARKERS[i % len(MARKERS)], markersize=3.5, label=of,
+                )  # fmt: skip
+            axes.set_xticks(range(len(places)), [f"{place:g}" for place in places])
+            axes.set(title=name, xlabel=xlabel, ylim=(min(0, table[y].min()), 1.03))
+            _grid_lines(axes)
+        every[0].set_ylabel(ylabel)
+        figure.suptitle(title, fontsize=9)
+        labels = every[0].get_legend_handles_labels()
+        figure.legend(*labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
 def training_curve(name: str, metrics: pd.DataFrame, heads: pd.DataFrame | None = None) -> Figure:
     """Training loss, accuracy on held-out images and how far each head attends, against images seen.
 
