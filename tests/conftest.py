@@ -44,6 +44,7 @@ NEEDED: dict[str, list[str]] = {
         "other.timm=test_vit2",
         "other.pretrained=false",
     ],
+    "head_maps": ["images=12", "batch_size=4"],
     "head_similarity": [
         "model@other=timm",
         "other.timm=test_resnet",

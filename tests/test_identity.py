@@ -31,6 +31,9 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 
 OTHER: dict[str, list[str]] = {
     "attention_rollout.images_list": ["analysis.images_list=[1,0]", "images=2"],
+    "head_maps.fixed": ["analysis.fixed=0.6"],
+    "head_maps.images_list": ["analysis.images_list=[1,0]", "images=2"],
+    "head_maps.query": ["analysis.query=[0,1]"],
     "cka.tokens": ["analysis.tokens=patches", "analysis.layers=[blocks.0,blocks.1]"],
     "linear_probe.features": ["analysis.features=[gap,first]"],
     "linear_probe.held_out": ["analysis.held_out=4"],

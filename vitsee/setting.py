@@ -117,10 +117,10 @@ class View:
 
     images: number of images. labels: (N,) int64. pixels: the (N, 3, H, W) input of each model, by role.
     normalisation: the mean and standard deviation of each channel by which it was normalised. positions: of the
-    images in the plan. planned: number of images in the whole plan. stage: number of the pass over the data.
-    fresh: share of the images that no earlier minibatch contains; below 1 only with `repeats`. again: runs the
-    model of a role on other pixels, (N, 3, H, W) normalised as in `pixels`, and returns what `reduce` kept of its
-    layers; one more forward pass each time.
+    images in the plan. numbers: of the images in the data set. planned: number of images in the whole plan.
+    stage: number of the pass over the data. fresh: share of the images that no earlier minibatch contains; below 1
+    only with `repeats`. again: runs the model of a role on other pixels, (N, 3, H, W) normalised as in `pixels`, and
+    returns what `reduce` kept of its layers; one more forward pass each time.
     """
 
     images: int
@@ -130,6 +130,7 @@ class View:
     pixels: dict[str, Tensor] = field(default_factory=dict)
     normalisation: dict[str, tuple[Sequence[float], Sequence[float]]] = field(default_factory=dict)
     positions: Sequence[int] = ()
+    numbers: Sequence[int] = ()
     planned: int = 0
     stage: int = 0
     fresh: float = 1.0
@@ -142,6 +143,13 @@ class View:
             pixels.new_tensor(list(of)).view(-1, 1, 1) for of in self.normalisation[role]
         )
         return pixels * deviation + mean
+
+    def pictures(self, longest: int) -> Tensor:
+        """The images for figures, (N, 3, rows, columns) whole numbers 0…255, at most `longest` wide and high."""
+        colours = self.colours().clamp(0, 1)
+        scale = min(1.0, longest / max(colours.shape[-2:]))
+        size = [round(n * scale) for n in colours.shape[-2:]]
+        return (255 * torch.nn.functional.interpolate(colours, size=size, mode="area")).round()
 
     def rows(self, values: Tensor) -> Tensor:
         """Per-image values, (N, ...), in their rows of an array of zeros for all images of the plan."""

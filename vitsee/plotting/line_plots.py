@@ -164,20 +164,32 @@ def shaded_lines(
 
 
 def dots(
-    table: pd.DataFrame, *, x: str, y: str, reference: str, xlabel: str, ylabel: str, title: str
+    table: pd.DataFrame,
+    *,
+    x: str,
+    y: str,
+    reference: str,
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    label: str = "uniform attention",
+    corner: str = "lower right",
 ) -> Figure:
-    """One dot per row, coloured by its rank in y among the rows of the same x."""
+    """One dot per row, coloured by its rank in y among the rows of the same x.
+
+    reference: the column of the dashed line, which `label` names in this corner.
+    """
     rank = table.groupby(x)[y].rank(method="first", pct=True)
     with matplotlib.rc_context(STYLE):
         figure = canvas((4.4, 3.4), "constrained")
         axes = figure.subplots()
         axes.scatter(table[x], table[y], c=rank, cmap="viridis", vmin=0, vmax=1.1, s=14)
-        _level(axes, table[reference])
+        _level(axes, table[reference], label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.set_ylim(0, 1.05 * axes.get_ylim()[1])  # room for the topmost dots
         entitle(axes, title)
-        axes.legend(loc="lower right", fontsize=8)
+        axes.legend(loc=corner, fontsize=8)
     return figure
 
 
@@ -196,10 +208,10 @@ def _plain(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _level(axes: Axes, values: pd.Series) -> None:
-    """A dashed line at the distance of uniform attention."""
+def _level(axes: Axes, values: pd.Series, label: str = "uniform attention") -> None:
+    """A dashed line at the value of a reference."""
     for level in values.unique():
-        axes.axhline(level, color="0.4", lw=0.8, ls="--", label="uniform attention")
+        axes.axhline(level, color="0.4", lw=0.8, ls="--", label=label)
 
 
 def lines_with_errors(

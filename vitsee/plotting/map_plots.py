@@ -225,6 +225,51 @@ def image_pairs(
     return figure
 
 
+@dataclass(frozen=True)
+class Heads:
+    """An image, (H, W, 3) in 0…1, and the maps of several heads on it, (heads, rows, columns)."""
+
+    label: str
+    image: np.ndarray
+    maps: np.ndarray
+
+
+def heads(rows: list[Heads], *, title: str, overlay: bool, most: int = 12) -> Figure:
+    """One row per image or layer: the image, then each head's map, brightest where its own weights are largest.
+
+    overlay: the image lit by the map, as in `image_pairs`, not the map itself. At most `most` heads are
+    drawn, evenly spaced. Undefined maps (NaN) are grey.
+    """
+    shown = evenly_spaced(max(len(row.maps) for row in rows), most)
+    ratio = shape_ratio(rows[0].image[..., 0])
+    with matplotlib.rc_context(STYLE):
+        size = (1.15 * (len(shown) + 1) + 0.5, 1.15 * ratio * len(rows) + 0.6)
+        figure = canvas((max(3.6, size[0]), size[1]), "compressed")
+        cells = figure.subplots(len(rows), len(shown) + 1, squeeze=False)
+        for i, (row, line) in enumerate(zip(rows, cells, strict=True)):
+            for cell in line:
+                cell.set(xticks=[], yticks=[], facecolor="0.85")
+            line[0].imshow(row.image)
+            line[0].set_ylabel(_short(row.label), fontsize=6)
+            for cell, head in zip(line[1:], shown, strict=True):
+                if head >= len(row.maps):
+                    cell.axis("off")
+                elif overlay:
+                    cell.imshow(row.image * _lit(row.maps[head], row.image.shape[:2])[..., None])
+                else:
+                    cell.imshow(row.maps[head], cmap="magma", vmin=0, interpolation="nearest")
+                if i == 0:
+                    cell.set_title(f"head {head}", fontsize=8, pad=2)
+        figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def _short(name: str, most: int = 18) -> str:
+    """The end of a long name, without its folders."""
+    name = name.rpartition("/")[2]
+    return name if len(name) <= most else f"…{name[1 - most :]}"
+
+
 def _lit(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """A map of weights as the brightness, 0…1, of an image of this shape (H, W)."""
     scaled = PIL.Image.fromarray((weights / weights.max()).astype(np.float32))
