@@ -129,7 +129,7 @@ class Fourier(Analysis):
     def joined(
         self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
     ) -> dict[str, Figure]:
-        """The highest frequency relative to frequency 0 by depth, one line for each model."""
+        """The highest frequency relative to frequency 0, a line for each model: by depth, or of one model by layer."""
         from vitsee.plotting import line_plots
 
         lines, x = [], []
@@ -140,12 +140,13 @@ class Fourier(Analysis):
                 line_plots.Line(highest["relative"].to_numpy(), labels.model, labels.model)
             )
             x.append(highest["depth"].to_numpy())
+        several = len(results) > 1
         drawn = line_plots.depth_lines(
             lines,
-            xlabel="Depth (share of blocks)",
+            xlabel="Depth (share of blocks)" if several else "Layer, from the input",
             ylabel="Δ log amplitude, highest frequency − 0",
             title=results[0][1].data,
-            x=x,
+            x=x if several else None,
         )
         return {"fourier_high": drawn}
 
