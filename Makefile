@@ -43,7 +43,7 @@ figures: setup ## Draw every published figure (make fig01: just one; ZOO=paper: 
 	$(BIN)/vitsee run figure=all zoo=$(ZOO)
 
 slurm-figures: setup ## The same as SLURM jobs, one per figure (SBATCH='--partition=gpu --gpus=1')
-	for figure in $(filter-out claims,$(FIGURES)); do \
+	for figure in $(filter-out claims extra_%,$(FIGURES)); do \
 		sbatch $(SBATCH) --job-name=$$figure --wrap "$(BIN)/vitsee run figure=$$figure zoo=$(ZOO)"; \
 	done
 

@@ -50,6 +50,7 @@ NEEDED: dict[str, list[str]] = {
         "other.timm=test_vit2",
         "other.pretrained=false",
     ],
+    "head_maps": ["images=12", "batch_size=4"],
     "head_similarity": [
         "model@other=timm",
         "other.timm=test_resnet",
@@ -65,6 +66,7 @@ NEEDED: dict[str, list[str]] = {
         "batch_size=4",
     ],
     "receptive_field": ["analysis.channels=1", "images=12", "batch_size=4"],
+    "robustness": ["analysis.drops=[0.5]", "analysis.shuffles=[2]"],
     "scaling": ["model.args={num_classes: 2}"],
 }
 """What an analysis cannot do without, or not fast enough, by name, as overrides."""

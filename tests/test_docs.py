@@ -291,9 +291,9 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 GIVEN = {
-    "figure": "run --import=token_norm.py figure=norms images=8 batch_size=4 run.workers=0",
-    "model": "list --import=token_norm.py layers model=vit_s16_dino analysis=token_norm",
-    "data set": "run --import=token_norm.py analysis=token_norm analysis.patches=true "
+    "figure": "run --import=token_length.py figure=norms images=8 batch_size=4 run.workers=0",
+    "model": "list --import=token_length.py layers model=vit_s16_dino analysis=token_length",
+    "data set": "run --import=token_length.py analysis=token_length analysis.patches=true "
     "dataset=pets dataset.root=photos images=8 batch_size=4 run.workers=0",
     "recipe": "train recipe=vit_nano_short --cfg job",
 }
@@ -334,7 +334,7 @@ def test_there_is_an_example_of_everything_that_can_be_added():
     kinds = {str(Path(name).parent) for name in examples()}
     groups = ("model", "dataset", "figure", "recipe")
     assert kinds == {".", "vitsee/papers", *(f"conf/{group}" for group in groups)}
-    assert {"token_norm.py", "vitsee/papers/claims.py"} <= set(examples())
+    assert {"token_length.py", "vitsee/papers/claims.py"} <= set(examples())
 
 
 @together
@@ -353,12 +353,12 @@ def test_the_example_of_an_analysis_obeys_the_laws(extended, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     before = dict(REGISTERED)
     try:
-        import_asked(["--import", str(extended / "token_norm.py")])
-        check_analysis(REGISTERED["token_norm"])
+        import_asked(["--import", str(extended / "token_length.py")])
+        check_analysis(REGISTERED["token_length"])
     finally:
         REGISTERED.clear()
         REGISTERED.update(before)
-        sys.modules.pop("token_norm", None)
+        sys.modules.pop("token_length", None)
 
 
 @together
@@ -368,7 +368,9 @@ def test_the_example_of_a_model_is_found_by_timm(said):
 
 @together
 def test_the_example_of_a_data_set_is_read(extended, said):
-    assert list((extended / "outputs" / "token_norm" / "vit_mini").glob("pets-*/token_norm.csv"))
+    assert list(
+        (extended / "outputs" / "token_length" / "vit_mini").glob("pets-*/token_length.csv")
+    )
 
 
 @together

@@ -31,6 +31,9 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 
 OTHER: dict[str, list[str]] = {
     "attention_rollout.images_list": ["analysis.images_list=[1,0]", "images=2"],
+    "head_maps.fixed": ["analysis.fixed=0.6"],
+    "head_maps.images_list": ["analysis.images_list=[1,0]", "images=2"],
+    "head_maps.query": ["analysis.query=[0,1]"],
     "cka.tokens": ["analysis.tokens=patches", "analysis.layers=[blocks.0,blocks.1]"],
     "linear_probe.features": ["analysis.features=[gap,first]"],
     "linear_probe.held_out": ["analysis.held_out=4"],
@@ -43,6 +46,10 @@ OTHER: dict[str, list[str]] = {
         "analysis.shots=1",
     ],
     "localization.tokens": ["analysis.tokens=[[0,0]]"],
+    "robustness.changes": ["analysis.changes=[shuffle]"],
+    "robustness.drops": ["analysis.drops=[0.25]"],
+    "robustness.shuffles": ["analysis.shuffles=[3]"],
+    "token_norm.multiple": ["analysis.multiple=2"],
     "model.args": ["model.args={drop_rate: 0.1}"],
     "model.overlay": ["model.overlay={mean: [0.1, 0.1, 0.1]}"],
     "model.pool": ["model.pool=gap"],

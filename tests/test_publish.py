@@ -26,10 +26,11 @@ QUICK = ["run.device=cpu", "run.workers=0", "run.progress=false"]
 PAPER = [f"fig{n:02}" for n in range(1, 14)]
 APPENDIX = ["figB1", *(f"figC{n}" for n in range(1, 7)), *(f"figD{n}" for n in range(1, 5))]
 APPENDIX += ["figE1", "figE2", "figF1", "figF2", "figF3", "figG1", "figG2", "figH1", "figH2"]
+EXTRA = [f"extra_{name}" for name in ("registers", "massive", "occlusion", "shuffle", "fourier")]
 VIT = [f"vit_fig{n:02}" for n in (3, 4, 5, 6, 7, 10, 11, 14)]
 
 
-@pytest.mark.parametrize("name", [*PAPER, *APPENDIX, *VIT, "claims"])
+@pytest.mark.parametrize("name", [*PAPER, *APPENDIX, *VIT, *EXTRA, "claims"])
 def test_a_figure_is_defined_and_its_roles_are_known_to_every_zoo(name):
     figure = atlas.published(name)
     assert figure.name == name
@@ -41,7 +42,7 @@ def test_a_figure_is_defined_and_its_roles_are_known_to_every_zoo(name):
                 assert (player.model is None) != (player.missing is None)
 
 
-@pytest.mark.parametrize("name", [*PAPER, *APPENDIX, *VIT])
+@pytest.mark.parametrize("name", [*PAPER, *APPENDIX, *VIT, *EXTRA])
 def test_the_options_of_every_panel_exist(name):
     """With the first model that plays in it; that the other ones exist is tested below."""
     composed, zoos = 0, [atlas.zoo(zoo) for zoo in atlas.zoos()]
@@ -283,7 +284,7 @@ def test_a_role_that_no_zoo_has_heard_of_is_refused():
         atlas.zoo("mini").role("vit_larg")
 
 
-@pytest.mark.parametrize("name", ["figE1", "figC1", "vit_fig10", "claims"])
+@pytest.mark.parametrize("name", ["figE1", "figC1", "vit_fig10", "extra_massive", "claims"])
 def test_the_cost_of_a_figure_is_what_the_script_reckons(name, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
     import costs
@@ -329,6 +330,10 @@ def test_an_experiment_that_two_figures_share_is_measured_and_read_once(
     assert len(reads) == 2  # once for each figure
 
 
-def test_all_figures_are_those_whose_models_are_in_the_zoos():
+def test_all_figures_are_those_of_the_two_papers_whose_models_are_in_the_zoos():
     every = Request.read(["figure=all"]).figures
-    assert set(every) == set(atlas.figures()) - {"claims"}
+    assert set(every) == set(atlas.figures()) - {"claims", *EXTRA}
+
+
+def test_extra_figures_are_those_of_later_papers():
+    assert set(Request.read(["figure=extra"]).figures) == set(EXTRA)

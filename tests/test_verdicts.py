@@ -157,6 +157,42 @@ def blocks(values: list[float]) -> dict[str, pd.DataFrame]:
     return {"block_similarity": pd.DataFrame({"depth": depth, "cka": values})}
 
 
+def outliers(*share: float) -> dict[str, pd.DataFrame]:
+    rows = [(f"b{i}", kind, s) for i, s in enumerate(share) for kind in ("class", "patch")]
+    table = pd.DataFrame(rows, columns=["layer", "kind", "outlier_share"])
+    return {
+        "token_norm": table.assign(
+            outlier_share=table["outlier_share"] * (table["kind"] == "patch")
+        )
+    }
+
+
+def massive(ratio: list[float], share: list[float]) -> dict[str, pd.DataFrame]:
+    rows = [(r, s, rank) for r, s in zip(ratio, share, strict=True) for rank in (1, 2)]
+    return {"massive_activation": pd.DataFrame(rows, columns=["ratio", "channel_share", "rank"])}
+
+
+def robust(half: float, accuracy: float = math.nan, **changes: float) -> dict[str, pd.DataFrame]:
+    """Agreement at strength 0.5 and 4: `half`, but for the changes that are named."""
+    names = ("drop_random", "drop_salient", "drop_other", "shuffle")
+    rows = [
+        (name, strength, accuracy, 1.0 if strength in (0, 1) else changes.get(name, half))
+        for name in names
+        for strength in ((1, 4) if name == "shuffle" else (0, 0.5))
+    ]
+    columns = ["change", "strength", "accuracy", "agreement"]
+    return {"robustness": pd.DataFrame(rows, columns=columns)}
+
+
+def spectra(relative: list[float], frequency: list[float] | None = None) -> dict[str, pd.DataFrame]:
+    """The highest frequency after each sublayer, attention first; frequency 0 before it."""
+    rows = []
+    for i, (value, f) in enumerate(zip(relative, frequency or [0.8] * len(relative), strict=True)):
+        name = f"blocks.{i // 2}.+{'mlp' if i % 2 else 'attn'}"
+        rows += [(name, 0.0, 0.0), (name, f, value)]
+    return {"fourier": pd.DataFrame(rows, columns=["layer", "frequency", "relative"])}
+
+
 def of(**tables: dict) -> dict[str, dict]:
     """Evidence in which the role is called as the panel."""
     return {name: {name: table} for name, table in tables.items()}
@@ -333,6 +369,42 @@ CASES = {
     "small_hybrids_win": (
         {"compute": {"hybrid": trained(0.8, 1e9), "vit_a": trained(0.7, 2e9), "vit_b": trained(0.9, 3e9)}},
         {"compute": {"hybrid": trained(0.8, 1e9), "vit_a": trained(0.9, 2e9), "vit_b": trained(0.7, 3e9)}},
+    ),
+    "vits_have_outlier_tokens": (
+        of(norms=outliers(0, 0, 0, 0, 0, 0, 0.02, 0.02)),
+        of(norms=outliers(0, 0.2, 0, 0, 0, 0, 0.002, 0.001)),
+    ),
+    "outlier_tokens_come_midway": (
+        of(norms=outliers(0, 0, 0.02, 0.02)),
+        of(norms=outliers(0.1, 0, 0.02, 0.02)),
+    ),
+    "activations_are_massive": (
+        of(ranks=massive([20, 2000, 1500], [0.2, 1, 1])),
+        of(ranks=massive([20, 40, 30], [0.2, 1, 1])),
+    ),
+    "massive_activations_keep_their_channel": (
+        of(ranks=massive([20, 2000, 1500], [0.2, 1, 0.5])),
+        of(ranks=massive([20, 2000, 1500], [1, 0.5, 1])),
+    ),
+    "vits_bear_occlusion": (
+        {"drops": {"vit_large_ft": robust(0.7), "resnet50_v1": robust(0.1)}},
+        {"drops": {"vit_large_ft": robust(0.1), "resnet50_v1": robust(0.7)}},
+    ),
+    "salient_patches_matter": (
+        {"drops": {"vit_large_ft": robust(0.5, drop_salient=0.2)}},
+        {"drops": {"vit_large_ft": robust(0.5, drop_other=0.2)}},
+    ),
+    "vits_bear_shuffling": (
+        {"shuffle": {"vit_large_ft": robust(0.5), "resnet50_v1": robust(0.9, shuffle=0.1)}},
+        {"shuffle": {"vit_large_ft": robust(0.5), "resnet50_v1": robust(0.1, shuffle=0.9)}},
+    ),
+    "attention_lowers_high_frequencies": (
+        of(sublayers=spectra([-1, 0, -1, 0, -1, 0])),
+        of(sublayers=spectra([0, -1, 0, -1, 0, -1])),
+    ),
+    "units_raise_high_frequencies": (
+        of(resnet=spectra([-3, -2.5, -9, -8], [0.9, 0.9, 0.7, 0.7])),
+        of(resnet=spectra([-3, -3.5, -1, -2], [0.9, 0.9, 0.7, 0.7])),
     ),
 }  # fmt: skip
 
@@ -559,6 +631,13 @@ def test_a_result_without_groups_has_no_replicates(tmp_path):
     (tmp_path / replicates.NAME).write_bytes(replicates.pack(table, [], 1.0))
     assert replicates.read(tmp_path, table).tables == []
     assert replicates.read(tmp_path / "nowhere", table).tables == []
+
+
+def test_accuracy_is_compared_where_every_model_has_one():
+    known = {"vit_large_ft": robust(0.9, accuracy=0.2), "resnet50_v1": robust(0.1, accuracy=0.6)}
+    assert claims.vits_bear_occlusion(known) == pytest.approx(-0.4)
+    half_known = known | {"resnet50_v1": robust(0.1)}
+    assert claims.vits_bear_occlusion(half_known) == pytest.approx(0.8)
 
 
 def test_missing_evidence_is_named():

@@ -71,6 +71,9 @@ class Analysis:
     columns: ClassVar[dict[str, Table]] = {}
     """The columns of each table by name; a CSV without them is refused when it is read. If empty, every CSV
     in the folder is read as it is."""
+    later: ClassVar[dict[str, Any]] = {}
+    """Options that were added after results had been measured, each with the value at which nothing changes:
+    with it they are not part of the identity, so those results are still found."""
     version: ClassVar[int] = 1
     """Raise it when the numbers of the analysis change, so that old and new results never mix."""
 

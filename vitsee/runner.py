@@ -172,14 +172,14 @@ def observer(
             for role, model in study.models.items()
         }
 
+        def forward(role: str, pixels: Tensor) -> dict[str, Tensor]:
+            return returned.reduced(analysis, through[role](pixels))
+
         def observe(batch: Minibatch) -> dict[str, Tensor]:
             try:
                 for pixels in batch.pixels.values():
                     pixels.requires_grad_(analysis.gradients)
-                reduced = {
-                    role: returned.reduced(analysis, forward(batch.pixels[role]))
-                    for role, forward in through.items()
-                }
+                reduced = {role: forward(role, batch.pixels[role]) for role in through}
                 view = View(
                     len(batch.ids),
                     batch.labels,
@@ -187,9 +187,11 @@ def observer(
                     pixels=batch.pixels,
                     normalisation=normalisation,
                     positions=plan.positions(batch.index, batch.ids),
+                    numbers=batch.ids,
                     planned=plan.planned,
                     stage=stage,
                     fresh=plan.fresh(batch.index),
+                    again=forward,
                 )
                 terms = returned.named(analysis, "observe", analysis.observe(view), torch.Tensor)
             except torch.OutOfMemoryError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -65,6 +65,29 @@ class Layer:
         """The layer's maps as (N, channels, rows, columns), without a copy."""
         return output.permute(0, 3, 1, 2) if self.channels_last else output
 
+    def sequence(self, output: Tensor) -> Tensor:
+        """The output as (N, tokens, features): as it is, or the locations of maps in row-major order.
+
+        Maps that lie channels last in memory are not copied.
+        """
+        if not self.is_map:
+            return output
+        return self.channels_first(output).permute(0, 2, 3, 1).flatten(1, 2)
+
+    @property
+    def tokens(self) -> list[tuple[str, int, int]]:
+        """Kind (class, register or patch), row and column of each token of `sequence`.
+
+        The tokens of the prefix, which have no place, are in row -1 and numbered from 0; all but a class token
+        count as registers. Raises ValueError if there is no grid.
+        """
+        rows, columns = self.places
+        prefix = [
+            ("class" if i == 0 and self.class_token else "register", -1, i)
+            for i in range(self.prefix or 0)
+        ]
+        return prefix + [("patch", row, column) for row in range(rows) for column in range(columns)]
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -84,14 +107,20 @@ class Setting:
     precision: str = "fp32"
 
 
+def _no_models(role: str, pixels: Tensor) -> dict[str, Tensor]:
+    raise RuntimeError("this view was made without models to run again")
+
+
 @dataclass(frozen=True)
 class View:
     """One minibatch as an analysis sees it: what `reduce` kept of each layer, in the order the layers ran.
 
     images: number of images. labels: (N,) int64. pixels: the (N, 3, H, W) input of each model, by role.
     normalisation: the mean and standard deviation of each channel by which it was normalised. positions: of the
-    images in the plan. planned: number of images in the whole plan. stage: number of the pass over the data.
-    fresh: share of the images that no earlier minibatch contains; below 1 only with `repeats`.
+    images in the plan. numbers: of the images in the data set. planned: number of images in the whole plan.
+    stage: number of the pass over the data. fresh: share of the images that no earlier minibatch contains; below 1
+    only with `repeats`. again: runs the model of a role on other pixels, (N, 3, H, W) normalised as in `pixels`, and
+    returns what `reduce` kept of its layers; one more forward pass each time.
     """
 
     images: int
@@ -101,9 +130,11 @@ class View:
     pixels: dict[str, Tensor] = field(default_factory=dict)
     normalisation: dict[str, tuple[Sequence[float], Sequence[float]]] = field(default_factory=dict)
     positions: Sequence[int] = ()
+    numbers: Sequence[int] = ()
     planned: int = 0
     stage: int = 0
     fresh: float = 1.0
+    again: Callable[[str, Tensor], dict[str, Tensor]] = _no_models
 
     def colours(self, role: str = "model") -> Tensor:
         """The images as the model of this role saw them, (N, 3, H, W) from 0 to 1."""
@@ -112,6 +143,13 @@ class View:
             pixels.new_tensor(list(of)).view(-1, 1, 1) for of in self.normalisation[role]
         )
         return pixels * deviation + mean
+
+    def pictures(self, longest: int) -> Tensor:
+        """The images for figures, (N, 3, rows, columns) whole numbers 0…255, at most `longest` wide and high."""
+        colours = self.colours().clamp(0, 1)
+        scale = min(1.0, longest / max(colours.shape[-2:]))
+        size = [round(n * scale) for n in colours.shape[-2:]]
+        return (255 * torch.nn.functional.interpolate(colours, size=size, mode="area")).round()
 
     def rows(self, values: Tensor) -> Tensor:
         """Per-image values, (N, ...), in their rows of an array of zeros for all images of the plan."""

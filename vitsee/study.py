@@ -259,8 +259,10 @@ class Study:
         return made_of
 
     def _options(self) -> dict[str, Any]:
-        """The analysis's options. Layers count by the names that they select."""
-        return _without(UNREAD["analysis"], self.experiment.what()["analysis"])
+        """The analysis's options. Layers count by the names that they select, and later options if they are used."""
+        options = _without(UNREAD["analysis"], self.experiment.what()["analysis"])
+        later = self.experiment.analysis.later
+        return {key: value for key, value in options.items() if (key, value) not in later.items()}
 
     def _architecture(self, role: str) -> dict[str, Any]:
         """What defines the model of this role besides its weights."""

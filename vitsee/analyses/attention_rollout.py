@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
-from vitsee.errors import UserError, nearest
-from vitsee.estimators.attention import Attention, rollout
+from vitsee.data.images import listed, require_listed
+from vitsee.estimators.attention import Attention, reached
 from vitsee.io.tidy import Table, Whole, indices
 from vitsee.lazy import torch
 
@@ -58,20 +58,13 @@ class AttentionRollout(Analysis):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        listed = self.images_list
-        if listed is not None and (not isinstance(listed, list) or not listed):
-            raise UserError(
-                f"analysis.images_list must be a list of image numbers or ids, e.g. [0,7]; "
-                f"got {listed!r}"
-            )
+        require_listed(self.images_list)
 
     def select(self, stage: int) -> Sequence[int] | None:
         """The images of `images_list`. Raises UserError for one that does not exist."""
         if self.images_list is None:
             return None
-        images = self.setting.images[stage]
-        numbers = {images.id(i): i for i in range(len(images))}
-        return [_number(asked, numbers) for asked in self.images_list]
+        return listed(self.setting.images[stage], self.images_list)
 
     def reduce(self, layer: Layer, output: Attention) -> Tensor:
         """Attention weights averaged over heads, (N, tokens, tokens)."""
@@ -79,25 +72,11 @@ class AttentionRollout(Analysis):
 
     def observe(self, view: View) -> dict[str, Tensor]:
         """Rollout and pixels of each image, in its row among all planned images."""
-        layer = self.setting.layers["model"][0]
-        assert layer.grid is not None
-        assert layer.prefix is not None
-        weights = list(view.model.values())
-        tokens = weights[0].shape[-1]
-        start = weights[0].new_zeros(1, tokens)
-        if layer.class_token:
-            start[0, 0] = 1
-        else:
-            start[0, layer.prefix :] = 1 / (tokens - layer.prefix)
-        reached = rollout(weights, start)[:, 0, layer.prefix :].unflatten(1, layer.grid)
-        colours = view.colours().clamp(0, 1)
-        scale = min(1.0, SIDE / max(colours.shape[-2:]))
-        size = [round(n * scale) for n in colours.shape[-2:]]
-        small = torch.nn.functional.interpolate(colours, size=size, mode="area")
+        weights = reached(list(view.model.values()), self.setting.layers["model"][0])
         return {
-            "there": view.rows(reached.new_ones(len(reached))),
-            "weight": view.rows(reached),
-            "colours": view.rows((255 * small).round()),
+            "there": view.rows(weights.new_ones(len(weights))),
+            "weight": view.rows(weights),
+            "colours": view.rows(view.pictures(SIDE)),
         }
 
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
@@ -139,14 +118,3 @@ def _arrays(table: pd.DataFrame, columns: list[str]) -> np.ndarray:
     """A tidy table in row-major order as (images, rows, columns, values)."""
     shape = [table[name].nunique() for name in _PLACES]
     return table[columns].to_numpy(float).reshape(*shape, len(columns))
-
-
-def _number(asked: Any, numbers: dict[str, int]) -> int:
-    if isinstance(asked, int) and 0 <= asked < len(numbers):
-        return asked
-    if str(asked) in numbers:
-        return numbers[str(asked)]
-    raise UserError(
-        f"analysis.images_list: no image {asked}; the {len(numbers)} images go from 0 "
-        f"({next(iter(numbers))}) to {len(numbers) - 1}.{nearest(str(asked), numbers)}"
-    )

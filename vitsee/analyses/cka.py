@@ -13,7 +13,8 @@ from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
 from vitsee.estimators.kernels import gram, hsic, u_centre_
 from vitsee.estimators.minibatch_cka import cka_and_error, cka_terms
-from vitsee.io.tidy import Error, Table
+from vitsee.estimators.outliers import REMOVED, without_outliers
+from vitsee.io.tidy import MODELS, Error, Table
 from vitsee.lazy import torch
 
 if TYPE_CHECKING:
@@ -30,6 +31,13 @@ class Tokens(Enum):
     all = "all"
     cls = "cls"
     patches = "patches"
+
+
+class Without(Enum):
+    """What is removed from the features before their Gram matrix is computed."""
+
+    nothing = "nothing"
+    outliers = "outliers"
 
 
 class Products(Enum):
@@ -62,8 +70,13 @@ class CKA(Analysis):
         "cka": Table(
             {"model_layer": str, "other_layer": str, "cka": float, "se": Error},
             grid=("model_layer", "other_layer"),
-        )
+        ),
+        "cka_outliers": Table(
+            {"model": MODELS, "layer": str, "channels": float, "tokens": float, "variance": float},
+            optional=True,
+        ),
     }
+    later: ClassVar[dict[str, Any]] = {"without": "nothing"}
 
     name: str = "cka"
     layers: Any = "paper"
@@ -73,8 +86,20 @@ class CKA(Analysis):
     """Rounding of the features before they are multiplied. auto: far below that of the forward pass
     (`precision`). exact: entries are within 1e-6 whatever the precision. tf32 (CUDA) and bf16 are faster on a
     GPU but less accurate: docs/benchmarks.md lists the errors."""
+    without: Without = Without.nothing
+    """outliers: leave out channels and tokens that stand out (`estimators/outliers.py`), which a few layers would
+    otherwise consist of."""
 
     def check(self, layers: dict[str, list[Layer]]) -> None:
+        if self.without is Without.outliers:
+            for role, watched in layers.items():
+                for layer in watched:
+                    if layer.prefix is None and not layer.is_map and len(layer.shape) > 1:
+                        raise UserError(
+                            f"analysis.without=outliers: which axis of {layer.name} of the {role} is its channels "
+                            f"is unknown (its output is {' x '.join(map(str, layer.shape))}, neither tokens nor "
+                            f"a feature map); choose other layers with analysis.layers, such as blocks"
+                        )
         if self.tokens is Tokens.all:
             return
         for role, watched in layers.items():
@@ -92,12 +117,23 @@ class CKA(Analysis):
                     )
 
     def reduce(self, layer: Layer, output: Tensor) -> Tensor:
-        """Gram matrix of one layer: (N, ...) -> (N, N) float64."""
+        """Gram matrix of one layer: (N, ...) -> (N, N) float64.
+
+        Without outliers, one more column says what was removed: `outliers.Removed`, then zeros.
+        """
+        prefix = layer.prefix or 0
         if self.tokens is Tokens.cls:
-            output = output[:, :1]
+            output, prefix = output[:, :1], 0
         elif self.tokens is Tokens.patches:
-            output = output[:, layer.prefix :]
-        return gram(output, self.rounding(output.device.type))
+            output, prefix = output[:, layer.prefix :], 0
+        if self.without is Without.nothing:
+            return gram(output, self.rounding(output.device.type))
+        tokens = layer.sequence(output) if len(layer.shape) > 1 else output[:, None]
+        rest, removed = without_outliers(tokens, prefix)
+        matrix = gram(rest, self.rounding(output.device.type))
+        column = matrix.new_zeros(len(matrix), 1)
+        column[: len(removed), 0] = removed.to(column)
+        return torch.cat([matrix, column], 1)
 
     def rounding(self, device: str) -> str:
         """How the features are rounded on this type of device: see `kernels.gram`."""
@@ -110,19 +146,26 @@ class CKA(Analysis):
 
         a: layers of the model; b: layers of the other, or the same layers without another model.
         """
-        u = u_centre_(torch.stack(list(view.model.values())))
-        if view.other is None:
+        n = view.images
+        of_model = torch.stack(list(view.model.values()))
+        of_other = None if view.other is None else torch.stack(list(view.other.values()))
+        u = u_centre_(of_model[..., :n].contiguous())
+        if of_other is None:
             ab = hsic(u, u)
             aa = bb = ab.diagonal()
         else:
-            v = u_centre_(torch.stack(list(view.other.values())))
-            n = u.shape[-1]
+            v = u_centre_(of_other[..., :n].contiguous())
             ab = hsic(u, v)
             aa, bb = (w.square().sum((1, 2)) / (n * (n - 3)) for w in (u, v))
-        return cka_terms(ab, aa, bb, view.fresh) | {
+        terms = cka_terms(ab, aa, bb, view.fresh) | {
             "broken_model": aa.isfinite().logical_not(),
             "broken_other": bb.isfinite().logical_not(),
         }
+        if self.without is Without.outliers:
+            terms["removed_model"] = of_model[:, :REMOVED, n]
+            if of_other is not None:
+                terms["removed_other"] = of_other[:, :REMOVED, n]
+        return terms
 
     def impossible(self, terms: dict[str, Tensor]) -> list[Impossibility]:
         """HSIC_1 of a layer with itself is a squared norm, and that of two layers an inner product."""
@@ -149,7 +192,19 @@ class CKA(Analysis):
                 "minibatches": int(sums.seen.sum()),
             }
         )
-        return {"cka": table}
+        return {"cka": table} | self._removed(sums)
+
+    def _removed(self, sums: Sums) -> dict[str, pd.DataFrame]:
+        """What was removed, on average over minibatches; no table if nothing was asked to be."""
+        parts = [
+            pd.DataFrame(
+                sums.terms[f"removed_{role}"].cpu().numpy() / int(sums.seen.sum()),
+                columns=["channels", "tokens", "variance"],
+            ).assign(model=role, layer=names)[["model", "layer", "channels", "tokens", "variance"]]
+            for role, names in sums.axes.items()
+            if f"removed_{role}" in sums.terms
+        ]
+        return {"cka_outliers": pd.concat(parts, ignore_index=True)} if parts else {}
 
     def warnings(self, sums: Sums) -> list[str]:
         """Which layers have undefined CKA, and why."""
@@ -179,7 +234,7 @@ class CKA(Analysis):
             limits=(0, 1),
             xlabel=f"Layers {labels.other or labels.model}",
             ylabel=f"Layers {labels.model}",
-            title=labels.data,
+            title=labels.data + (", without outliers" if "cka_outliers" in tables else ""),
             colour_label="CKA",
         )
         return {"cka": heatmap}

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from vitsee.errors import UserError
+from vitsee.errors import UserError, nearest
 
 
 class Images(ABC):
@@ -41,6 +41,31 @@ class Images(ABC):
     def changed_since(self, moment: float) -> list[str]:
         """Return the image files, or the tar, written after this time (in seconds since 1970)."""
         return []
+
+
+def require_listed(asked: Any) -> None:
+    """Raise UserError unless the option `images_list` is a list of image numbers or ids, or null."""
+    if asked is not None and (not isinstance(asked, list) or not asked):
+        raise UserError(
+            f"analysis.images_list must be a list of image numbers or ids, e.g. [0,7]; got {asked!r}"
+        )
+
+
+def listed(images: Images, asked: list[Any]) -> list[int]:
+    """Return the indices of images by number or id. Raises UserError for one that does not exist."""
+    numbers = {images.id(i): i for i in range(len(images))}
+    return [_number(one, numbers) for one in asked]
+
+
+def _number(asked: Any, numbers: dict[str, int]) -> int:
+    if isinstance(asked, int) and 0 <= asked < len(numbers):
+        return asked
+    if str(asked) in numbers:
+        return numbers[str(asked)]
+    raise UserError(
+        f"analysis.images_list: no image {asked}; the {len(numbers)} images go from 0 "
+        f"({next(iter(numbers))}) to {len(numbers) - 1}.{nearest(str(asked), numbers)}"
+    )
 
 
 def unreadable(name: str, error: OSError) -> UserError:

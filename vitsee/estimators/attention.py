@@ -106,3 +106,42 @@ def rollout(weights: Sequence[Tensor], start: Tensor) -> Tensor:
     for a in reversed(weights):
         mixed = (mixed @ a + mixed) / 2
     return mixed
+
+
+def reached(weights: Sequence[Tensor], layer: Layer) -> Tensor:
+    """Return the weight of each patch in the output by `rollout`, (N, rows, columns).
+
+    weights: of every block, averaged over heads, (N, tokens, tokens). The output is the class token or, without
+    one, the mean of all patches. layer: one of these attention modules.
+    """
+    prefix, tokens = layer.prefix or 0, weights[0].shape[-1]
+    start = weights[0].new_zeros(1, tokens)
+    if layer.class_token:
+        start[0, 0] = 1
+    else:
+        start[0, prefix:] = 1 / (tokens - prefix)
+    return rollout(weights, start)[:, 0, prefix:].unflatten(1, layer.places)
+
+
+def offsets(layer: Layer) -> list[tuple[int, int]]:
+    """Return the steps (rows, columns) on the layer's grid that at least a quarter of its patches can make."""
+    rows, columns = (side // 2 for side in layer.places)
+    return [(r, c) for r in range(-rows, rows + 1) for c in range(-columns, columns + 1)]
+
+
+def offset_means(weights: Tensor, layer: Layer) -> Tensor:
+    """Return the mean attention from a patch to the one at each of `offsets`, over patches that have one there.
+
+    weights: (N, heads, patches, patches). Returns (N, heads, offsets). It is 1 for a head that always looks there
+    (Walmer et al. 2023, "offset local attention heads").
+    """
+    (height, width), steps = layer.places, offsets(layer)
+    place = torch.arange(height * width, device=weights.device)
+    row, column = place // width, place % width
+    means = []
+    for down, right in steps:
+        to_row, to_column = row + down, column + right
+        there = (to_row >= 0) & (to_row < height) & (to_column >= 0) & (to_column < width)
+        target = to_row[there] * width + to_column[there]
+        means.append(weights[:, :, place[there], target].mean(-1))
+    return torch.stack(means, -1)

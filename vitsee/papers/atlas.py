@@ -56,6 +56,8 @@ class Published:
     panels: dict[str, Panel] = MISSING
     rows: list[list[str]] = MISSING
     """Names of the panels in each row."""
+    extra: bool = False
+    """Of another paper than the two that figure=all reproduces; figure=extra draws all of these."""
     lenient: bool = False
     """Leave out panels that a model does not support (attention of a CNN) instead of failing."""
     claims: dict[str, dict[str, list[str]]] = field(default_factory=dict)

@@ -164,7 +164,7 @@ def draw_panel(
 
 def run_with(panel: dict[str, Any], folder: Path, read: Read) -> str:
     """The models of a panel, which the paper's title does not name; nothing where a legend names many."""
-    names = {}
+    names: dict[str, None] = {}
     for result in panel["results"]:
         labels = read(folder / result).labels
         names[labels.model + (f" vs {labels.other}" if labels.other else "")] = None

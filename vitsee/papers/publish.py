@@ -34,10 +34,10 @@ POLL = 5.0
 def publish(words: list[str]) -> Iterator[Path]:
     """Measure missing panels, compose the figures and test their claims; yield the files written.
 
-    words: `figure=NAME`, `figure=NAME,NAME` or `figure=all`, `zoo=NAME`, `untrained=false` (measure no null
-    of the claims), and overrides applied last in each panel's experiment. If one of several figures fails,
-    the others continue and the error comes at the end. Raises UserError, or Incomplete if only shards are
-    missing.
+    words: `figure=NAME`, `figure=NAME,NAME`, `figure=all` or `figure=extra`, `zoo=NAME`, `untrained=false`
+    (measure no null of the claims), and overrides applied last in each panel's experiment. If one of several
+    figures fails, the others continue and the error comes at the end. Raises UserError, or Incomplete if only
+    shards are missing.
     """
     request = Request.read(words)
     figures = [atlas.published(name) for name in request.figures]
@@ -148,10 +148,15 @@ class Request:
 
     @property
     def figures(self) -> list[str]:
-        """Names of the requested figures; `all` means all figures whose models are in the zoos."""
-        if self.figure != "all":
+        """Names of the requested figures.
+
+        `all` means those of the two papers whose models are in the zoos, `extra` those of later papers.
+        """
+        if self.figure not in ("all", "extra"):
             return list(dict.fromkeys(self.figure.split(",")))
-        return [name for name in atlas.figures() if not atlas.asks(atlas.published(name))]
+        every = [atlas.published(name) for name in atlas.figures()]
+        extra = self.figure == "extra"
+        return [one.name for one in every if not atlas.asks(one) and one.extra == extra]
 
     def folder(self, figure: Published) -> str:
         """The figure's name, followed by those of its models or zoo."""

@@ -9,10 +9,11 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from vitsee.plotting.style import MARKERS, STYLE, canvas, entitle
+from vitsee.plotting.style import MARKERS, STYLE, canvas, entitle, evenly_spaced
 
 log = logging.getLogger(__name__)
 
@@ -78,10 +79,11 @@ def depth_lines(
     title: str,
     x: list[np.ndarray] | None = None,
     from_zero: bool = True,
+    log: bool = False,
 ) -> Figure:
     """Lines over the block index, or over `x` (one array per line).
 
-    from_zero: the y axis starts at 0, or at the lowest value if that is negative.
+    from_zero: the y axis starts at 0, or at the lowest value if that is negative. log: it is logarithmic.
     """
     colours = {group: f"C{i}" for i, group in enumerate(dict.fromkeys(l.group for l in lines))}
     with matplotlib.rc_context(STYLE):
@@ -99,7 +101,10 @@ def depth_lines(
             )
         axes.xaxis.set_major_locator(MaxNLocator(integer=x is None))
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
-        if from_zero:
+        if log:
+            axes.set_yscale("log")
+            _plain(axes.yaxis)
+        elif from_zero:
             axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
         _grid_lines(axes)
         figure.legend(
@@ -137,21 +142,54 @@ def sorted_lines(
     return figure
 
 
-def dots(
-    table: pd.DataFrame, *, x: str, y: str, reference: str, xlabel: str, ylabel: str, title: str
+def shaded_lines(
+    table: pd.DataFrame, *, x: str, y: str, line: str, xlabel: str, ylabel: str, title: str
 ) -> Figure:
-    """One dot per row, coloured by its rank in y among the rows of the same x."""
+    """One line per value of `line`, from dark (the first) to light; the first, the last and some others are named."""
+    names = table[line].unique()
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(names)))
+    named = set(evenly_spaced(len(names), 6))
+    with matplotlib.rc_context(STYLE):
+        figure = canvas((4.8, 3.9), "constrained")
+        axes = figure.subplots()
+        for i, (name, colour) in enumerate(zip(names, colours, strict=True)):
+            one = table[table[line] == name]
+            label = str(name) if i in named else None
+            axes.plot(one[x], one[y], color=colour, marker=".", markersize=3, lw=1, label=label)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        entitle(axes, title)
+        _grid_lines(axes)
+        figure.legend(loc="outside lower center", ncols=3, fontsize=7, frameon=False)
+    return figure
+
+
+def dots(
+    table: pd.DataFrame,
+    *,
+    x: str,
+    y: str,
+    reference: str,
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    label: str = "uniform attention",
+    corner: str = "lower right",
+) -> Figure:
+    """One dot per row, coloured by its rank in y among the rows of the same x.
+
+    reference: the column of the dashed line, which `label` names in this corner.
+    """
     rank = table.groupby(x)[y].rank(method="first", pct=True)
     with matplotlib.rc_context(STYLE):
         figure = canvas((4.4, 3.4), "constrained")
         axes = figure.subplots()
         axes.scatter(table[x], table[y], c=rank, cmap="viridis", vmin=0, vmax=1.1, s=14)
-        _level(axes, table[reference])
+        _level(axes, table[reference], label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.set_ylim(0, 1.05 * axes.get_ylim()[1])  # room for the topmost dots
         entitle(axes, title)
-        axes.legend(loc="lower right", fontsize=8)
+        axes.legend(loc=corner, fontsize=8)
     return figure
 
 
@@ -161,10 +199,19 @@ def _grid_lines(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def _level(axes: Axes, values: pd.Series) -> None:
-    """A dashed line at the distance of uniform attention."""
+def _plain(axis: Axis) -> None:
+    """Few numbers on a logarithmic axis, written as they are."""
+    low, high = axis.get_view_interval()
+    subs = (1.0,) if high > 100 * low else (1.0, 2.0, 5.0)
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _level(axes: Axes, values: pd.Series, label: str = "uniform attention") -> None:
+    """A dashed line at the value of a reference."""
     for level in values.unique():
-        axes.axhline(level, color="0.4", lw=0.8, ls="--", label="uniform attention")
+        axes.axhline(level, color="0.4", lw=0.8, ls="--", label=label)
 
 
 def lines_with_errors(
@@ -192,6 +239,83 @@ def lines_with_errors(
         entitle(axes, title)
         _grid_lines(axes)
         figure.legend(loc="outside lower center", ncols=min(2, len(lines)), fontsize=7)
+    return figure
+
+
+def histograms(
+    table: pd.DataFrame,
+    *,
+    panel: str,
+    line: str,
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    most: int = 4,
+) -> Figure:
+    """Histograms on logarithmic axes, one plot for each of the last `most` values of `panel`.
+
+    table: columns low and high (the edges of a bin), share, and those named by panel and line.
+    """
+    names = list(table[panel].unique()[-most:])
+    lines = list(table[line].unique())
+    with matplotlib.rc_context(STYLE):
+        figure = canvas((max(3.8, 2.2 * len(names) + 0.6), 2.9), "constrained")
+        every = figure.subplots(1, len(names), sharey=True, sharex=True, squeeze=False)[0]
+        for axes, name in zip(every, names, strict=True):
+            for i, of in enumerate(lines):
+                bins = table[(table[panel] == name) & (table[line] == of) & (table["share"] > 0)]
+                bins = bins[np.isfinite(bins["high"]) & (bins["low"] > 0)]
+                middle = np.sqrt(bins["low"] * bins["high"])
+                axes.bar(
+                    middle, bins["share"], width=bins["high"] - bins["low"], color=f"C{i}", alpha=0.6,
+                    label=of,
+                )  # fmt: skip
+            axes.set(title=name, xscale="log", yscale="log")
+            _plain(axes.xaxis)
+            _plain(axes.yaxis)
+            _grid_lines(axes)
+        every[0].set_ylabel(ylabel)
+        figure.suptitle(title, fontsize=9)
+        figure.supxlabel(xlabel, fontsize=9)
+        labels = every[0].get_legend_handles_labels()
+        figure.legend(
+            *labels, loc="outside upper right", ncols=len(lines), frameon=False, fontsize=8
+        )
+    return figure
+
+
+def steps(
+    table: pd.DataFrame,
+    *,
+    panel: str,
+    x: str,
+    y: str,
+    line: str,
+    error: str,
+    xlabel: str,
+    ylabel: str,
+    title: str,
+) -> Figure:
+    """One plot for each value of `panel`, one line for each of `line`: y with error bars, x evenly spaced in order."""
+    names = table[panel].unique()
+    with matplotlib.rc_context(STYLE):
+        figure = canvas((max(3.6, 2.5 * len(names) + 0.5), 3.2), "constrained")
+        every = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+        for axes, name in zip(every, names, strict=True):
+            inside = table[table[panel] == name]
+            places = np.unique(inside[x])
+            for i, (of, one) in enumerate(inside.groupby(line, sort=False)):
+                axes.errorbar(
+                    np.searchsorted(places, one[x]), one[y], one[error], capsize=2, lw=1.2,
+                    marker=MARKERS[i % len(MARKERS)], markersize=3.5, label=of,
+                )  # fmt: skip
+            axes.set_xticks(range(len(places)), [f"{place:g}" for place in places])
+            axes.set(title=name, xlabel=xlabel, ylim=(min(0, table[y].min()), 1.03))
+            _grid_lines(axes)
+        every[0].set_ylabel(ylabel)
+        figure.suptitle(title, fontsize=9)
+        labels = every[0].get_legend_handles_labels()
+        figure.legend(*labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return figure
 
 

@@ -27,9 +27,10 @@ def grids(
     value: str,
     colour_label: str,
     title: str,
+    limits: tuple[float, float] | None = None,
     most: int = 6,
 ) -> Figure:
-    """Maps over a grid of locations, row 0 at the top, each `panel` with its own colour scale.
+    """Maps over a grid of locations, row 0 at the top, each `panel` with its own colour scale, or with `limits`.
 
     At most `most` panels are drawn: the first, the last and evenly spaced ones between them.
     """
@@ -41,7 +42,10 @@ def grids(
         for axes, name in zip(panels, every[chosen], strict=True):
             cells = table[table[panel] == name].pivot(index=row, columns=column, values=value)
             axes.set_facecolor("0.85")
-            image = axes.imshow(cells.to_numpy(float), cmap="viridis", interpolation="nearest")
+            low, high = limits or (None, None)
+            image = axes.imshow(
+                cells.to_numpy(float), cmap="viridis", interpolation="nearest", vmin=low, vmax=high
+            )
             axes.set_title(name)
             axes.set(xticks=[], yticks=[])
             figure.colorbar(image, ax=axes, location="bottom", shrink=0.9)
@@ -219,6 +223,51 @@ def image_pairs(
                 right.set_title(names[1], pad=2)
         figure.suptitle(title, fontsize=9)
     return figure
+
+
+@dataclass(frozen=True)
+class Heads:
+    """An image, (H, W, 3) in 0…1, and the maps of several heads on it, (heads, rows, columns)."""
+
+    label: str
+    image: np.ndarray
+    maps: np.ndarray
+
+
+def heads(rows: list[Heads], *, title: str, overlay: bool, most: int = 12) -> Figure:
+    """One row per image or layer: the image, then each head's map, brightest where its own weights are largest.
+
+    overlay: the image lit by the map, as in `image_pairs`, not the map itself. At most `most` heads are
+    drawn, evenly spaced. Undefined maps (NaN) are grey.
+    """
+    shown = evenly_spaced(max(len(row.maps) for row in rows), most)
+    ratio = shape_ratio(rows[0].image[..., 0])
+    with matplotlib.rc_context(STYLE):
+        size = (1.15 * (len(shown) + 1) + 0.5, 1.15 * ratio * len(rows) + 0.6)
+        figure = canvas((max(3.6, size[0]), size[1]), "compressed")
+        cells = figure.subplots(len(rows), len(shown) + 1, squeeze=False)
+        for i, (row, line) in enumerate(zip(rows, cells, strict=True)):
+            for cell in line:
+                cell.set(xticks=[], yticks=[], facecolor="0.85")
+            line[0].imshow(row.image)
+            line[0].set_ylabel(_short(row.label), fontsize=6)
+            for cell, head in zip(line[1:], shown, strict=True):
+                if head >= len(row.maps):
+                    cell.axis("off")
+                elif overlay:
+                    cell.imshow(row.image * _lit(row.maps[head], row.image.shape[:2])[..., None])
+                else:
+                    cell.imshow(row.maps[head], cmap="magma", vmin=0, interpolation="nearest")
+                if i == 0:
+                    cell.set_title(f"head {head}", fontsize=8, pad=2)
+        figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def _short(name: str, most: int = 18) -> str:
+    """The end of a long name, without its folders."""
+    name = name.rpartition("/")[2]
+    return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
 def _lit(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

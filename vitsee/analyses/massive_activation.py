@@ -1,0 +1,211 @@
+"""The largest activations of each layer, their channel and their token (Sun et al. 2024, "massive activations")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from vitsee.analysis import Analysis, Labels, Layer, View, register
+from vitsee.errors import UserError
+from vitsee.estimators.kernels import float64_device
+from vitsee.io.tidy import Kind, Table, Whole
+from vitsee.lazy import torch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from vitsee.sums import Sums
+
+KINDS = ("class", "register", "patch")
+_CHUNK = 2**22
+"""Activations whose magnitudes are copied at a time, to find their median."""
+_COLUMNS: dict[str, Kind] = {
+    **{"layer": str, "depth": float, "kind": KINDS, "row": Whole(-1), "col": Whole()},
+    **{"channel": Whole(), "value": float, "median": float, "ratio": float, "rank": Whole(1)},
+    **{"sd": float, "token_share": float, "channel_share": float},
+}
+
+
+@register
+@dataclass(kw_only=True)
+class MassiveActivation(Analysis):
+    """How large are the largest activations of each layer, and which channels and tokens hold them?
+
+    In each image, the `top` largest magnitudes among all tokens and channels of a layer, and the median
+    magnitude. Magnitudes are averaged over images rank by rank; the token and the channel of a rank are
+    those where it lies in most images.
+    """
+
+    models: ClassVar[tuple[int, ...]] = (1,)
+    default_images: ClassVar[int] = 512
+    default_batch_size: ClassVar[int] = 64
+
+    columns: ClassVar[dict[str, Table]] = {
+        "massive_activation": Table(_COLUMNS, keys=("layer", "rank"))
+    }
+
+    name: str = "massive_activation"
+    top: int = 3
+    """How many of the largest activations of each layer and image are followed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.top < 1:
+            raise UserError(f"analysis.top must be at least 1, got {self.top}")
+
+    def check(self, layers: dict[str, list[Layer]]) -> None:
+        for layer in layers["model"]:
+            if layer.grid is None:
+                raise UserError(
+                    f"analysis=massive_activation: {layer.name} has no rows and columns (its output of "
+                    f"{' x '.join(map(str, layer.shape))} is neither tokens on a grid nor a feature map); "
+                    f"choose other layers with analysis.layers, such as blocks"
+                )
+            there = int(np.prod(layer.shape))
+            if self.top > there:
+                raise UserError(
+                    f"analysis.top={self.top}, but {layer.name} has {there} activations; "
+                    f"use analysis.top={there} or fewer"
+                )
+
+    def reduce(self, layer: Layer, output: Tensor) -> Tensor:
+        """Median magnitude, then magnitude, token and channel of each rank: (N, 1 + 3 top) float64."""
+        x = layer.sequence(output)
+        found = [middle(x)[:, None], *largest(x, self.top)]
+        return torch.cat([part.to(float64_device(x), torch.float64) for part in found], 1)
+
+    def observe(self, view: View) -> dict[str, Tensor]:
+        """Of each layer: sums over images of the median, of the magnitudes and of their squares.
+
+        tokens: (top, tokens), channels: (top, channels): in how many images a rank lies there.
+        """
+        terms: dict[str, Tensor] = {}
+        for layer in self.setting.layers["model"]:
+            median, value, token, channel = view.model[layer.name].split([1] + [self.top] * 3, 1)
+            tokens = len(layer.tokens)
+            terms |= {
+                f"{layer.name} median": median.sum(),
+                f"{layer.name} value": value.sum(0),
+                f"{layer.name} squares": value.square().sum(0),
+                f"{layer.name} tokens": _counts(token, tokens),
+                f"{layer.name} channels": _counts(channel, int(np.prod(layer.shape)) // tokens),
+            }
+        return terms | {"images": median.new_tensor(view.images)}
+
+    def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
+        """One row per layer and rank, from 1.
+
+        value, sd: mean and standard deviation over images of the magnitude. ratio: value over median.
+        token_share, channel_share: in how many of the images the rank lies in this token, in this channel.
+        """
+        terms = {name: term.cpu().numpy() for name, term in sums.terms.items()}
+        images = float(terms["images"])
+        rows = []
+        for layer in self.setting.layers["model"]:
+            median, value, squares, tokens, channels = (
+                terms[f"{layer.name} {name}"]
+                for name in ("median", "value", "squares", "tokens", "channels")
+            )
+            median, value = median / images, value / images
+            with np.errstate(invalid="ignore", divide="ignore"):
+                spread = (squares - images * value**2) / (images - 1 if images > 1 else np.nan)
+                ratio = value / median
+            for rank in range(self.top):
+                token, channel = int(tokens[rank].argmax()), int(channels[rank].argmax())
+                rows.append(
+                    (
+                        *(layer.name, np.nan if layer.depth is None else layer.depth),
+                        *layer.tokens[token],
+                        *(channel, value[rank], median, ratio[rank], rank + 1),
+                        *(np.sqrt(spread[rank].clip(0)), tokens[rank, token] / images),
+                        channels[rank, channel] / images,
+                    )
+                )
+        table = pd.DataFrame(rows, columns=list(_COLUMNS))
+        return {"massive_activation": table.astype({"median": float, "depth": float})}
+
+    def warnings(self, sums: Sums) -> list[str]:
+        """Which layers have activations that are not finite, or are mostly 0."""
+        warnings = []
+        for layer in self.setting.layers["model"]:
+            if not sums.terms[f"{layer.name} value"].isfinite().all():
+                warnings.append(
+                    f"{layer.name} has NaN or Inf in some image; its values are undefined"
+                )
+            elif sums.terms[f"{layer.name} median"] == 0:
+                warnings.append(
+                    f"most activations of {layer.name} are 0, and so is their median; ratios are infinite"
+                )
+        return warnings
+
+    def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
+        """Magnitude of each rank, and the median, by layer; ratio of the largest to the median."""
+        from vitsee.plotting import line_plots
+
+        table = tables["massive_activation"]
+        ranks = [(rank, rows) for rank, rows in table.groupby("rank")]
+        lines = [
+            line_plots.Line(rows["value"].to_numpy(), f"largest {rank}", f"{rank}")
+            for rank, rows in ranks
+        ]
+        median = line_plots.Line(ranks[0][1]["median"].to_numpy(), "median", "median", dashed=True)
+        drawn = line_plots.depth_lines(
+            [*lines, median],
+            xlabel="Layer, from the input",
+            ylabel="Mean magnitude",
+            title=f"{labels.model}, {labels.data}",
+            log=True,
+        )
+        return {"massive_activation": drawn} | self.joined([(tables, labels)])
+
+    def joined(
+        self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
+    ) -> dict[str, Figure]:
+        """The largest activation over the median, by depth, one line for each model."""
+        from vitsee.plotting import line_plots
+
+        lines, x = [], []
+        for tables, labels in results:
+            table = tables["massive_activation"]
+            first = table[table["rank"] == 1]
+            lines.append(line_plots.Line(first["ratio"].to_numpy(), labels.model, labels.model))
+            x.append(first["depth"].to_numpy())
+        drawn = line_plots.depth_lines(
+            lines,
+            xlabel="Depth (share of blocks)",
+            ylabel="Largest magnitude / median",
+            title=results[0][1].data,
+            x=x,
+            log=True,
+        )
+        return {"massive_activation_ratio": drawn}
+
+
+def largest(x: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Magnitudes of the largest activations in descending order, their tokens and channels, each (N, top).
+
+    x: (N, tokens, channels). They lie in the channels with the largest maxima, so only these are sorted.
+    """
+    peaks = torch.maximum(x.amax(1), -x.amin(1))
+    channels = peaks.topk(min(top, x.shape[2]), dim=1).indices
+    few = x.gather(2, channels[:, None].expand(-1, x.shape[1], -1)).abs().float()
+    value, place = few.flatten(1).topk(top, dim=1)
+    return value, place // few.shape[2], channels.gather(1, place % few.shape[2])
+
+
+def middle(x: Tensor) -> Tensor:
+    """Lower median of the magnitudes of each image, (N, …) -> (N,)."""
+    size = max(1, _CHUNK // x[0].numel())
+    return torch.cat([some.abs().flatten(1).median(1).values for some in x.split(size)])
+
+
+def _counts(index: Tensor, length: int) -> Tensor:
+    """How often each index occurs in each column, (N, top) -> (top, length) float64."""
+    ranks = torch.arange(index.shape[1], device=index.device)
+    flat = (index.long() + ranks * length).flatten()
+    return torch.bincount(flat, minlength=len(ranks) * length).double().view(len(ranks), length)

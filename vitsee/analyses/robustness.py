@@ -1,0 +1,266 @@
+"""Predictions and representations when patches are dropped or shuffled (Naseer et al. 2021, sections 3.1 and 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from vitsee.analysis import Analysis, Labels, Layer, View, register
+from vitsee.errors import UserError, unknown
+from vitsee.estimators.attention import Attention, reached
+from vitsee.estimators.changed_images import drop, dropped_first, shuffle, shuffled
+from vitsee.io.tidy import Error, Kind, Table
+from vitsee.lazy import torch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from vitsee.sums import Sums
+
+CHANGES = ("drop_random", "drop_salient", "drop_other", "shuffle")
+SALIENT = ("drop_salient", "drop_other")
+_COLUMNS: dict[str, Kind] = {
+    **{"change": CHANGES, "strength": float, "accuracy": float, "agreement": float},
+    **{"cosine": float, "se": Error, "accuracy_se": float, "cosine_se": float},
+}
+_TITLES = {
+    "drop_random": "Patches dropped at random",
+    "drop_salient": "Most salient patches dropped first",
+    "drop_other": "Least salient patches dropped first",
+    "shuffle": "Tiles shuffled",
+}
+
+
+@register
+@dataclass(kw_only=True)
+class Robustness(Analysis):
+    """Does a model still see the same when patches of the image are dropped, or shuffled?
+
+    Each image is changed in every way and strength, and runs through the model again: accuracy, agreement
+    with the prediction for the unchanged image, and the cosine between the representations of both. Masks
+    and shuffles depend on the image's position in the plan and on `seed` alone, so all models see the same
+    ones. Which patches are salient says the attention rollout of the second model.
+    """
+
+    reads: ClassVar[tuple[str, str]] = ("outputs", "attention")
+    default_images: ClassVar[int] = 512
+    default_batch_size: ClassVar[int] = 64
+    standard_errors: ClassVar[bool] = True
+
+    columns: ClassVar[dict[str, Table]] = {
+        "robustness": Table(_COLUMNS, keys=("change", "strength"))
+    }
+
+    name: str = "robustness"
+    layers: Any = field(default_factory=lambda: ["last", "logits"])
+    other_layers: Any = field(default_factory=lambda: ["blocks.*.attn"])
+    changes: Any = None
+    """Which of drop_random, drop_salient, drop_other and shuffle; by default all that can be made."""
+    drops: Any = field(default_factory=lambda: [0.1, 0.25, 0.5, 0.75, 0.9])
+    """Shares of the patches that are dropped."""
+    shuffles: Any = field(default_factory=lambda: [2, 4, 7, 14])
+    """Rows and columns of tiles that are shuffled."""
+    grid: int = 14
+    """Rows and columns of the patches that are dropped: they are of the image, not of the model."""
+    seed: int = 0
+    """Seed of random masks and shuffles."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.changes is not None:
+            _require("changes", self.changes, "[drop_random,shuffle]", lambda c: isinstance(c, str))
+            for change in self.changes:
+                if change not in CHANGES:
+                    raise unknown(f"analysis.changes: no {change}", change, CHANGES, "there are")
+        _require(
+            "drops", self.drops, "[0.25,0.5] of shares from 0 to 1",
+            lambda s: isinstance(s, (int, float)) and not isinstance(s, bool) and 0 <= s <= 1,
+        )  # fmt: skip
+        _require(
+            "shuffles", self.shuffles, "[2,4] of whole numbers from 1",
+            lambda k: isinstance(k, int) and not isinstance(k, bool) and k >= 1,
+        )  # fmt: skip
+        if self.grid < 1:
+            raise UserError(f"analysis.grid must be at least 1, got {self.grid}")
+        if self.seed < 0:
+            raise UserError(f"analysis.seed must be at least 0, got {self.seed}")
+
+    def check(self, layers: dict[str, list[Layer]]) -> None:
+        asked = [change for change in self.changes or [] if change in SALIENT]
+        if asked and "other" not in layers:
+            raise UserError(
+                f"analysis.changes: {asked[0]} needs a second model, whose attention says which patches are "
+                f"salient, the same for all models: add model@other=NAME, a ViT (it may be the model itself)"
+            )
+        if len(layers["model"]) != 2 or len(layers["model"][1].shape) != 1:
+            names = ", ".join(layer.name for layer in layers["model"])
+            raise UserError(
+                f"analysis.layers must select a representation and, after it, the logits, such as "
+                f"[last,logits]; it selects {names}"
+            )
+
+    def reduce(self, layer: Layer, output: Any) -> Tensor:
+        """One vector for each image: the class token, the mean over patches or locations, or the logits.
+
+        Of attention its weights, averaged over heads, (N, tokens, tokens).
+        """
+        if isinstance(output, Attention):
+            return torch.cat([weights.mean(1) for _, weights in output.weights()])
+        if len(layer.shape) == 1:
+            return output.float()
+        tokens = layer.sequence(output).float()
+        if layer.class_token and layer.prefix:
+            return tokens[:, 0]
+        return tokens[:, layer.prefix or 0 :].mean(1)
+
+    def observe(self, view: View) -> dict[str, Tensor]:
+        """Sums over images, one for each row of the table: right and agreeing predictions, cosines, squares."""
+        rows = []
+        clean = _outcome(view.model)
+        for change, strength in self._rows():
+            predicted, features = clean
+            if strength in self._asked(change):
+                changed = self._changed(view, change, strength)
+                predicted, features = _outcome(view.again("model", changed))
+            cosine = torch.nn.functional.cosine_similarity(features, clean[1], dim=1)
+            right, agree = predicted == view.labels, (predicted == clean[0]) & (predicted >= 0)
+            undefined = (predicted < 0) | ~cosine.isfinite()
+            values = [right, agree, cosine, cosine.square(), undefined]
+            rows.append(torch.stack([value.double().sum() for value in values]))
+        names = ("right", "agree", "cosine", "squares", "undefined")
+        terms = dict(zip(names, torch.stack(rows).unbind(1), strict=True))
+        return terms | {"images": rows[0].new_tensor(view.images)}
+
+    def _rows(self) -> Iterator[tuple[str, float]]:
+        """Change and strength of each row; every change begins with the unchanged image."""
+        there = CHANGES if "other" in self.setting.layers else ("drop_random", "shuffle")
+        for change in self.changes or there:
+            unchanged = 1 if change == "shuffle" else 0
+            for strength in sorted({unchanged, *self._asked(change)}):
+                yield change, strength
+
+    def _asked(self, change: str) -> list[float]:
+        """The strengths for which images run through the model again."""
+        return self.shuffles if change == "shuffle" else self.drops
+
+    def _changed(self, view: View, change: str, strength: float) -> Tensor:
+        """The model's pixels after this change."""
+        pixels = view.pixels["model"]
+        if change == "shuffle":
+            orders = shuffled(int(strength), view.positions, self.seed).to(pixels.device)
+            return shuffle(pixels, int(strength), orders)
+        saliency = None
+        if change in SALIENT:
+            assert view.other is not None
+            found = reached(list(view.other.values()), self.setting.layers["other"][0])
+            found = torch.nn.functional.adaptive_avg_pool2d(found[:, None], self.grid).flatten(1)
+            saliency = found if change == "drop_salient" else -found
+        order = dropped_first(self.grid, view.positions, self.seed, saliency).to(pixels.device)
+        mean, deviation = view.normalisation["model"]
+        black = [-m / d for m, d in zip(mean, deviation, strict=True)]
+        return drop(pixels, order, self.grid, float(strength), black)
+
+    @property
+    def _labelled(self) -> bool:
+        """Whether the model's outputs are the classes of the images."""
+        outputs = self.setting.layers["model"][1].shape[0]
+        return outputs == len(self.setting.images[-1].classes)
+
+    def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
+        """One row per change and strength: change, strength, accuracy, agreement, cosine, se, accuracy_se, cosine_se.
+
+        strength: share of dropped patches, or rows of tiles; 0 and 1 are the unchanged image. accuracy: NaN
+        if the model's outputs are not the classes of the images. se: of the agreement.
+        """
+        terms = {name: term.cpu().numpy() for name, term in sums.terms.items()}
+        images = float(terms["images"])
+        broken = terms["undefined"] > 0
+        accuracy, agreement, cosine = (
+            np.where(broken, np.nan, terms[name] / images) for name in ("right", "agree", "cosine")
+        )
+        if not self._labelled:
+            accuracy = np.full_like(accuracy, np.nan)
+        variance = np.clip(terms["squares"] / images - cosine**2, 0, None)
+        change, strength = zip(*self._rows(), strict=True)
+        table = pd.DataFrame(
+            {
+                "change": change,
+                "strength": np.array(strength, float),
+                "accuracy": accuracy,
+                "agreement": agreement,
+                "cosine": cosine,
+                "se": np.sqrt(agreement * (1 - agreement) / images),
+                "accuracy_se": np.sqrt(accuracy * (1 - accuracy) / images),
+                "cosine_se": np.sqrt(variance / (images - 1 if images > 1 else np.nan)),
+            }
+        )
+        return {"robustness": table}
+
+    def warnings(self, sums: Sums) -> list[str]:
+        warnings = []
+        if not self._labelled:
+            warnings.append(
+                f"{self.setting.names['model']} has {self.setting.layers['model'][1].shape[0]} outputs, the images "
+                f"have {len(self.setting.images[-1].classes)} classes: accuracy is NaN, agreement is not"
+            )
+        broken = int(sums.terms["undefined"].max())
+        if broken:
+            warnings.append(f"the outputs for {broken} images are not finite; their rows are NaN")
+        return warnings
+
+    def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
+        return self.joined([(tables, labels)])
+
+    def joined(
+        self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
+    ) -> dict[str, Figure]:
+        """Accuracy (agreement, where there are no labels) and cosine by strength: a plot a change, a line a model."""
+        from vitsee.plotting import line_plots
+
+        table = pd.concat(
+            [tables["robustness"].assign(model=labels.model) for tables, labels in results]
+        )
+        known = bool(table["accuracy"].notna().all())
+        measures = {
+            "": ("accuracy", "Accuracy")
+            if known
+            else ("agreement", "Same prediction as unchanged"),
+            "_cosine": ("cosine", "Cosine of the representations"),
+        }
+        some = {
+            "robustness": table,
+            "robustness_drops": table[table["change"] != "shuffle"],
+            "robustness_shuffle": table[table["change"] == "shuffle"],
+        }
+        return {
+            f"{name}{suffix}": line_plots.steps(
+                rows.assign(change=rows["change"].map(_TITLES)),
+                panel="change",
+                x="strength",
+                y=y,
+                line="model",
+                error={"accuracy": "accuracy_se", "agreement": "se", "cosine": "cosine_se"}[y],
+                xlabel="Share, or rows of tiles",
+                ylabel=ylabel,
+                title=results[0][1].data,
+            )
+            for name, rows in some.items()
+            if len(rows)
+            for suffix, (y, ylabel) in measures.items()
+        }
+
+
+def _require(option: str, value: Any, example: str, good: Any) -> None:
+    if not isinstance(value, list) or not value or not all(map(good, value)):
+        raise UserError(f"analysis.{option} must be a list such as {example}; got {value!r}")
+
+
+def _outcome(reduced: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Predicted class of each image, -1 where a logit is not finite, and its representation."""
+    features, logits = reduced.values()
+    return logits.argmax(1).masked_fill(~logits.isfinite().all(1), -1), features
