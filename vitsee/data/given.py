@@ -82,6 +82,8 @@ class Given(Images):
     @cached_property
     def classes(self) -> list[str]:  # type: ignore[override]  # read when they are asked for
         there = getattr(self.source, "classes", None)
+        if (column := self._column) is not None:  # of a Hugging Face Dataset
+            there = getattr(self.source.features[column], "names", None)
         if isinstance(there, (list, tuple)) and all(isinstance(one, str) for one in there):
             return list(there)
         return [str(i) for i in range(max(map(self.label, range(len(self)))) + 1)]
@@ -112,11 +114,23 @@ class Given(Images):
     def open(self, index: int) -> Image.Image:
         return as_image(parts(self._item(index))[0])
 
-    @property
+    @cached_property
     def _listed(self) -> Any:
-        """Return the labels of all images where torchvision's data sets keep them; None if there are none."""
-        listed = getattr(self.source, "targets", None)
+        """The labels of all images, if they can be had without the images; None if not."""
+        if (column := self._column) is not None:
+            return list(self.source[column])
+        listed = getattr(self.source, "targets", None)  # of torchvision's data sets
         return listed if listed is not None and len(listed) == len(self) else None
+
+    @property
+    def _column(self) -> str | None:
+        """The name of the labels in a Hugging Face Dataset; None for others, and without labels."""
+        features = getattr(self.source, "features", None)
+        return (
+            next((name for name in LABELS if name in features), None)
+            if isinstance(features, Mapping)
+            else None
+        )
 
     def _item(self, index: int) -> Any:
         """Return an item; the last one is kept, because its image and its label are asked for one by one."""

@@ -35,7 +35,7 @@ class Shards(Files):
     """
 
     def __init__(self, samples: Iterable[Sample]) -> None:
-        super().__init__(Path(), [], tar=True)
+        self.root, self.tar = Path(), True
         self.samples = list(samples)
         self.entries = [*self.samples]
 
