@@ -101,7 +101,14 @@ def expected(photos, tmp_path_factory) -> bytes:
 def test_a_data_set_of_any_form_gives_what_its_files_give(form, folder, measure, expected):
     result = measure(dataset=FORMS[form](folder))
     assert (result.path / "cka.csv").read_bytes() == expected
-    assert result.made_with["passes"][0]["image_ids"][0].startswith("given/0000")
+    name = {"images with labels": "ImageFolder", "a list": "given"}.get(form, result.labels.dataset)
+    assert result.labels.dataset == name
+    assert result.made_with["passes"][0]["image_ids"][0].startswith(f"{name}/0000")
+
+
+def test_a_data_set_may_be_named(folder, measure):
+    named = {"dataset.name": "pets", "dataset": folder, "batch_size": 8}
+    assert measure(**named).labels.dataset == "pets"
 
 
 def test_a_hugging_face_data_set_is_read_in_place(folder, measure, expected, tmp_path):
@@ -134,7 +141,7 @@ def test_the_image_and_its_label_are_read_together(folder):
 def test_splits_are_given_as_a_mapping(folder, measure):
     halves = {"train": Subset(folder, range(0, 24, 2)), "test": Subset(folder, range(1, 24, 2))}
     result = measure("dataset.split=test", dataset=halves)
-    assert result.made_with["passes"][0]["image_ids"][0].startswith("given/test/")
+    assert result.made_with["passes"][0]["image_ids"][0].startswith("Subset/test/")
     with pytest.raises(vitsee.UserError, match=r"has no dataset.split=val; it has: test, train"):
         measure("dataset.split=val", dataset=halves)
     with pytest.raises(vitsee.UserError, match=r"only as a mapping, such as dataset=\{'train': …"):
@@ -191,11 +198,11 @@ def test_a_bad_image_is_named_or_skipped(folder, measure):
 
     source = Mapped(folder, make)
     with pytest.raises(
-        vitsee.UserError, match=r"given/000005 \(RuntimeError: lost\).*on_bad_image=skip"
+        vitsee.UserError, match=r"Mapped/000005 \(RuntimeError: lost\).*on_bad_image=skip"
     ):
         measure(dataset=source)
     result = measure("dataset.on_bad_image=skip", dataset=source)
-    assert result.made_with["skipped_images"] == ["given/000005"]
+    assert result.made_with["skipped_images"] == ["Mapped/000005"]
 
 
 def test_greys_and_transparency_become_rgb_and_the_image_stays_as_it_was():

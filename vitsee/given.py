@@ -46,7 +46,10 @@ def is_object(key: str, value: Any) -> bool:
 def options(key: str, value: Any) -> dict[str, str]:
     """Return the options that ask for an object, and say what it is called in results."""
     if key == "dataset":
-        return {"dataset": "python"}
+        first = next(iter(value.values())) if isinstance(value, Mapping) else value
+        kind = type(first)
+        name = "given" if kind.__module__ == "builtins" else kind.__name__
+        return {"dataset": "python", "dataset.name": name}
     group = "model" if key == "model" else "model@other"
     name = value.name if isinstance(value, Model) else type(value).__name__
     return {group: "python", f"{key}.id": key, f"{key}.name": name}

@@ -43,10 +43,12 @@ def run_experiment(*overrides: str, **options: Any) -> Result:
 
     objects = {key: value for key, value in options.items() if given.is_object(key, value)}
     named: dict[str, Any] = {}
+    for key, value in objects.items():
+        named |= given.options(key, value)
     for key, value in options.items():
         # a name stands for a whole group of options; the second model's has another name
         of = "model@other" if key == "other" and isinstance(value, str) else key
-        named |= given.options(key, value) if key in objects else {of: value}
+        named |= {} if key in objects else {of: value}
     words = [*overrides, *(config.override(key, value) for key, value in named.items())]
     for word in words:
         if word.startswith(("-", "figure=")):
