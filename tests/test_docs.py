@@ -22,7 +22,8 @@ from omegaconf import OmegaConf
 from vitsee import __version__, cli, config, listing
 from vitsee.analysis import REGISTERED, Analysis
 from vitsee.config import CONF, quoted
-from vitsee.models import cards, loader, presets
+from vitsee.models import cards, presets
+from vitsee.models.sources.timm import EMBEDDED
 from vitsee.papers import atlas, claims, verdicts
 from vitsee.papers.publish import Request
 from vitsee.plugins import import_asked
@@ -381,7 +382,7 @@ def test_the_example_of_a_recipe_is_composed(said):
     assert composed["model"]["name"] == "vit_nano"
 
 
-@pytest.mark.parametrize("path", sorted(loader.EMBEDDED.glob("*.md")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(EMBEDDED.glob("*.md")), ids=lambda path: path.stem)
 def test_the_table_of_small_models_says_what_their_cards_say(path):
     card = cards.read(path)
     lines = page("zoo.md").splitlines()
@@ -394,5 +395,5 @@ def test_the_table_of_small_models_says_what_their_cards_say(path):
 
 def test_every_model_of_the_small_zoo_has_its_line_in_the_script():
     script = (ROOT / "scripts" / "zoo.sh").read_text()
-    for path in loader.EMBEDDED.glob("*.safetensors"):
+    for path in EMBEDDED.glob("*.safetensors"):
         assert f"\ntrain {path.stem} " in script

@@ -122,7 +122,7 @@ def test_every_option_of_an_analysis_changes_the_identity(name, field, images):
     assert identity(*given, *other) != identity(*given)
 
 
-@pytest.mark.parametrize("field", options(Model, *UNREAD["model"]))
+@pytest.mark.parametrize("field", options(Model, *UNREAD["model"], "id", "import_"))
 @pytest.mark.parametrize("role", ["model", "other"])
 def test_every_option_of_a_model_changes_the_identity(role, field, images):
     given = words("cka", images)

@@ -27,11 +27,17 @@ from vitsee.config import CONF
 from vitsee.errors import UserError
 from vitsee.listing import model_options
 from vitsee.models import fitting, hub, layout, loader, timm_architecture, weight_files
+from vitsee.models.sources.timm import _with_weights, without_classifier
 from vitsee.options import Model
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
-CONFIGURED = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "timm")
+CONFIGURED = sorted(
+    path.stem
+    for path in (CONF / "model").glob("*.yaml")
+    if path.stem not in ("import", "open_clip", "python", "timm", "torchvision", "transformers")
+)
+"""All but those that stand for any model of a source (tests/test_sources.py)."""
 
 
 @cache
@@ -120,12 +126,12 @@ def test_the_digest_sees_a_single_changed_value():
 def test_no_random_weights_are_drawn_for_a_model_that_gets_them_from_a_file(saved):
     before = torch.get_rng_state()
     loader.load(tiny(checkpoint=str(saved)), "cpu")
-    loader._with_weights(tiny(), saved)
+    _with_weights(tiny(), saved)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_what_published_weights_leave_out_is_drawn(saved):
-    net = loader._with_weights(tiny(args={"num_classes": 10}), saved)
+    net = _with_weights(tiny(args={"num_classes": 10}), saved)
     assert net.head.weight.shape[0] == 10
     assert net.head.weight.std() > 0
     stored = load_file(saved)
@@ -641,7 +647,7 @@ def test_a_classifier_is_left_out_only_if_none_is_asked_for(tmp_path):
 def test_a_training_may_begin_with_any_such_checkpoint_whatever_its_classes(tmp_path):
     torch.save({"student": under("module."), "teacher": under("backbone.")}, tmp_path / "x.ckpt")
     asked = tiny(args={"num_classes": 10}, checkpoint_key="student")
-    begun = loader.without_classifier(asked, tmp_path / "x.ckpt").state_dict()
+    begun = without_classifier(asked, tmp_path / "x.ckpt").state_dict()
     assert loader.digest(BACKBONE) == loader.digest({name: begun[name] for name in BACKBONE})
     assert begun["head.weight"].shape == (10, 64)
 
@@ -1058,6 +1064,7 @@ LOADING = """
 import sys
 from vitsee.errors import UserError
 from vitsee.models import loader
+from vitsee.models.sources.timm import _with_weights, without_classifier
 from vitsee.options import Model
 for name in sys.argv[1:]:
     try:
@@ -1134,7 +1141,9 @@ def test_a_download_that_fails_is_refused_with_the_reason(name, reachable_hub):
 
 def test_damaged_weights_in_the_hub_s_cache_are_refused(monkeypatch, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"cut")
-    monkeypatch.setattr(loader, "fetched", lambda *place: tmp_path / "model.safetensors")
+    monkeypatch.setattr(
+        "vitsee.models.sources.timm.fetched", lambda *place: tmp_path / "model.safetensors"
+    )
     refused(
         r"loading the weights of test_vit\.r160_in1k failed",
         timm="test_vit.r160_in1k",

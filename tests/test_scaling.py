@@ -20,6 +20,7 @@ from vitsee.data.scenes import Scenes
 from vitsee.errors import UserError
 from vitsee.models import loader
 from vitsee.models.cards import Card
+from vitsee.models.sources.timm import shipped
 from vitsee.papers.plot import plot_joined
 from vitsee.results.reading import read
 from vitsee.runner import run
@@ -79,7 +80,7 @@ def test_accuracy_is_the_share_of_images_that_are_classified_right(tmp_path):
 
 def test_what_the_training_took_is_read_from_the_card_beside_the_weights(tmp_path):
     weights = tmp_path / "mine.safetensors"
-    shutil.copy(loader.shipped("vit_mini"), weights)
+    shutil.copy(shipped("vit_mini"), weights)
     card = replace(CARD, name="mine", train_images=7, images_seen=70, training_flops=7e9)
     weights.with_suffix(".md").write_text(card.markdown)
     folder = measured(tmp_path, f"model.checkpoint={weights}")
@@ -96,7 +97,7 @@ def test_what_the_training_took_is_read_from_the_card_beside_the_weights(tmp_pat
 @pytest.mark.parametrize("beside", [None, "# Notes of mine"])
 def test_without_a_card_the_accuracy_stands_alone_and_a_warning_says_so(beside, tmp_path, caplog):
     weights = tmp_path / "mine.safetensors"
-    shutil.copy(loader.shipped("vit_mini"), weights)
+    shutil.copy(shipped("vit_mini"), weights)
     if beside:
         weights.with_suffix(".md").write_text(beside)
     folder = measured(tmp_path, f"model.checkpoint={weights}")
@@ -143,7 +144,7 @@ def test_models_of_one_family_are_one_line_against_images_and_against_compute(tm
     folders = []
     for name, images in (("few", 100), ("many", 1000)):
         weights = tmp_path / f"{name}.safetensors"
-        shutil.copy(loader.shipped("vit_mini"), weights)
+        shutil.copy(shipped("vit_mini"), weights)
         card = replace(CARD, name=name, train_images=images, training_flops=1e9 * images)
         weights.with_suffix(".md").write_text(card.markdown)
         words = [f"model.checkpoint={weights}", f"model.name={name}"]

@@ -34,6 +34,7 @@ from vitsee.data import datasets
 from vitsee.data.scenes import CLASSES, Scenes
 from vitsee.errors import Incomplete, UserError
 from vitsee.models import cards, loader, timm_architecture
+from vitsee.models.sources.timm import EMBEDDED
 from vitsee.options import Dataset, Model, Pool, Precision, Run
 from vitsee.parallel.interrupt import Interrupted
 from vitsee.results.folder import Results
@@ -47,7 +48,7 @@ from vitsee.training.resident import Resident
 from vitsee.training.trainer import Trainer, train
 
 ROOT = Path(__file__).parents[1]
-SHIPPED = sorted(path.stem for path in loader.EMBEDDED.glob("*.safetensors"))
+SHIPPED = sorted(path.stem for path in EMBEDDED.glob("*.safetensors"))
 SEEN = 240
 """Images on which the shipped weights are tried: an accuracy of 80 % is known to 2.6 points then."""
 WEE = {"img_size": 28, "patch_size": 7, "embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -869,7 +870,7 @@ def images_to_test(kind: str, seed: int, side: int) -> tuple[torch.Tensor, np.nd
 def test_shipped_weights_are_as_accurate_as_their_card_says(name):
     from test_models import configured
 
-    card = cards.read(loader.EMBEDDED / f"{name}.md")
+    card = cards.read(EMBEDDED / f"{name}.md")
     ((kind, seed, side),) = re.findall(r"^(\w+) .*seed(\d+)/(\d+)px", card.dataset)
     pixels, labels = images_to_test(kind, int(seed), int(side))
     loaded = loader.load(configured(name), "cpu")
@@ -880,11 +881,11 @@ def test_shipped_weights_are_as_accurate_as_their_card_says(name):
 
 
 def test_all_shipped_weights_together_are_small():
-    assert sum((loader.EMBEDDED / f"{name}.safetensors").stat().st_size for name in SHIPPED) <= 40e6
+    assert sum((EMBEDDED / f"{name}.safetensors").stat().st_size for name in SHIPPED) <= 40e6
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_weights_are_small_and_far_above_a_linear_probe(name):
-    assert (loader.EMBEDDED / f"{name}.safetensors").stat().st_size <= 4 * 2**20
-    card = cards.read(loader.EMBEDDED / f"{name}.md")
+    assert (EMBEDDED / f"{name}.safetensors").stat().st_size <= 4 * 2**20
+    card = cards.read(EMBEDDED / f"{name}.md")
     assert card.accuracy > 2 * card.pixel_probe

@@ -223,13 +223,16 @@ def list_() -> None:
     """list analyses, models, datasets, figures, …, or the layers of a model"""
     kinds = listing.KINDS
     if wants_help() or len(sys.argv) == 1:
-        return print(f"usage: vitsee list {'|'.join(kinds)}   (layers: model=NAME)")
+        return print(
+            f"usage: vitsee list {'|'.join(kinds)}   (layers: model=NAME; models: model=timm|torchvision|open_clip|"
+            f"transformers, and a pattern, e.g. model.id='resnet*')"
+        )
     kind, overrides = sys.argv[1], sys.argv[2:]
     if kind not in kinds:
         raise UserError(
             f"there is no list of {kind!r}; it can be: {', '.join(kinds)}.{nearest(kind, kinds)}"
         )
-    if overrides and kind != "layers":
+    if overrides and kind not in ("layers", "models"):
         raise UserError(f"vitsee list {kind} takes no options, but {overrides[0]} was given")
     print(kinds[kind](overrides))
 

@@ -151,12 +151,20 @@ PATHS = (
     "other.checkpoint",
     "run.outputs",
     "recipe.start",
+    *(f"{role}.{option}" for role in ("model", "other") for option in ("id", "weights", "import_")),
 )
 
 
 def quoted(word: str) -> str:
-    """Return the argument, with its value quoted if it is a path that Hydra's grammar cannot parse."""
-    key, _, value = word.partition("=")
+    """Return the argument as Hydra and the typed options take it.
+
+    A value is quoted if it is a path that Hydra's grammar cannot parse. `import` is a keyword of Python, so the
+    field for it has another name.
+    """
+    key, equals, value = word.partition("=")
+    if key in ("model.import", "other.import"):
+        key = f"{key}_"
+    word = f"{key}{equals}{value}"
     if key not in PATHS:
         return word
     try:

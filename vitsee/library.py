@@ -27,7 +27,8 @@ def run_experiment(*overrides: str, **options: Any) -> Result:
 
     overrides: as on the command line, e.g. "analysis=cka", "model@other=resnet_mini".
     options: the same with Python values, e.g. images=512, run={"outputs": "results"}; a string is taken
-        literally, and a mapping changes the options that it names.
+        literally, and a mapping changes the options that it names. model and other can also be a `vitsee.Model` or
+        an nn.Module, and dataset a torch Dataset of images or of (image, label), or a mapping of these by split.
 
     The result goes where the command puts it, and nothing is measured twice. A GPU is used if there is one.
     Experiments run one at a time, in any thread.
@@ -38,9 +39,17 @@ def run_experiment(*overrides: str, **options: Any) -> Result:
     """
     if "torch" not in sys.modules:  # as the command does; torch looks once, when it is imported
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    from vitsee import config, mistakes
+    from vitsee import config, given, mistakes
 
-    words = [*overrides, *(config.override(key, value) for key, value in options.items())]
+    objects = {key: value for key, value in options.items() if given.is_object(key, value)}
+    named: dict[str, Any] = {}
+    for key, value in objects.items():
+        named |= given.options(key, value)
+    for key, value in options.items():
+        # a name stands for a whole group of options; the second model's has another name
+        of = "model@other" if key == "other" and isinstance(value, str) else key
+        named |= {} if key in objects else {of: value}
+    words = [*overrides, *(config.override(key, value) for key, value in named.items())]
     for word in words:
         if word.startswith(("-", "figure=")):
             raise UserError(
@@ -49,9 +58,15 @@ def run_experiment(*overrides: str, **options: Any) -> Result:
             )
     try:
         experiment = config.composed(words)
-        from vitsee.gpus import run  # torch is worth waiting for only now
+        from vitsee.gpus import choose, run  # torch is worth waiting for only now
 
-        written = run(experiment)
+        if objects and len(choose(experiment.run)) > 1:
+            raise UserError(
+                f"{' and '.join(objects)} from Python cannot be given to the processes of several GPUs: use one "
+                f"(run.device=cuda), or model=import and dataset=folder"
+            )
+        with given.here(objects):
+            written = run(experiment)
     except UserError:
         raise
     except Exception as error:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
 from typing import Any
 
 import yaml
 
 from vitsee.analysis import REGISTERED
 from vitsee.config import CONF, composed
-from vitsee.models.loader import shipped
+from vitsee.errors import UserError, unknown
+from vitsee.models.sources.timm import shipped
 from vitsee.options import Model
 from vitsee.papers import atlas
 
@@ -45,15 +47,55 @@ def analyses(overrides: list[str]) -> str:
 
 
 def models(overrides: list[str]) -> str:
+    """The models that vitsee names; of a library (`model=torchvision`), all that match a pattern (`model.id=`)."""
+    if overrides:
+        return models_of(overrides)
     rows = [("model", "timm name", "weights", "default data set")]
     for name in names("model"):
         options = model_options(name)
+        source = options.get("source", "timm")
+        if source != "timm":
+            rows.append((name, ANY[source], "its own", options.get("dataset", Model.dataset)))
+            continue
         weights = "ship with vitsee" if options.get("embedded") else "downloaded from the hub"
         if options.get("embedded") and not shipped(name).is_file():
             weights = f"none yet: scripts/zoo.sh {name}"
         shown = options.get("timm", "any: model.timm=NAME")
         rows.append((name, shown, weights, options.get("dataset", Model.dataset)))
     return table(rows)
+
+
+ANY = {
+    "torchvision": "any of torchvision: model.id=NAME",
+    "transformers": "any image model: model.id=OWNER/NAME",
+    "open_clip": "any image tower: model.id=NAME",
+    "function": "yours: model.import=package.module:function",
+    "python": "yours, from Python: vitsee.Model",
+}
+"""What stands for the timm name of models of other sources."""
+
+
+def models_of(words: list[str]) -> str:
+    """The models of a library, with the weights that there are. Raises UserError for what else is asked for."""
+    from vitsee.models.catalogue import LIBRARIES
+
+    asked = dict(word.partition("=")[::2] for word in words)
+    library = asked.pop("model", "")
+    if library not in LIBRARIES:
+        raise unknown(f"vitsee list models model={library}", library, LIBRARIES, "model can be")
+    pattern = asked.pop("model.timm" if library == "timm" else "model.id", "*")
+    if asked:
+        raise UserError(
+            f"vitsee list models: {next(iter(asked))} is not a pattern; e.g. model=timm model.timm='vit_*', or "
+            f"model=torchvision model.id='resnet*'"
+        )
+    there = LIBRARIES[library]()
+    found = [row for row in there if fnmatchcase(row[0], pattern)]
+    if not found:
+        raise unknown(
+            f"{library} has no model {pattern!r}", pattern, [name for name, _ in there], "it has"
+        )
+    return table([(library, "weights"), *found])
 
 
 def commented(group: str) -> str:
@@ -85,14 +127,13 @@ def figures(overrides: list[str]) -> str:
 
 def layers(overrides: list[str]) -> str:
     """Every layer of the model that runs, with the presets and the patterns that select it."""
-    from vitsee.models import presets, timm_architecture
+    from vitsee.models import loader, presets
     from vitsee.models.taps import SURVEY
 
     experiment = composed(overrides)
-    net = timm_architecture.skeleton(experiment.model).eval()
+    found = loader.frame(experiment.model)
+    net, size = found.net, found.data["input_size"]
     reads = experiment.analysis.reads_of("model")
-    size = timm_architecture.data_config(net)["input_size"]
-    timm_architecture.refuse_unrunnable(experiment.model, net, size)
     every = SURVEY[reads](net, size)
     chosen = {name: set(presets.preset(net, every, name)) for name in presets.PRESETS}
     asked = experiment.analysis.layers
@@ -104,7 +145,8 @@ def layers(overrides: list[str]) -> str:
         marks = ("x" if layer.name in found else "" for found in chosen.values())
         shape = " x ".join(map(str, layer.shape))
         rows.append((layer.name, shape if layer.images else f"{shape}, not by image", *marks))
-    return f"{experiment.model.timm}: {len(every)} layers; selected by preset: {counts}\n\n{table(rows)}"
+    named = experiment.model.timm or experiment.model.name
+    return f"{named}: {len(every)} layers; selected by preset: {counts}\n\n{table(rows)}"
 
 
 def model_options(name: str) -> dict[str, Any]:

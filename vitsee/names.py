@@ -72,6 +72,6 @@ def _decisive(model: Model) -> dict[str, Any]:
             options |= value
         elif each.name == "seed" and not random:
             continue  # nothing is drawn
-        elif each.name not in ("name", "dataset", "embedded") and value not in (None, []):
+        elif each.name not in ("name", "dataset", "embedded") and value not in (None, "", []):
             options[each.name] = value
     return options

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
+from pathlib import PurePath
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -21,14 +22,33 @@ class Pool(Enum):
     gap = "gap"
 
 
+class Source(Enum):
+    """Where a model comes from: a library, a function of the user's, or an object given from Python."""
+
+    timm = "timm"
+    torchvision = "torchvision"
+    transformers = "transformers"
+    open_clip = "open_clip"
+    function = "import"
+    python = "python"
+
+
 @dataclass(kw_only=True)
 class Model:
-    """A timm architecture and where its weights come from."""
+    """A model: its source, its architecture, and where its weights come from."""
 
     name: str = MISSING
     """Short name used in paths."""
+    source: Source = Source.timm
+    """timm, torchvision, transformers, open_clip, import (a function of your own), or python (`vitsee.Model`)."""
     timm: str = MISSING
     """timm model name, with the tag of its weights."""
+    id: str | None = None
+    """Name of the model in torchvision, transformers or open_clip, a folder of the latter two, or (python) its role."""
+    weights: str | None = None
+    """torchvision: DEFAULT, none or a name of its weights. open_clip: a tag, none or a file."""
+    import_: str | None = None
+    """`model.import=package.module:function`, which returns an nn.Module or a vitsee.Model."""
     pretrained: bool = True
     """false: random weights, drawn with `seed`; labels and figures then say so."""
     checkpoint: str | None = None
@@ -40,7 +60,8 @@ class Model:
     seed: int = 0
     """Seed of random weights."""
     args: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of `timm.create_model`, e.g. {pad_type: same}."""
+    """Keyword arguments of `timm.create_model` (e.g. {pad_type: same}), of torchvision's or your own function, or
+    settings of a transformers configuration."""
     pool: Pool | None = None
     """cls or gap: a ViT with a class token, or with global average pooling and none; by default as in timm."""
     remove_skip: list[int] = field(default_factory=list)
@@ -53,6 +74,73 @@ class Model:
     def __post_init__(self) -> None:
         if not -(2**63) <= self.seed < 2**64:
             raise UserError(f"model.seed must be a whole number of 64 bits, got {self.seed}")
+        for each in fields(self):
+            able, given = readers(each.name), getattr(self, each.name)
+            default = each.default_factory() if callable(each.default_factory) else each.default
+            if self.source not in able and given not in ("", default):
+                value = given.value if isinstance(given, Enum) else given
+                raise UserError(
+                    f"model={self.source.value} does not read model.{spoken(each.name)}={value}, which is for "
+                    f"model={' or '.join(source.value for source in able)}: leave it out"
+                )
+        if self.source in _NAMED and not self.id:
+            raise UserError(f"model={self.source.value} needs model.id={_NAMED[self.source]}")
+        if self.source is Source.function and not self.import_:
+            raise UserError("model=import needs model.import=package.module:function")
+        self.name = self.name or self._own_name()
+
+    def _own_name(self) -> str:
+        """Return what a model is called unless the user says: its id, without the way to a folder."""
+        name = self.id or self.import_ or self.source.value
+        return PurePath(name).name if name.startswith(("/", ".", "~")) else name
+
+    @property
+    def random(self) -> bool:
+        """Whether the weights are drawn with `seed`."""
+        drawn = not self.pretrained or (self.weights or "").lower() == "none"
+        return drawn and self.checkpoint is None
+
+    @property
+    def asked(self) -> str:
+        """What was asked for, as on the command line, for messages."""
+        named = {Source.timm: "timm", Source.function: "import_", Source.python: "name"}
+        name = named.get(self.source, "id")
+        return f"model={self.source.value} model.{spoken(name)}={getattr(self, name)}"
+
+
+_LIBRARIES = (Source.torchvision, Source.transformers, Source.open_clip)
+READERS: dict[str, tuple[Source, ...]] = {
+    "timm": (Source.timm,),
+    "id": (*_LIBRARIES, Source.python),
+    "weights": (Source.torchvision, Source.open_clip),
+    "import_": (Source.function,),
+    "pretrained": (Source.timm, *_LIBRARIES),
+    "checkpoint": (Source.timm, Source.torchvision),
+    "checkpoint_key": (Source.timm, Source.torchvision),
+    "embedded": (Source.timm,),
+    "seed": (Source.timm, *_LIBRARIES),
+    "args": (Source.timm, Source.torchvision, Source.transformers, Source.function),
+    "pool": (Source.timm,),
+    "remove_skip": (Source.timm,),
+    "overlay": (Source.timm,),
+}
+"""The sources that read an option of a model; the others would pass over it in silence."""
+_NAMED = {
+    Source.torchvision: "resnet50 (`vitsee list models model=torchvision`)",
+    Source.transformers: "owner/name of the Hugging Face hub, or a folder of save_pretrained",
+    Source.open_clip: "ViT-B-32 (`vitsee list models model=open_clip`)",
+}
+"""An example of `model.id` for each source that needs one."""
+
+
+def readers(option: str) -> tuple[Source, ...]:
+    """Return the sources that read an option of a model."""
+    return READERS.get(option, tuple(Source))
+
+
+def spoken(option: str) -> str:
+    """Return the option's name on the command line: `import` is a keyword of Python."""
+    return option.removesuffix("_")
 
 
 class OnBadImage(Enum):
@@ -69,9 +157,10 @@ class Dataset:
     name: str = MISSING
     """Short name used in paths; `auto` is the model's default data set."""
     kind: str = MISSING
-    """Where the images come from: contours, lines, scenes, folder (or tar), imagenette, cifar10, cifar100 or hf."""
+    """Where the images come from: contours, lines, scenes, folder (or tar), imagenette, cifar10, cifar100, hf,
+    webdataset, or python (an object given from Python)."""
     root: str | None = None
-    """Folder, tar file, or cache folder of a download."""
+    """Folder, tar file, shards ('shards-{000..009}.tar'), or cache folder of a download."""
     split: str | None = None
     """For example train, val or test."""
     split_is_root: bool = False
@@ -81,7 +170,7 @@ class Dataset:
     config: str | None = None
     """Hugging Face configuration (subset) of the data set."""
     column: str | None = None
-    """Hugging Face column of the images; by default the first one of images."""
+    """Hugging Face column of the images, or their ending in WebDataset shards; by default the first one of images."""
     take: int = 10240
     """Hugging Face: how many images to stream into the local cache."""
     seed: int = 0

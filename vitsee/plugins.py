@@ -43,7 +43,7 @@ def _import(named: str) -> None:
     if is_file and not path.is_file():
         beside = [one.name for one in path.parent.glob("*.py")] if path.parent.is_dir() else []
         raise UserError(f"--import {named}: there is no such file.{nearest(path.name, beside)}")
-    _make_findable(path.parent if is_file else Path.cwd())
+    make_findable(path.parent if is_file else Path.cwd())
     try:
         if is_file:
             _import_file(path)
@@ -52,7 +52,7 @@ def _import(named: str) -> None:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"--import {named}: {_where(error)}") from error
+        raise UserError(f"--import {named}: {where(error)}") from error
 
 
 def _import_file(path: Path) -> None:
@@ -69,7 +69,7 @@ def _import_file(path: Path) -> None:
     importlib.import_module(name)
 
 
-def _make_findable(folder: Path) -> None:
+def make_findable(folder: Path) -> None:
     """Let this process and those that it starts import from the folder, after everything else."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
@@ -77,7 +77,7 @@ def _make_findable(folder: Path) -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join(paths)
 
 
-def _where(error: Exception) -> str:
+def where(error: Exception) -> str:
     """What went wrong in somebody's code, and in which line."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     line = getattr(error, "lineno", None) or last.lineno
@@ -92,7 +92,7 @@ def import_installed() -> None:
         try:
             point.load()
         except Exception as error:  # whatever it is, the other analyses can be used
-            log.warning("warning: %s is left out: %s", _words(point), _where(error))
+            log.warning("warning: %s is left out: %s", _words(point), where(error))
 
 
 def _words(point: EntryPoint) -> str:

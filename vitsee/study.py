@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import logging
 import math
 import os
-import sys
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -23,9 +21,9 @@ from vitsee.data.images import Images
 from vitsee.data.plan import Plan
 from vitsee.errors import UserError, printable
 from vitsee.models import loader, presets
-from vitsee.models.structure import structure
+from vitsee.models.structure import source_of, structure
 from vitsee.models.taps import SURVEY
-from vitsee.options import Experiment, Precision
+from vitsee.options import Experiment, Precision, readers
 from vitsee.parallel.background import in_background
 from vitsee.sums import Sums
 
@@ -37,6 +35,8 @@ LEAST = 5
 UNREAD: dict[str, dict[str, str]] = {
     "model": {
         "name": "a label",
+        "source": "what it loads counts: modules, weights, preprocessing",
+        "weights": "they count by value",
         "pretrained": "the weights count by value",
         "checkpoint": "the weights count by value",
         "checkpoint_key": "the weights count by value",
@@ -243,10 +243,17 @@ class Study:
         """Everything that determines the numbers in the tables."""
         e = self.experiment
         made_of: dict[str, Any] = {
-            "analysis": [e.analysis.name, e.analysis.version, self._options(), *source(e.analysis)],
+            "analysis": [
+                e.analysis.name,
+                e.analysis.version,
+                self._options(),
+                *source_of(type(e.analysis)),
+            ],
             "architecture": {role: self._architecture(role) for role in self.models},
             "weights": {role: model.digest for role, model in self.models.items()},
-            "preprocessing": {role: str(model.data) for role, model in self.models.items()},
+            "preprocessing": {
+                role: str(model.preprocessing) for role, model in self.models.items()
+            },
             "layers": self.axes,
             "images": [each.images.fingerprint for each in self.passes],
             "plan": [asdict(each.plan) for each in self.passes],
@@ -267,7 +274,10 @@ class Study:
     def _architecture(self, role: str) -> dict[str, Any]:
         """What defines the model of this role besides its weights."""
         options = _without(UNREAD["model"], self.experiment.what()[role])
-        return options | {"structure": structure(self.models[role].net)}
+        source = self.experiment.models[role].source
+        read = {key: value for key, value in options.items() if source in readers(key)}
+        more = {"made_of": found} if (found := self.models[role].made_of) else {}
+        return read | more | {"structure": structure(self.models[role].net)}
 
     @property
     def folder(self) -> str:
@@ -305,21 +315,6 @@ class Study:
             family=card.family if card else None,
             train_images=card.train_images if card else None,
         )
-
-
-def source(analysis: Analysis) -> list[str]:
-    """SHA-256 of the code of an analysis from outside the package, whose author may forget `version`.
-
-    Nothing for vitsee's own, and where the code cannot be read.
-    """
-    kind = type(analysis)
-    if kind.__module__.split(".")[0] == "vitsee":
-        return []
-    try:  # of a script or notebook the class alone: the rest of it changes for other reasons
-        place = kind if kind.__module__ == "__main__" else sys.modules[kind.__module__]
-        return [hashlib.sha256(inspect.getsource(place).encode()).hexdigest()]
-    except (OSError, TypeError):
-        return []
 
 
 def _without(names: Collection[str], options: dict[str, Any]) -> dict[str, Any]:

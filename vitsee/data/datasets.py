@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from vitsee.data.downloads import cifar, imagenette, split_of
+from vitsee.data.given import from_python
 from vitsee.data.hugging_face import streamed
 from vitsee.data.image_files import Files, in_folder, tar_entries
 from vitsee.data.images import Generated, Images
+from vitsee.data.webdataset import shards
 from vitsee.errors import UserError, expanded, nearest, unknown
 from vitsee.options import Dataset
 
@@ -119,10 +121,10 @@ def _part(dataset: Dataset, root: Path, there: set[str]) -> str:
 
 
 READERS = {
-    "root": ("folder", "imagenette", "cifar10", "cifar100", "hf"),
+    "root": ("folder", "imagenette", "cifar10", "cifar100", "hf", "webdataset"),
     "path": ("hf",),
     "config": ("hf",),
-    "column": ("hf",),
+    "column": ("hf", "webdataset"),
     "take": ("hf",),
     "seed": (*GENERATED, "hf"),
     "resolution": GENERATED,
@@ -139,4 +141,6 @@ KINDS: dict[str, Callable[[Dataset, int], Images]] = {
     "cifar10": cifar,
     "cifar100": cifar,
     "hf": streamed,
+    "webdataset": shards,
+    "python": from_python,
 }

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, streamed once into a tar."""
+"""Data sets of the Hugging Face hub, streamed once into a tar, and those on disk, read in place."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from vitsee.data.downloads import cache_of
+from vitsee.data.given import LABELS, Given
 from vitsee.data.image_files import Files, refuse_pipes, tar_entries
 from vitsee.data.images import Images
-from vitsee.errors import UserError
+from vitsee.errors import UserError, unknown
 from vitsee.io import writing
 from vitsee.io.reachable import require
 from vitsee.options import Dataset
@@ -29,10 +30,51 @@ def streamed(dataset: Dataset, resolution: int) -> Images:
     if dataset.take < 1:
         raise UserError(f"dataset.take must be at least 1, got {dataset.take}")
     refuse_pipes("dataset.path", Path(dataset.path))
+    if any((Path(dataset.path) / name).is_file() for name in SAVED):
+        return _in_place(dataset)
     tar = cache_of(dataset) / f"hf-{_asked(dataset)}.tar"
     if not tar.exists():
         _stream_to(tar, dataset)
     return Files(tar, tar_entries(tar), tar=True)
+
+
+SAVED = ("state.json", "dataset_dict.json")
+"""What `Dataset.save_to_disk` and `DatasetDict.save_to_disk` leave in a folder."""
+
+
+def _in_place(dataset: Dataset) -> Images:
+    """Return the images of a folder of `save_to_disk`, which can be read in any order, so without a copy."""
+    datasets = _library()
+    for name in ("take", "seed", "config"):
+        if getattr(dataset, name) != getattr(Dataset, name):
+            raise UserError(
+                f"dataset.path={dataset.path} is read in place, without dataset.{name}: leave it out (images=N says "
+                f"how many are drawn, seed=N which)"
+            )
+    there = datasets.load_from_disk(str(dataset.path))
+    if isinstance(there, datasets.DatasetDict):
+        split = dataset.split or ("train" if "train" in there else next(iter(there)))
+        if split not in there:
+            raise unknown(f"{dataset.path} has no dataset.split={split}", split, there, "it has")
+        there = there[split]
+    elif dataset.split is not None:
+        raise UserError(
+            f"dataset.split={dataset.split}: {dataset.path} has no splits; leave it out"
+        )
+    try:
+        column = _column(there.features, datasets.Image, dataset.column)
+    except ValueError as error:
+        raise UserError(f"dataset.path={dataset.path}: {error}") from error
+    labels = [name for name in LABELS if name in there.features]
+    return Given(there.select_columns([column, *labels]), Path(str(dataset.path)).name)
+
+
+def _library() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError("dataset=hf needs the datasets library: pip install 'vitsee[hf]'") from None
+    return datasets
 
 
 def _asked(dataset: Dataset) -> str:
@@ -47,10 +89,7 @@ def _asked(dataset: Dataset) -> str:
 
 def _stream_to(path: Path, dataset: Dataset) -> None:
     """Write `take` images of a shuffled Hugging Face stream to a tar, unchanged and atomically."""
-    try:
-        import datasets
-    except ImportError:
-        raise UserError("dataset=hf needs the datasets library: pip install 'vitsee[hf]'") from None
+    datasets = _library()
     if not Path(str(dataset.path)).exists():
         remedy = "use dataset=scenes, or dataset=folder dataset.root=PATH"
         require("https://huggingface.co", f"dataset.path={dataset.path}", remedy)

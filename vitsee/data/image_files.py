@@ -103,9 +103,13 @@ class Files(Images):
         with Image.open(io.BytesIO(self._read(entry))) as image:
             return rgb(image)
 
+    def _path(self, entry: Entry) -> Path:
+        """Return the file on disk that has the image in it."""
+        return self.root if self.tar else self.root / entry.name
+
     def _read(self, entry: Entry) -> bytes:
         """Return the file's bytes. Raises OSError, without an `errno` if only this file is at fault."""
-        path = self.root if self.tar else self.root / entry.name
+        path = self._path(entry)
         try:
             with open(path, "rb") as file:
                 file.seek(entry.offset)
@@ -118,7 +122,7 @@ class Files(Images):
             raise OSError(error.strerror) from error
 
     def changed_since(self, moment: float) -> list[str]:
-        paths = [self.root] if self.tar else [self.root / entry.name for entry in self.entries]
+        paths = dict.fromkeys(map(self._path, self.entries))
         return [str(path) for path in paths if path.exists() and path.stat().st_mtime > moment]
 
 
@@ -197,10 +201,10 @@ def _listing(folder: str) -> _Listing:
     return listing
 
 
-def _counts(name: str) -> bool:
-    """Return whether this is an image file by its ending, neither hidden nor in a hidden folder."""
+def _counts(name: str, endings: tuple[str, ...] = ENDINGS) -> bool:
+    """Return whether this is such a file by its ending, neither hidden nor in a hidden folder."""
     hidden = any(part.startswith(".") for part in name.split("/"))
-    return name.lower().endswith(ENDINGS) and not hidden
+    return name.lower().endswith(endings) and not hidden
 
 
 def _mode_and_size(path: str) -> tuple[int, int]:
@@ -214,8 +218,8 @@ def _mode_and_size(path: str) -> tuple[int, int]:
     return status.st_mode, status.st_size
 
 
-def tar_entries(path: Path) -> list[Entry]:
-    """Return the image files in a tar. Raises UserError if it is not a complete, uncompressed tar."""
+def tar_entries(path: Path, endings: tuple[str, ...] = ENDINGS) -> list[Entry]:
+    """Return the files with these endings in a tar. Raises UserError if it is not a complete, uncompressed tar."""
     refuse_pipes("dataset.root", path)
     try:
         with tarfile.open(path, "r:") as tar:
@@ -224,7 +228,7 @@ def tar_entries(path: Path) -> list[Entry]:
             entries = [
                 Entry(name, data.size, data.offset_data)
                 for name, member in members.items()
-                if _counts(name) and (data := _data(tar, member)).isfile()
+                if _counts(name, endings) and (data := _data(tar, member)).isfile()
             ]
             end = tar.offset
         with open(path, "rb") as file:
@@ -242,7 +246,7 @@ def tar_entries(path: Path) -> list[Entry]:
             f"cannot read {path} as an uncompressed tar ({error}); dataset.root must be a folder or a .tar"
         ) from error
     if not entries:
-        raise UserError(f"there are no images in {path}; looked for {', '.join(ENDINGS)}")
+        raise UserError(f"there are no images in {path}; looked for {', '.join(endings)}")
     return entries
 
 

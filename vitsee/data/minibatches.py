@@ -26,8 +26,8 @@ from vitsee.options import OnBadImage
 from vitsee.parallel.interrupt import OF_TERMINALS
 
 Transform = Callable[[Image.Image], Tensor]
-Frame = Callable[[Image.Image], Image.Image]
-"""Resizes and crops an image."""
+Frame = Callable[[Image.Image], Any]
+"""Resizes and crops an image; or a model's own transform, which returns its (C, H, W) pixels."""
 LABELS = "labels"
 
 
@@ -85,7 +85,8 @@ Item = tuple[int, dict[str, Tensor] | None, int, Exception | None]
 class Piece(NamedTuple):
     """A few images of a minibatch, decoded.
 
-    ids: data set indices of its N images. pixels: by preprocessing, (N, H, W, 3) uint8, resized and cropped.
+    ids: data set indices of its N images. pixels: by preprocessing, (N, H, W, 3) uint8, resized and cropped, or
+    (N, C, H, W) float32 of a model's own transform.
     labels: one for each. bad: why the other images could not be decoded.
     """
 
@@ -97,7 +98,7 @@ class Piece(NamedTuple):
 
 @dataclass
 class _Framed(TorchDataset):
-    """Images resized and cropped: {preprocessing: (H, W, 3) uint8}, or None with the reason."""
+    """Images resized and cropped: {preprocessing: pixels as in `Piece`}, or None with the reason."""
 
     images: Images
     frames: dict[str, Frame]
@@ -107,10 +108,12 @@ class _Framed(TorchDataset):
             image = decoded(self.images, index)
         except (Undecodable, UserError) as reason:
             return index, None, -1, reason
-        pixels = {
-            name: torch.from_numpy(np.array(frame(image))) for name, frame in self.frames.items()
-        }
+        pixels = {name: _as_tensor(frame(image)) for name, frame in self.frames.items()}
         return index, pixels, self.images.label(index), None
+
+
+def _as_tensor(framed: Any) -> Tensor:
+    return framed.float() if isinstance(framed, Tensor) else torch.from_numpy(np.array(framed))
 
 
 def transform_of(data: dict[str, Any]) -> Transform:
@@ -134,7 +137,8 @@ def in_two(transform: Any) -> tuple[Frame, Tensor]:
 class Minibatches:
     """Iterates over the minibatches `todo` of a plan. Each image is decoded once for all models.
 
-    data: each role's data configuration (timm's `resolve_model_data_config`). An image that cannot be
+    data: each role's data configuration (timm's `resolve_model_data_config`, or one with a `transform` of its own,
+    which makes an image the network's pixels). An image that cannot be
     decoded raises UserError, or is skipped for all models with `on_bad_image=skip`. Workers are at most two
     minibatches ahead, or two pieces each if that is more.
     """
@@ -153,12 +157,13 @@ class Minibatches:
         self.images, self.plan, self.todo, self.device = images, plan, todo, device
         self.on_bad_image = on_bad_image
         # Models with the same preprocessing share the transformed images.
-        self.preprocessing = {role: repr(sorted(config.items())) for role, config in data.items()}
+        self.preprocessing = {role: _key(config) for role, config in data.items()}
         frames: dict[str, Frame] = {}
-        self.values: dict[str, Tensor] = {}
+        self.values: dict[str, Tensor | None] = {}
         for role, name in self.preprocessing.items():
-            frames[name], values = in_two(transform_of(data[role]))
-            self.values[name] = values.to(device)
+            own = data[role].get("transform")
+            frames[name], values = (own, None) if own else in_two(transform_of(data[role]))
+            self.values[name] = None if values is None else values.to(device)
         on_cuda = device.type == "cuda"
         self.uploads = CudaUploads(device) if on_cuda else Uploads()
         self.piece = max(PIECE, -(-plan.batch_size // PIECES))
@@ -229,6 +234,9 @@ class Minibatches:
             LABELS: self._move(torch.tensor([label for piece in there for label in piece.labels]))
         }
         for name, values in self.values.items():
+            if values is None:
+                tensors[name] = torch.cat([self._move(piece.pixels[name]) for piece in there])
+                continue
             height, width = there[0].pixels[name].shape[1:3]
             tensors[name] = values.new_empty(count, 3, height, width)
             at = 0
@@ -240,6 +248,11 @@ class Minibatches:
 
     def _move(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)
+
+
+def _key(config: dict[str, Any]) -> str:
+    """Return what models with the same preprocessing share; a transform of its own is shared with none but itself."""
+    return repr(sorted({**config, "transform": id(config.get("transform"))}.items()))
 
 
 def _collate(items: list[Item]) -> Piece:

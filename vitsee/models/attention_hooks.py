@@ -9,7 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import (
+    linear,
+    multi_head_attention_forward,
+    scaled_dot_product_attention,
+)
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
@@ -38,6 +42,8 @@ class _Intercept(TorchFunctionMode):
         result = func(*args, **kwargs)
         if func is scaled_dot_product_attention:
             self.seen(_attention(result, *args, **kwargs))
+        elif func is multi_head_attention_forward:
+            self.seen(_multihead(*args, **kwargs))
         return result
 
 
@@ -60,6 +66,44 @@ def _attention(
         tokens = query.shape[-2]
         bias = torch.full((tokens, tokens), -math.inf, device=query.device).triu_(1)
     return Attention(query, key, bias, query.shape[-1] ** -0.5 if scale is None else scale, output)
+
+
+def _multihead(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    embed_dim: int,
+    heads: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    bias_k: Tensor | None,
+    bias_v: Tensor | None,
+    add_zero_attn: bool,
+    *rest: Any,
+    key_padding_mask: Tensor | None = None,
+    attn_mask: Tensor | None = None,
+    use_separate_proj_weight: bool = False,
+    is_causal: bool = False,
+    **options: Any,
+) -> Attention:
+    """Return the attention of nn.MultiheadAttention; the parameters are those of multi_head_attention_forward.
+
+    That function projects (tokens, N, D) itself, without modules, and computes attention out of sight. Masks of
+    tokens, and keys and values beyond those of the tokens, do not occur in models of images.
+    """
+    if weight is None or use_separate_proj_weight or key_padding_mask is not None:
+        raise UserError(
+            "nn.MultiheadAttention with masked tokens, or keys of another size, is not read"
+        )
+    if bias_k is not None or bias_v is not None or add_zero_attn:
+        raise UserError("nn.MultiheadAttention with more keys than tokens is not read")
+    biases = (None,) * 3 if bias is None else bias.chunk(3)
+    q, k, v = (
+        linear(x, w, b).unflatten(-1, (heads, -1)).permute(1, 2, 0, 3)
+        for x, w, b in zip((query, key, value), weight.chunk(3), biases, strict=True)
+    )
+    output = scaled_dot_product_attention(q, k, v, attn_mask, is_causal=is_causal)
+    return _attention(output, q, k, v, attn_mask, is_causal=is_causal)
 
 
 def attach(

@@ -29,7 +29,10 @@ def filters(net: nn.Module) -> Tensor:
     Raises UserError if the model does not have one that sees the image itself.
     """
     embedding = _embedding(net)
-    convolution, backbone = getattr(embedding, "proj", None), getattr(embedding, "backbone", None)
+    convolution = (
+        embedding if isinstance(embedding, nn.Conv2d) else getattr(embedding, "proj", None)
+    )
+    backbone = getattr(embedding, "backbone", None)
     kind = type(net).__name__
     if backbone is not None:
         why = (

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vitsee.errors import UserError, nearest, unknown
 from vitsee.io.reachable import require
 from vitsee.models.weight_files import few, line
 from vitsee.options import Model
+
+T = TypeVar("T")
 
 REMEDY = (
     "download it on a machine with network access and set HF_HUB_CACHE to that cache, or name a local file with "
@@ -19,11 +23,32 @@ REMEDY = (
 )
 
 
+def cached_first(load: Callable[[bool], T], what: str, remedy: str) -> T:
+    """Return what a library loads from its cache (True), or else from the Hugging Face hub (False).
+
+    Without a network the libraries themselves would try again and again. Raises UserError (what, why, remedy).
+    """
+    from huggingface_hub import constants
+
+    with suppress(OSError):
+        return load(True)
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(
+            f"{what} is not in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE is set; {remedy}"
+        )
+    require(constants.ENDPOINT, what, remedy)
+    try:
+        return load(False)
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{what} could not be downloaded ({reason}); {remedy}") from error
+
+
 def check_source(model: Model, source: str, place: str) -> None:
     """Raise UserError unless a config.json on the hub or in a folder describes the architecture."""
     if source == "hf-hub":
         # timm would fetch it itself, but without a network it retries for most of a minute
-        config = _fetch_from_hub(model, *_repository(model, place), "config.json")
+        config = fetch_from_hub(model, *repository(model, place), "config.json")
     elif source == "local-dir":
         config = Path(place) / "config.json"
         if not config.is_file():
@@ -60,7 +85,7 @@ def _check_config(path: Path) -> None:
             raise UserError(f"{path}: its {key} must be a mapping, got {config[key]!r}")
 
 
-def _repository(model: Model, place: str) -> tuple[str, str | None]:
+def repository(model: Model, place: str) -> tuple[str, str | None]:
     """Return the name and revision of a hub repository. Raises UserError if the name is not valid."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -108,8 +133,9 @@ def fetched(model: Model, source: str, place: Any) -> Path:
     from timm.models._hub import download_cached_file
 
     if source == "hf-hub":
-        repository, name = place if isinstance(place, tuple) else (place, None)
-        return _fetch_from_hub(model, *_repository(model, repository), name)
+        named, name = place if isinstance(place, tuple) else (place, None)
+        names = (name,) if name else ("model.safetensors", "pytorch_model.bin")
+        return fetch_from_hub(model, *repository(model, named), *names)
     if source == "file":
         return Path(place)
     cached = Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(place)
@@ -118,29 +144,31 @@ def fetched(model: Model, source: str, place: Any) -> Path:
     return Path(download_cached_file(place, progress=True))
 
 
-def _fetch_from_hub(model: Model, repository: str, revision: str | None, name: str | None) -> Path:
+def fetch_from_hub(
+    model: Model, place: str, revision: str | None, *names: str, remedy: str = REMEDY
+) -> Path:
+    """Return the local path of the first of these files that a repository has, downloading it if it is not cached."""
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    wanted = [name] if name else ["model.safetensors", "pytorch_model.bin"]
-    for file in wanted:
-        cached = try_to_load_from_cache(repository, file, revision=revision)
+    for file in names:
+        cached = try_to_load_from_cache(place, file, revision=revision)
         if isinstance(cached, str):
             return Path(cached)
-    what = f"model={model.name} ({repository} of the Hugging Face hub)"
+    what = f"model={model.name} ({place} of the Hugging Face hub)"
     if constants.HF_HUB_OFFLINE:
         raise UserError(
-            f"{what} is not in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE is set; {REMEDY}"
+            f"{what} is not in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE is set; {remedy}"
         )
-    require(constants.ENDPOINT, what, REMEDY)
-    for file in wanted:
+    require(constants.ENDPOINT, what, remedy)
+    for file in names:
         try:
-            return Path(hf_hub_download(repository, file, revision=revision))
+            return Path(hf_hub_download(place, file, revision=revision))
         except Exception as error:
             # LocalEntryNotFoundError means that the hub did not answer, not that the file does not exist
             absent = isinstance(error, EntryNotFoundError)
             if absent and not isinstance(error, LocalEntryNotFoundError):
                 continue
             reason = " ".join(str(error).split())
-            raise UserError(f"{what} could not be downloaded ({reason}); {REMEDY}") from error
-    raise UserError(f"{what} does not contain {' or '.join(wanted)}; {REMEDY}")
+            raise UserError(f"{what} could not be downloaded ({reason}); {remedy}") from error
+    raise UserError(f"{what} does not contain {' or '.join(names)}; {remedy}")

@@ -119,10 +119,15 @@ def _record_embedding(net: nn.Module, seen: Record) -> list[RemovableHandle]:
 
 def _patches(net: nn.Module, embedded: Output | None) -> Patches | None:
     """Return the patches, from the output of the patch embedding: tokens, or a feature map."""
-    grid = getattr(_embedding_module(net), "grid_size", None)
-    if embedded is None or embedded.taller is None or embedded.wider is None or not grid:
+    embedding = _embedding_module(net)
+    grid = getattr(embedding, "grid_size", None)
+    if embedded is None or not grid:
         return None
     rows, columns = int(grid[0]), int(grid[1])
+    if embedded.taller is None or embedded.wider is None:
+        if not isinstance(embedding, nn.Conv2d):  # which says its own step
+            return None
+        return Patches((rows, columns), (embedding.stride[0], embedding.stride[1]), (0, 0))
     down, right = (sum(growth.axes) for growth in (embedded.taller, embedded.wider))
     if len(embedded.shape) == 2:  # one more row means `columns` more tokens
         (down, odd), (right, strange) = divmod(down, columns), divmod(right, rows)

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from vitsee.errors import UserError
+from vitsee.models.outputs import tensor_of
 
 Record = Callable[[str, object], None]
 """Called with the name of a module that has just run, and its output."""
@@ -145,6 +146,7 @@ def _run(
     """Run one forward pass on zeros. Return `ran`, to which the shapes are added as the hooks report them."""
 
     def seen(name: str, output: object) -> None:
+        output = tensor_of(output)
         once = name not in ran and isinstance(output, Tensor) and output.ndim >= 2
         ran[name] = tuple(output.shape) if once else None  # type: ignore[attr-defined]
 

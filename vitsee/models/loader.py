@@ -1,43 +1,44 @@
-"""Loads models with their weights: from a local file, from vitsee itself, from the hub, or random."""
+"""Loads models from their sources, checks them, and makes them ready to be measured."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
+import math
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitsee.errors import UserError, expanded
-from vitsee.models import cards
+from vitsee.errors import UserError
 from vitsee.models.cards import Card
-from vitsee.models.fitting import Taken, classifiers, fill
-from vitsee.models.hub import REMEDY, fetched, weights_in
-from vitsee.models.resampling import resampled
-from vitsee.models.timm_architecture import (
-    build,
-    data_config,
-    pretrained_cfg,
-    reason_of,
-    refuse_unrunnable,
-    skeleton,
-    timm_model,
-    undrawn,
+from vitsee.models.fitting import Taken
+from vitsee.models.sources import (
+    function,
+    open_clip,
+    python,
+    timm,
+    torchvision,
+    transformers,
 )
+from vitsee.models.sources.found import Found, Load, nonfinite
+from vitsee.models.timm_architecture import refuse_unrunnable
 from vitsee.models.weight_files import line
-from vitsee.options import Model
+from vitsee.options import Model, Source
 from vitsee.parallel.background import in_background
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-
-log = logging.getLogger(__name__)
-
-EMBEDDED = Path(__file__).parents[1] / "weights"
+SOURCES: dict[Source, Load] = {
+    Source.timm: timm.load,
+    Source.torchvision: torchvision.load,
+    Source.transformers: transformers.load,
+    Source.open_clip: open_clip.load,
+    Source.function: function.load,
+    Source.python: python.load,
+}
+"""How models of each source are loaded."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ class Loaded:
 
     label: its name in figures. net: in evaluation mode, without gradients, on the device; it takes
     normalised pixels. data: timm's data configuration (input_size, interpolation, mean, std, crop_pct,
-    crop_mode). weights: their source, for people. hashing: becomes their digest. card: the
-    model card next to the weights, if there is one. taken: which parts of the checkpoint were used.
+    crop_mode), or input_size, mean, std and the model's own transform. weights: their source, for people.
+    hashing: becomes their digest. card: the model card next to the weights, if there is one. taken: which parts of
+    the checkpoint were used. made_of: what else its numbers depend on.
     """
 
     name: str
@@ -58,11 +60,20 @@ class Loaded:
     hashing: Future[str]
     card: Card | None
     taken: Taken = field(default_factory=Taken)
+    made_of: list[str] = field(default_factory=list)
 
     @property
     def digest(self) -> str:
         """SHA-256 of names and values."""
         return self.hashing.result()
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """The data configuration, with a description of the transform that is the same in every process."""
+        from vitsee.models.preprocessing import described
+
+        own = self.data.get("transform")
+        return self.data | {"transform": described(own)} if own else self.data
 
 
 def load(model: Model, device: str | torch.device, name: str | None = None) -> Loaded:
@@ -72,59 +83,33 @@ def load(model: Model, device: str | torch.device, name: str | None = None) -> L
     """
     import torch
 
-    name, taken = name or model.name, Taken()
-    random = not model.pretrained and model.checkpoint is None
-    if model.checkpoint_key is not None and model.checkpoint is None:
-        raise UserError(f"model.checkpoint_key={model.checkpoint_key} needs model.checkpoint=PATH")
-    if model.checkpoint is not None:
-        path = expanded(model.checkpoint)
-        net, taken = _from_file(model, path)
-        weights = f"checkpoint {path}"
-    elif random:
-        net, weights = build(model), f"random, seed {model.seed}"
-    elif model.embedded:
-        net, weights = _from_package(model), "ship with vitsee"
-    else:
-        net, weights, taken = _from_hub(model)
-    _refuse_nonfinite(model, net)
-    hashing = in_background(digest, net.state_dict())
-    net = net.eval().requires_grad_(False).to(device)
-    data = data_config(net)
-    refuse_unrunnable(model, net, data["input_size"])
+    name = name or model.name
+    found = SOURCES[model.source](model, True)
+    _refuse_damaged(model, found.net)
+    tensors = {k: v for k, v in found.net.state_dict().items() if isinstance(v, torch.Tensor)}
+    hashing = in_background(digest, tensors)
+    net = found.net.eval().requires_grad_(False).to(device)
+    check = refuse_unrunnable if model.source is Source.timm else _refuse_unrunnable
+    check(model, net, found.data["input_size"])
     return Loaded(
         name=name,
-        label=f"{name} (random weights)" if random else name,
+        label=f"{name} (random weights)" if model.random else name,
         # Channels last is how convolutions are computed fastest, on CPUs and on GPUs.
         net=net.to(memory_format=torch.channels_last),
-        data=data,
-        weights=weights,
+        data=found.data,
+        weights=found.weights,
         hashing=hashing,
-        card=_card(model),
-        taken=taken,
+        card=found.card,
+        taken=found.taken,
+        made_of=found.made_of,
     )
 
 
-def _card(model: Model) -> Card | None:
-    if model.checkpoint is not None:
-        return cards.beside(expanded(model.checkpoint))
-    return cards.beside(shipped(model.name)) if model.embedded and model.pretrained else None
-
-
-def shipped(name: str) -> Path:
-    """Return the path where a model's weights ship with vitsee, whether or not they exist."""
-    return EMBEDDED / f"{name}.safetensors"
-
-
-def _from_package(model: Model) -> nn.Module:
-    """Return the model with the weights that ship with vitsee. Raises UserError if there are none."""
-    path = shipped(model.name)
-    if not path.is_file():
-        there = ", ".join(sorted(file.stem for file in EMBEDDED.glob("*.safetensors")))
-        raise UserError(
-            f"the weights of model={model.name} do not ship with vitsee yet (available: {there}); train them: "
-            f"scripts/zoo.sh {model.name}"
-        )
-    return _from_file(model, path)[0]
+def frame(model: Model) -> Found:
+    """Return the model for its structure alone: its weights may be random, or have no values."""
+    found = SOURCES[model.source](model, False)
+    found.net.eval()
+    return found
 
 
 def digest(state: Mapping[str, Tensor]) -> str:
@@ -139,93 +124,30 @@ def digest(state: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def _refuse_nonfinite(model: Model, net: nn.Module) -> None:
-    name = _nonfinite(net)
+def _refuse_damaged(model: Model, net: nn.Module) -> None:
+    name = nonfinite(net)
     if name:
         raise UserError(f"the weights of {model.name} are damaged: {name} contains NaN or Inf")
 
 
-def _nonfinite(net: nn.Module) -> str | None:
-    """Return the name of a weight with NaN or Inf, which its extremes show; None if there is none."""
-    for name, tensor in net.state_dict().items():
-        if tensor.is_floating_point() and tensor.numel():
-            lowest, highest = tensor.aminmax()
-            if not (lowest.isfinite() and highest.isfinite()):
-                return name
-    return None
+def _refuse_unrunnable(model: Model, net: nn.Module, size: tuple[int, int, int]) -> None:
+    """Raise UserError if the network does not run on images of its own size, or differs from one run to the next."""
+    import torch
 
+    from vitsee.models.outputs import tensor_of
 
-def published(model: Model) -> nn.Module:
-    """Return the model with its published weights, on the CPU. Raises UserError if they are not available."""
-    return _from_hub(model)[0]
-
-
-def classifier_names(net: nn.Module) -> list[str]:
-    """Return the names of the modules that turn features into logits; empty if there is no classifier."""
-    there = dict(net.named_modules())
-    return [
-        name
-        for name in classifiers(net)
-        if name in there and any(True for _ in there[name].parameters())
-    ]
-
-
-def without_classifier(model: Model, path: Path) -> nn.Module:
-    """Return the architecture with all weights of a file except the classifier's, which are random.
-
-    Raises UserError if the other weights do not fit.
-    """
-    net = build(model)
-    fill(net, path, model.checkpoint_key, keep=classifier_names(net))
-    return net
-
-
-def _from_hub(model: Model) -> tuple[nn.Module, str, Taken]:
-    """Return the model with published weights, from a local folder, from the cache, or downloaded."""
-    from timm.models._builder import _resolve_pretrained_source
-
-    frame = skeleton(model)
+    device = next((x.device for x in net.parameters()), torch.device("cpu"))
+    image = torch.linspace(-1, 1, math.prod(size), device=device).view(1, *size)
     try:
-        source, place = _resolve_pretrained_source(pretrained_cfg(frame))
+        with torch.no_grad():
+            one, again = (tensor_of(net(image)) for _ in range(2))
     except Exception as error:
+        shape = " x ".join(map(str, size))
         raise UserError(
-            f"model.overlay={model.overlay} does not lead to any weights: {reason_of(error)}"
+            f"{model.asked} cannot run on images of {shape}: {type(error).__name__}: {line(error)}"
         ) from error
-    if not source:
+    if isinstance(one, torch.Tensor) and not torch.allclose(one, again, rtol=1e-3, atol=1e-3):
         raise UserError(
-            f"there are no published weights for {model.timm}; name a local file with "
-            f"model.checkpoint=PATH, or use random weights with model.pretrained=false"
+            f"{model.asked} gives another output each time that it runs on the same image: something in "
+            f"{type(net).__name__} is random even in evaluation mode"
         )
-    if source == "local-dir":
-        path = weights_in(Path(place))
-        net, taken = _from_file(model, path)
-        return net, f"{source} {path}", taken
-    path = fetched(model, source, place)
-    try:
-        net = _with_weights(model, path)
-        taken = Taken(model.timm, resampled=resampled(net, path))
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"loading the weights of {model.timm} failed ({line(error)}); {REMEDY}"
-        ) from error
-    if net.num_classes != pretrained_cfg(net)["num_classes"]:
-        log.warning("warning: the classifier of %s is random: num_classes was changed", model.name)
-    taken.say()
-    return net, f"{source} {place}", taken
-
-
-def _with_weights(model: Model, path: Path) -> nn.Module:
-    """Return the model with timm's weights from a file, and random ones where timm leaves some out of it."""
-    from vitsee.models.undrawn import Undrawn
-
-    with Undrawn():
-        net = timm_model(model, path)
-    return net if _nonfinite(net) is None else timm_model(model, path)
-
-
-def _from_file(model: Model, path: Path) -> tuple[nn.Module, Taken]:
-    """Return the architecture with all its weights from a local file."""
-    net = undrawn(model)
-    return net, fill(net, path, model.checkpoint_key)

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from vitsee.errors import unknown
 from vitsee.models import layers, presets
 from vitsee.models.layout import Record
+from vitsee.models.outputs import tensor_of
 from vitsee.setting import Layer
 
 
@@ -236,7 +237,8 @@ def attach_outputs(
     """Add hooks that deliver the residual stream after an addition, or the output of a module."""
     if ".+" in layer.name:
         return attach(net, layer, lambda residual: deliver(residual.total))
-    return [net.get_submodule(layer.name).register_forward_hook(lambda m, args, out: deliver(out))]
+    module = net.get_submodule(layer.name)
+    return [module.register_forward_hook(lambda m, args, out: deliver(tensor_of(out)))]
 
 
 def _record(net: nn.Module, names: list[str], seen: Record) -> list[RemovableHandle]:

@@ -1,8 +1,10 @@
-"""A digest of a network's modules and their settings, independent of its weights."""
+"""Digests of a network's modules and their settings, independent of its weights, and of code."""
 
 from __future__ import annotations
 
 import hashlib
+import inspect
+import sys
 from collections.abc import Mapping
 from enum import Enum
 from functools import partial
@@ -36,14 +38,64 @@ def structure(net: nn.Module) -> str:
         total.update(f"{name} {kind.__module__}.{kind.__qualname__}\n".encode())
         for key, value in sorted(vars(module).items()):
             if not key.startswith("_") and key not in _UNREAD:
-                total.update(f" {key}={_as_text(value)}\n".encode())
+                total.update(f" {key}={as_text(value)}\n".encode())
     for name, buffer in net.named_buffers():
         if name not in stored:
-            total.update(f"{name}={_as_text(buffer)}\n".encode())
+            total.update(f"{name}={as_text(buffer)}\n".encode())
     return total.hexdigest()
 
 
-def _as_text(value: Any) -> str:
+LIBRARIES = (
+    "builtins",
+    "functools",
+    "torch",
+    "torchvision",
+    "timm",
+    "transformers",
+    "open_clip",
+    "PIL",
+    "vitsee",
+)
+"""Packages whose versions identify their code."""
+
+
+def source_of(*things: Any) -> list[str]:
+    """Return the SHA-256, as hex, of the code of classes or functions that are not of a well-known library.
+
+    Of a module the whole file counts, because a class may use the rest of it; of a script or notebook, where the
+    rest changes for other reasons, the class or function alone. Code that cannot be read is left out.
+    """
+    texts: dict[str, None] = {}
+    for thing in things:
+        module = getattr(thing, "__module__", None) or "builtins"
+        if module.split(".")[0] in LIBRARIES:
+            continue
+        try:
+            place = thing if module == "__main__" else sys.modules[module]
+            texts[inspect.getsource(place)] = None
+        except (KeyError, OSError, TypeError):
+            continue
+    return [hashlib.sha256(text.encode()).hexdigest() for text in texts]
+
+
+def own_code(net: nn.Module) -> list[str]:
+    """Return digests of the code and private settings of a network's modules that are not of a known library."""
+    own = [
+        (n, m) for n, m in net.named_modules() if type(m).__module__.split(".")[0] not in LIBRARIES
+    ]
+    private = [
+        f"{name}.{key}={as_text(value)}"
+        for name, module in own
+        for key, value in sorted(vars(module).items())
+        if key.startswith("_") and key not in _OF_TORCH
+    ]
+    return [*source_of(*(type(module) for _, module in own)), *private]
+
+
+_OF_TORCH = vars(nn.Module()).keys() | {"_is_torch_compile"}
+
+
+def as_text(value: Any) -> str:
     """Return the value as text that is the same in every process; for other objects, only the class."""
     if isinstance(value, Tensor):
         if value.is_meta:
@@ -56,14 +108,14 @@ def _as_text(value: Any) -> str:
     if isinstance(value, Enum):
         return str(value)
     if isinstance(value, Mapping):
-        pairs = sorted((repr(key), _as_text(one)) for key, one in value.items())
+        pairs = sorted((repr(key), as_text(one)) for key, one in value.items())
         return "{{{}}}".format(", ".join(f"{key}: {one}" for key, one in pairs))
     if isinstance(value, (set, frozenset)):
-        return "{{{}}}".format(", ".join(sorted(map(_as_text, value))))
+        return "{{{}}}".format(", ".join(sorted(map(as_text, value))))
     if isinstance(value, (list, tuple)):
-        return "({})".format(", ".join(map(_as_text, value)))
+        return "({})".format(", ".join(map(as_text, value)))
     if isinstance(value, partial):
-        return f"partial {_as_text(value.func)} {_as_text(value.args)} {_as_text(value.keywords)}"
+        return f"partial {as_text(value.func)} {as_text(value.args)} {as_text(value.keywords)}"
     if isinstance(value, (type, FunctionType, BuiltinFunctionType)):
         return f"{value.__module__}.{value.__qualname__}"
     return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -38,7 +38,7 @@ def watch(
 
     def keep(layer: Layer) -> Callable[[Any], None]:
         def deliver(output: Any) -> None:
-            with exact(net_device.type):
+            with exact(device):
                 kept[layer.name] = analysis.reduce(layer, output)
 
         return deliver
@@ -50,7 +50,7 @@ def watch(
             net(pixels)
         return {layer.name: kept[layer.name] for layer in watched}
 
-    net_device = next(net.parameters()).device
+    device = next((x.device.type for x in net.parameters()), "cpu")
     attach = ATTACH[analysis.reads_of(role)]
     handles = [handle for layer in watched for handle in attach(net, layer, keep(layer))]
     try:

@@ -130,7 +130,8 @@ def provenance(made: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     for role, model in (made.get("models") or {}).items():
         layers = len(model.get("layers", []))
-        rows.append((role, f"{model.get('timm')}, {model.get('weights')}, {layers} layers"))
+        named = model.get("timm") or f"{model.get('source')} {model.get('id')}"
+        rows.append((role, f"{named}, {model.get('weights')}, {layers} layers"))
         rows.append((f"{role}, digest", str(model.get("digest"))))
         seen = ", ".join(f"{key} {value}" for key, value in model.get("preprocessing", {}).items())
         rows.append((f"{role}, input", seen))

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 import vitsee
+from vitsee.options import Model, Source
 from vitsee.study import Pass, Study
 from vitsee.sums import Sums
 
@@ -29,6 +30,8 @@ _PACKAGES = (
     "torch",
     "torchvision",
     "timm",
+    "transformers",
+    "open_clip_torch",
     "numpy",
     "pandas",
     "matplotlib",
@@ -43,11 +46,11 @@ def made_with(study: Study, totals: list[Sums]) -> dict[str, Any]:
         "identity": study.identity,
         "models": {
             role: {
-                "timm": study.experiment.models[role].timm,
+                **_named(study.experiment.models[role]),
                 "weights": model.weights,
                 "taken": model.taken.record(),
                 "digest": model.digest,
-                "preprocessing": {key: str(value) for key, value in model.data.items()},
+                "preprocessing": {key: str(value) for key, value in model.preprocessing.items()},
                 "layers": study.axes[role],
             }
             for role, model in study.models.items()
@@ -66,6 +69,13 @@ def made_with(study: Study, totals: list[Sums]) -> dict[str, Any]:
         "versions": versions(),
         "git_commit": git_commit(),
     }
+
+
+def _named(model: Model) -> dict[str, str]:
+    """Return what a model is called where it comes from."""
+    if model.source is Source.timm:
+        return {"timm": model.timm}
+    return {"source": model.source.value, "id": model.id or model.import_ or model.name}
 
 
 def image_ids(one: Pass, minibatches: int) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import nn
 
 from vitsee.errors import UserError, expanded
-from vitsee.models import loader
+from vitsee.models.sources import timm
 from vitsee.options import Model
 
 PRETRAINED = "pretrained"
@@ -20,17 +20,17 @@ def begin(model: Model, start: str) -> nn.Module:
     published weights. timm interpolates position embeddings of another resolution. Raises UserError if the
     weights are not available, or do not fit the rest of the model.
     """
-    shipped = loader.shipped(start)
+    shipped = timm.shipped(start)
     if start == PRETRAINED:
-        net = loader.published(replace(model, pretrained=True))
+        net = timm.published(replace(model, pretrained=True))
     else:
-        net = loader.without_classifier(model, shipped if shipped.is_file() else expanded(start))
+        net = timm.without_classifier(model, shipped if shipped.is_file() else expanded(start))
     _zero(net)
     return net
 
 
 def _zero(net: nn.Module) -> None:
-    classifiers = [net.get_submodule(name) for name in loader.classifier_names(net)]
+    classifiers = [net.get_submodule(name) for name in timm.classifier_names(net)]
     if not classifiers:
         raise UserError(f"{type(net).__name__} does not have a classifier to fine-tune")
     for classifier in classifiers:

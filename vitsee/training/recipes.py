@@ -14,7 +14,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from vitsee.config import refuse_undeclared
 from vitsee.errors import UserError
-from vitsee.options import Dataset, Model, Precision, Run
+from vitsee.options import Dataset, Model, Precision, Run, Source
 
 
 class Optimiser(Enum):
@@ -196,4 +196,8 @@ def build(cfg: DictConfig) -> Training:
     refuse_undeclared(cfg)
     training = OmegaConf.to_object(cfg)
     assert isinstance(training, Training)
+    if training.model.source is not Source.timm:
+        raise UserError(
+            f"model={training.model.source.value}: vitsee trains architectures of timm: model=timm model.timm=NAME"
+        )
     return training

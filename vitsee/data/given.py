@@ -1,0 +1,199 @@
+"""Images of an object from Python: a torch Dataset, a Hugging Face Dataset, or a list."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from vitsee import given
+from vitsee.data.images import Images
+from vitsee.data.rgb import rgb
+from vitsee.errors import UserError, unknown
+from vitsee.options import Dataset
+
+log = logging.getLogger(__name__)
+
+SAMPLE = 1000
+"""Most images, spread over the data set, whose pixels and labels are its digest."""
+LABELS = ("label", "labels", "fine_label", "target", "class")
+"""Names of labels in items that are mappings."""
+
+
+def from_python(dataset: Dataset, resolution: int) -> Images:
+    """Return the images that `vitsee.run_experiment` was given. Raises UserError if it cannot read them."""
+    source, split = given.what_is("dataset"), dataset.split
+    if isinstance(source, Mapping):
+        if split is None and len(source) == 1:
+            split = next(iter(source))
+        if split not in source:
+            raise unknown(
+                f"the data set given from Python has no dataset.split={split}",
+                str(split),
+                source,
+                "it has",
+            )
+        return Given(source[split], f"{dataset.name}/{split}")
+    if split is not None:
+        raise UserError(
+            f"dataset.split={split}: a data set from Python has splits only as a mapping, such as "
+            f"dataset={{'train': …, 'test': …}}; leave it out (linear_probe: analysis.train_split=null)"
+        )
+    return Given(source, dataset.name)
+
+
+class Given(Images):
+    """Images by index of an object with a length, each an image or (image, label), or a mapping with both.
+
+    An image is a PIL image, (H, W, 3) or (H, W) uint8, or a (C, H, W) tensor: uint8, or floats from 0 to 1, which are
+    rounded to 8 bits. Raises UserError for an object without length or order, or one that gives an image anew each
+    time.
+    """
+
+    def __init__(self, source: Any, name: str) -> None:
+        if isinstance(source, DataLoader):
+            source = source.dataset
+        kind = type(source).__name__
+        readable = hasattr(source, "__len__") and hasattr(source, "__getitem__")
+        if isinstance(source, (IterableDataset, Mapping, str, bytes)) or not readable:
+            raise UserError(
+                f"a data set is an object with a length and images by number, such as a torch Dataset or a list, but "
+                f"this {kind} is not; a stream can become one by list(stream), or use dataset=webdataset"
+            )
+        if len(source) == 0:
+            raise UserError(f"the data set given from Python ({kind}) is empty")
+        self.source, self.name = source, name
+        self._last: tuple[int, Any] = (-1, None)
+        first, again = (self._read(0, "the first image of the data set") for _ in range(2))
+        if first[0].tobytes() != again[0].tobytes():
+            raise UserError(
+                f"the data set given from Python ({kind}) gives another image each time: leave out its random "
+                f"augmentation"
+            )
+
+    @cached_property
+    def classes(self) -> list[str]:  # type: ignore[override]  # read when they are asked for
+        there = getattr(self.source, "classes", None)
+        if (column := self._column) is not None:  # of a Hugging Face Dataset
+            there = getattr(self.source.features[column], "names", None)
+        if isinstance(there, (list, tuple)) and all(isinstance(one, str) for one in there):
+            return list(there)
+        return [str(i) for i in range(max(map(self.label, range(len(self)))) + 1)]
+
+    @cached_property
+    def fingerprint(self) -> str:  # type: ignore[override]
+        """SHA-256 of the length, and of the pixels and labels of up to `SAMPLE` images."""
+        digest = hashlib.sha256(str(len(self)).encode())
+        for index in range(0, len(self), -(-len(self) // SAMPLE)):
+            try:
+                image, label = self._read(index, self.id(index))
+            except UserError:
+                digest.update(b"\0")  # a bad image, judged when it is used
+                continue
+            digest.update(f"{image.size} {label}\n".encode() + image.tobytes())
+        return f"python/{digest.hexdigest()}"
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def id(self, index: int) -> str:
+        return f"{self.name}/{index:06d}"
+
+    def label(self, index: int) -> int:
+        listed = self._listed
+        return int(listed[index]) if listed is not None else parts(self._item(index))[1]
+
+    def open(self, index: int) -> Image.Image:
+        return as_image(parts(self._item(index))[0])
+
+    @cached_property
+    def _listed(self) -> Any:
+        """The labels of all images, if they can be had without the images; None if not."""
+        if (column := self._column) is not None:
+            return list(self.source[column])
+        listed = getattr(self.source, "targets", None)  # of torchvision's data sets
+        return listed if listed is not None and len(listed) == len(self) else None
+
+    @property
+    def _column(self) -> str | None:
+        """The name of the labels in a Hugging Face Dataset; None for others, and without labels."""
+        features = getattr(self.source, "features", None)
+        return (
+            next((name for name in LABELS if name in features), None)
+            if isinstance(features, Mapping)
+            else None
+        )
+
+    def _item(self, index: int) -> Any:
+        """Return an item; the last one is kept, because its image and its label are asked for one by one."""
+        if self._last[0] != index:
+            self._last = index, self.source[index]
+        return self._last[1]
+
+    def _read(self, index: int, what: str) -> tuple[Image.Image, int]:
+        """Return an image and its label. Raises UserError if it is neither of what a data set may give."""
+        try:
+            image, label = parts(self.source[index])
+            return as_image(image), label
+        except Exception as error:
+            words = " ".join(str(error).split())
+            raise UserError(f"{what} cannot be read ({type(error).__name__}: {words})") from error
+
+
+def parts(item: Any) -> tuple[Any, int]:
+    """Return the image and the label of an item; 0 for an item without a label.
+
+    Raises ValueError for a mapping without an image.
+    """
+    if isinstance(item, Mapping):
+        images = [
+            value for value in item.values() if isinstance(value, (Image.Image, Tensor, np.ndarray))
+        ]
+        found = [image for image in images if getattr(image, "ndim", 3) >= 2]
+        if not found:
+            raise ValueError(f"none of {', '.join(map(str, item))} is an image")
+        labels = [item[name] for name in LABELS if item.get(name) is not None]
+        return found[0], int(labels[0]) if labels else 0
+    if isinstance(item, (tuple, list)):
+        return item[0], int(item[1]) if len(item) > 1 and np.ndim(item[1]) == 0 else 0
+    return item, 0
+
+
+def as_image(thing: Any) -> Image.Image:
+    """Return a PIL image, array or tensor as an 8-bit RGB image. Raises ValueError if it cannot be one."""
+    if isinstance(thing, Image.Image):
+        # rgb forgets the transparency, and this image is somebody's
+        return rgb(thing.copy() if "transparency" in thing.info else thing)
+    if isinstance(thing, np.ndarray) and thing.dtype == np.uint8 and thing.ndim in (2, 3):
+        return rgb(Image.fromarray(thing))
+    if not isinstance(thing, Tensor):
+        raise ValueError(
+            f"a {type(thing).__name__} is not a PIL image, a uint8 array (H, W, 3), or a tensor (C, H, W)"
+        )
+    pixels = thing.detach().cpu()
+    pixels = pixels[None] if pixels.ndim == 2 else pixels
+    if pixels.ndim != 3 or len(pixels) not in (1, 3):
+        raise ValueError(
+            f"a tensor of {tuple(pixels.shape)} is not an image (3, H, W) or (1, H, W)"
+        )
+    if pixels.is_floating_point():
+        low, high = (float(x) for x in pixels.aminmax())
+        if not (low >= 0 and high <= 1):
+            raise ValueError(
+                f"its values are from {low:g} to {high:g}, so it is normalised already: give images as uint8, or as "
+                f"floats from 0 to 1, and leave Normalize to the model (vitsee.Model(…, mean=…, std=…))"
+            )
+        pixels = (pixels * 255).round().to(torch.uint8)
+    elif pixels.dtype != torch.uint8:
+        raise ValueError(
+            f"a tensor of {pixels.dtype} is not an image: give uint8, or floats from 0 to 1"
+        )
+    return Image.fromarray(pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())

@@ -1,0 +1,138 @@
+"""Preprocessing of images by any function, and what can be known of it: image size, mean, deviation, a description."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from vitsee.errors import UserError
+from vitsee.models.structure import as_text, source_of
+from vitsee.models.weight_files import line
+
+_TRIED = ((96, 64), (64, 96))
+"""Sizes of the images that a transform is tried on, in pixels."""
+_ALIKE = 1e-3
+"""Largest difference, on the scale 0…1, between a measured colour and one computed with mean and deviation."""
+
+
+def plain(
+    input_size: tuple[int, int, int], mean: Sequence[float] | None, std: Sequence[float] | None
+) -> dict[str, Any]:
+    """Return timm's data configuration for a model that says no more than this: see `vitsee.Model`."""
+    channels = input_size[0]
+    return {
+        "input_size": tuple(input_size),
+        "interpolation": "bicubic",
+        "mean": tuple(mean or (0.0,) * channels),
+        "std": tuple(std or (1.0,) * channels),
+        "crop_pct": 1.0,
+        "crop_mode": "center",
+    }
+
+
+def measured(
+    transform: Callable[[Any], Any],
+    what: str,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """Return the transform with the input size, mean and standard deviation that it shows on images of one colour.
+
+    what: names the model in messages. Raises UserError for a transform that fails, is random, gives images of
+    several sizes, or does not normalise each channel.
+    """
+    noise = [
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+        for size in _TRIED
+    ]
+    wide, again, tall = (_applied(transform, image, what) for image in (noise[0], *noise))
+    if not torch.equal(wide, again):
+        raise UserError(
+            f"{what}: its transform gives another result each time; use the one for evaluation, without augmentation"
+        )
+    if wide.shape != tall.shape:
+        sizes = " and ".join(" x ".join(map(str, each.shape)) for each in (wide, tall))
+        raise UserError(
+            f"{what}: its transform gives images of different sizes ({sizes}), so they cannot be stacked; let it "
+            f"resize and crop all images to one size"
+        )
+    if mean is None or std is None:
+        mean, std = _normalisation(transform, what)
+    return {
+        "input_size": tuple(wide.shape),
+        "mean": tuple(mean),
+        "std": tuple(std),
+        "transform": transform,
+    }
+
+
+def _applied(transform: Callable[[Any], Any], image: Image.Image, what: str) -> Tensor:
+    try:
+        pixels = transform(image)
+    except Exception as error:
+        raise UserError(
+            f"{what}: its transform fails on an RGB PIL image ({type(error).__name__}: {line(error)})"
+        ) from error
+    if not (isinstance(pixels, Tensor) and pixels.ndim == 3 and pixels.is_floating_point()):
+        got = (
+            f"{tuple(pixels.shape)} {pixels.dtype}"
+            if isinstance(pixels, Tensor)
+            else type(pixels).__name__
+        )
+        raise UserError(
+            f"{what}: its transform must turn an RGB PIL image into a float tensor (C, H, W), but gives {got}"
+        )
+    return pixels
+
+
+def _normalisation(
+    transform: Callable[[Any], Any], what: str
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and deviation of each channel, from images that are black, white and grey all over."""
+    black, white, grey = (
+        _applied(transform, Image.new("RGB", _TRIED[0], (shade,) * 3), what).double()
+        for shade in (0, 255, 51)
+    )
+    centre = black.shape[1] // 2, black.shape[2] // 2
+    low, high = black[:, *centre], white[:, *centre]
+    std = 1 / (high - low)
+    mean = -low * std
+    colour = grey * std[:, None, None] + mean[:, None, None]
+    if not ((colour - 0.2).abs() < _ALIKE).all():
+        raise UserError(
+            f"{what}: its transform does more than resize, crop and normalise, so vitsee cannot tell by which mean and "
+            f"deviation; give them: vitsee.Model(…, mean=…, std=…)"
+        )
+    return tuple(round(x, 6) for x in mean.tolist()), tuple(round(x, 6) for x in std.tolist())
+
+
+def described(transform: Callable[[Any], Any]) -> str:
+    """Return a description that is the same in every process: the transform's repr, settings and own code."""
+    parts = list(dict.fromkeys(_inside(transform)))
+    shown = [re.sub(r" at 0x[0-9a-fA-F]+", "", repr(transform))]
+    shown += [as_text(vars(part)) for part in parts if type(part).__repr__ is object.__repr__]
+    for part in parts:
+        cells = getattr(part, "__closure__", None) or ()
+        shown += [as_text([cell.cell_contents for cell in cells])] if cells else []
+        shown += [as_text(part.__defaults__)] if getattr(part, "__defaults__", None) else []
+    code = source_of(*(part if hasattr(part, "__code__") else type(part) for part in parts))
+    return " ".join([*shown, *code])
+
+
+def _inside(transform: Any) -> Iterator[Any]:
+    """Yield the transform and the transforms that it is composed of."""
+    yield transform
+    within = list(getattr(transform, "transforms", None) or ())
+    if isinstance(transform, partial):
+        within.append(transform.func)
+    if isinstance(transform, nn.Module):
+        within += transform.children()
+    for each in within:
+        yield from _inside(each)

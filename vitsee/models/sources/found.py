@@ -1,0 +1,68 @@
+"""What a source of models returns, and what all sources share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from vitsee.errors import UserError
+from vitsee.models.cards import Card
+from vitsee.models.fitting import Taken
+from vitsee.models.weight_files import line
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vitsee.options import Model
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model as its source gives it: on the CPU, in whatever mode it is.
+
+    data: timm's data configuration, or what `preprocessing.measured` returns. weights: their source, for people.
+    card: the model card next to the weights, if there is one. taken: which parts of a checkpoint were used.
+    made_of: what the network's structure and tensors do not show, but its numbers depend on.
+    """
+
+    net: nn.Module
+    data: dict[str, Any]
+    weights: str
+    card: Card | None = None
+    taken: Taken = field(default_factory=Taken)
+    made_of: list[str] = field(default_factory=list)
+
+
+Load = Callable[["Model", bool], Found]
+"""Loads a model with its weights, or for its structure alone: random ones will do then, none are downloaded."""
+
+
+def built(model: Model, build: Callable[[], T]) -> T:
+    """Return what a library builds. Raises UserError with the library's reason if it cannot."""
+    try:
+        return build()
+    except UserError:
+        raise
+    except Exception as error:
+        options = f" with model.args={model.args}" if model.args else ""
+        raise UserError(
+            f"{model.asked}{options} cannot be built: {type(error).__name__}: {line(error)}"
+        ) from error
+
+
+def missing(extra: str, package: str) -> UserError:
+    """Return the error for a library that is not installed."""
+    return UserError(f"model={extra} needs the {package} library: pip install 'vitsee[{extra}]'")
+
+
+def nonfinite(net: nn.Module) -> str | None:
+    """Return the name of a weight with NaN or Inf, which its extremes show; None if there is none."""
+    for name, tensor in net.state_dict().items():
+        if tensor.is_floating_point() and tensor.numel():
+            lowest, highest = tensor.aminmax()
+            if not (lowest.isfinite() and highest.isfinite()):
+                return name
+    return None

@@ -1,0 +1,62 @@
+"""Networks that a function of the user's own returns: `model.import=package.module:function`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitsee.errors import UserError, nearest, unknown
+from vitsee.models.sources.found import Found
+from vitsee.models.sources.python import found
+from vitsee.plugins import make_findable, where
+
+if TYPE_CHECKING:
+    from vitsee.options import Model
+
+
+def load(model: Model, weights: bool = True) -> Found:
+    """Return what the function returns for model.args. Raises UserError if it cannot be imported or called."""
+    import torch
+
+    named = str(model.import_)
+    function = _imported(named)
+    torch.manual_seed(0)  # so that random weights are the same every time
+    try:
+        made = function(**model.args)
+    except Exception as error:
+        options = f" with model.args={model.args}" if model.args else ""
+        raise UserError(f"model.import={named}{options} failed: {where(error)}") from error
+    try:
+        return found(made, f"made by {named}")
+    except UserError as mistake:
+        raise UserError(f"model.import={named}: {mistake}") from mistake.__cause__
+
+
+def _imported(named: str) -> Any:
+    """Return the function of this name, package.module:function; the current folder is searched too."""
+    place, colon, name = named.partition(":")
+    if not (place and colon and name):
+        raise UserError(
+            f"model.import={named} must name a module and a function: model.import=package.module:function"
+        )
+    make_findable(Path.cwd())
+    try:
+        module = import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{place}.".startswith(f"{error.name}."):
+            raise UserError(f"model.import={named}: {where(error)}") from error
+        here = [path.stem for path in Path.cwd().glob("*.py")]
+        raise UserError(
+            f"model.import={named}: there is no module {error.name}; it is looked for in the current folder and in "
+            f"PYTHONPATH.{nearest(place, here)}"
+        ) from error
+    except Exception as error:
+        raise UserError(f"model.import={named}: {where(error)}") from error
+    function = getattr(module, name, None)
+    if function is None:
+        there = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
+        raise unknown(f"model.import={named}: {place} has no {name}", name, there, "it has")
+    if not callable(function):
+        raise UserError(f"model.import={named}: {name} is not a function")
+    return function
