@@ -1,8 +1,17 @@
 """vitsee: see how vision models represent images."""
 
 from vitsee.errors import Incomplete, UserError
-from vitsee.library import Result, load, run_experiment
+from vitsee.library import Comparison, Result, compare, load, run_experiment
 from vitsee.parallel.interrupt import Interrupted
 
 __version__ = "0.1.0"
-__all__ = ["Incomplete", "Interrupted", "Result", "UserError", "load", "run_experiment"]
+__all__ = [
+    "Comparison",
+    "Incomplete",
+    "Interrupted",
+    "Result",
+    "UserError",
+    "compare",
+    "load",
+    "run_experiment",
+]

@@ -91,7 +91,8 @@ class View:
     images: number of images. labels: (N,) int64. pixels: the (N, 3, H, W) input of each model, by role.
     normalisation: the mean and standard deviation of each channel by which it was normalised. positions: of the
     images in the plan. planned: number of images in the whole plan. stage: number of the pass over the data.
-    fresh: share of the images that no earlier minibatch contains; below 1 only with `repeats`.
+    fresh: share of the images that no earlier minibatch contains; below 1 only with `repeats`. indices: of the
+    images in the data set.
     """
 
     images: int
@@ -104,6 +105,7 @@ class View:
     planned: int = 0
     stage: int = 0
     fresh: float = 1.0
+    indices: Sequence[int] = ()
 
     def colours(self, role: str = "model") -> Tensor:
         """The images as the model of this role saw them, (N, 3, H, W) from 0 to 1."""

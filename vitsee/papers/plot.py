@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vitsee.comparing import drawing as comparing
+from vitsee.comparing import record
 from vitsee.papers import composing
 from vitsee.results import drawing
 
 
 def plot(path: Path, *, pdf: bool = False) -> list[Path]:
-    """Draw a result folder or a composed figure; return the files written. Raises UserError if it is neither."""
+    """Draw a result folder, a comparison or a composed figure; return the files written.
+
+    Raises UserError if it is none of these.
+    """
+    if _is_comparison(path):
+        return comparing.draw(path, pdf=pdf)
     return composing.draw(path, pdf=pdf) if _is_composed(path) else drawing.draw(path, pdf=pdf)
 
 
 def plot_joined(paths: list[Path], *, pdf: bool = False) -> list[Path]:
     """Draw several results of one analysis together; for composed figures, write a common scorecard."""
+    if any(map(_is_comparison, paths)):
+        return []
     composed = [_is_composed(path) for path in paths]
     if all(composed):
         return composing.draw_together(paths, pdf=pdf)
@@ -23,3 +32,7 @@ def plot_joined(paths: list[Path], *, pdf: bool = False) -> list[Path]:
 
 def _is_composed(path: Path) -> bool:
     return (path / "figure.json").is_file()
+
+
+def _is_comparison(path: Path) -> bool:
+    return (path / record.NAME).is_file()
