@@ -24,7 +24,8 @@ from vitsee.comparing.options import Options
 from vitsee.comparing.record import Key
 from vitsee.comparing.similarity import blocks
 from vitsee.comparing.tables import Pair
-from vitsee.errors import UserError
+from vitsee.errors import UserError, unwritable
+from vitsee.io import writing
 from vitsee.names import folder_name
 from vitsee.parallel.interrupt import Interruptible
 from vitsee.results.folder import Results
@@ -55,7 +56,7 @@ def compare(paths: Sequence[Path], options: Options) -> list[Path]:
     known = record.earlier(outputs, options.question, set(keys))
     todo = [pair for key, pair in keys.items() if key not in known]
     groups = list(_groups(models, options))
-    results.prepare()
+    _prepare(results.path)
     log.info(
         "%s", f"{len(keys)} pairs of {len(models)} models, {len(keys) - len(todo)} of them known"
     )
@@ -70,6 +71,15 @@ def compare(paths: Sequence[Path], options: Options) -> list[Path]:
     return written + draw(results.path, pdf=options.pdf)
 
 
+def _prepare(folder: Path) -> None:
+    """Create the folder. Raises UserError now, rather than after hours, if it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    writing.clear(folder)
+
+
 def _compute(
     todo: Sequence[tuple[Model, Model]],
     groups: Sequence[list[Model]],
@@ -78,12 +88,11 @@ def _compute(
 ) -> None:
     """Add the pairs that are to be done to those that are known, block by block."""
     measure, left = MEASURES[options.measure], {_key(a, b) for a, b in todo}
-    work = []
-    for ones, others in itertools.combinations_with_replacement(groups, 2):
-        rows = [a for a in ones if any(_key(a, b) in left for b in others)]
-        columns = [b for b in others if any(_key(a, b) in left for a in ones)]
-        if rows:
-            work.append((rows, columns))
+    work = [
+        block
+        for ones, others in itertools.combinations_with_replacement(groups, 2)
+        for block in _rectangles(ones, others, left)
+    ]
     title = f"{options.measure} of {len(todo)} pairs of models"
     steps = sum(_steps(rows, columns, options) for rows, columns in work)
     with (
@@ -101,6 +110,26 @@ def _compute(
                 a, b = rows[i], columns[j]
                 if _key(a, b) in left:
                     known[_key(a, b)] = Pair(a.name, b.name, a.layer_names, b.layer_names, cells)
+
+
+def _rectangles(
+    ones: Sequence[Model], others: Sequence[Model], left: set[Key]
+) -> list[tuple[list[Model], list[Model]]]:
+    """Return rows and columns of models whose pairs cover those that are left.
+
+    One block, if most of its pairs are left; else one for all rows that lack the same columns.
+    """
+    lacking = {a.name: [b for b in others if _key(a, b) in left] for a in ones}
+    rows = [a for a in ones if lacking[a.name]]
+    columns = [b for b in others if any(_key(a, b) in left for a in rows)]
+    if not rows or 2 * sum(map(len, lacking.values())) > len(rows) * len(columns):
+        return [(rows, columns)] if rows else []
+    alike = itertools.groupby(
+        sorted(rows, key=lambda a: [b.name for b in lacking[a.name]]),
+        key=lambda a: [b.name for b in lacking[a.name]],
+    )
+    blocks = [list(some) for _, some in alike]
+    return [(some, lacking[some[0].name]) for some in blocks]
 
 
 def _steps(ones: Sequence[Model], others: Sequence[Model], options: Options) -> int:

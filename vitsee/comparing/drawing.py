@@ -73,13 +73,13 @@ def figures(folder: Path) -> dict[str, Figure]:
         title=f"{len(found.names)} models, {data}",
         colour_label=f"{label}, {at}",
     )
-    cut = hierarchy.fcluster(found.tree, min(GROUPS, len(found.names)), "maxclust")
+    cut = hierarchy.fcluster(found.tree, max(1, min(GROUPS, len(found.names) // 3)), "maxclust")
     drawn["atlas_map"] = model_maps.in_the_plane(
         found.names,
         found.places,
         [int(cut[leaf]) for leaf in found.leaves],
         title=f"{len(found.names)} models, {data}",
-        note=f"Distance: 1 - {label} ({at}). Stress {found.stress:.2f}. Colours: groups of the tree",
+        note=f"Distance: 1 - {label}, {at}\nStress {found.stress:.2f}. Colours: groups of the tree",
     )
     return drawn
 

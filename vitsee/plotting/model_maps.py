@@ -98,7 +98,7 @@ def in_the_plane(
         entitle(axes, title)
         left_out = _label(figure, axes, names, places)
         if left_out:
-            note = f"{note}; {left_out} names are left out where they would cover others"
+            note = f"{note}\nWithout room for a name: {left_out}"
         figure.supxlabel(note, fontsize=8, color="0.35")
     return figure
 
@@ -108,12 +108,16 @@ _AROUND = (
     (-5, 0, "right", "center"),
     (0, 5, "center", "bottom"),
     (0, -5, "center", "top"),
+    (4, 4, "left", "bottom"),
+    (4, -4, "left", "top"),
+    (-4, 4, "right", "bottom"),
+    (-4, -4, "right", "top"),
 )
 """Where a label may stand: offset in points, and how its text is aligned."""
 
 
 def _label(figure: Figure, axes: Axes, names: Sequence[str], places: np.ndarray) -> int:
-    """Label points, each at the first of four sides where there is room; return how many have none."""
+    """Label points, each at the first side where there is room; return how many have none."""
     figure.draw_without_rendering()
     frame, left_out = axes.get_window_extent(), 0
     taken: list[Bbox] = []
