@@ -25,10 +25,10 @@ from vitsee.data import datasets, images
 from vitsee.errors import UserError, printable
 from vitsee.io import plain
 from vitsee.models import loader
+from vitsee.names import folder_name
 from vitsee.options import Dataset, Model
 from vitsee.papers.plot import plot
 from vitsee.runner import run
-from vitsee.study import folder_name
 
 # --- checkpoints ---------------------------------------------------------------------------------
 

@@ -2,8 +2,18 @@
 
 from vitsee.errors import Incomplete, UserError
 from vitsee.given import Model
-from vitsee.library import Result, load, run_experiment
+from vitsee.library import Comparison, Result, compare, load, run_experiment
 from vitsee.parallel.interrupt import Interrupted
 
 __version__ = "0.1.0"
-__all__ = ["Incomplete", "Interrupted", "Model", "Result", "UserError", "load", "run_experiment"]
+__all__ = [
+    "Comparison",
+    "Incomplete",
+    "Interrupted",
+    "Model",
+    "Result",
+    "UserError",
+    "compare",
+    "load",
+    "run_experiment",
+]

@@ -68,6 +68,8 @@ class Analysis:
     ungrouped: ClassVar[tuple[str, ...]] = ()
     """Terms that are too large to be summed for each group of minibatches: how their names begin. Tables
     without one group then still contain all of them; `("",)`: there are no such tables."""
+    keeps: ClassVar[tuple[str, ...]] = ()
+    """Terms that are not summed but kept for each minibatch, in their own types: how their names begin."""
     columns: ClassVar[dict[str, Table]] = {}
     """The columns of each table by name; a CSV without them is refused when it is read. If empty, every CSV
     in the folder is read as it is."""
@@ -122,6 +124,16 @@ class Analysis:
 
     def fit(self, memory: float) -> None:
         """Raise UserError if the sums do not fit into this many bytes; runs before any image is read."""
+
+    def check_kept(self, minibatches: int, images: int) -> None:
+        """Say how large it is what `keeps` names, of this many minibatches of this many images each.
+
+        Raise UserError if it is too large; runs before any image is read.
+        """
+
+    def files(self, sums: Sums) -> dict[str, bytes]:
+        """What is too large for tables, by file name, from the last pass's sums; written beside the tables."""
+        return {}
 
     def select(self, stage: int) -> Sequence[int] | None:
         """The images of a pass, in order, where the analysis chooses them; None draws them with the seed."""

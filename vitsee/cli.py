@@ -210,6 +210,15 @@ def plot() -> None:
         print(joined)
 
 
+def compare() -> None:
+    """compare any number of models from what analysis=grams has kept"""
+    from vitsee.comparing import comparison, options
+
+    if wants_help() or len(sys.argv) == 1:
+        return print(options.USAGE)
+    print(*comparison.compare(*options.asked(sys.argv[1:])), sep="\n")
+
+
 def report() -> None:
     """write one HTML page with results, figures and claims"""
     from vitsee.report import write
@@ -264,6 +273,7 @@ def compose_and_train(cfg: DictConfig) -> None:
 VERBS: dict[str, Callable[[], None]] = {
     "run": run,
     "plot": plot,
+    "compare": compare,
     "report": report,
     "list": list_,
     "train": train,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 def usage(verbs: dict[str, str]) -> str:
     """The verbs of the command, one per line."""
-    lines = "\n".join(f"  vitsee {name:6} {words.strip()}" for name, words in verbs.items())
+    lines = "\n".join(f"  vitsee {name:7} {words.strip()}" for name, words in verbs.items())
     return f"""vitsee: see how vision models represent images
 
 {lines}

@@ -9,6 +9,7 @@ import io
 import os
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +93,74 @@ def load(path: str | os.PathLike[str]) -> Result:
     except OSError as error:
         raise UserError(refused(error)) from error
     return Result(folder, found.tables, found.labels, made_with, found.analysis)
+
+
+def compare(*results: str | os.PathLike[str], **options: Any) -> Comparison:
+    """Do what `vitsee compare` does with the same results and options, and return the comparison.
+
+    results: folders of results of analysis=grams, or folders that contain some. options: those of `vitsee compare
+    --help` with Python values, e.g. measure="rsa", null=1000, run={"outputs": "results"}. Imports no torch.
+
+    Raises UserError with the message of the command line, and Interrupted on Ctrl-C or SIGTERM in the main thread;
+    then the pairs that are done are saved, and the same call goes on.
+    """
+    from vitsee.comparing import comparison
+    from vitsee.comparing.options import of
+
+    run = options.pop("run", {})
+    chosen = of(options | {f"run.{name}": value for name, value in run.items()})
+    try:
+        written = comparison.compare([Path(path) for path in results], chosen)
+    except OSError as error:
+        raise UserError(refused(error)) from error
+    return Comparison(written[0].parent)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison of models. path: its folder."""
+
+    path: Path
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per pair of layers of each pair of models: compare.csv."""
+        return self._tables["compare"]
+
+    @property
+    def atlas(self) -> pd.DataFrame:
+        """One row per pair of models: atlas.csv."""
+        return self._tables["atlas"]
+
+    @cached_property
+    def _tables(self) -> dict[str, pd.DataFrame]:
+        from vitsee.comparing import drawing
+
+        return drawing.read(self.path)[1]
+
+    def matrix(self, column: str = "value") -> pd.DataFrame:
+        """A column of the atlas as a matrix, models x models, NaN where there is no pair (and on the diagonal).
+
+        Raises UserError if there is no such column.
+        """
+        import pandas as pd
+
+        if column not in self.atlas:
+            raise unknown(
+                f"the atlas has no column {column}", column, map(str, self.atlas), "it has"
+            )
+        names = sorted({*self.atlas["model"], *self.atlas["other"]})
+        turned = self.atlas.rename(columns={"model": "other", "other": "model"})
+        both = pd.concat([self.atlas, turned])
+        return both.pivot(index="model", columns="other", values=column).reindex(
+            names, columns=names
+        )
+
+    def figures(self) -> dict[str, Figure]:
+        """The figures of `vitsee plot` by name, redrawn from the tables."""
+        from vitsee.comparing import drawing
+
+        return drawing.figures(self.path)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

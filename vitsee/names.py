@@ -36,6 +36,12 @@ def told_apart(models: Mapping[str, Model]) -> dict[str, str]:
     }
 
 
+def folder_name(name: str) -> str:
+    """The name as a folder name that every file system accepts, and that leads to no other folder."""
+    plain = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in name)
+    return plain if plain.strip(". ") else "_" * max(1, len(plain))
+
+
 def _of_checkpoints(one: Model, other: Model) -> tuple[str, str] | None:
     """Return the checkpoints' file names, or the nearest parent folders that differ if those are equal."""
     ones, others = (PurePath(model.checkpoint or "") for model in (one, other))

@@ -238,11 +238,6 @@ class Run:
         if self.memory_gb is not None and self.memory_gb <= 0:
             raise UserError(f"run.memory_gb must be more than 0, got {self.memory_gb}")
 
-    @property
-    def formats(self) -> tuple[str, ...]:
-        """The formats of figures."""
-        return ("png", *(["pdf"] if self.pdf else []), *(["svg"] if self.svg else []))
-
 
 @dataclass(kw_only=True)
 class Experiment:

@@ -27,7 +27,7 @@ from vitsee.parallel.team import Alone
 from vitsee.proof import Doubts
 from vitsee.results import changes, provenance, replicates
 from vitsee.results.drawing import draw
-from vitsee.results.folder import Results
+from vitsee.results.folder import Results, formats_of
 from vitsee.study import Study
 from vitsee.sums import SKIPPED, Sums
 
@@ -47,6 +47,8 @@ def run(experiment: Experiment, team: Alone | None = None) -> list[Path]:
         import vitsee.plotting.style  # noqa: F401  (if drawing is broken, fail now and not after hours)
     results = Results(Path(experiment.run.outputs) / study.folder, study.fingerprint)
     study.analysis.fit(study.memory)
+    if study.passes:
+        study.analysis.check_kept(len(study.plan), study.plan.batch_size)
     results.prepare()
     changes.refuse_foreign(study, results)
     results.save_experiment(experiment.what())
@@ -63,10 +65,14 @@ def run(experiment: Experiment, team: Alone | None = None) -> list[Path]:
     tables = returned.tables(analysis, total)
     written = results.save_tables(tables)
     without = [analysis.tables(part) for part in groups_left_out(total)]
+    for name, content in analysis.files(total).items():
+        results.write(name, content)
     results.write(replicates.NAME, replicates.pack(tables, without, drawn_again(study, total)))
     document(study, results, analysis, totals)
     advise(study, results, tables)
-    return written + draw(results.path, formats=experiment.run.formats)
+    return written + draw(
+        results.path, formats=formats_of(pdf=experiment.run.pdf, svg=experiment.run.svg)
+    )
 
 
 def of_weights(study: Study) -> Sums:
@@ -125,7 +131,9 @@ def add_up(
             for batch in team.follow(batches, study.folder, len(todo), e.run.progress):
                 terms = observe(batch)
                 doubts.add(batch.index, e.analysis.impossible(terms))
-                sums += Sums.of(batch.index, minibatch_count, terms, study.axes, grouped)
+                sums += Sums.of(
+                    batch.index, minibatch_count, terms, study.axes, grouped, e.analysis.keeps
+                )
                 launch.add(len(batch.ids))
                 if expected := launch.expected(len(todo)):
                     log.info("%s", expected)
@@ -192,6 +200,7 @@ def observer(
                     stage=stage,
                     fresh=plan.fresh(batch.index),
                     again=forward,
+                    indices=batch.ids,
                 )
                 terms = returned.named(analysis, "observe", analysis.observe(view), torch.Tensor)
             except torch.OutOfMemoryError as error:

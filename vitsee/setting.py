@@ -121,6 +121,9 @@ class View:
     stage: number of the pass over the data. fresh: share of the images that no earlier minibatch contains; below 1
     only with `repeats`. again: runs the model of a role on other pixels, (N, 3, H, W) normalised as in `pixels`, and
     returns what `reduce` kept of its layers; one more forward pass each time.
+    images in the plan. planned: number of images in the whole plan. stage: number of the pass over the data.
+    fresh: share of the images that no earlier minibatch contains; below 1 only with `repeats`. indices: of the
+    images in the data set.
     """
 
     images: int
@@ -135,6 +138,7 @@ class View:
     stage: int = 0
     fresh: float = 1.0
     again: Callable[[str, Tensor], dict[str, Tensor]] = _no_models
+    indices: Sequence[int] = ()
 
     def colours(self, role: str = "model") -> Tensor:
         """The images as the model of this role saw them, (N, 3, H, W) from 0 to 1."""

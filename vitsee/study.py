@@ -23,6 +23,7 @@ from vitsee.errors import UserError, printable
 from vitsee.models import loader, presets
 from vitsee.models.structure import source_of, structure
 from vitsee.models.taps import SURVEY
+from vitsee.names import folder_name
 from vitsee.options import Experiment, Precision, readers
 from vitsee.parallel.background import in_background
 from vitsee.sums import Sums
@@ -319,12 +320,6 @@ class Study:
 
 def _without(names: Collection[str], options: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key not in names}
-
-
-def folder_name(name: str) -> str:
-    """The name as a folder name that every file system accepts, and that leads to no other folder."""
-    plain = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in name)
-    return plain if plain.strip(". ") else "_" * max(1, len(plain))
 
 
 def choose_device(asked: str) -> torch.device:

@@ -45,11 +45,13 @@ class Sums:
     seen: (minibatches,) int64, how often each minibatch of the plan was added; 1 everywhere at the end.
     parts: the sums by group and name, on the device of the first ones added.
     axes: labels of the positions along each axis, e.g. {"model": ["blocks.0", "blocks.1"]}.
+    kept: terms that are not summed, by minibatch and name, in their own types, on the CPU.
     """
 
     seen: Tensor
     parts: dict[int, Terms] = field(default_factory=dict)
     axes: dict[str, list[str]] = field(default_factory=dict)
+    kept: dict[int, Terms] = field(default_factory=dict)
 
     @cached_property
     def _whole(self) -> Terms:
@@ -76,7 +78,7 @@ class Sums:
         seen = self.seen.clone()
         seen[group::GROUPS] = 0
         rest = {key: part for key, part in self.parts.items() if key != group}
-        return Sums(seen, rest, self.axes)
+        return Sums(seen, rest, self.axes, self.kept)
 
     @classmethod
     def zero(cls, minibatches: int) -> Sums:
@@ -91,23 +93,30 @@ class Sums:
         terms: Mapping[str, Tensor],
         axes: dict[str, list[str]],
         grouped: Callable[[str], bool] = lambda name: True,
+        kept: tuple[str, ...] = (),
     ) -> Sums:
-        """Return the contribution of one minibatch. grouped: whether a term is summed per group."""
+        """Return the contribution of one minibatch.
+
+        grouped: whether a term is summed per group. kept: how the names of those begin that are not summed.
+        """
         one = cls.zero(minibatches)
         one.seen[index] = 1
         for name, term in terms.items():
+            if name.startswith(kept):
+                one.kept.setdefault(index, {})[name] = term.cpu()
+                continue
             group = index % GROUPS if grouped(name) else ALL
             one.parts.setdefault(group, {})[name] = term.double()
-        return cls(one.seen, one.parts, axes)
+        return cls(one.seen, one.parts, axes, one.kept)
 
     @property
     def names(self) -> set[str]:
-        return {name for part in self.parts.values() for name in part}
+        return {name for part in (*self.parts.values(), *self.kept.values()) for name in part}
 
     def __add__(self, more: Sums) -> Sums:
-        if not self.parts or not more.parts:  # zero is the neutral element
-            some = self if self.parts else more
-            return Sums(self.seen + more.seen, some.parts, some.axes)
+        if not self.names or not more.names:  # zero is the neutral element
+            some = self if self.names else more
+            return Sums(self.seen + more.seen, some.parts, some.axes, some.kept)
         if self.axes != more.axes or (self.names ^ more.names) - {SKIPPED}:
             raise ValueError(
                 "these sums measure different things and cannot be added:\n"
@@ -115,7 +124,8 @@ class Sums:
             )
         both = self.parts.keys() | more.parts.keys()
         parts = {g: _added(self.parts.get(g, {}), more.parts.get(g, {})) for g in sorted(both)}
-        return Sums(self.seen + more.seen, parts, self.axes)
+        kept = {**self.kept, **more.kept}  # `seen` says if both have the same minibatch
+        return Sums(self.seen + more.seen, parts, self.axes, kept)
 
     def complete(self) -> Sums:
         """Return the sums if they contain every minibatch exactly once. Raises Incomplete otherwise."""
@@ -135,7 +145,7 @@ class Sums:
     def to(self, device: torch.device) -> Sums:
         """Return the sums with their terms on the device (on the CPU for MPS, which has no float64)."""
         where = torch.device("cpu") if device.type == "mps" else device
-        return Sums(self.seen, self._moved(where), self.axes)
+        return Sums(self.seen, self._moved(where), self.axes, self.kept)
 
     def _moved(self, device: torch.device) -> dict[int, Terms]:
         return {
@@ -147,7 +157,8 @@ class Sums:
         """Return the sums as bytes with a checksum, for `load`. owner: fingerprint of the experiment and pass."""
         buffer = io.BytesIO()
         parts = self._moved(torch.device("cpu"))
-        torch.save({"owner": owner, "seen": self.seen, "parts": parts, "axes": self.axes}, buffer)
+        stored = {"owner": owner, "seen": self.seen, "parts": parts, "axes": self.axes}
+        torch.save(stored | ({"kept": self.kept} if self.kept else {}), buffer)
         content = buffer.getvalue()
         return HEAD + hashlib.sha256(content).digest() + content
 

@@ -91,7 +91,9 @@ def last_pass(experiment: Experiment) -> tuple[Analysis, list[Sums]]:
         todo = list(range(len(each.plan)))
         with observer(study, earlier) as observe:
             parts = [
-                Sums.of(batch.index, len(todo), observe(batch), study.axes)
+                Sums.of(
+                    batch.index, len(todo), observe(batch), study.axes, kept=study.analysis.keeps
+                )
                 for batch in minibatches(study, stage, todo)
             ]
         earlier.append(reduce(add, parts))

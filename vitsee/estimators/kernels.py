@@ -193,12 +193,19 @@ def u_centre_(k: Tensor) -> Tensor:
     if n < 4:
         raise ValueError(f"unbiased HSIC needs at least 4 examples in a minibatch, got {n}")
     k.diagonal(dim1=-2, dim2=-1).zero_()
-    means = k.sum(-1) / (n - 2)
-    means -= means.sum(-1, keepdim=True) / (2 * (n - 1))
+    means = u_means(k)
     k -= means[..., :, None]
     k -= means[..., None, :]
     k.diagonal(dim1=-2, dim2=-1).zero_()
     return k
+
+
+def u_means(k: Tensor) -> Tensor:
+    """Return m, (..., N), with which U-centring makes K_ij - m_i - m_j of matrices with zero diagonals."""
+    n = k.shape[-1]
+    means = k.sum(-1) / (n - 2)
+    means -= means.sum(-1, keepdim=True) / (2 * (n - 1))
+    return means
 
 
 def hsic(u: Tensor, v: Tensor) -> Tensor:

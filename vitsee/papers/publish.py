@@ -21,7 +21,7 @@ from vitsee.papers.atlas import Panel, Published, Zoo
 from vitsee.papers.claims import CLAIMS
 from vitsee.papers.evidence import Reader
 from vitsee.papers.plot import plot_joined
-from vitsee.results.folder import Results
+from vitsee.results.folder import Results, formats_of
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,9 @@ def publish(words: list[str]) -> Iterator[Path]:
         folders.append(written[0].parent)
         yield from written
     if len(folders) > 1:
-        yield from plot_joined(folders, formats=request.settings.formats)
+        yield from plot_joined(
+            folders, formats=formats_of(pdf=request.settings.pdf, svg=request.settings.svg)
+        )
     if failed:
         incomplete = all(isinstance(reason, Incomplete) for reason in failed.values())
         reasons = "; ".join(f"figure={name}: {reason}" for name, reason in failed.items())
@@ -104,7 +106,9 @@ def publish_one(figure: Published, request: Request, measured: dict[str, Path]) 
             "claims": evidence.verdicts(figure, folders, untrained, reader),
         }
     )
-    return written + composing.draw(results.path, formats=asked.formats, read=reader)
+    return written + composing.draw(
+        results.path, formats=formats_of(pdf=asked.pdf, svg=asked.svg), read=reader
+    )
 
 
 @dataclass(frozen=True)

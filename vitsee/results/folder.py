@@ -45,6 +45,11 @@ EMBEDDED: Any = {
 """How matplotlib writes text and images."""
 
 
+def formats_of(*, pdf: bool, svg: bool) -> Formats:
+    """The formats that these options ask for."""
+    return (*PNG, *(["pdf"] if pdf else []), *(["svg"] if svg else []))
+
+
 @dataclass(frozen=True)
 class Results:
     """A result folder, outputs/<analysis>/<models>/<dataset>-<identity>/.

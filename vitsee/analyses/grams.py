@@ -1,0 +1,260 @@
+"""Gram matrices of every layer, kept on disk, so that any number of models are compared from one pass each."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from vitsee.analysis import Analysis, Labels, Layer, View, register
+from vitsee.errors import UserError
+from vitsee.estimators.kernels import gram
+from vitsee.estimators.triangles import pooled, to_scale, triangles
+from vitsee.io import kept
+from vitsee.io.tidy import Table, Whole
+from vitsee.lazy import torch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from vitsee.sums import Sums
+
+log = logging.getLogger(__name__)
+
+
+class Tokens(Enum):
+    """Which tokens represent a transformer layer."""
+
+    all = "all"
+    cls = "cls"
+    patches = "patches"
+
+
+class Stored(Enum):
+    """The type of the entries that are kept."""
+
+    float32 = "float32"
+    float16 = "float16"
+
+
+class Features(Enum):
+    """Which features are kept beside the Gram matrices."""
+
+    none = "none"
+    pooled = "pooled"
+
+
+@register
+@dataclass(kw_only=True)
+class Grams(Analysis):
+    """What must be kept of each layer, so that models can be compared later without running them again?
+
+    For each layer and minibatch, the linear-kernel Gram matrix of the images, U-centred as for HSIC_1
+    (Szekely and Rizzo 2014), with what the distances of the images need. `vitsee compare` reads them.
+    """
+
+    models: ClassVar[tuple[int, ...]] = (1,)
+    equal_minibatches: ClassVar[bool] = True
+    ungrouped: ClassVar[tuple[str, ...]] = ("",)
+    keeps: ClassVar[tuple[str, ...]] = (
+        *("gram", "scale", "hsic", "variance", "pooled", "indices", "fresh"),
+    )
+
+    columns: ClassVar[dict[str, Table]] = {
+        "grams": Table(
+            {
+                "layer": str,
+                "minibatch": Whole(),
+                "images": Whole(1),
+                "variance": float,
+                "hsic": float,
+            },
+            keys=("layer", "minibatch"),
+        )
+    }
+
+    name: str = "grams"
+    layers: Any = "blocks"
+    tokens: Tokens = Tokens.all
+    """all: the whole output; cls: the class token; patches: all tokens except class and register tokens."""
+    stored: Stored = Stored.float32
+    """float16 halves the file and rounds each entry to 11 bits; docs/analyses/grams.md has the errors."""
+    features: Features = Features.none
+    """pooled: also keep the mean of the patches and the class token, which `measure=procrustes` reads."""
+    limit_gb: float = 2.0
+    """Largest size of what is kept, in GB."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.limit_gb > 0:
+            raise UserError(f"analysis.limit_gb must be more than 0, got {self.limit_gb:g}")
+
+    def check(self, layers: dict[str, list[Layer]]) -> None:
+        for layer in layers["model"]:
+            shape = " x ".join(map(str, layer.shape))
+            if self.tokens is not Tokens.all and layer.prefix is None:
+                raise UserError(
+                    f"analysis.tokens={self.tokens.value}: {layer.name} has no token axis (its output is {shape}); "
+                    f"use analysis.tokens=all, or choose other layers with analysis.layers"
+                )
+            if self.tokens is Tokens.cls and not layer.class_token:
+                raise UserError(
+                    "analysis.tokens=cls: the model has no class token; use analysis.tokens=all or patches"
+                )
+            if self.features is Features.pooled and _pooled_size(layer) is None:
+                raise UserError(
+                    f"analysis.features=pooled: {layer.name} is neither tokens nor a map (its output is {shape}); "
+                    f"use analysis.features=none, or choose other layers with analysis.layers"
+                )
+
+    def check_kept(self, minibatches: int, images: int) -> None:
+        """Log the size of the file. Raises UserError if it is above `limit_gb`."""
+        layers = self.setting.layers["model"]
+        entry = 2 if self.stored is Stored.float16 else 4
+        each = len(layers) * images * (images + 1) // 2 * entry
+        if self.features is Features.pooled:
+            each += 4 * images * sum(_pooled_size(layer) or 0 for layer in layers)
+        size, limit = minibatches * each, self.limit_gb * 2**30
+        what = (
+            f"{len(layers)} layers of {minibatches:,} minibatches of {images:,} images: "
+            f"{_words(size)} are kept"
+        )
+        if size > limit:
+            raise UserError(
+                f"analysis=grams: {what}, more than analysis.limit_gb={self.limit_gb:g}; keep fewer layers "
+                f"(analysis.layers), use fewer images or a smaller batch_size, or allow more: "
+                f"analysis.limit_gb={float(f'{size / 2**30 + 0.05:.1f}'):g}"
+            )
+        log.info("%s in %s", what, kept.NAME)
+
+    def reduce(self, layer: Layer, output: Tensor) -> Tensor:
+        """Gram matrix of one layer, and its pooled features: (N, ...) -> (N, N + F) float64."""
+        features = output
+        if self.tokens is Tokens.cls:
+            features = output[:, :1]
+        elif self.tokens is Tokens.patches:
+            features = output[:, layer.prefix :]
+        k = gram(features)
+        if self.features is Features.none:
+            return k
+        means = pooled(output, layer.prefix, layer.class_token, layer.channels_last)
+        return torch.cat([k, means.to(k)], 1)
+
+    def observe(self, view: View) -> dict[str, Tensor]:
+        """What is kept of this minibatch: see `triangles` and `kept.Kept`.
+
+        variance: total variance of each layer's features, which is half the mean squared distance.
+        """
+        n = view.images
+        packed = list(view.model.values())
+        gram = triangles(torch.stack([each[:, :n] for each in packed]))
+        on_diagonal, above = _diagonal(n)
+        hsic = gram[:, above].square().sum(1) * (2 / (n * (n - 3)))
+        variance = gram[:, on_diagonal].mean(1)
+        scaled, scale = to_scale(gram)
+        terms = {
+            "gram": scaled.to(getattr(torch, self.stored.value)),
+            "scale": scale,
+            "hsic": hsic,
+            "variance": variance,
+            "indices": torch.tensor(view.indices),
+            "fresh": torch.tensor(view.fresh, dtype=torch.float64),
+        }
+        if self.features is Features.pooled:
+            for layer, each in zip(view.model, packed, strict=True):
+                terms[f"pooled {layer}"] = each[:, n:].float()
+        return terms
+
+    def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
+        """One row per layer and minibatch: layer, minibatch, images, variance, hsic (HSIC_1 with itself)."""
+        layers = sums.axes["model"]
+        rows = [
+            pd.DataFrame(
+                {
+                    "layer": layers,
+                    "minibatch": minibatch,
+                    "images": len(sums.kept[minibatch]["indices"]),
+                    "variance": sums.kept[minibatch]["variance"].numpy(),
+                    "hsic": sums.kept[minibatch]["hsic"].numpy(),
+                }
+            )
+            for minibatch in sorted(sums.kept)
+        ]
+        return {"grams": pd.concat(rows, ignore_index=True)}
+
+    def files(self, sums: Sums) -> dict[str, bytes]:
+        """The file that `vitsee compare` reads."""
+        images, tensors = self.setting.images[-1], {}
+        minibatches = sorted(sums.kept)
+        for minibatch in minibatches:
+            for name, tensor in sums.kept[minibatch].items():
+                if name not in ("indices", "fresh", "variance"):
+                    kind, _, layer = name.partition(" ")
+                    tensors[f"{kind} {minibatch} {layer}".rstrip()] = tensor.numpy()
+        index = kept.Index(
+            model=self.setting.names["model"],
+            data=images.fingerprint,
+            layers=sums.axes["model"],
+            minibatches=[
+                [images.id(i) for i in sums.kept[minibatch]["indices"].tolist()]
+                for minibatch in minibatches
+            ],
+            fresh=[float(sums.kept[minibatch]["fresh"]) for minibatch in minibatches],
+            tokens=self.tokens.value,
+            precision=self.setting.precision,
+            pooled=self.features is Features.pooled,
+        )
+        return {kept.NAME: kept.packed(tensors, index)}
+
+    def warnings(self, sums: Sums) -> list[str]:
+        """Which layers cannot be compared, and why."""
+        hsic = torch.stack([sums.kept[minibatch]["hsic"] for minibatch in sorted(sums.kept)])
+        warnings = []
+        for layer, own in zip(sums.axes["model"], hsic.mT, strict=True):
+            if broken := int((~own.isfinite()).sum()):
+                warnings.append(
+                    f"{layer} has NaN or Inf in {broken} of {len(own)} minibatches; its similarities are NaN"
+                )
+            elif not own.any():
+                warnings.append(f"{layer} is constant over the images; its similarities are NaN")
+        return warnings
+
+    def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
+        """In how many directions the images vary, by layer."""
+        from vitsee.plotting import line_plots
+
+        means = tables["grams"].groupby("layer", sort=False)[["variance", "hsic"]].mean()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            dimension = (means["variance"] ** 2 / means["hsic"]).to_numpy()
+        line = line_plots.Line(dimension, labels.model, labels.model)
+        drawn = line_plots.depth_lines(
+            [line],
+            xlabel="Layer",
+            ylabel="Dimensions in which the images vary\n(variance² / HSIC)",
+            title=f"{labels.model}, {labels.data}",
+        )
+        return {"grams": drawn}
+
+
+def _diagonal(n: int) -> tuple[Tensor, Tensor]:
+    """Where entries of the diagonal, and those above it, are among N (N + 1) / 2."""
+    rows, columns = torch.triu_indices(n, n)
+    return rows == columns, rows != columns
+
+
+def _pooled_size(layer: Layer) -> int | None:
+    """How many pooled features the layer has; None if its output is neither tokens nor a map nor a vector."""
+    if layer.prefix is not None:
+        return layer.shape[-1] * (2 if layer.class_token else 1)
+    if layer.is_map:
+        return layer.channels
+    return layer.shape[0] if len(layer.shape) == 1 else None
+
+
+def _words(size: float) -> str:
+    return f"{size / 2**30:,.1f} GB" if size >= 2**30 else f"{size / 2**20:,.1f} MB"
