@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -32,14 +32,15 @@ class AttentionRollout(Analysis):
     """Which patches of each image does the output attend to, through all blocks?
 
     A is a block's attention, averaged over heads. The matrices (A + I) / 2, whose rows sum to 1, are
-    multiplied through the blocks. The row of the class token, or without one the mean row of all
-    patches, gives the weight of each patch in the output.
+    multiplied through the blocks. The row of the class token, or the mean row of all patches where the
+    model's head does not read a class token, gives the weight of each patch in the output.
     """
 
     models: ClassVar[tuple[int, ...]] = (1,)
     reads: ClassVar[tuple[str, str]] = ("attention", "attention")
     default_images: ClassVar[int] = 8
     default_batch_size: ClassVar[int] = 8
+    version: ClassVar[int] = 2
     ungrouped: ClassVar[tuple[str, ...]] = ("",)
 
     columns: ClassVar[dict[str, Table]] = {
@@ -52,7 +53,7 @@ class AttentionRollout(Analysis):
     }
 
     name: str = "attention_rollout"
-    layers: Any = field(default_factory=lambda: ["blocks.*.attn"])
+    layers: Any = "every"
     images_list: Any = None
     """List of image numbers or ids; by default images are drawn with `seed`."""
 
@@ -64,6 +65,21 @@ class AttentionRollout(Analysis):
                 f"analysis.images_list must be a list of image numbers or ids, e.g. [0,7]; "
                 f"got {listed!r}"
             )
+
+    def check(self, layers: dict[str, list[Layer]]) -> None:
+        first = layers["model"][0]
+        for layer in layers["model"]:
+            if layer.windows > 1:
+                raise UserError(
+                    f"analysis=attention_rollout: {layer.name} attends within windows, so its weights cannot be "
+                    f"multiplied through all tokens; use analysis=attention_distance, or choose other layers with "
+                    f"analysis.layers"
+                )
+            if (layer.prefix, layer.grid) != (first.prefix, first.grid):
+                raise UserError(
+                    f"analysis=attention_rollout: {first.name} and {layer.name} attend among different tokens "
+                    f"({first.shape[1]} and {layer.shape[1]}); choose the layers of one stage with analysis.layers"
+                )
 
     def select(self, stage: int) -> Sequence[int] | None:
         """The images of `images_list`. Raises UserError for one that does not exist."""
@@ -85,7 +101,7 @@ class AttentionRollout(Analysis):
         weights = list(view.model.values())
         tokens = weights[0].shape[-1]
         start = weights[0].new_zeros(1, tokens)
-        if layer.class_token:
+        if layer.reads_class:
             start[0, 0] = 1
         else:
             start[0, layer.prefix :] = 1 / (tokens - layer.prefix)
