@@ -26,7 +26,18 @@ FAMILIES = {
     "BEiT": ("beit_base_patch16_224", SMALL),
     "EVA with rotation": ("eva02_tiny_patch14_224", {"img_size": 56, "depth": 2}),
     "hybrid": ("vit_tiny_r_s16_p8_224", SMALL),
-}
+    "PiT, with stages": ("pit_ti_224", {"img_size": 96}),
+    "ConViT, gated": ("convit_tiny", {"img_size": 64, "depth": 3, "local_up_to_layer": 1}),
+    "Visformer": ("visformer_tiny", {"img_size": 64, "depth": [0, 1, 1]}),
+    "CoAtNet": ("coatnet_nano_rw_224", {"img_size": 64}),
+    "Swin": ("swin_tiny_patch4_window7_224", {
+        "img_size": 56, "embed_dim": 24, "depths": [2, 1], "num_heads": [1, 2]}),
+    "Swin, second version": ("swinv2_tiny_window8_256", {
+        "img_size": 64, "embed_dim": 24, "depths": [2, 1], "num_heads": [1, 2]}),
+    "SAM": ("samvit_base_patch16", {
+        "img_size": 128, "embed_dim": 48, "depth": 2, "num_heads": 2, "window_size": 4,
+        "global_attn_indexes": (1,)}),
+}  # fmt: skip
 
 
 def made(name: str, args: dict) -> tuple[nn.Module, tuple[int, int, int]]:
@@ -70,8 +81,10 @@ def test_the_weights_are_those_that_timm_extracts_without_fused_attention(family
     theirs = AttentionExtract(net, names=names, mode="eval", method="hook", hook_type="forward")(
         pixels
     )
-    assert len(found) == 2
+    assert len(found) > 1
     for name, expected in zip(found, theirs.values(), strict=True):
+        if family == "SAM":  # whose heads are on the axis of windows
+            expected = expected.unflatten(0, (-1, 2))
         assert found[name].shape == expected.shape
         torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found[name].sum(-1), torch.ones(expected.shape[:-1]))
@@ -105,13 +118,20 @@ def test_weights_come_in_chunks_of_images_that_add_up_to_all(monkeypatch):
 
 
 REFUSED = {
-    "windows": ("swin_tiny_patch4_window7_224", r"WindowAttention\) attends within windows of 49"),
+    "blocks of tokens": ("nest_tiny", r"Attention\) attends within windows of 196 tokens"),
+    "windows of unknown places": (
+        "mobilevit_xxs",
+        r"Attention\) attends within 4 windows of 196 tokens, whose places are not known",
+    ),
+    "another formula": (
+        "coat_lite_tiny",
+        "its FactorAttnConvRelPosEnc compute attention by a formula",
+    ),
     "channels": (
         "xcit_nano_12_p16_224",
         r"XCA\) attends among 32 entries, which are not the model's",
     ),
     "the class token only": ("cait_xxs24_224", r"ClassAttn\) attends from 1 to 197 tokens"),
-    "fewer keys than queries": ("pvt_v2_b0", r"attends from \d+ to \d+ tokens"),
     "no attention": (
         "resnet18",
         "ResNet has no softmax attention .*: none of its modules computes attention",
@@ -126,6 +146,69 @@ def test_attention_that_is_not_from_every_token_to_every_token_is_refused_with_t
         net = timm.create_model(name).eval()
     with pytest.raises(UserError, match=message):
         attention_hooks.survey(net, (3, 224, 224))
+
+
+# ---- windows ----
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        FAMILIES["Swin"],
+        FAMILIES["Swin, second version"],
+        FAMILIES["SAM"],
+        ("swinv2_cr_tiny_224", {"embed_dim": 24, "depths": [1, 1], "num_heads": [1, 2]}),
+        ("tiny_vit_5m_224", {"embed_dims": [16, 24, 32, 32], "depths": [1] * 4, "num_heads": [1, 2, 2, 2]}),
+        ("gcvit_xxtiny", {}),
+        ("davit_tiny", {}),
+    ],
+)  # fmt: skip
+def test_places_of_a_window_are_in_rows_and_windows_follow_each_other_in_rows(name, args):
+    """One patch of the input changes: the entry that changes most in the first windowed attention is its own.
+
+    Where the stem's patches overlap, it may be the neighbour.
+    """
+    torch.manual_seed(0)
+    net = timm.create_model(name, **args).eval().requires_grad_(False)
+    side = args.get("img_size", 224)
+    layer = next(x for x in attention_hooks.survey(net, (3, side, side)) if x.windows > 1)
+    inputs: list[torch.Tensor] = []
+    attends = net.get_submodule(layer.name)
+    attends.register_forward_pre_hook(lambda m, args: inputs.append(args[0].clone()))
+    pixels = torch.randn(1, 3, side, side)
+    (down, right), (rows, columns) = layer.pitch, layer.grid
+    across = side // int(right) // columns  # windows in a row
+    row, column = rows + 2, columns - 3  # in the second row of windows, and in the first of these
+    changed = pixels.clone()
+    y, x = int(row * down), int(column * right)
+    changed[:, :, y : y + int(down), x : x + int(right)] += 5
+    net(pixels)
+    net(changed)
+    moved = (inputs[1] - inputs[0]).norm(dim=-1)
+    assert moved[0].numel() == rows * columns
+    window, entry = divmod(int(moved.argmax()), rows * columns)
+    assert window == across
+    assert abs(entry // columns - 2) <= 1
+    assert abs(entry % columns - (columns - 3)) <= 1
+
+
+def test_distances_within_windows_are_means_over_the_windows_of_each_image():
+    net, size = made(*FAMILIES["Swin"])
+    layer = attention_hooks.survey(net, size)[0]
+    assert (layer.windows, layer.grid, layer.pitch) == (4, (7, 7), (4, 4))
+    found: list[torch.Tensor] = []
+    weights: list[torch.Tensor] = []
+
+    def keep(seen: attention.Attention) -> None:
+        found.append(attention.attention_distance(seen, layer))
+        weights.extend(of for _, of in seen.weights())
+
+    attention_hooks.attach(net, layer, keep)
+    net(torch.randn(3, *size))
+    place = torch.tensor([[4.0 * (i // 7), 4.0 * (i % 7)] for i in range(49)]).double()
+    of_windows = (torch.cat(weights).double() * torch.cdist(place, place)).sum(-1).mean(-1)
+    expected = torch.stack([of_windows[4 * i : 4 * i + 4].mean(0) for i in range(3)])
+    torch.testing.assert_close(found[0], expected, rtol=1e-6, atol=1e-6)
 
 
 # ---- distances ----

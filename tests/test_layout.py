@@ -133,6 +133,8 @@ def test_the_residual_stream_has_the_same_grid_as_the_blocks():
         ("tiny_vit_5m_224", "stages.1.blocks.0.drop_path1", (28, 28, 128), True),
         ("volo_d1_224", "network.0.0.norm1", (28, 28, 192), True),
         ("test_mambaout", "stages.1.blocks.0", (20, 20, 32), True),
+        ("gcvit_xxtiny", "stages.3.blocks.0", (7, 7, 512), True),  # takes one size only
+        ("botnet26t_256", "stages.3.0", (2048, 8, 8), False),  # and so does this
     ],
 )
 def test_maps_are_read_by_the_axes_that_follow_height_and_width(name, layer, shape, last):
@@ -178,7 +180,6 @@ def test_the_order_of_axes_is_measured_where_all_have_the_same_length():
         ("eva02_tiny_patch14_224", "blocks.0.attn.k_norm"),
         ("xcit_nano_12_p16_224", "blocks.0.attn.attn_drop"),
         ("mobilevitv2_050", "stages.2.1.transformer.0.norm1"),
-        ("gcvit_xxtiny", "stages.3.blocks.0"),  # takes one size only: not known
     ],
 )
 def test_three_axes_that_are_not_known_to_be_a_map_are_none(name, layer):
@@ -213,65 +214,70 @@ def test_tokens_turned_about_are_no_tokens_even_where_there_are_as_many_as_featu
 
 
 @pytest.mark.parametrize(
-    ("name", "strange", "good"),
+    ("name", "layer", "windows", "good"),
     [
-        ("swin_tiny_patch4_window7_224", "layers.0.blocks.0.attn", "layers.0.blocks.0.mlp"),
-        ("swin_tiny_patch4_window7_224", "layers.1.blocks.0.attn.qkv", "layers.3.blocks.0.attn"),
-        ("tiny_vit_5m_224", "stages.1.blocks.0.attn.norm", "stages.1.blocks.0"),
-        ("samvit_base_patch16", "blocks.0.attn.qkv", "blocks.0"),
-        ("mobilevit_xxs", "stages.2.1.transformer.0.norm1", "stages.2.1"),
-        ("levit_128s", "stages.0.blocks.0.attn.qkv.bn", "stages.0.blocks.0"),
-        ("test_vit_relpos", "blocks.0.attn.rel_pos.mlp.fc1", "blocks.0.attn"),
+        ("swin_tiny_patch4_window7_224", "layers.0.blocks.0.attn", 64, "layers.0.blocks.0.mlp"),
+        ("swin_tiny_patch4_window7_224", "layers.1.blocks.0.attn.qkv", 16, "layers.3.blocks.0.attn"),
+        ("tiny_vit_5m_224", "stages.1.blocks.0.attn.norm", 16, "stages.1.blocks.0"),
+        ("samvit_base_patch16", "blocks.0.attn.qkv", 25, "blocks.0"),
+        ("mobilevit_xxs", "stages.2.1.transformer.0.norm1", 4, "stages.2.1"),
+        ("levit_128s", "stages.0.blocks.0.attn.qkv.bn", 196, "stages.0.blocks.0"),
     ],
-)
-def test_layers_whose_first_axis_is_not_the_images_are_known(name, strange, good):
+)  # fmt: skip
+def test_windows_of_images_are_known_and_counted(name, layer, windows, good):
     found = of(name)
-    assert not found[strange].images
-    assert (found[strange].grid, found[strange].prefix) == (None, None)
-    assert found[good].images
+    assert found[layer].images
+    assert (found[layer].windows, found[layer].shape[0]) == (windows, windows)
+    assert (found[layer].grid, found[layer].prefix) == (None, None)
+    assert (found[good].images, found[good].windows) == (True, 1)
 
 
-def test_presets_leave_out_layers_that_are_not_of_images_and_say_so():
-    with torch.device("meta"):
-        net = timm.create_model("swin_tiny_patch4_window7_224").eval()
-    every = layers.survey(net, (3, 224, 224))
-    chosen = presets.choose(net, every, ["paper"])
-    assert "layers.0.blocks.0" in [layer.name for layer in chosen]
-    assert all(layer.images for layer in chosen)
-    out = presets.left_out(net, every, ["paper"])
-    assert presets.alike(out) == "layers.*.blocks.*.attn"
-    assert not set(out) & {layer.name for layer in chosen}
-    assert presets.left_out(net, every, ["blocks"]) == []
-
-
-@pytest.mark.parametrize("pattern", ["layers.0.blocks.*.attn", "layers.*.blocks.*.*"])
-def test_a_pattern_for_layers_that_are_not_of_images_is_refused_with_the_reason(pattern):
-    with torch.device("meta"):
-        net = timm.create_model("swin_tiny_patch4_window7_224").eval()
-    every = layers.survey(net, (3, 224, 224))
-    message = (
-        r"the first axis of the output of layers\.0\.blocks\.0\.attn is not the images but, for example, "
-        r"windows of them \(\d+ of the \d+ layers that .* matches\).*; choose .* such as blocks"
-    )
-    with pytest.raises(UserError, match=message):
-        presets.choose(net, every, [pattern])
-    assert presets.choose(net, every, ["blocks"])
+def test_a_layer_that_depends_on_no_image_is_known():
+    found = of("test_vit_relpos")
+    assert not found["blocks.0.attn.rel_pos.mlp.fc1"].images
+    assert found["blocks.0.attn"].images
 
 
 class Windows(nn.Module):
-    """Four windows of an image in its only block."""
+    """Four windows of each image in its blocks: those of one image after another, or first windows first."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, turned: bool) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList([nn.Linear(8, 8)])
+        self.turned = turned
+        self.blocks = nn.Sequential(
+            *(nn.Sequential(nn.Linear(48, 96), nn.GELU(), nn.Linear(96, 48)) for _ in range(2))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.blocks[0](x.unfold(2, 8, 8).flatten(0, 2).flatten(1, 2)[:, :8])
+        windows = (
+            x.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+        )
+        return self.blocks((windows.transpose(0, 1) if self.turned else windows).flatten(0, 1))
 
 
-def test_a_preset_of_layers_that_are_all_not_of_images_says_that():
-    net = Windows().eval()
-    every = layers.survey(net, (3, 32, 32))
+def test_windows_are_put_back_image_by_image():
+    net = Windows(turned=False).eval()
+    found = {layer.name: layer for layer in layers.survey(net, (3, 8, 8))}
+    assert (found["blocks.0"].shape, found["blocks.0"].windows) == ((4, 48), 4)
+    kept: list[Tensor] = []
+    residual.attach_outputs(net, found["blocks.0"], kept.append)
+    pixels = torch.randn(3, 3, 8, 8)
+    with torch.no_grad():
+        net(pixels)
+        for image in pixels:
+            net(image[None])
+    torch.testing.assert_close(kept[0], torch.cat(kept[1:]))
+
+
+def windows_out_of_order() -> tuple[nn.Module, list[Layer]]:
+    net = Windows(turned=True).eval()
+    return net, layers.survey(net, (3, 8, 8))
+
+
+def test_windows_that_are_not_in_the_order_of_images_are_left_out_by_name():
+    net, every = windows_out_of_order()
+    assert not any(layer.images for layer in every)
+    assert presets.left_out(net, every, ["blocks"]) == ["blocks.0", "blocks.1"]
     message = (
         "for Windows, no layer of preset 'blocks' has the images as the first axis of its output"
     )
@@ -279,48 +285,67 @@ def test_a_preset_of_layers_that_are_all_not_of_images_says_that():
         presets.choose(net, every, ["blocks"])
 
 
-def test_a_run_with_windows_measures_what_is_right_and_names_what_it_leaves_out(
-    command, tmp_path, caplog
-):
+def test_a_pattern_for_layers_that_are_not_of_images_is_refused_with_the_reason():
+    message = (
+        r"the first axis of the output of blocks\.0 is not the images but, for example, windows of them "
+        r"\(2 of the 2 layers that 'blocks\.\*' matches\).*; choose .* such as blocks"
+    )
+    with pytest.raises(UserError, match=message):
+        presets.choose(*windows_out_of_order(), ["blocks.*"])
+
+
+def test_a_run_with_windows_measures_them_by_image(command, tmp_path):
     where = ["dataset=scenes", "images=8", "batch_size=4", f"run.outputs={tmp_path}"]
     quiet = ["run.device=cpu", "run.workers=0", "run.progress=false"]
     code, _, _ = command("run", *SMALL_SWIN, *where, *quiet)
     assert code == 0
     (record,) = tmp_path.rglob("made_with.json")
-    said = json.loads(record.read_text())["warnings"][0]
-    assert said == (
-        "2 layers of the model are left out because the first axis of their output is not the images (it may "
-        "be windows): layers.*.blocks.*.attn"
-    )
-    assert said in caplog.text
+    assert json.loads(record.read_text())["warnings"] == []
+    found = Results(record.parent).tables()["cka"]
+    assert "layers.0.blocks.1.attn" in set(found["model_layer"])
 
 
-def test_layers_that_are_not_of_images_are_listed_as_such(command):
+def test_windows_are_listed_with_how_many_there_are(command):
     code, out, _ = command("list", "layers", *SMALL_SWIN)
     assert code == 0
     rows = {line.split()[0]: line for line in out.splitlines() if line.startswith("layers.")}
-    assert "49 x 24, not by image" in rows["layers.0.blocks.0.attn"]
-    assert "x " not in rows["layers.0.blocks.0.attn"].split("not by image")[1]
-    assert "not by image" not in rows["layers.0.blocks.0"]
+    assert "4 windows x 49 x 24 " in rows["layers.0.blocks.0.attn"]
+    assert "windows" not in rows["layers.0.blocks.0"]
 
 
-def test_cka_of_layers_with_windows_is_that_of_the_images(tmp_path):
+SMALL_TINY_VIT = (
+    "model=timm", "model.timm=tiny_vit_5m_224", "model.pretrained=false",
+    "model.args={embed_dims:[16,24,32,32],depths:[1,2,1,1],num_heads:[1,2,2,2]}",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "pattern", "windows"),
+    [
+        (SMALL_SWIN, "layers.*.blocks.*", {1}),
+        (SMALL_SWIN, "layers.*.blocks.*.attn", {1, 4}),
+        (SMALL_TINY_VIT, "stages.*.blocks.*.attn", {1, 16}),
+    ],
+)
+def test_cka_of_layers_with_windows_is_that_of_the_images(model, pattern, windows, tmp_path):
     experiment = composed(
-        *SMALL_SWIN, "dataset=scenes", "images=8", "batch_size=8", f"run.outputs={tmp_path}",
-        "analysis.layers=[layers.*.blocks.*]", "run.device=cpu", "run.workers=0", "run.progress=false",
+        *model, "dataset=scenes", "images=8", "batch_size=8", f"run.outputs={tmp_path}",
+        f"analysis.layers=[{pattern}]", "run.device=cpu", "run.workers=0", "run.progress=false",
     )  # fmt: skip
     found = Results(run(experiment)[0].parent).tables()["cka"]["cka"].to_numpy()
     study = Study(experiment)
     (batch,) = minibatches(study, 0, [0])
     kept: list[np.ndarray] = []
-    net = study.models["model"].net
+    net = study.models["model"].net.double()
     for layer in study.layers["model"]:
-        net.get_submodule(layer.name).register_forward_hook(lambda m, i, o: kept.append(o.numpy()))
+        net.get_submodule(layer.name).register_forward_hook(
+            lambda m, i, o: kept.append(o.reshape(8, -1).numpy())
+        )
     with torch.no_grad():
-        net(batch.pixels["model"])
-    assert {len(x) for x in kept} == {8}
+        net(batch.pixels["model"].double())
+    assert {layer.windows for layer in study.layers["model"]} == windows
     expected = [minibatch_cka([x], [y]) for x in kept for y in kept]
-    np.testing.assert_allclose(found, expected, atol=2e-6)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 # ---- dry runs ----

@@ -13,6 +13,7 @@ from vitsee.analysis import Layer
 from vitsee.errors import UserError
 from vitsee.models import presets, residual
 from vitsee.models.skipless import OF
+from vitsee.models.timm_architecture import data_config
 
 MODELS = {
     "ViT": ("vit_tiny_patch16_224", {"depth": 2}),
@@ -48,20 +49,35 @@ MODELS = {
     "EfficientNet": ("efficientnet_b0", {}),
     "EfficientNet, edge": ("efficientnet_es", {}),
     "EfficientNet, CondConv": ("efficientnet_cc_b0_4e", {}),
+    "Swin": ("swin_tiny_patch4_window7_224", {
+        "img_size": 56, "embed_dim": 24, "depths": [2, 1, 1, 1], "num_heads": [1, 2, 2, 2]}),
+    "RegNet": ("regnety_002", {"zero_init_last": False}),
+    "MaxViT": ("test_maxvit", {}),
+    "PVT": ("pvt_v2_b0", {}),
+    "PoolFormer": ("poolformer_s12", {}),
+    "FasterNet": ("fasternet_t0", {}),
 }  # fmt: skip
 
 
-def build(name: str) -> nn.Module:
+def created(name: str) -> nn.Module:
     timm_name, arguments = MODELS[name]
     if "block_fn" in arguments:
+        models = timm.models
         module = (
-            timm.models.vision_transformer_relpos
-            if "relpos" in timm_name
-            else (timm.models.vision_transformer)
+            models.vision_transformer_relpos if "relpos" in timm_name else models.vision_transformer
         )
         arguments = arguments | {"block_fn": getattr(module, arguments["block_fn"])}
+    return timm.create_model(timm_name, **arguments).eval()
+
+
+def on_meta(name: str) -> nn.Module:
+    with torch.device("meta"):
+        return created(name)
+
+
+def build(name: str) -> nn.Module:
     torch.manual_seed(0)
-    net = timm.create_model(timm_name, **arguments).eval()
+    net = created(name)
     for (
         parameter
     ) in net.parameters():  # branches that timm starts at zero add nothing to be told apart
@@ -83,7 +99,8 @@ def read(net: nn.Module, pixels: torch.Tensor, *, everything: bool = False) -> d
 
     def enter(name):
         def hook(module, args):
-            blocks[name] = args[0].clone()
+            last = "token_only" in name  # of CaiT, which add to the class token
+            blocks[name] = args[-last].clone()
 
         return hook
 
@@ -111,16 +128,22 @@ def read(net: nn.Module, pixels: torch.Tensor, *, everything: bool = False) -> d
 
 
 def post_activation(block: nn.Module) -> bool:
-    return isinstance(block, (timm.models.resnet.BasicBlock, timm.models.resnet.Bottleneck)) or (
-        type(block) is timm.models.resnetv2.Bottleneck
-    )
+    kinds = (timm.models.resnet.BasicBlock, timm.models.resnet.Bottleneck)
+    others = (timm.models.resnetv2.Bottleneck, timm.models.regnet.Bottleneck)
+    return isinstance(block, kinds) or type(block) in others
+
+
+def turned(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Tokens as a map or the reverse, or channels last and first, if a block goes on with these."""
+    orders = [x, x.permute(0, 2, 3, 1), x.permute(0, 3, 1, 2)] if x.ndim == like.ndim == 4 else []
+    return next((x for x in orders if x.shape == like.shape), x).reshape(like.shape)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_skips_and_branches_add_up_to_what_the_blocks_compute(name):
     net = build(name)
-    cfg = net.pretrained_cfg
-    side = cfg["input_size"][1] if cfg.get("fixed_input_size") else 64
+    fixed = net.pretrained_cfg.get("fixed_input_size")
+    side = data_config(net)["input_size"][1] if fixed else 64
     pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1))
     seen = read(net, pixels)
     steps: dict[str, list] = {}
@@ -133,11 +156,12 @@ def test_skips_and_branches_add_up_to_what_the_blocks_compute(name):
         moved = any(
             getattr(module, part, None) is not None for part in ("downsample", "conv_cpe_dw")
         )
+        moved = moved or pairs[0][0].shape != before.shape
         if not moved and not isinstance(getattr(module, "shortcut", None), nn.Module):
             torch.testing.assert_close(pairs[0][0], before)
         for (skip, branch), (following, _) in pairwise(pairs):
-            torch.testing.assert_close(skip + branch, following)
-        total = pairs[-1][0] + pairs[-1][1]
+            torch.testing.assert_close(turned(skip + branch, following), following)
+        total = turned(pairs[-1][0] + pairs[-1][1], after)
         torch.testing.assert_close(total.relu() if post_activation(module) else total, after)
         assert all(branch.abs().max() > 0 for _, branch in pairs)
 
@@ -146,7 +170,7 @@ def test_every_block_class_that_is_known_is_tested():
     tested = {
         residual._class_name(module)
         for name in MODELS
-        for module in build(name).modules()
+        for module in on_meta(name).modules()
         if residual.additions(module)
     }
     skipless = {f"skipless.{kind.__name__}" for kind in OF.values()}  # in test_skipless.py
@@ -195,31 +219,67 @@ def test_the_stream_after_a_sublayer_is_among_the_outputs_of_layers():
 
 
 @pytest.mark.parametrize(
-    ("name", "block"),
+    ("name", "names"),
     [
-        ("swin_tiny_patch4_window7_224", r"layers\.0\.blocks\.0 of SwinTransformer is a "
-         r"swin_transformer\.SwinTransformerBlock"),
-        ("vgg11", r"features\.0 of VGG is a conv\.Conv2d"),
-        ("regnety_002", r"the model is a regnet\.RegNet"),
-        ("densenet121", r"features\.norm0|the model is a densenet\.DenseNet"),
+        ("Swin", ["layers.0.blocks.0.+attn", "layers.0.blocks.0.+mlp", "layers.0.blocks.1.+attn"]),
+        ("RegNet", ["s1.b1", "s2.b1", "s3.b1"]),
+        ("MaxViT", ["stages.0.blocks.0.+conv", "stages.0.blocks.0.+attn_block.attn",
+                    "stages.0.blocks.0.+attn_block.mlp"]),
+        ("PoolFormer", ["stages.0.blocks.0.+token_mixer", "stages.0.blocks.0.+mlp"]),
     ],
 )  # fmt: skip
-def test_a_block_that_is_not_known_is_named_with_what_is(name, block):
-    net = timm.create_model(name).eval()
-    with pytest.raises(UserError, match=block) as error:
-        residual.survey(net, (3, 224, 224))
-    assert "vitsee does not know where this class adds to the residual stream" in str(error.value)
-    assert "choose a model made of known timm blocks: _eff" in str(error.value)
-    assert "vision_transformer.Block" in str(error.value)
+def test_additions_of_other_blocks_are_named_after_the_part_that_computes_the_branch(name, names):
+    net = on_meta(name)
+    side = data_config(net)["input_size"][1]
+    found = residual.survey(net, (3, side, side))
+    assert [layer.name for layer in found][: len(names)] == names
 
 
-def test_a_subclass_of_a_known_block_is_not_taken_for_it():
+@pytest.mark.parametrize("name", ["vgg11", "densenet121", "inception_v3"])
+def test_a_model_that_adds_nothing_to_its_input_has_no_skips_but_a_stream(name):
+    with torch.device("meta"):
+        net = timm.create_model(name).eval()
+    size = tuple(net.pretrained_cfg["input_size"])
+    with pytest.raises(UserError, match=r"has no skip connections: none of its \d+ units \(.+\)"):
+        residual.survey(net, size)
+    units = set(presets.preset(net, residual.survey_outputs(net, size), "blocks"))
+    stream = {layer.name for layer in residual.survey(net, size, everything=True)}
+    assert units
+    assert units <= stream
+
+
+def test_a_sum_of_two_branches_is_no_skip():
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, padding=1)
+            self.other = nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x):
+            inner = self.conv(x) + self.other(x)  # two branches
+            return x + inner.relu()
+
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(Block(), Block())).eval()
+    found = residual.survey(net, (3, 8, 8))
+    assert [layer.name for layer in found] == ["1.0", "1.1"]
+    kept = []
+    residual.attach(net, found[0], kept.append)
+    with torch.no_grad():
+        pixels = torch.randn(1, 3, 8, 8)
+        net(pixels)
+        assert len(kept) == 1
+        torch.testing.assert_close(kept[0].skip, net[0](pixels))
+        torch.testing.assert_close(kept[0].total, net[1][0](net[0](pixels)))
+
+
+def test_a_subclass_of_a_known_block_is_read_as_it_computes():
     class Odd(timm.models.vision_transformer.Block):
         def forward(self, x):
             return 2 * super().forward(x)
 
     net = timm.create_model("vit_tiny_patch16_224", depth=2, block_fn=Odd).eval()
-    with pytest.raises(
-        UserError, match=r"blocks\.0 of VisionTransformer is a test_residual\..*Odd"
-    ):
-        residual.survey(net, (3, 224, 224))
+    names = [layer.name for layer in residual.survey(net, (3, 224, 224))]
+    assert names == ["blocks.0.+attn", "blocks.0.+mlp", "blocks.1.+attn", "blocks.1.+mlp"]
+    seen = read(net, torch.randn(1, 3, 224, 224))
+    skip, branch = seen["additions"]["blocks.0.+mlp"]
+    torch.testing.assert_close(2 * (skip + branch), seen["blocks"]["blocks.0"][1])

@@ -14,6 +14,7 @@ from vitsee.errors import UserError, unknown
 from vitsee.models.sources.timm import shipped
 from vitsee.options import Model
 from vitsee.papers import atlas
+from vitsee.setting import Layer
 
 
 def names(group: str) -> list[str]:
@@ -143,10 +144,19 @@ def layers(overrides: list[str]) -> str:
     rows = [("layer", "output", *chosen)]
     for layer in every:
         marks = ("x" if layer.name in found else "" for found in chosen.values())
-        shape = " x ".join(map(str, layer.shape))
-        rows.append((layer.name, shape if layer.images else f"{shape}, not by image", *marks))
+        rows.append((layer.name, _output(layer), *marks))
     named = experiment.model.timm or experiment.model.name
     return f"{named}: {len(every)} layers; selected by preset: {counts}\n\n{table(rows)}"
+
+
+def _output(layer: Layer) -> str:
+    """A layer's output for one image: its shape, and what its axes are where that is known."""
+    shape = " x ".join(map(str, layer.shape))
+    if not layer.images:
+        return f"{shape}, not by image"
+    if layer.windows > 1:
+        return shape.replace(" x ", " windows x ", 1)
+    return shape
 
 
 def model_options(name: str) -> dict[str, Any]:

@@ -28,10 +28,15 @@ class Layer:
     grid: rows and columns of its spatial positions (the tokens after the prefix in row-major order, or two
         axes of a map); None if there is no grid, or if its axes are unknown.
     pitch: (rows, columns), pixels of the model's input per step on the grid; None without a grid.
+    reads_class: whether the model's head reads the class token, and not the patches.
     depth: share of the model's blocks that have run once the layer has, its own included; None if the blocks
         are unknown.
     channels_last: whether a map is rows x columns x channels, not channels x rows x columns.
-    images: whether the first axis of the output is the images; if not, it may be windows.
+    images: whether the first axis of the output is the images, or windows of them; if not, images cannot be told
+        apart.
+    windows: how many windows of each image the first axis holds, one image after another; `by_image` puts them
+        back, and `shape` begins with this number. 1 where the first axis is the images. Of attention within
+        windows, grid and shape are those of one window.
     """
 
     name: str
@@ -43,6 +48,12 @@ class Layer:
     depth: float | None = None
     channels_last: bool = False
     images: bool = True
+    windows: int = 1
+    reads_class: bool = False
+
+    def by_image(self, output: Tensor) -> Tensor:
+        """The layer's output as (N, *shape), without a copy."""
+        return output.unflatten(0, (-1, self.windows)) if self.windows > 1 else output
 
     @property
     def is_map(self) -> bool:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
-from vitsee.errors import UserError
 from vitsee.estimators.attention import Attention, attention_distance, uniform_distance
 from vitsee.io.tidy import Error, Table, Whole
 from vitsee.lazy import torch
@@ -28,7 +27,8 @@ class AttentionDistance(Analysis):
     """How far does each head of each block attend, in pixels of the model's input?
 
     The distance from a patch to the patches it attends to, weighted by attention and averaged over
-    images and patches. Class, distillation and register tokens are left out; see `renormalize`.
+    images and patches. Class, distillation and register tokens are left out; see `renormalize`. Where
+    attention is within windows, so are the distances.
     """
 
     models: ClassVar[tuple[int, ...]] = (1,)
@@ -53,17 +53,9 @@ class AttentionDistance(Analysis):
     }
 
     name: str = "attention_distance"
-    layers: Any = field(default_factory=lambda: ["blocks.*.attn"])
+    layers: Any = "every"
     renormalize: bool = False
     """Divide by the attention paid to patches. If false, as in the papers, the rest counts as distance 0."""
-
-    def check(self, layers: dict[str, list[Layer]]) -> None:
-        heads = {layer.shape[0]: layer.name for layer in layers["model"]}
-        if len(heads) > 1:
-            kinds = " and ".join(f"{name} has {count}" for count, name in heads.items())
-            raise UserError(
-                f"analysis.layers: all blocks must have the same number of heads, but {kinds}"
-            )
 
     def reduce(self, layer: Layer, output: Attention) -> Tensor:
         """Mean distance per image: one column per head, the last for uniform attention; (N, heads + 1)."""
@@ -76,35 +68,44 @@ class AttentionDistance(Analysis):
 
         If all images have nearly the same distance, squaring this difference loses less precision.
         """
-        distance = torch.stack(list(view.model.values()))
-        uniform = distance[:, :, -1:]
-        excess = distance[:, :, :-1] - uniform
+        uniform = torch.stack([distance[:, -1:].sum() for distance in view.model.values()])
+        each = [distance[:, :-1] - distance[:, -1:] for distance in view.model.values()]
+        most = max(x.shape[1] for x in each)
+        excess = torch.stack([torch.nn.functional.pad(x, (0, most - x.shape[1])) for x in each])
         return {
-            "images": distance.new_tensor(view.images),
-            "uniform": uniform.sum((1, 2)),
+            "images": excess.new_tensor(view.images),
+            "uniform": uniform,
             "excess": excess.sum(1),
             "excess_squared": excess.square().sum(1),
             "broken": excess.isfinite().logical_not().sum(1),
         }
 
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
-        """One row per head: block, head, distance_px, se (over images), uniform_px, layer."""
+        """One row per head: block, head, distance_px, se (over images), uniform_px, layer.
+
+        If layers attend within windows, also windows: how many there are of each image.
+        """
         terms = {name: term.cpu().numpy() for name, term in sums.terms.items()}
         images, names = terms["images"], sums.axes["model"]
         excess = terms["excess"] / images
         uniform = np.broadcast_to((terms["uniform"] / images)[:, None], excess.shape)
-        layer, head = np.indices(excess.shape)
+        layer, head = (x.ravel() for x in np.indices(excess.shape))
         table = pd.DataFrame(
             {
-                "block": np.array([_block(name) for name in names])[layer.ravel()],
-                "head": head.ravel(),
+                "block": np.array(_blocks(names))[layer],
+                "head": head,
                 "distance_px": (uniform + excess).ravel(),
                 "se": _standard_error(excess, terms["excess_squared"], images).ravel(),
                 "uniform_px": uniform.ravel(),
-                "layer": np.array(names)[layer.ravel()],
+                "layer": np.array(names)[layer],
             }
         )
-        return {"attention_distance": table}
+        measured = self.setting.layers["model"]
+        windows = np.array([one.windows for one in measured])
+        if (windows > 1).any():
+            table["windows"] = windows[layer]
+        there = head < np.array([one.shape[0] for one in measured])[layer]
+        return {"attention_distance": table[there].reset_index(drop=True)}
 
     def warnings(self, sums: Sums) -> list[str]:
         warnings = []
@@ -122,6 +123,7 @@ class AttentionDistance(Analysis):
         from vitsee.plotting import line_plots
 
         table = tables["attention_distance"]
+        within = " within windows" if table.get("windows", pd.Series([1])).gt(1).any() else ""
         return {
             "attention_distance": line_plots.sorted_lines(
                 _lowest_and_highest(table),
@@ -129,7 +131,7 @@ class AttentionDistance(Analysis):
                 y="distance_px",
                 reference="uniform_px",
                 xlabel="Sorted attention head",
-                ylabel="Mean attention distance (pixels)",
+                ylabel=f"Mean attention distance{within} (pixels)",
                 title=f"{labels.model}, {labels.data}",
                 names="block {}",
             ),
@@ -139,16 +141,18 @@ class AttentionDistance(Analysis):
                 y="distance_px",
                 reference="uniform_px",
                 xlabel="Network depth (block)",
-                ylabel="Mean attention distance (pixels)",
+                ylabel=f"Mean attention distance{within} (pixels)",
                 title=f"{labels.model}, {labels.data}",
             ),
         }
 
 
-def _block(layer: str) -> int:
-    """The block number in the layer's name, counted from 0."""
-    number = re.search(r"\d+", layer)
-    return int(number[0]) if number else 0
+def _blocks(names: list[str]) -> list[int]:
+    """The block numbers in the layers' names, counted from 0; of a network with stages, the running numbers."""
+    numbers = [re.findall(r"\d+", name) for name in names]
+    if all(len(found) == 1 for found in numbers):
+        return [int(number) for (number,) in numbers]
+    return list(range(len(names)))
 
 
 def _standard_error(mean: np.ndarray, squares: np.ndarray, images: Any) -> np.ndarray:

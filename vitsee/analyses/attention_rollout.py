@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -11,6 +11,7 @@ import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.data.images import listed, require_listed
+from vitsee.errors import UserError
 from vitsee.estimators.attention import Attention, reached
 from vitsee.io.tidy import Table, Whole, indices
 from vitsee.lazy import torch
@@ -32,14 +33,15 @@ class AttentionRollout(Analysis):
     """Which patches of each image does the output attend to, through all blocks?
 
     A is a block's attention, averaged over heads. The matrices (A + I) / 2, whose rows sum to 1, are
-    multiplied through the blocks. The row of the class token, or without one the mean row of all
-    patches, gives the weight of each patch in the output.
+    multiplied through the blocks. The row of the class token, or the mean row of all patches where the
+    model's head does not read a class token, gives the weight of each patch in the output.
     """
 
     models: ClassVar[tuple[int, ...]] = (1,)
     reads: ClassVar[tuple[str, str]] = ("attention", "attention")
     default_images: ClassVar[int] = 8
     default_batch_size: ClassVar[int] = 8
+    version: ClassVar[int] = 2
     ungrouped: ClassVar[tuple[str, ...]] = ("",)
 
     columns: ClassVar[dict[str, Table]] = {
@@ -52,13 +54,28 @@ class AttentionRollout(Analysis):
     }
 
     name: str = "attention_rollout"
-    layers: Any = field(default_factory=lambda: ["blocks.*.attn"])
+    layers: Any = "every"
     images_list: Any = None
     """List of image numbers or ids; by default images are drawn with `seed`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_listed(self.images_list)
+
+    def check(self, layers: dict[str, list[Layer]]) -> None:
+        first = layers["model"][0]
+        for layer in layers["model"]:
+            if layer.windows > 1:
+                raise UserError(
+                    f"analysis=attention_rollout: {layer.name} attends within windows, so its weights cannot be "
+                    f"multiplied through all tokens; use analysis=attention_distance, or choose other layers with "
+                    f"analysis.layers"
+                )
+            if (layer.prefix, layer.grid) != (first.prefix, first.grid):
+                raise UserError(
+                    f"analysis=attention_rollout: {first.name} and {layer.name} attend among different tokens "
+                    f"({first.shape[1]} and {layer.shape[1]}); choose the layers of one stage with analysis.layers"
+                )
 
     def select(self, stage: int) -> Sequence[int] | None:
         """The images of `images_list`. Raises UserError for one that does not exist."""

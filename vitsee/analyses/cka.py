@@ -110,10 +110,16 @@ class CKA(Analysis):
                         f"axis (its output is {' x '.join(map(str, layer.shape))}); "
                         f"use analysis.tokens=all, or choose other layers with analysis.layers"
                     )
-                if self.tokens is Tokens.cls and not layer.class_token:
+                if self.tokens is Tokens.cls and not (layer.class_token and layer.prefix):
+                    where = f"{layer.name} of the {role}" if layer.class_token else f"the {role}"
                     raise UserError(
-                        f"analysis.tokens=cls: the {role} has no class token; "
-                        f"use analysis.tokens=all or patches"
+                        f"analysis.tokens=cls: {where} has no class token; use analysis.tokens=all or "
+                        f"patches, or choose other layers with analysis.layers"
+                    )
+                if self.tokens is Tokens.patches and layer.shape[0] == layer.prefix:
+                    raise UserError(
+                        f"analysis.tokens=patches: {layer.name} of the {role} has no patches; "
+                        f"use analysis.tokens=all, or choose other layers with analysis.layers"
                     )
 
     def reduce(self, layer: Layer, output: Tensor) -> Tensor:

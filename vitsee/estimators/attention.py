@@ -22,7 +22,8 @@ class Attention:
     """What an attention module computed for a minibatch: output = softmax(scale query keyᵀ + bias) value.
 
     query, key: (N, heads, tokens, features), after q/k norm and rotation. bias: broadcasts to
-    (N, heads, tokens, tokens), or None. output: (N, heads, tokens, features), before the projection.
+    (N, heads, tokens, tokens), or None. output: (N, heads, tokens, features), before the projection. Where the
+    attention is within windows, N counts the windows of all images, one image after another.
     """
 
     query: Tensor
@@ -31,14 +32,23 @@ class Attention:
     scale: float
     output: Tensor
 
+    @property
+    def device(self) -> torch.device:
+        return self.output.device
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, heads, queries, keys)."""
+        return (*self.query.shape[:-1], self.key.shape[-2])
+
     def weights(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield slices of the minibatch and their weights, (images, heads, tokens, tokens) float32.
 
         Each slice covers few images and is computed on demand, so that the weights are never all in memory.
         """
-        n, heads, tokens, _ = self.query.shape
-        limit = _CHUNK_BYTES.get(self.query.device.type, 2**28)
-        size = max(1, limit // (4 * heads * tokens * tokens))
+        n, heads, queries, keys = self.shape
+        limit = _CHUNK_BYTES.get(self.device.type, 2**28)
+        size = max(1, limit // (4 * heads * queries * keys))
         for start in range(0, n, size):
             some = slice(start, min(start + size, n))
             yield some, self._softmax(some)
@@ -50,6 +60,21 @@ class Attention:
             shared = self.bias.ndim < 4 or len(self.bias) == 1
             scores += (self.bias if shared else self.bias[some]).float()
         return scores.softmax(-1)
+
+
+@dataclass(frozen=True)
+class Weights(Attention):
+    """Attention whose weights a module computed itself, by any formula: output = computed value.
+
+    query: the weights, (N, heads, tokens, tokens). key: the values, (N, heads, tokens, features).
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.query.shape)
+
+    def _softmax(self, some: slice) -> Tensor:
+        return self.query[some].float().clone()
 
 
 def token_distances(layer: Layer) -> Tensor:
@@ -75,16 +100,17 @@ def attention_distance(attention: Attention, layer: Layer, *, renormalize: bool 
     This is the mean over patches q of sum_k A[q, k] |position(q) - position(k)|, with k over patches only
     (Dosovitskiy et al. 2021, Fig. 7; Raghu et al. 2021, Fig. 3). Attention to prefix tokens counts as
     distance 0, as in the authors' code. renormalize: divide by the attention to patches instead. At most
-    one chunk of the weights is in memory.
+    one chunk of the weights is in memory. In layers with windows, patches are those of a window, and the mean is
+    over all windows of an image.
     """
     prefix = layer.prefix or 0
-    between = token_distances(layer).to(attention.query.device)
+    between = token_distances(layer).to(attention.device)
     distances = []
     for _, weights in attention.weights():
         mass = weights[..., prefix:, prefix:].sum(-1) if renormalize else 1.0
         of_query = weights.mul_(between).sum(-1)[..., prefix:] / mass
         distances.append(of_query.to(float64_device(of_query), torch.float64).mean(-1))
-    return torch.cat(distances)
+    return torch.cat(distances).unflatten(0, (-1, layer.windows)).mean(1)
 
 
 def uniform_distance(layer: Layer, *, renormalize: bool = False) -> float:
@@ -111,12 +137,12 @@ def rollout(weights: Sequence[Tensor], start: Tensor) -> Tensor:
 def reached(weights: Sequence[Tensor], layer: Layer) -> Tensor:
     """Return the weight of each patch in the output by `rollout`, (N, rows, columns).
 
-    weights: of every block, averaged over heads, (N, tokens, tokens). The output is the class token or, without
-    one, the mean of all patches. layer: one of these attention modules.
+    weights: of every block, averaged over heads, (N, tokens, tokens). The output is what the model's head reads:
+    the class token, or else the mean of all patches. layer: one of these attention modules.
     """
     prefix, tokens = layer.prefix or 0, weights[0].shape[-1]
     start = weights[0].new_zeros(1, tokens)
-    if layer.class_token:
+    if layer.reads_class:
         start[0, 0] = 1
     else:
         start[0, prefix:] = 1 / (tokens - prefix)

@@ -1,4 +1,4 @@
-"""Reads the attention of timm's transformers by intercepting scaled_dot_product_attention."""
+"""Reads attention while a model runs: what scaled_dot_product_attention or a softmax of its own computes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.functional import (
     linear,
     multi_head_attention_forward,
@@ -18,18 +19,36 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from vitsee.errors import UserError
-from vitsee.estimators.attention import Attention
+from vitsee.estimators.attention import Attention, Weights
 from vitsee.models import layers
 from vitsee.models.layout import IMAGES, Output, Record, dry_run
 from vitsee.setting import Layer
 
+_SOFTMAX = {torch.softmax, Tensor.softmax, functional.softmax}
+_ELEMENTWISE = {
+    *(torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, Tensor.mul_, Tensor.__imul__),
+    *(torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.add_, Tensor.__iadd__),
+    *(torch.div, Tensor.div, Tensor.__truediv__, Tensor.div_, Tensor.__itruediv__),
+    *(functional.dropout, Tensor.to, Tensor.type_as, Tensor.contiguous, Tensor.clone),
+}
+_PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm}
+
 
 class _Intercept(TorchFunctionMode):
-    """Calls `seen` for each call of scaled_dot_product_attention, with its arguments and result."""
+    """Calls `seen` for each attention that is computed.
+
+    This is a call of scaled_dot_product_attention, or the product of weights and values, where the weights come
+    from a softmax over keys, perhaps weighted and added.
+    """
 
     def __init__(self, seen: Callable[[Attention], None]) -> None:
         super().__init__()
         self.seen = seen
+        self.weights: dict[int, Tensor] = {}
+
+    def __exit__(self, *error: Any) -> None:
+        self.weights.clear()
+        super().__exit__(*error)
 
     def __torch_function__(
         self,
@@ -44,7 +63,20 @@ class _Intercept(TorchFunctionMode):
             self.seen(_attention(result, *args, **kwargs))
         elif func is multi_head_attention_forward:
             self.seen(_multihead(*args, **kwargs))
+        elif func in _PRODUCTS and id(args[0]) in self.weights:
+            self.seen(Weights(args[0], args[1], None, 1.0, result))
+        elif func in _SOFTMAX and _over_keys(result, *args, **kwargs):
+            self.weights[id(result)] = result
+        elif func in _ELEMENTWISE:
+            known = (x for x in args[:2] if id(x) in self.weights)
+            if any(x.shape == result.shape for x in known):
+                self.weights[id(result)] = result
         return result
+
+
+def _over_keys(result: Tensor, x: Tensor, dim: int | None = None, *rest: Any, **more: Any) -> bool:
+    """Return whether this softmax, called with these arguments, is over the last axis."""
+    return dim in (-1, result.ndim - 1)
 
 
 def _attention(
@@ -106,12 +138,26 @@ def _multihead(
     return _attention(output, q, k, v, attn_mask, is_causal=is_causal)
 
 
+def _by_head(attention: Attention, module: nn.Module) -> Attention:
+    """Return the attention with an axis of heads, which some modules put into that of images."""
+    heads = getattr(module, "num_heads", None)
+    if attention.output.ndim != 3 or not isinstance(heads, int) or len(attention.output) % heads:
+        return attention
+
+    def split(x: Tensor) -> Tensor:
+        return x.unflatten(0, (-1, heads)) if x.ndim == 3 and len(x) > 1 else x
+
+    bias = attention.bias if attention.bias is None else split(attention.bias)
+    query, key, output = (split(x) for x in (attention.query, attention.key, attention.output))
+    return replace(attention, query=query, key=key, bias=bias, output=output)
+
+
 def attach(
     net: nn.Module, layer: Layer, deliver: Callable[[Attention], None]
 ) -> list[RemovableHandle]:
     """Add hooks that deliver the attention that this layer computes in each forward pass."""
     module = net.get_submodule(layer.name)
-    intercept = _Intercept(deliver)
+    intercept = _Intercept(lambda attention: deliver(_by_head(attention, module)))
 
     def enter(module: nn.Module, args: object) -> None:
         fuse(module, True)
@@ -134,10 +180,11 @@ def fuse(net: nn.Module, fused: bool) -> None:
 
 
 def survey(net: nn.Module, input_size: tuple[int, int, int]) -> list[Layer]:
-    """Return all modules that attend from every token to every token, in running order.
+    """Return all modules that attend from every token of a grid to every token, in running order.
 
-    net may be on any device, including torch's meta device. input_size: (3, H, W). Raises UserError with
-    the reason if there are none: no attention, windows, channels instead of tokens, or another formula.
+    Within windows, the grid is that of a window. net may be on any device, including torch's meta device.
+    input_size: (3, H, W). Raises UserError with the reason if there are none: no attention, windows whose places
+    are unknown, channels instead of tokens, or another formula.
     """
     calls: dict[str, list[Attention]] = {}
 
@@ -147,44 +194,86 @@ def survey(net: nn.Module, input_size: tuple[int, int, int]) -> list[Layer]:
 
     dry_run(net, (IMAGES, *input_size), record)
     patches = layers.patches(net, input_size)
-    usable, refused = [], []
+    outputs: dict[str, Layer] = {}
+    found, refused = [], []
     for name, computed in calls.items():
-        heads, tokens, features = _sizes(computed[0])
-        output = Output((tokens, heads * features))
-        layer = layers.describe(net, name, output, input_size, patches)
-        reason = _refusal(layer, computed)
-        if reason:
-            refused.append(f"{name} ({type(net.get_submodule(name)).__name__}) {reason}")
+        reason = _refusal(computed)
+        layer = None if reason else _of_patches(net, name, computed[0], input_size, patches)
+        if not reason and layer is None:
+            outputs = outputs or {layer.name: layer for layer in layers.survey(net, input_size)}
+            layer, reason = _of_stage(net, name, computed[0], outputs)
+        if layer is not None:
+            found.append(layer)
         else:
-            usable.append(replace(layer, shape=(heads, tokens, features)))
-    if not usable:
+            refused.append(f"{name} ({type(net.get_submodule(name)).__name__}) {reason}")
+    if not found:
         raise UserError(_no_attention(net, refused))
-    return usable
+    return found
 
 
-def _sizes(attention: Attention) -> tuple[int, int, int]:
-    """Return the numbers of heads, of tokens, and of features per head."""
-    *_, heads, tokens, features = (1, *attention.query.shape)
-    return heads, tokens, features
-
-
-def _refusal(layer: Layer, computed: list[Attention]) -> str:
-    """Return why this attention is not from every token to every token; empty if it is."""
-    query, key = computed[0].query.shape, computed[0].key.shape
+def _refusal(computed: list[Attention]) -> str:
+    """Return why this attention is not from every token to every token; empty if it may be."""
+    shape = computed[0].shape
     if len(computed) > 1:
         return f"computes {len(computed)} attentions and combines their weights in its own way"
-    if len(query) != 4 or query[0] != IMAGES:
-        return f"attends within windows of {query[-2]} tokens"
-    if query[-2] != key[-2]:
-        return f"attends from {query[-2]} to {key[-2]} tokens"
-    if layer.prefix is None or layer.grid is None or query[-2] != _tokens(layer):
-        return f"attends among {query[-2]} entries, which are not the model's tokens"
+    if len(shape) != 4 or shape[0] % IMAGES:
+        return f"attends within windows of {shape[-2]} tokens"
+    if shape[-2] != shape[-1]:
+        return f"attends from {shape[-2]} to {shape[-1]} tokens"
     return ""
 
 
-def _tokens(layer: Layer) -> int:
-    assert layer.grid is not None
-    return layer.grid[0] * layer.grid[1] + (layer.prefix or 0)
+def _of_patches(
+    net: nn.Module,
+    name: str,
+    attention: Attention,
+    input_size: tuple[int, int, int],
+    patches: layers.Patches | None,
+) -> Layer | None:
+    """Return the layer if its tokens are the patches of the model's embedding."""
+    images, heads, tokens, _ = attention.shape
+    features = attention.output.shape[-1]
+    layer = layers.describe(net, name, Output((tokens, heads * features)), input_size, patches)
+    if images != IMAGES or layer.prefix is None or layer.grid is None:
+        return None
+    return replace(layer, shape=(heads, tokens, features))
+
+
+def _of_stage(
+    net: nn.Module, name: str, attention: Attention, outputs: dict[str, Layer]
+) -> tuple[Layer | None, str]:
+    """Return the layer on the grid of the module's own output, or of a module that it is in; or why there is none.
+
+    outputs: of all modules.
+    """
+    n, heads, tokens, _ = attention.shape
+    parts = name.split(".")
+    around = [".".join(parts[:i]) for i in range(len(parts), 0, -1)]
+    near = [outputs[place] for place in around if place in outputs]
+    shape = heads, tokens, attention.output.shape[-1]
+    windows = n // IMAGES
+    if windows == 1:
+        for place in near:
+            if place.grid and place.grid[0] * place.grid[1] + (place.prefix or 0) == tokens:
+                prefix = place.prefix or 0
+                return replace(
+                    place, name=name, shape=shape, prefix=prefix, channels_last=False
+                ), ""
+        return None, f"attends among {tokens} entries, which are not the model's tokens"
+    window = next((w for w in (_window(net, place) for place in around) if w), None)
+    stage = next((place for place in near if place.grid), None)
+    if window and stage and window[0] * window[1] == tokens and near[0].windows == windows:
+        layer = Layer(name, shape, 0, False, window, stage.pitch, windows=windows)
+        return layer, ""
+    return None, f"attends within {windows} windows of {tokens} tokens, whose places are not known"
+
+
+def _window(net: nn.Module, name: str) -> tuple[int, int] | None:
+    """Return the rows and columns of the windows of a module, if it has any."""
+    size = getattr(net.get_submodule(name), "window_size", None)
+    if isinstance(size, int):
+        return (size, size)
+    return (int(size[0]), int(size[1])) if isinstance(size, (tuple, list)) and size else None
 
 
 def _no_attention(net: nn.Module, refused: list[str]) -> str:
@@ -199,14 +288,18 @@ def _no_attention(net: nn.Module, refused: list[str]) -> str:
         why = "none of its modules computes attention"
     return (
         f"{kind} has no softmax attention from every token to every token: {why}; analyses of attention "
-        f"need a ViT, DeiT, BEiT, EVA, ViT with relative positions, or hybrid"
+        f"need it in some blocks, as ViTs, BEiT, EVA, hybrids, PiT and Swin (within windows) have it"
     )
 
 
 def _record(net: nn.Module, seen: Callable[[str, Attention], None]) -> list[RemovableHandle]:
     """Add hooks that deliver every attention computed, with the name of the innermost module."""
     running: list[str] = []
-    intercept = _Intercept(lambda attention: seen(running[-1], attention))
+
+    def one(attention: Attention) -> None:
+        seen(running[-1], _by_head(attention, net.get_submodule(running[-1])))
+
+    intercept = _Intercept(one)
 
     def enter(name: str) -> Callable[[nn.Module, object], None]:
         def hook(module: nn.Module, args: object) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -10,6 +10,8 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from vitsee.models.layout import Attach, Output, Record, measure
+from vitsee.models.outputs import tensor_of
+from vitsee.models.units import units_of
 from vitsee.setting import Layer
 
 Step = tuple[float, float]
@@ -32,17 +34,6 @@ class Patches:
     more: tuple[int, int]
 
 
-_UNITS = (
-    r"blocks\.\d+\.\d+",  # EfficientNet, MobileNet
-    r"blocks\.\d+",  # ViT, MLP-Mixer
-    r"layer\d+\.\d+",  # ResNet
-    r"(stages|layers|levels)\.\d+\.blocks\.\d+",  # BiT, ConvNeXt, Swin
-    r"stages\.\d+\.\d+",
-    r"features\.\d+",  # VGG, DenseNet
-)
-"""How timm names the repeated blocks of its families, most specific first."""
-
-
 def survey(net: nn.Module, input_size: tuple[int, int, int]) -> list[Layer]:
     """Return all modules with a tensor output that run exactly once per forward pass, in the order they end.
 
@@ -60,7 +51,14 @@ def layers_of(net: nn.Module, input_size: tuple[int, int, int], attach: Attach) 
 
     outputs = measure(net, input_size, both)
     patches = _patches(net, outputs.pop(_PATCHES, None))
-    return [describe(net, name, output, input_size, patches) for name, output in outputs.items()]
+    found = [describe(net, name, output, input_size, patches) for name, output in outputs.items()]
+    steps = _steps(found)
+    return [
+        _of_fixed_size(net, layer, outputs[layer.name], input_size, steps)
+        if layer.grid is None
+        else layer
+        for layer in found
+    ]
 
 
 def patches(net: nn.Module, input_size: tuple[int, int, int]) -> Patches | None:
@@ -72,7 +70,7 @@ def record_modules(net: nn.Module, seen: Record) -> list[RemovableHandle]:
     """Add hooks that report the output of every module."""
 
     def hook(name: str) -> Callable[[nn.Module, object, object], None]:
-        return lambda module, args, output: seen(name, output)
+        return lambda module, args, output: seen(name, tensor_of(output, args))
 
     return [m.register_forward_hook(hook(name)) for name, m in net.named_modules() if name]
 
@@ -86,12 +84,13 @@ def describe(
 ) -> Layer:
     """Return the layer with the meaning of its axes, in a model with these patches."""
     layer = Layer(name, output.shape, None, _has_class_token(net), images=output.images)
-    if not output.images:
-        return layer
-    prefix = _prefix(net, output, patches)
-    if prefix is not None:
-        layer = replace(layer, prefix=prefix)
-        return replace(layer, grid=patches.grid, pitch=patches.step) if patches else layer
+    layer = replace(layer, reads_class=layer.class_token and _pools_class_token(net))
+    if not output.images or output.windows > 1:
+        return replace(layer, windows=output.windows)
+    tokens = _tokens(net, output, input_size, patches)
+    if tokens is not None:
+        prefix, grid, pitch = tokens
+        return replace(layer, prefix=prefix, grid=grid, pitch=pitch)
     places = _places(output, input_size)
     if places is None:
         return layer
@@ -102,6 +101,11 @@ def describe(
 def _has_class_token(net: nn.Module) -> bool:
     """Return whether there is a class token: BEiT, EVA and the relative-position ViT only have the parameter."""
     return bool(getattr(net, "has_class_token", getattr(net, "cls_token", None) is not None))
+
+
+def _pools_class_token(net: nn.Module) -> bool:
+    """Return whether timm's head takes the class token: BEiT, EVA-02 and DINOv3 take the mean of the patches."""
+    return getattr(net, "global_pool", None) in (None, "", "token")
 
 
 def _embedding_module(net: nn.Module) -> nn.Module | None:
@@ -137,10 +141,23 @@ def _patches(net: nn.Module, embedded: Output | None) -> Patches | None:
     return Patches((rows, columns), step, (down * columns, right * rows)) if all(step) else None
 
 
+def _tokens(
+    net: nn.Module, output: Output, input_size: tuple[int, int, int], patches: Patches | None
+) -> tuple[int, tuple[int, int] | None, Step | None] | None:
+    """Return the number of prefix tokens, and the grid and step of the others; None if these are no tokens."""
+    if len(output.shape) != 2:
+        return None
+    prefix = _prefix(net, output, patches)
+    if prefix is not None and patches:
+        return prefix, patches.grid, patches.step
+    grown = _grown_tokens(output, input_size)
+    return grown if grown or prefix is None else (prefix, None, None)
+
+
 def _prefix(net: nn.Module, output: Output, patches: Patches | None) -> int | None:
-    """Return the number of prefix tokens if the output is a token sequence, (tokens, features), else None."""
+    """Return the number of prefix tokens if the output is a sequence of the model's patches, else None."""
     there = getattr(_embedding_module(net), "num_patches", None)
-    if there is None or len(output.shape) != 2:
+    if there is None:
         return None
     if patches and output.taller and output.wider:
         grown = (*output.taller.axes, *output.wider.axes)
@@ -148,6 +165,83 @@ def _prefix(net: nn.Module, output: Output, patches: Patches | None) -> int | No
             return None
     prefix = getattr(net, "num_prefix_tokens", 0)
     return {there: 0, there + prefix: prefix}.get(output.shape[0])
+
+
+def _grown_tokens(
+    output: Output, input_size: tuple[int, int, int]
+) -> tuple[int, tuple[int, int], Step] | None:
+    """Return the number of prefix tokens, and the grid and step of the others, from how the tokens grow.
+
+    A taller input adds rows of as many tokens as there are columns. Of all grids that explain both growths, the
+    one whose steps are the same whole number of pixels down and right is returned.
+    """
+    if output.taller is None or output.wider is None:
+        return None
+    (down, odd), (right, strange) = output.taller.axes, output.wider.axes
+    if down <= 0 or right <= 0 or odd or strange:
+        return None
+    for rows in range(1, output.shape[0] + 1):
+        step, rest = divmod(output.wider.more * rows, right)
+        columns, odd = divmod(step * down, output.taller.more)
+        prefix = output.shape[0] - rows * columns
+        if rest or odd or not step or not columns or prefix < 0:
+            continue
+        if all(
+            n - 2 * step < k * step < n + step
+            for k, n in zip((rows, columns), input_size[1:], strict=True)
+        ):
+            return prefix, (rows, columns), (step, step)
+    return None
+
+
+def _steps(layers: list[Layer]) -> list[float]:
+    """Return the steps of all grids, each also doubled several times, shortest first."""
+    known = {layer.pitch[0] for layer in layers if layer.pitch and layer.pitch[0] == layer.pitch[1]}
+    return sorted({step * 2**i for step in known if step >= 1 for i in range(6)})
+
+
+def _of_fixed_size(
+    net: nn.Module,
+    layer: Layer,
+    output: Output,
+    input_size: tuple[int, int, int],
+    steps: list[float],
+) -> Layer:
+    """Return the layer with its grid, if it is a map or tokens of a model that takes one size of images only.
+
+    The grid is the one whose step is that of an earlier layer, perhaps doubled; without such layers, the one of
+    the input's proportions.
+    """
+    grown = [growth.axes for growth in (output.taller, output.wider) if growth]
+    if not output.images or output.windows > 1 or any(any(axes) for axes in grown):
+        return layer
+    shape, (height, width) = layer.shape, input_size[1:]
+    if len(shape) == 2 and shape[0] == 1:
+        return replace(layer, prefix=1)  # a class token that attends to patches
+    grids = {
+        (around(height / step), around(width / step)): (step, step)
+        for step in steps
+        for around in (math.floor, math.ceil)
+    }
+    if len(shape) == 3:
+        first, last = grids.get(shape[1:]), grids.get(shape[:2])
+        if bool(first) is bool(last):
+            return layer
+        grid = shape[:2] if last else shape[1:]
+        return replace(layer, grid=grid, pitch=first or last, channels_last=bool(last))
+    for prefix in range(1 + getattr(net, "num_prefix_tokens", 1)) if len(shape) == 2 else ():
+        patches = shape[0] - prefix
+        rows = math.isqrt(patches * height // width)
+        grid = rows, patches // max(1, rows)
+        pitch = grids.get(grid) if steps else (height / max(1, rows), width / grid[1])
+        if rows > 1 and rows * grid[1] == patches and rows * width == grid[1] * height and pitch:
+            unrolled = any(type(part).__name__ == "Unroll" for part in net.modules())
+            return (
+                replace(layer, prefix=prefix, grid=None, pitch=None)
+                if unrolled
+                else (replace(layer, prefix=prefix, grid=grid, pitch=pitch))
+            )
+    return layer
 
 
 def _places(
@@ -175,7 +269,7 @@ def _places(
 
 def depths_of(net: nn.Module, names: list[str]) -> dict[str, float | None]:
     """Return each layer's depth: the share of blocks that have run, including its own. names: in running order."""
-    units = units_of([name for name, _ in net.named_modules()])
+    units = units_of(net, [name for name, _ in net.named_modules()])
     depths: dict[str, float | None] = {}
     done = 0
     for name in names:
@@ -183,12 +277,3 @@ def depths_of(net: nn.Module, names: list[str]) -> dict[str, float | None]:
         done = max([done, *(i + 1 for i in inside)])
         depths[name] = done / len(units) if units else None
     return depths
-
-
-def units_of(names: list[str]) -> list[str]:
-    """Return the names of the repeated blocks (units), in running order."""
-    for kind in _UNITS:
-        units = [name for name in names if re.fullmatch(kind, name)]
-        if units:
-            return units
-    return []

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from vitsee.errors import UserError
-from vitsee.models.outputs import tensor_of
 
 Record = Callable[[str, object], None]
 """Called with the name of a module that has just run, and its output."""
@@ -59,13 +58,15 @@ class Growth:
 class Output:
     """One output, as dry runs show it.
 
-    shape: for one image. images: whether its first axis is the images; if not, it may be windows of
-    images, for example. taller, wider: how the shape grows with the input's height and width; None if the
+    shape: for one image. images: whether its first axis is the images, or what `windows` says. windows: if its
+    first axis is windows of one image after those of another, how many there are of each, and `shape` begins with
+    this number; 1 otherwise. taller, wider: how the shape grows with the input's height and width; None if the
     model cannot run up to this output with another size.
     """
 
     shape: tuple[int, ...]
     images: bool = True
+    windows: int = 1
     taller: Growth | None = None
     wider: Growth | None = None
 
@@ -81,16 +82,48 @@ def measure(net: nn.Module, input_size: tuple[int, int, int], attach: Attach) ->
     down, right = _more(height), _more(width)
     taller = _enlarged(net, (1, channels, height + down, width), attach)
     wider = _enlarged(net, (1, channels, height, width + right), attach)
-    return {
-        name: Output(
-            shape[1:],
-            shape[0] == 1 and several.get(name) == (IMAGES, *shape[1:]),
-            _growth(shape, taller.get(name), down),
-            _growth(shape, wider.get(name), right),
-        )
-        for name, shape in one.items()
-        if shape
-    }
+    found = {}
+    for name, shape in one.items():
+        if shape:
+            images = several.get(name) == (IMAGES * shape[0], *shape[1:])
+            grown = _growth(shape, taller.get(name), down), _growth(shape, wider.get(name), right)
+            if images and shape[0] > 1:
+                found[name] = Output(shape, True, shape[0])
+            else:
+                found[name] = Output(shape[1:], images, 1, *grown)
+    windows = {name: output.windows for name, output in found.items() if output.windows > 1}
+    for name in _disordered(net, input_size, attach, windows):
+        found[name] = replace(found[name], shape=found[name].shape[1:], images=False, windows=1)
+    return found
+
+
+def _disordered(
+    net: nn.Module, input_size: tuple[int, int, int], attach: Attach, windows: dict[str, int]
+) -> list[str]:
+    """Return the outputs whose first axis is not all windows of the first image, then all of the second.
+
+    The second of two images is NaN, and with it all that depends on it. On the meta device, where there are no
+    numbers, none is found.
+    """
+    if not windows or any(x.is_meta for x in net.parameters()):
+        return []
+    ordered = set()
+
+    def seen(name: str, output: object) -> None:
+        if name in windows and isinstance(output, Tensor):
+            good = output.isfinite().flatten(1).all(1)
+            expected = torch.arange(len(good), device=good.device) < windows[name]
+            if good.equal(expected):
+                ordered.add(name)
+
+    pixels = torch.zeros(2, *input_size)
+    pixels[1] = torch.nan
+    with ExitStack() as stack, suppress(Exception):
+        stack.enter_context(torch.no_grad())
+        for handle in attach(net, seen):
+            stack.callback(handle.remove)
+        net(pixels.to(next(net.parameters()).device))
+    return [name for name in windows if name not in ordered]
 
 
 def dry_run(net: nn.Module, size: tuple[int, ...], attach: Attach) -> Shapes:
@@ -146,7 +179,6 @@ def _run(
     """Run one forward pass on zeros. Return `ran`, to which the shapes are added as the hooks report them."""
 
     def seen(name: str, output: object) -> None:
-        output = tensor_of(output)
         once = name not in ran and isinstance(output, Tensor) and output.ndim >= 2
         ran[name] = tuple(output.shape) if once else None  # type: ignore[attr-defined]
 
@@ -190,12 +222,12 @@ class _OnMeta(TorchFunctionMode):
         except RuntimeError:
             if self.lenient and func is functional.scaled_dot_product_attention:
                 return func(*args[:3], **{k: v for k, v in kwargs.items() if k != "attn_mask"})
-            if self.lenient and func in _SUMS:
+            if self.lenient and func in SUMS:
                 return max(args[:2], key=torch.numel).clone()
             raise
 
 
-_SUMS = {
+SUMS = {
     torch.add,
     Tensor.add,
     Tensor.add_,

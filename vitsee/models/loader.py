@@ -146,7 +146,11 @@ def _refuse_unrunnable(model: Model, net: nn.Module, size: tuple[int, int, int])
         raise UserError(
             f"{model.asked} cannot run on images of {shape}: {type(error).__name__}: {line(error)}"
         ) from error
-    if isinstance(one, torch.Tensor) and not torch.allclose(one, again, rtol=1e-3, atol=1e-3):
+    if (
+        one is not None
+        and again is not None
+        and not torch.allclose(one, again, rtol=1e-3, atol=1e-3)
+    ):
         raise UserError(
             f"{model.asked} gives another output each time that it runs on the same image: something in "
             f"{type(net).__name__} is random even in evaluation mode"

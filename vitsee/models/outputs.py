@@ -1,27 +1,28 @@
-"""What modules return: a tensor, or a tuple or dictionary that holds one."""
+"""What modules return: a tensor, or a tuple or mapping that holds some."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
 
-def tensor_of(output: Any) -> Any:
-    """Return the first tensor with features in an output, (N, ...); an output without one as it is.
+def tensor_of(output: object, given: object = ()) -> Tensor | None:
+    """Return a module's output: of several, in a tuple or by names, the first that is not its input.
 
-    Tuples, lists and mappings (transformers' ModelOutput) are searched in order, each to the end before the next.
+    Tensors of parts of images, whose first axis is longer, come last. given: the module's arguments. None if there
+    is no tensor with features.
     """
-    found = _first(output)
-    return output if found is None else found
-
-
-def _first(output: Any) -> Tensor | None:
     if isinstance(output, Tensor):
-        return output if output.ndim >= 2 else None
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    if isinstance(output, (tuple, list)):
-        return next((found for each in output if (found := _first(each)) is not None), None)
-    return None
+        return output
+    inputs = {id(x) for x in flat(given)}
+    tensors = [x for x in flat(output) if isinstance(x, Tensor) and x.ndim > 1]
+    return min((x for x in tensors if id(x) not in inputs), key=len, default=None)
+
+
+def flat(value: object) -> list[object]:
+    """Return what is in a tuple, list or mapping, and in those within."""
+    inside = value.values() if isinstance(value, Mapping) else value
+    if not isinstance(inside, (tuple, list)) and inside is value:
+        return [value]
+    return [x for one in inside for x in flat(one)]  # type: ignore[attr-defined]

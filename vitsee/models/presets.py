@@ -10,7 +10,8 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from vitsee.errors import UserError
-from vitsee.models.layers import depths_of, units_of
+from vitsee.models.layers import depths_of
+from vitsee.models.units import Part, parts_of, units_of
 from vitsee.setting import Layer
 
 PRESETS = {
@@ -19,7 +20,7 @@ PRESETS = {
     "Mixer: norm1, token MLP, norm2, channel MLP and block output",
     "four": "four per block (norm1, attention, MLP, block output); CNN: branch and unit output",
     "blocks": "the output of each block or unit",
-    "last": "the output of the last block or unit",
+    "last": "the output of the last block or unit (with patches, if any has them)",
     "penultimate": "the output of the block or unit before the last",
     "last_stage": "the outputs of all units of a CNN's last stage; of a ViT the last block",
     "logits": "the output of the classifier",
@@ -122,53 +123,46 @@ def _preset(net: nn.Module, layers: list[Layer], name: str) -> list[str]:
         return names
     if name == "logits":
         return [n for n in names if n == getattr(net, "pretrained_cfg", {}).get("classifier")]
-    units = units_of(names)
+    units = units_of(net, names)
     if name == "blocks":
         return units
-    if name == "last":
-        return units[-1:]
-    if name == "penultimate":
-        return units[-2:-1]
-    if name == "last_stage":
-        return [unit for unit in units if _stage(unit) == _stage(units[-1])]
+    if name in ("last", "penultimate", "last_stage"):
+        places = {layer.name for layer in layers if layer.grid}
+        units = [unit for unit in units if unit in places] or units
+        stage = [unit for unit in units if _stage(unit) == _stage(units[-1])]
+        return {"last": units[-1:], "penultimate": units[-2:-1], "last_stage": stage}[name]
     if name == "low":
         return units[:5]
-    if _has(net, units, "attn") and _has(net, units, "mlp"):  # attention of CNNs gates channels
-        if name == "four":
-            return _of_each(names, units, ["norm1", "attn", "mlp", ""])
-        per_block = ["norm1", "attn", "norm2", _hidden(names, units), "mlp", ""]
-        within = _of_each(names, units, per_block)
-        return [*_embedding(names), *within, *_final_norm(net, names)]
-    if _has(net, units, "mlp_tokens"):
-        mixer = ["norm1", "mlp_tokens", "norm2", "mlp_channels", ""]
-        return _of_each(
-            names, units, [part for part in mixer if name == "paper" or part != "norm2"]
-        )
-    return _convolutional(net, names, units, name)
+    if not units:
+        return []
+    ran = set(names)
+    parts = {unit: parts_of(unit, net.get_submodule(unit), ran) for unit in units}
+    direct = [part.role for part in parts[units[0]] if part.direct]
+    if "attention" in direct and "mlp" in direct:
+        ends = [*_embedding(names), *_final_norm(net, names)] if name == "paper" else []
+        chosen = {*_of_units(parts, name, hidden=name == "paper"), *ends}
+    elif direct.count("mlp") + direct.count("mixer") > 1 and _is_mixer(net.get_submodule(units[0])):
+        chosen = _of_units(parts, name)
+    else:
+        chosen = _convolutional(net, names, parts, name)
+    return [n for n in names if n in chosen]
+
+
+def _of_units(parts: dict[str, list[Part]], name: str, *, hidden: bool = False) -> set[str]:
+    """Return the units and their parts; of the norms, `four` has only the first of each unit."""
+    chosen = set(parts)
+    for of_unit in parts.values():
+        norms = [part.name for part in of_unit if part.role == "norm" and part.direct]
+        chosen.update(norms if name == "paper" else norms[:1])
+        chosen.update(part.name for part in of_unit if part.role in ("attention", "mixer", "mlp"))
+        if hidden:
+            chosen.update(part.name for part in of_unit if part.role == "hidden")
+    return chosen
 
 
 def _stage(unit: str) -> str:
     """Return the stage of a unit: its name without the last part, if the name contains several numbers."""
     return unit.rpartition(".")[0] if len(re.findall(r"\d+", unit)) > 1 else unit
-
-
-def _has(net: nn.Module, units: list[str], child: str) -> bool:
-    return bool(units) and hasattr(net.get_submodule(units[0]), child)
-
-
-def _of_each(names: list[str], units: list[str], parts: list[str]) -> list[str]:
-    """Return these parts of every unit, if they ran. The part '' is the unit itself."""
-    ran = set(names)
-    wanted = (f"{unit}.{part}" if part else unit for unit in units for part in parts)
-    return [name for name in wanted if name in ran]
-
-
-def _hidden(names: list[str], units: list[str]) -> str:
-    """Return the part of a block that outputs the MLP's hidden layer after its activation."""
-    gated = f"{units[0]}.mlp.norm" in names and (
-        f"{units[0]}.mlp.fc1_g" in names or f"{units[0]}.mlp.act" not in names
-    )
-    return "mlp.norm" if gated else "mlp.act"
 
 
 def _embedding(names: list[str]) -> list[str]:
@@ -184,21 +178,32 @@ def _final_norm(net: nn.Module, names: list[str]) -> list[str]:
     return (real or norms)[:1]
 
 
-def _convolutional(net: nn.Module, names: list[str], units: list[str], name: str) -> list[str]:
-    if not units:
-        return []
+def _convolutional(
+    net: nn.Module, names: list[str], parts: dict[str, list[Part]], name: str
+) -> set[str]:
+    """Return the units of a CNN with all convolutions and norms, or the last convolution of each unit.
+
+    Units with MLPs have their parts as well.
+    """
     modules = dict(net.named_modules())  # sublayers of the residual stream are not modules
     body = {n: modules[n] for n in names if n in modules and not _head(n)}
     convolutions = [n for n, module in body.items() if isinstance(module, nn.Conv2d)]
+    roles = {"attention", "mixer", "mlp"}
     if name == "four":
         branch = [
-            [n for n in convolutions if n.startswith(f"{u}.") and "downsample" not in n]
-            for u in units
+            [n for n in convolutions if n.startswith(f"{unit}.") and "downsample" not in n]
+            for unit in parts
         ]
-        last = {within[-1] for within in branch if within}
-        return [n for n in names if n in last or n in units]
-    wanted = {*units, *convolutions, *(n for n, module in body.items() if _is_norm(module))}
-    return [n for n in names if n in wanted]
+        chosen = {*parts, *(within[-1] for within in branch if within)}
+    else:
+        chosen = {*parts, *convolutions, *(n for n, module in body.items() if _is_norm(module))}
+        roles |= {"norm", "hidden"}
+    return chosen | {part.name for of in parts.values() for part in of if part.role in roles}
+
+
+def _is_mixer(unit: nn.Module) -> bool:
+    """Return whether a unit has neither convolutions nor recurrent layers, so mixes tokens by linear ones."""
+    return not any(isinstance(layer, (nn.Conv2d, nn.RNNBase)) for layer in unit.modules())
 
 
 def _head(name: str) -> bool:

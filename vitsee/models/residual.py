@@ -1,8 +1,9 @@
-"""Reads the residual stream of timm's architectures: the skip and the branch of each addition.
+"""Reads the residual stream: the skip and the branch of each addition.
 
 Additions do not have modules of their own, so they are named after their block: `blocks.3.+attn` and
 `blocks.3.+mlp` are the stream after that branch is added. Blocks with one branch (convolutional
-units, parallel blocks) keep their own name: `layer1.0`.
+units, parallel blocks) keep their own name: `layer1.0`. Where timm's and vitsee's block classes add is known
+(`KNOWN`); in other units, what is added to the unit's own input is found while it runs (`additions.py`).
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vitsee.errors import unknown
+from vitsee.errors import UserError
 from vitsee.models import layers, presets
+from vitsee.models.additions import meet_addition, record_additions
 from vitsee.models.layout import Record
 from vitsee.models.outputs import tensor_of
 from vitsee.setting import Layer
@@ -145,7 +147,7 @@ def split(name: str) -> tuple[str, str]:
 
 
 def skips(net: nn.Module, name: str) -> bool:
-    """Return whether there is a skip connection here: not in a stem or in a unit that changes the size."""
+    """Return whether a known block has a skip connection here: not in a unit that changes the size."""
     addition = _addition(net, name)
     block = net.get_submodule(split(name)[0])
     return addition is not None and (not addition.skips or bool(getattr(block, addition.skips)))
@@ -170,7 +172,15 @@ def attach(
         return _meet(block, addition, deliver)
     if addition is not None and addition.name:  # one sublayer of several, without its skip
         return _meet(block, addition, lambda both: deliver(Residual(None, both.branch)))
-    return [block.register_forward_hook(lambda m, args, out: deliver(Residual(None, out)))]
+    if addition is not None or isinstance(block, (nn.Conv2d, nn.Linear)):
+        return [block.register_forward_hook(lambda m, args, out: deliver(Residual(None, out)))]
+    name, branch = split(layer.name)
+    return meet_addition(
+        name,
+        block,
+        None if branch == "unit" else branch,
+        lambda skip, branch: deliver(Residual(skip, branch)),
+    )
 
 
 def _meet(
@@ -207,18 +217,42 @@ def survey(
 ) -> list[Layer]:
     """Return the residual stream after each addition, in running order.
 
-    everything: also the first convolution of a CNN, and its units without a skip. Raises UserError if the
-    class of a repeated block is unknown.
+    everything: also the first convolution of a CNN, and units without a skip, but of all these only those with a
+    grid. Raises UserError if there are none.
     """
     modules = layers.survey(net, input_size)
+    units = presets.preset(net, modules, "blocks")
+    unknown = [unit for unit in units if not additions(net.get_submodule(unit))]
     names = sublayers(net)
-    _require_known(net, presets.preset(net, modules, "blocks"), names)
     if not everything:
         names = [name for name in names if skips(net, name)]
     elif all(layer.prefix is None for layer in modules):
         convolutions = (m.name for m in modules if isinstance(net.get_submodule(m.name), nn.Conv2d))
         names = [*convolutions][:1] + names
-    return layers.layers_of(net, input_size, lambda net, seen: _record(net, names, seen))
+
+    def record(net: nn.Module, seen: Record) -> list[RemovableHandle]:
+        handles = _record(net, names, seen)
+        for unit in unknown:
+            block = net.get_submodule(unit)
+            handles += record_additions(unit, block, seen, everything=everything)
+        return handles
+
+    found = layers.layers_of(net, input_size, record)
+    found = [layer for layer in found if layer.windows == 1 and (layer.grid or not everything)]
+    if not found:
+        raise UserError(_nothing(net, units, everything))
+    return found
+
+
+def _nothing(net: nn.Module, units: list[str], everything: bool) -> str:
+    """Return why there is no residual stream."""
+    kind = type(net).__name__
+    if not units:
+        return f"{kind} has no repeated blocks that vitsee could read; name layers for analysis=cka instead"
+    of = f"{len(units)} units ({units[0]} … {units[-1]})"
+    if everything:
+        return f"{kind}: the outputs of its {of} have no rows and columns that vitsee knows, so no centre"
+    return f"{kind} has no skip connections: none of its {of} adds anything to its own input"
 
 
 def survey_outputs(net: nn.Module, input_size: tuple[int, int, int]) -> list[Layer]:
@@ -237,8 +271,13 @@ def attach_outputs(
     """Add hooks that deliver the residual stream after an addition, or the output of a module."""
     if ".+" in layer.name:
         return attach(net, layer, lambda residual: deliver(residual.total))
-    module = net.get_submodule(layer.name)
-    return [module.register_forward_hook(lambda m, args, out: deliver(tensor_of(out)))]
+
+    def leave(module: nn.Module, args: object, output: object) -> None:
+        found = tensor_of(output, args)
+        assert found is not None  # else this would be no layer
+        deliver(layer.by_image(found))
+
+    return [net.get_submodule(layer.name).register_forward_hook(leave)]
 
 
 def _record(net: nn.Module, names: list[str], seen: Record) -> list[RemovableHandle]:
@@ -248,19 +287,3 @@ def _record(net: nn.Module, names: list[str], seen: Record) -> list[RemovableHan
         return lambda residual: seen(name, residual.branch)
 
     return [h for name in names for h in attach(net, Layer(name, (), None), report(name))]
-
-
-def _require_known(net: nn.Module, units: list[str], names: list[str]) -> None:
-    """Raise UserError for the first repeated block whose additions are unknown."""
-    kinds = {unit: net.get_submodule(unit) for unit in units}
-    strange = [(unit, block) for unit, block in kinds.items() if not additions(block)]
-    if strange or not names:
-        unit, block = strange[0] if strange else ("", net)
-        what = f"{unit} of {type(net).__name__} is a" if unit else "the model is a"
-        raise unknown(
-            f"{what} {_class_name(block)}, and vitsee does not know where this class adds to the "
-            f"residual stream",
-            _class_name(block),
-            KNOWN,
-            "choose a model made of known timm blocks",
-        )
