@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
 from timm.utils import AttentionExtract
 from torch import nn
 
-from vitsee.analysis import Layer
+from vitsee.analysis import REGISTERED, Layer
 from vitsee.errors import UserError
 from vitsee.estimators import attention
 from vitsee.models import attention_hooks, presets
@@ -304,3 +306,20 @@ def test_layers_are_surveyed_in_the_order_they_run():
     assert [layer.name for layer in watched] == ["blocks.0.attn", "blocks.1.attn"]
     assert {layer.grid for layer in watched} == {(4, 4)}
     assert {layer.shape for layer in watched} == {(3, 17, 64)}
+
+
+WHOLE = Layer("blocks.0.attn", (3, 17, 16), 1, True, (4, 4), (8.0, 8.0))
+
+
+@pytest.mark.parametrize("name", ["attention_rollout", "head_maps"])
+def test_analyses_that_need_every_token_refuse_attention_within_windows(name):
+    windowed = replace(WHOLE, name="blocks.1.attn", windows=4)
+    message = r"blocks\.1\.attn attends within windows.*use analysis=attention_distance"
+    with pytest.raises(UserError, match=message):
+        REGISTERED[name]().check({"model": [WHOLE, windowed]})
+
+
+def test_rollout_refuses_layers_of_several_stages():
+    small = replace(WHOLE, name="blocks.1.attn", shape=(3, 5, 16), grid=(2, 2))
+    with pytest.raises(UserError, match=r"among different tokens \(17 and 5\); .*one stage"):
+        REGISTERED["attention_rollout"]().check({"model": [WHOLE, small]})

@@ -869,7 +869,7 @@ TOKENS = {
     "CLIP": ("encoder.layers.1", 1, True, (4, 4)),
     "SigLIP": ("encoder.layers.1", 0, False, (4, 4)),
     "BEiT": ("layers.1", 1, True, (4, 4)),
-    "Swin": ("encoder.layers.1", None, False, None),
+    "Swin": ("encoder.layers.1", 0, False, None),
     "ConvNeXt": ("encoder.stages.1", None, False, (4, 4)),
 }
 

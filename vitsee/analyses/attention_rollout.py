@@ -11,8 +11,7 @@ import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.data.images import listed, require_listed
-from vitsee.errors import UserError
-from vitsee.estimators.attention import Attention, reached
+from vitsee.estimators.attention import Attention, reached, require_same_tokens
 from vitsee.io.tidy import Table, Whole, indices
 from vitsee.lazy import torch
 
@@ -63,19 +62,7 @@ class AttentionRollout(Analysis):
         require_listed(self.images_list)
 
     def check(self, layers: dict[str, list[Layer]]) -> None:
-        first = layers["model"][0]
-        for layer in layers["model"]:
-            if layer.windows > 1:
-                raise UserError(
-                    f"analysis=attention_rollout: {layer.name} attends within windows, so its weights cannot be "
-                    f"multiplied through all tokens; use analysis=attention_distance, or choose other layers with "
-                    f"analysis.layers"
-                )
-            if (layer.prefix, layer.grid) != (first.prefix, first.grid):
-                raise UserError(
-                    f"analysis=attention_rollout: {first.name} and {layer.name} attend among different tokens "
-                    f"({first.shape[1]} and {layer.shape[1]}); choose the layers of one stage with analysis.layers"
-                )
+        require_same_tokens(layers["model"], self.name)
 
     def select(self, stage: int) -> Sequence[int] | None:
         """The images of `images_list`. Raises UserError for one that does not exist."""

@@ -13,7 +13,7 @@ import pandas as pd
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.data.images import listed, require_listed
 from vitsee.errors import UserError
-from vitsee.estimators.attention import Attention, offset_means, offsets
+from vitsee.estimators.attention import Attention, offset_means, offsets, require_no_windows
 from vitsee.estimators.kernels import float64_device
 from vitsee.io.tidy import Kind, Table, Whole, indices
 from vitsee.lazy import torch
@@ -93,6 +93,7 @@ class HeadMaps(Analysis):
             raise UserError(f"analysis.fixed must be between 0 and 1, got {self.fixed}")
 
     def check(self, layers: dict[str, list[Layer]]) -> None:
+        require_no_windows(layers["model"], self.name)
         for layer in layers["model"]:
             rows, columns = layer.places
             if self.query and (self.query[0] >= rows or self.query[1] >= columns):

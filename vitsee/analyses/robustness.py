@@ -11,7 +11,7 @@ import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError, unknown
-from vitsee.estimators.attention import Attention, reached
+from vitsee.estimators.attention import Attention, reached, require_same_tokens
 from vitsee.estimators.changed_images import drop, dropped_first, shuffle, shuffled
 from vitsee.io.tidy import Error, Kind, Table
 from vitsee.lazy import torch
@@ -91,6 +91,7 @@ class Robustness(Analysis):
             raise UserError(f"analysis.seed must be at least 0, got {self.seed}")
 
     def check(self, layers: dict[str, list[Layer]]) -> None:
+        require_same_tokens(layers.get("other", []), self.name)
         asked = [change for change in self.changes or [] if change in SALIENT]
         if asked and "other" not in layers:
             raise UserError(

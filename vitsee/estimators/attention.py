@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vitsee.errors import UserError
 from vitsee.estimators.kernels import float64_device
 from vitsee.lazy import torch
 from vitsee.setting import Layer
@@ -75,6 +76,27 @@ class Weights(Attention):
 
     def _softmax(self, some: slice) -> Tensor:
         return self.query[some].float().clone()
+
+
+def require_no_windows(layers: Sequence[Layer], analysis: str) -> None:
+    """Raise UserError if one of these modules attends within windows: its weights are not among all tokens."""
+    for layer in layers:
+        if layer.windows > 1:
+            raise UserError(
+                f"analysis={analysis}: {layer.name} attends within windows, and not from every token to every "
+                f"token; use analysis=attention_distance, or choose other layers with analysis.layers"
+            )
+
+
+def require_same_tokens(layers: Sequence[Layer], analysis: str) -> None:
+    """Raise UserError if these modules do not all attend among the same tokens, as rollout needs."""
+    require_no_windows(layers, analysis)
+    for layer in layers:
+        if (layer.prefix, layer.grid) != (layers[0].prefix, layers[0].grid):
+            raise UserError(
+                f"analysis={analysis}: {layers[0].name} and {layer.name} attend among different tokens "
+                f"({layers[0].shape[1]} and {layer.shape[1]}); choose the layers of one stage with analysis.layers"
+            )
 
 
 def token_distances(layer: Layer) -> Tensor:
