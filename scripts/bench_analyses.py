@@ -22,7 +22,10 @@ from vitsee.options import Precision
 from vitsee.sums import Sums
 
 MODEL = "vit_tiny_patch16_224"
-ANALYSES = ["attention_distance", "skip_ratio", "localization", "linear_probe", "receptive_field"]
+ANALYSES = [
+    *("attention_distance", "skip_ratio", "localization", "linear_probe", "receptive_field"),
+    *("token_norm", "massive_activation", "fourier", "robustness"),
+]
 
 
 class Noise(Images):
@@ -106,6 +109,8 @@ def seen(
         positions=range(b * passes.batch_size, b * passes.batch_size + len(ids)),
         planned=len(passes.orders[stage]),
         stage=stage,
+        normalisation={"model": ((0.5,) * 3, (0.5,) * 3)},
+        again=lambda role, changed: through(changed),
     )
 
 

@@ -28,7 +28,7 @@ interrupted run; if everything is already measured, it only redraws.
   vitsee run -m model=vit_b16,vit_l16                     one after the other; on SLURM: hydra/launcher=slurm
   vitsee run --from outputs/…/experiment.yaml             repeat a result
   vitsee run figure=fig01 zoo=mini                        a published figure with all panels and claims
-  vitsee run figure=all zoo=paper                         all figures in one process
+  vitsee run figure=all zoo=paper                         all figures of the two papers
   vitsee run figure=claims model=NAME model@other=NAME    test the claims on any two models
   vitsee run --import my_analysis.py analysis=mine        your own analysis: docs/extending.md
 

@@ -212,7 +212,7 @@ class TokenNorm(Analysis):
         drawn = line_plots.depth_lines(
             lines,
             xlabel="Depth (share of blocks)",
-            ylabel=f"Share of outlier patch tokens (norm > {self.multiple:g} x median)",
+            ylabel=f"Outlier patch tokens (norm > {self.multiple:g} x median)",
             title=results[0][1].data,
             x=x,
         )
