@@ -162,9 +162,11 @@ def _grid_lines(axes: Axes) -> None:
 
 
 def _level(axes: Axes, values: pd.Series) -> None:
-    """A dashed line at the distance of uniform attention."""
+    """A dashed line at each distance of uniform attention: stages have different ones."""
+    label = "uniform attention"
     for level in values.unique():
-        axes.axhline(level, color="0.4", lw=0.8, ls="--", label="uniform attention")
+        axes.axhline(level, color="0.4", lw=0.8, ls="--", label=label)
+        label = "_"  # so that the legend has one of them
 
 
 def lines_with_errors(
