@@ -78,8 +78,10 @@ gpu-check: setup ## Run every analysis on the CPU and on the GPU, and print the 
 soak: .venv/.installed-dev ## Kill runs at 1,000 random moments, with other faults in between (an hour)
 	VITSEE_KILLS=1000 VITSEE_KILLS_SEED=$$(date +%s) $(BIN)/pytest -q -rP tests/test_faults.py
 
-sweep: .venv/.installed-dev ## Survey one model of every timm architecture with all presets (a few minutes)
+sweep: .venv/.installed-dev ## Try every analysis on every architecture of timm, and write their table (an hour)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q --numprocesses=auto -m sweep tests/test_layers.py
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/families.py
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/families.py --run
 
 clean: ## Remove .venv, .venv-lowest, site/ and caches; outputs/ stays
 	rm -rf .venv .venv-lowest site .hypothesis .pytest_cache .mypy_cache .ruff_cache

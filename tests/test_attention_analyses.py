@@ -10,6 +10,7 @@ import torch
 from conftest import composed
 from reference import hsic1
 
+from vitsee.analysis import REGISTERED, Layer
 from vitsee.errors import UserError
 from vitsee.runner import minibatches, run
 from vitsee.study import Study
@@ -213,3 +214,49 @@ def test_rollout_shows_the_images_in_their_colours(tiny):
     small = torch.nn.functional.interpolate(image[None], size=(side, side), mode="area")[0]
     found = shown[["r", "g", "b"]].to_numpy().reshape(side, side, 3)
     assert np.abs(found - 255 * small.permute(1, 2, 0).numpy()).max() <= 1
+
+
+# ---- stages and windows ----
+
+
+def attends(
+    name: str, tokens: int, grid: tuple[int, int], windows: int = 1, heads: int = 2
+) -> Layer:
+    return Layer(name, (heads, tokens, 4), 0, False, grid, (4.0, 4.0), windows=windows)
+
+
+def test_rollout_through_windows_or_stages_is_refused_and_one_stage_is_not():
+    rollout = REGISTERED["attention_rollout"]()
+    whole, smaller = attends("a.0", 16, (4, 4)), attends("b.0", 4, (2, 2))
+    with pytest.raises(
+        UserError, match=r"c\.0 attends within windows.*use analysis=attention_distance"
+    ):
+        rollout.check({"model": [whole, attends("c.0", 4, (2, 2), 4)]})
+    message = (
+        r"a\.0 and b\.0 attend among different tokens \(16 and 4\); choose the layers of one stage"
+    )
+    with pytest.raises(UserError, match=message):
+        rollout.check({"model": [whole, smaller]})
+    rollout.check({"model": [whole, attends("a.1", 16, (4, 4))]})
+
+
+def test_layers_may_have_different_numbers_of_heads_and_windows(tmp_path, command):
+    small = "{img_size:56,embed_dim:24,depths:[2,1],num_heads:[1,2]}"
+    code, _, _ = command(
+        "run", "analysis=attention_distance", "model=timm", "model.pretrained=false",
+        "model.timm=swin_tiny_patch4_window7_224", f"model.args={small}", "dataset=scenes", "images=4",
+        "batch_size=2", f"run.outputs={tmp_path}", "run.workers=0", "run.progress=false",
+    )  # fmt: skip
+    assert code == 0
+    (path,) = tmp_path.rglob("attention_distance.csv")
+    table = pd.read_csv(path)
+    assert table["layer"].tolist() == [
+        *("layers.0.blocks.0.attn", "layers.0.blocks.1.attn"),
+        *("layers.1.blocks.0.attn",) * 2,
+    ]
+    assert table["block"].tolist() == [0, 1, 2, 2]
+    assert table["head"].tolist() == [0, 0, 0, 1]
+    assert table["windows"].tolist() == [4, 4, 1, 1]
+    assert (table["distance_px"] > 0).all()
+    longest = np.array([24, 24, 48, 48]) * 2**0.5  # from corner to corner of a window
+    assert (table["distance_px"] < longest).all()

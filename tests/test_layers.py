@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
-from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import timm
 import torch
+import torchvision
 
 from vitsee.errors import UserError
-from vitsee.models import layers, presets, timm_architecture
+from vitsee.estimators import places
+from vitsee.models import layers, presets, residual, timm_architecture
 from vitsee.models.structure import structure
 from vitsee.models.taps import SURVEY
+from vitsee.setting import Layer
+
+spec = importlib.util.spec_from_file_location(
+    "families", Path(__file__).parents[1] / "scripts" / "families.py"
+)
+assert spec
+assert spec.loader
+families = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(families)
 
 
 def surveyed(name: str, **args: object):
@@ -125,6 +137,29 @@ def test_prefix_tokens_are_known(name, prefix, class_token):
     assert (block.prefix, block.class_token) == (prefix, class_token)
 
 
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("vit_tiny_patch16_224", {}),
+        ("beit_base_patch16_224", {"embed_dim": 48, "num_heads": 3}),
+        ("eva02_tiny_patch14_224", {}),
+        ("vit_relpos_base_patch16_clsgap_224", {"embed_dim": 48, "num_heads": 3}),
+    ],
+)
+def test_whether_the_head_reads_the_class_token_is_known(name, args):
+    """Another class token changes the logits if it is read."""
+    torch.manual_seed(0)
+    net = timm.create_model(name, depth=1, **args).eval()
+    block = next(x for x in layers.survey(net, (3, 224, 224)) if x.name == "blocks.0")
+    assert block.class_token
+    tokens = torch.randn(1, *block.shape)
+    other = tokens.clone()
+    other[:, 0] = torch.randn(block.shape[1])
+    with torch.no_grad():
+        same = torch.equal(net.forward_head(net.norm(tokens)), net.forward_head(net.norm(other)))
+    assert block.reads_class is not same
+
+
 def test_convolutional_maps_have_no_token_axis():
     _, every = surveyed("resnet50_gn")
     assert all(layer.prefix is None for layer in every)
@@ -172,24 +207,6 @@ USUAL = [
 """One small model of each of many families, whose blocks are as different as timm has them."""
 
 
-def refused_or_listed(name: str, kinds: list[str]) -> None:
-    """Choose every preset of every survey, and the layers that a run of it would watch."""
-    with torch.device("meta"):
-        net = timm.create_model(name).eval()
-    size = tuple(timm_architecture.data_config(net)["input_size"])
-    for kind in kinds:
-        try:
-            every = SURVEY[kind](net, size)
-        except UserError:
-            assert kind != "outputs"
-            continue
-        names = {layer.name for layer in every}
-        for preset in presets.PRESETS:
-            assert set(presets.preset(net, every, preset)) <= names
-            with suppress(UserError):
-                assert all(layer.images for layer in presets.choose(net, every, [preset]))
-
-
 @pytest.mark.parametrize("kind", SURVEY)
 def test_what_a_survey_finds_depends_on_the_structure_alone(kind):
     """Of models with other weights, and once of one on the meta device."""
@@ -203,17 +220,165 @@ def test_what_a_survey_finds_depends_on_the_structure_alone(kind):
 
 
 @pytest.mark.parametrize("name", USUAL)
-def test_presets_select_what_is_there_or_are_refused(name):
-    refused_or_listed(name, ["outputs"])
+def test_presets_select_layers_of_images_of_every_family(name):
+    net, every = surveyed(name)
+    names = {layer.name for layer in every}
+    for preset in presets.PRESETS:
+        selected = presets.preset(net, every, preset)
+        assert set(selected) <= names
+        assert selected or preset in ("logits", "penultimate")
+        if selected:
+            chosen = presets.choose(net, every, [preset])
+            assert all(layer.images for layer in chosen)
+            assert all(layer.depth is not None for layer in chosen)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "swin_tiny_patch4_window7_224", "densenet121"])
+def test_every_analysis_goes_on_or_gives_a_known_reason(name):
+    said = families.verdicts(name)
+    refused = {analysis: families.reason(why) for analysis, why in said.items() if why}
+    assert (
+        refused
+        == {
+            "test_vit": {},
+            "swin_tiny_patch4_window7_224": {"attention_rollout": "windows or blocks of tokens"},
+            "densenet121": dict.fromkeys(
+                ("attention_distance", "attention_rollout"), "no attention"
+            )
+            | {"skip_ratio": "none adds to its own input: no skip connections"},
+        }[name]
+    )
+
+
+def test_the_table_of_families_has_every_module_of_timm_and_models_that_exist():
+    assert list(families.representatives()) == timm.list_modules()
+    for module, names in families.representatives().items():
+        assert set(names) <= set(timm.list_models(module=module))
+    page = families.PAGE.read_text(encoding="utf-8")
+    written = page.partition(families.BEGIN)[2].partition(families.END)[0]
+    rows = re.findall(r"^\| (\w+) \|", written, flags=re.MULTILINE)
+    assert rows == timm.list_modules()
 
 
 @pytest.mark.sweep
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("module", timm.list_modules())
-def test_presets_select_what_is_there_or_are_refused_in_every_module_of_timm(module):
-    names = timm.list_models(module=module)
-    small = re.compile(r"^test_|nano|atto|femto|pico|tiny|_xxs|_xs|_s0|_b0|_t0|_m0|18|26|050")
-    refused_or_listed(next((name for name in names if small.search(name)), names[0]), [*SURVEY])
+def test_every_analysis_goes_on_or_gives_a_known_reason_in_every_module_of_timm(module):
+    for name in families.representatives()[module]:
+        said = families.verdicts(name)
+        assert not said["cka"]
+        assert all(families.reason(why) for why in said.values() if why)
+
+
+def place_that_changes(net: torch.nn.Module, layer: Layer, pixels: torch.Tensor) -> torch.Tensor:
+    """How much each place of a layer changes with the input's patch at a quarter of the rows and three of columns."""
+    outputs: list[torch.Tensor] = []
+    handles = residual.attach_outputs(net, layer, lambda x: outputs.append(x.detach().clone()))
+    (down, right), (rows, columns) = layer.pitch, layer.grid
+    y, x = int(rows // 4 * down), int(3 * columns // 4 * right)
+    changed = pixels.clone()
+    changed[:, :, y : y + int(down) + 1, x : x + int(right) + 1] += 3
+    with torch.no_grad():
+        net(pixels)
+        net(changed)
+    for handle in handles:
+        handle.remove()
+    return places.tokens(layer, outputs[1] - outputs[0])[:, 0].norm(dim=-1).view(layer.grid)
+
+
+def near_its_place(name: str, **args: object) -> None:
+    """In the first unit of each resolution, what changes most is near where the input changes."""
+    torch.manual_seed(0)
+    net, every = surveyed(name, **args)
+    built = timm.create_model(name, **args).eval()
+    units = set(presets.preset(net, every, "blocks"))
+    found = [x for x in every if x.name in units and x.grid and min(x.grid) > 6]
+    pixels = torch.randn(1, *timm_architecture.data_config(net)["input_size"])
+    for layer in {x.grid: x for x in reversed(found)}.values():
+        moved = place_that_changes(built, layer, pixels)
+        rows, columns = layer.grid
+        row, column = divmod(int(moved.argmax()), columns)
+        far = max(abs(row - rows // 4), abs(column - 3 * columns // 4))
+        assert far <= 3, (name, layer.name, layer.grid, (row, column))
+
+
+@pytest.mark.parametrize("name", ["gcvit_xxtiny", "pit_ti_224"])
+def test_a_place_changes_most_where_the_input_does(name):
+    near_its_place(name)
+
+
+@pytest.mark.sweep
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("module", timm.list_modules())
+def test_a_place_changes_most_where_the_input_does_in_every_module_of_timm(module):
+    near_its_place(families.representatives()[module][0])
+
+
+class Own(torch.nn.Module):
+    """A transformer of one's own, with other names than timm's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Conv2d(3, 8, 4, 4)
+        layer = torch.nn.TransformerEncoderLayer
+        self.stack = torch.nn.ModuleList(layer(8, 2, 16, batch_first=True) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x).flatten(2).mT
+        for layer in self.stack:
+            x = layer(x)
+        return x.mean(1)
+
+
+def test_presets_know_the_blocks_of_networks_from_elsewhere():
+    own = Own().eval()
+    every = layers.survey(own, (3, 16, 16))
+    assert presets.preset(own, every, "blocks") == ["stack.0", "stack.1", "stack.2"]
+    assert {x.grid for x in every if x.name.startswith("stack.")} >= {(4, 4)}
+    with torch.device("meta"):
+        swin = torchvision.models.swin_t().eval()
+        resnet = torchvision.models.resnet18().eval()
+    every = layers.survey(swin, (3, 224, 224))
+    assert len(presets.preset(swin, every, "blocks")) == 12
+    assert {name.rpartition(".")[2] for name in presets.preset(swin, every, "four")} >= {
+        "attn",
+        "mlp",
+    }
+    every = layers.survey(resnet, (3, 224, 224))
+    assert presets.preset(resnet, every, "blocks")[0] == "layer1.0"
+    assert len(presets.preset(resnet, every, "paper")) == 20 + 20 + 8
+
+
+@pytest.mark.parametrize(
+    ("name", "hidden"),
+    [
+        ("vit_tiny_patch16_224", "blocks.0.mlp.act"),
+        ("eva02_tiny_patch14_224", "blocks.0.mlp.norm"),  # after the product with the gate
+        ("convnext_tiny", "stages.0.blocks.0.mlp.act"),
+        ("resmlp_12_224", None),
+    ],
+)
+def test_the_hidden_layer_of_an_mlp_is_what_enters_its_last_layer(name, hidden):
+    net, every = surveyed(name)
+    chosen = presets.preset(net, every, "paper")
+    between = [n for n in chosen if ".mlp." in n]
+    assert (between[0] if between else None) == hidden
+
+
+@pytest.mark.parametrize(
+    ("name", "features"),
+    [
+        ("samvit_base_patch16_224", {768}),
+        ("tiny_vit_5m_224", {64, 128, 160, 320}),
+        ("gcvit_xxtiny", {64, 128, 256, 512}),
+        ("swinv2_cr_tiny_224", {96, 192, 384, 768}),
+        ("pvt_v2_b0", {32, 64, 160, 256}),
+    ],
+)
+def test_layers_with_channels_last_have_their_features_probed(name, features):
+    net, every = surveyed(name)
+    chosen = presets.choose(net, every, ["blocks"])
+    assert {x.channels if x.is_map else x.shape[-1] for x in chosen} == features
 
 
 @pytest.mark.parametrize("name", ["test_byobnet", "ese_vovnet19b_slim_dw", "test_nfnet"])

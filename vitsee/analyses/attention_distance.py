@@ -123,7 +123,7 @@ class AttentionDistance(Analysis):
         from vitsee.plotting import line_plots
 
         table = tables["attention_distance"]
-        within = " within windows" if table.get("windows", pd.Series([1])).gt(1).any() else ""
+        within = "\nwithin windows" if table.get("windows", pd.Series([1])).gt(1).any() else ""
         return {
             "attention_distance": line_plots.sorted_lines(
                 _lowest_and_highest(table),

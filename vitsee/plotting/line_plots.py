@@ -209,9 +209,10 @@ def _plain(axis: Axis) -> None:
 
 
 def _level(axes: Axes, values: pd.Series, label: str = "uniform attention") -> None:
-    """A dashed line at the value of a reference."""
+    """A dashed line at each value of a reference: stages have different ones."""
     for level in values.unique():
         axes.axhline(level, color="0.4", lw=0.8, ls="--", label=label)
+        label = "_"  # so that the legend has one of them
 
 
 def lines_with_errors(
