@@ -46,7 +46,7 @@ ROOMS = {
         "plotting",
         "results",
     },
-    "report": {"analyses", "analysis", "errors", "io", "results"},
+    "report": {"analyses", "comparing", "analysis", "errors", "io", "results"},
     "training": {
         *("config", "data", "errors", "estimators", "io", "models", "options", "parallel"),
         *("plotting", "results", "setting", "study"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import math
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 from calibrated_similarity import calibrate, calibrate_layers
 from conftest import tiny_overrides
@@ -24,7 +26,11 @@ from vitsee.comparing.options import Options, asked, of
 from vitsee.errors import UserError
 from vitsee.estimators.triangles import to_scale, triangles
 from vitsee.io import kept
+from vitsee.models import globs
 from vitsee.papers.plot import plot, plot_joined
+from vitsee.report.assets import PageFiles
+from vitsee.report.show_comparisons import show_comparison
+from vitsee.report.write import report
 from vitsee.results.folder import Results
 
 Minibatches = Sequence[np.ndarray]
@@ -609,3 +615,73 @@ def test_a_damaged_comparison_is_told(four):
     (folder / "atlas.csv").write_text("model,other\na,b\n")
     with pytest.raises(UserError, match=r"atlas.csv is damaged: it has no column measure"):
         plot(folder)
+
+
+def test_the_report_has_the_atlas_and_the_layers_of_every_pair(four):
+    found = compared(four)
+    plot(found.path)
+    shown = show_comparison(found.path, PageFiles(four, []), "anchor")
+    names, layers = shown["map"]["rows"], shown["map"]["layers"]
+    cells = [*base64.b64decode(shown["map"]["pairs"])]
+    for i, j in itertools.combinations(range(4), 2):
+        a, b = names[i], names[j]
+        for x, y in itertools.product(layers[i], layers[j]):
+            pair = {(a, x), (b, y)}
+            (value,) = [
+                row.value
+                for row in found.table.itertuples()
+                if {(row.model, row.model_layer), (row.other, row.other_layer)} == pair
+            ]
+            assert abs(cells.pop(0) / 254 - value) <= 0.5 / 254
+    assert not cells
+    page = report([four / "compare"]).read_text()
+    assert "CKA of 4 models" in page
+    assert 'data-figure="atlas"' in page
+
+
+def test_the_report_names_comparisons_that_are_damaged_or_not_finished(four):
+    folder = compared(four).path
+    whole = (folder / record.NAME).read_text()
+    (folder / record.NAME).write_text(whole.replace('"finished": true', '"finished": false'))
+    with pytest.raises(UserError, match=r"no result in .* is finished"):
+        report([folder])
+    (folder / record.NAME).write_text(whole)
+    (folder / "atlas.csv").write_text("model\na\n")
+    assert "atlas.csv is damaged" in report([folder]).read_text().replace("<wbr>", "")
+
+
+# --- many models ---------------------------------------------------------------------------------
+
+
+def test_a_pattern_stands_for_every_timm_model_it_matches():
+    words = ["analysis=grams", "model=timm", "model.timm=glob:test_vit*", "seed=1"]
+    found = globs.expanded([*words, "model.pretrained=false"], sweep=True)
+    assert found[:2] + found[3:] == [*words[:2], "seed=1", "model.pretrained=false"]
+    assert set(found[2].removeprefix("model.timm=").split(",")) == set(
+        timm.list_models("test_vit*")
+    )
+    published = globs.expanded(words, sweep=True)[2]
+    assert published == f"model.timm={','.join(timm.list_pretrained('test_vit*'))}"
+    assert globs.expanded(words[:2], sweep=False) == words[:2]
+
+
+def test_a_pattern_that_cannot_be_used_is_told(command):
+    code, _, err = command("run", "model=timm", "model.timm=glob:test_vit*")
+    assert code == 2
+    assert "stands for several models; add -m: vitsee run -m 'model.timm=glob:test_vit*'" in err
+    code, _, err = command("run", "-m", "model=timm", "model.timm=glob:vit_bas_patch16_224*")
+    assert code == 2
+    assert "timm has no model with published weights of such a name. Did you mean vit_base" in err
+
+
+def test_a_sweep_over_a_pattern_measures_each_model(run_tiny, tmp_path):
+    words = [
+        "analysis=grams",
+        "model.timm=glob:test_vit[23]",
+        "images=8",
+        "hydra.sweep.dir=" + str(tmp_path / "s"),
+    ]
+    code, _, err = run_tiny("-m", *words)
+    assert code == 0, err
+    assert {path.name for path in (tmp_path / "grams").iterdir()} == {"test_vit2", "test_vit3"}
+    assert len(compared(tmp_path).atlas) == 1

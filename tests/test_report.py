@@ -476,6 +476,30 @@ def test_the_pointer_shows_the_layers_and_the_value_of_the_table(opened, lopside
     assert page.locator("output").is_hidden()
 
 
+def test_the_pointer_on_two_models_shows_all_their_layers(opened, tmp_path):
+    from test_compare import compared, keep, related
+
+    for i, name in enumerate("ab"):
+        keep(tmp_path, name, related(i, layers=2 + i))
+    found = compared(tmp_path)
+    page = opened(report([found.path]))
+    canvas = page.locator(".field canvas")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + 0.75 * box["width"], box["y"] + 0.75 * box["height"])
+    names = json.loads(page.locator(".map script").inner_text())["rows"]
+    said = page.locator(".pair p").inner_text()
+    assert said == f"CKA of layers: ↑ {names[0]}, → {names[1]}"
+    assert f"CKA {found.atlas['value'][0]:.4f}" in page.locator("output").inner_text()
+    drawn = page.locator(".pair canvas")
+    sides = {"a": 2, "b": 3}
+    size = drawn.evaluate("canvas => [canvas.width, canvas.height]")
+    assert size == [sides[names[1]], sides[names[0]]]
+    page.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + 0.75 * box["height"])
+    assert page.locator(".pair p").inner_text() == names[0]
+    assert drawn.is_hidden()
+
+
 def test_the_map_is_coloured_as_the_drawn_figure(opened, lopsided):
     import matplotlib
 

@@ -117,6 +117,10 @@ def run() -> None:
         return perform(config.load_experiment(path, overrides))
     flags = [word for word in sys.argv[1:] if word in ("-m", "--multirun")]
     rest = [word for word in sys.argv[1:] if word not in flags]
+    if any("glob:" in word for word in rest):
+        from vitsee.models import globs
+
+        rest = globs.expanded(rest, sweep=bool(flags))
     sys.argv[1:] = [*flags, *map(config.quoted, rest)]  # Hydra wants its flags together
     compose_and_run()
     if waiting:

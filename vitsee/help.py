@@ -26,6 +26,7 @@ interrupted run; if everything is already measured, it only redraws.
   vitsee run model=vit_l16 model@other=r50x1              between two models
   vitsee run model=timm model.timm=NAME dataset=folder dataset.root=PATH
   vitsee run -m model=vit_b16,vit_l16                     one after the other; on SLURM: hydra/launcher=slurm
+  vitsee run -m model=timm 'model.timm=glob:vit_*augreg*'   every timm model with such a name
   vitsee run --from outputs/…/experiment.yaml             repeat a result
   vitsee run figure=fig01 zoo=mini                        a published figure with all panels and claims
   vitsee run figure=all zoo=paper                         all figures of the two papers

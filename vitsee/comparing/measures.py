@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
-from scipy.stats import rankdata
 
 from vitsee.io.kept import Kept
 
@@ -108,6 +107,8 @@ def ranks(model: Model, minibatch: int) -> np.ndarray:
     Ranks of the distances (ties: their mean rank), centred, of length 1: in each minibatch the inner product
     is the correlation, and the similarity is its mean over minibatches.
     """
+    from scipy.stats import rankdata  # which takes a second to import
+
     ranked = rankdata(model.distances(minibatch), axis=1, nan_policy="propagate")
     ranked -= ranked.mean(1, keepdims=True)
     return _of_length_one(ranked)

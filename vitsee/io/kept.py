@@ -1,4 +1,4 @@
-"""Gram matrices that outlive a run: one memory-mapped file with its index and a checksum (safetensors)."""
+"""Gram matrices that outlive a run: one file with its index and a checksum (safetensors)."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def packed(tensors: Mapping[str, np.ndarray], index: Index) -> bytes:
 
 @dataclass(frozen=True)
 class Kept:
-    """An open file of Gram matrices. Tensors are read when they are asked for.
+    """A file of Gram matrices. Tensors are read when they are asked for.
 
     path: of the file. digest: SHA-256 of all its content, which has been checked.
     """
@@ -66,29 +66,32 @@ class Kept:
     path: Path
     index: Index
     digest: str
-    _file: Any
+
+    def _tensor(self, name: str) -> np.ndarray:
+        with safe_open(self.path, framework="numpy") as file:  # mapped only for so long
+            return file.get_tensor(name)
 
     def grams(self, minibatch: int, layers: list[int]) -> np.ndarray:
         """Return `estimators.triangles.triangles` of these layers, (layers, N (N + 1) / 2) float64."""
-        triangles = self._file.get_tensor(f"gram {minibatch}")[layers].astype(np.float64)
-        return triangles * self._file.get_tensor(f"scale {minibatch}")[layers, None]
+        triangles = self._tensor(f"gram {minibatch}")[layers].astype(np.float64)
+        return triangles * self._tensor(f"scale {minibatch}")[layers, None]
 
     def hsic(self, minibatch: int, layers: list[int]) -> np.ndarray:
         """Return HSIC_1 of each of these layers with itself, (layers,) float64."""
-        return self._file.get_tensor(f"hsic {minibatch}")[layers]
+        return self._tensor(f"hsic {minibatch}")[layers]
 
     def pooled(self, minibatch: int, layer: int) -> np.ndarray:
         """Return the pooled features of a layer, (N, features) float32."""
-        return self._file.get_tensor(f"pooled {minibatch} {self.index.layers[layer]}")
+        return self._tensor(f"pooled {minibatch} {self.index.layers[layer]}")
 
 
 def read(path: Path) -> Kept:
     """Open a file of Gram matrices. Raises UserError if it is damaged, edited, or of another version."""
     opened(path).close()
     try:
-        file = safe_open(path, framework="numpy")
-        names, about = sorted(file.keys()), file.metadata() or {}
-        digest = _digest(about.get("index", ""), _Lazily(file, names))
+        with safe_open(path, framework="numpy") as file:
+            about = file.metadata() or {}
+            digest = _digest(about.get("index", ""), _Lazily(file, sorted(file.keys())))
     except (SafetensorError, ValueError, TypeError) as error:
         raise wrong(path, " ".join(str(error).split())) from error
     if digest != about.get("sha256"):
@@ -102,7 +105,7 @@ def read(path: Path) -> Kept:
     if reason := misfit(stored, _SHAPE):
         raise wrong(path, reason)
     index = Index(**{each.name: stored[each.name] for each in fields(Index)})
-    return Kept(path, index, digest, file)
+    return Kept(path, index, digest)
 
 
 class _Lazily(Mapping[str, np.ndarray]):

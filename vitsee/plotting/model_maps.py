@@ -96,10 +96,9 @@ def in_the_plane(
         axes.margins(0.12)
         axes.set_aspect("equal", adjustable="datalim")
         entitle(axes, title)
-        left_out = _label(figure, axes, names, places)
-        if left_out:
-            note = f"{note}\nWithout room for a name: {left_out}"
-        figure.supxlabel(note, fontsize=8, color="0.35")
+        below = figure.supxlabel(f"{note}\n", fontsize=8, color="0.35")
+        if left_out := _label(figure, axes, names, places):
+            below.set_text(f"{note}\nWithout room for a name: {left_out}")
     return figure
 
 

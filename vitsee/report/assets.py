@@ -77,6 +77,11 @@ def packed(values: np.ndarray) -> str:
     return base64.b64encode(values.astype("<f4").tobytes()).decode()
 
 
+def packed_bytes(values: np.ndarray) -> str:
+    """Return bytes as base64."""
+    return base64.b64encode(values.tobytes()).decode()
+
+
 def palette() -> str:
     """Return the colour map of the heat maps, as base64 of 256 RGB triples."""
     colours = matplotlib.colormaps["magma"](np.arange(256), bytes=True)[:, :3]

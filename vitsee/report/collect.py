@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vitsee.comparing import record as comparisons
 from vitsee.errors import UserError, refused, unknown
 from vitsee.io import plain, tidy
 from vitsee.io.files import visible
@@ -87,6 +88,7 @@ class Contents:
     results: list[FinishedResult] = field(default_factory=list)
     figures: list[Composed] = field(default_factory=list)
     claims: list[dict[str, Any]] = field(default_factory=list)
+    comparisons: list[Path] = field(default_factory=list)
     unfinished: list[Path] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
 
@@ -109,7 +111,7 @@ def collect(paths: list[Path]) -> Contents:
         if folder.resolve() not in seen:
             seen.add(folder.resolve())
             _read_into(contents, folder)
-    if not (contents.results or contents.figures or contents.claims):
+    if not (contents.results or contents.figures or contents.claims or contents.comparisons):
         raise _nothing(paths, contents)
     contents.results.sort(key=lambda one: (one.analysis, *_natural(str(one.path))))
     contents.figures.sort(
@@ -119,11 +121,16 @@ def collect(paths: list[Path]) -> Contents:
 
 
 def _folders(root: Path, contents: Contents) -> Iterator[Path]:
-    """Yield result and figure folders at or below a folder. Folders that cannot be listed are noted."""
+    """Yield the folders of results, comparisons and figures at or below a folder.
+
+    Folders that cannot be listed are noted.
+    """
     for where, below, files in os.walk(root, onerror=lambda e: contents.damaged.append(refused(e))):
         below.sort()
         below[:] = [name for name in below if not name.startswith(".")]
-        if "experiment.yaml" in files or _describes_figure(Path(where), files):
+        if {"experiment.yaml", comparisons.NAME} & {*files} or _describes_figure(
+            Path(where), files
+        ):
             below.clear()
             yield Path(where)
 
@@ -146,6 +153,10 @@ def _read_into(contents: Contents, folder: Path) -> None:
             contents.damaged.append(str(error))
         return None
 
+    if (folder / comparisons.NAME).exists():
+        if about := readable(comparisons.NAME, lambda path: comparisons.load(path.parent)):
+            (contents.comparisons if about["finished"] else contents.unfinished).append(folder)
+        return
     if (folder / "experiment.yaml").exists():
         experiment = readable("experiment.yaml", _experiment)
         made_with = readable("made_with.json", partial(_record, shape=MADE_WITH))

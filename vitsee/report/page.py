@@ -9,11 +9,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vitsee import __version__
+from vitsee.errors import UserError
 from vitsee.report.assets import Names, PageFiles, integrity, palette
 from vitsee.report.collect import Contents
+from vitsee.report.show_comparisons import show_comparison
 from vitsee.report.show_figures import scorecards, show_claim, show_composed
 from vitsee.report.show_results import by_analysis, label, show_result
-from vitsee.report.words import uncramped
+from vitsee.report.words import first_line, uncramped
 
 
 def page(contents: Contents, home: Path) -> str:
@@ -39,6 +41,12 @@ def page(contents: Contents, home: Path) -> str:
         show_composed(one, files, names.anchor(one.path.parts[-1:]), claims, anchors, titles)
         for one in contents.figures
     ]
+    comparisons = []
+    for folder in contents.comparisons:
+        try:
+            comparisons.append(show_comparison(folder, files, names.anchor(folder.parts[-3:])))
+        except (UserError, KeyError, ValueError) as error:
+            contents.damaged.append(f"{folder}: {first_line(error)}")
     at = {(figure["name"], figure["zoo"]): figure["anchor"] for figure in figures}
     for claim in claims:
         claim["anchor"] = at.get((claim["figure"], claim["zoo"]))
@@ -50,6 +58,7 @@ def page(contents: Contents, home: Path) -> str:
         palette=palette(),
         scorecards=scorecards(claims),
         figures=figures,
+        comparisons=comparisons,
         analyses=by_analysis(results),
         overview=overview(contents),
         unfinished=[str(path) for path in contents.unfinished],

@@ -23,7 +23,7 @@
     context.putImageData(pixels, 0, 0);
   }
 
-  function ticks(axis, count, name, side) {
+  function ticks(axis, count, name, side, kind = "Layers") {
     const step = [1, 2, 5, 10, 20, 25, 50, 100, 200, 500].find(each => count / each <= 8) ?? 1000;
     for (let i = 0; i < count; i += step) {
       const tick = document.createElement("span");
@@ -32,7 +32,7 @@
       axis.append(tick);
     }
     const label = document.createElement("b");
-    label.textContent = `Layers ${name}`;
+    label.textContent = `${kind} ${name}`;
     axis.append(label);
   }
 
@@ -40,6 +40,36 @@
     const element = document.createElement(tag);
     element.textContent = text;
     return element;
+  }
+
+  // Of each two models, the similarities of all their layers: a byte each, 255 if undefined.
+  function pairs(map, room) {
+    const cells = bytes(map.pairs), counts = map.layers.map(names => names.length), starts = new Map();
+    let start = 0;
+    counts.forEach((rows, i) => counts.forEach((columns, j) => {
+      if (j > i) {
+        starts.set(`${i} ${j}`, start);
+        start += rows * columns;
+      }
+    }));
+    const [canvas, caption] = [room.querySelector("canvas"), room.querySelector("p")];
+    return (x, y) => {
+      canvas.hidden = x === y;
+      if (x === y) {
+        caption.textContent = map.rows[y];
+        return;
+      }
+      const [width, height] = [counts[x], counts[y]];
+      const at = y < x ? (column, row) => row * width + column : (column, row) => column * height + row;
+      const from = starts.get(`${Math.min(x, y)} ${Math.max(x, y)}`);
+      const value = (column, row) => {
+        const byte = cells[from + at(column, row)];
+        return byte === 255 ? NaN : byte / 254;
+      };
+      paint(canvas, width, height, value, map.limits);
+      canvas.style.aspectRatio = `${width} / ${height}`;
+      caption.textContent = `${map.of_layers} of layers: ↑ ${map.rows[y]}, → ${map.columns[x]}`;
+    };
   }
 
   function enliven(box) {
@@ -58,12 +88,14 @@
     scale.firstElementChild.textContent = map.limits[1];
     scale.lastElementChild.textContent = map.limits[0];
     scale.querySelector("b").textContent = map.label;
-    ticks(across, width, map.across, "left");
-    ticks(up, height, map.up, "bottom");
+    ticks(across, width, map.across, "left", map.axis);
+    ticks(up, height, map.up, "bottom", map.axis);
+    const showPair = map.pairs ? pairs(map, box.querySelector(".pair")) : () => {};
 
     function words(x, y) {
       const value = values[y * width + x], error = errors[y * width + x];
       if (Number.isNaN(value)) return `${map.label} is not defined`;
+      if (!errors.length) return `${map.label} ${value.toFixed(4)}`;
       const spread = Number.isNaN(error) ? "standard error not defined" : `± ${error.toPrecision(2)} standard error`;
       return `${map.label} ${value.toFixed(4)} ${spread}`;
     }
@@ -75,6 +107,7 @@
         line("b", words(x, y)),
         line("span", `↑ ${map.up}: ${map.rows[y]} (${y})`),
         line("span", `→ ${map.across}: ${map.columns[x]} (${x})`));
+      showPair(x, y);
       const left = 100 * (x + 0.5) / width, bottom = 100 * (y + 0.5) / height;
       column.style.left = `${left}%`;
       row.style.bottom = `${bottom}%`;
