@@ -65,7 +65,7 @@ def rows_of(table: Table) -> pd.DataFrame:
     keys = {name: values_of(kind) for name, kind in table.columns.items() if kind not in REAL}
     if table.keys:
         keys |= {name: found[:1] for name, found in keys.items() if name not in table.keys}
-    if "channel" in keys:
+    if "channel" in (table.keys or keys):
         keys["channel"] = [0, 1, 2]
     nested = [name for name in keys if name not in table.grid] + list(table.grid)
     rows = pd.DataFrame(list(itertools.product(*(keys[name] for name in nested))), columns=nested)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_token_norm import Planted, experiment, outputs_of
 
+from vitsee.analyses.massive_activation import lower_median
 from vitsee.analysis import Layer, Setting, View
 from vitsee.errors import UserError
 from vitsee.runner import minibatches, observer, run
@@ -89,6 +90,16 @@ def seen(x: torch.Tensor, top: int = 1) -> tuple[list[str], pd.DataFrame]:
     view = View(len(x), torch.zeros(len(x)), {"it": analysis.reduce(layer, x)})
     sums = Sums.of(0, 1, analysis.observe(view), {"model": ["it"]})
     return analysis.warnings(sums), analysis.tables(sums)["massive_activation"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 40, 1000, 5001])
+def test_the_median_is_that_of_all_values_wherever_the_sample_leads(count):
+    draw = np.random.default_rng(count)
+    few = draw.integers(0, 3, count).astype(np.float32)
+    misleading = np.ones(count, np.float32)
+    misleading[::37] = 100  # all that the sample sees
+    for values in (draw.random(count).astype(np.float32), few, few * 0, misleading, -misleading):
+        assert lower_median(values) == np.sort(values)[(count - 1) // 2]
 
 
 def test_layers_that_are_not_finite_or_mostly_zero_are_named():

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 KINDS = ("class", "register", "patch")
 _CHUNK = 2**22
 """Activations whose magnitudes are copied at a time, to find their median."""
+_SAMPLED = 37
+"""Every how many values are looked at first, to find roughly where the median is."""
 _COLUMNS: dict[str, Kind] = {
     **{"layer": str, "depth": float, "kind": KINDS, "row": Whole(-1), "col": Whole()},
     **{"channel": Whole(), "value": float, "median": float, "ratio": float, "rank": Whole(1)},
@@ -199,9 +201,30 @@ def largest(x: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def middle(x: Tensor) -> Tensor:
-    """Lower median of the magnitudes of each image, (N, …) -> (N,)."""
+    """Lower median of the magnitudes of each image, (N, …) -> (N,) float32."""
     size = max(1, _CHUNK // x[0].numel())
-    return torch.cat([some.abs().flatten(1).median(1).values for some in x.split(size)])
+    parts = []
+    for some in x.split(size):
+        magnitudes = some.abs().flatten(1).float()
+        if magnitudes.device.type == "cpu":  # torch's own median takes four times as long there
+            rows = magnitudes.detach().numpy()
+            parts.append(torch.tensor([lower_median(row) for row in rows]))
+        else:
+            parts.append(magnitudes.median(1).values)
+    return torch.cat(parts)
+
+
+def lower_median(values: np.ndarray) -> float:
+    """The lower median: of the few values between two quantiles of a sample, if it is among them, else of all."""
+    rank = (len(values) - 1) // 2
+    sample = np.sort(values[::_SAMPLED])
+    low, high = sample[int(0.45 * len(sample))], sample[int(0.55 * len(sample))]
+    below = values < low
+    between = values[(values <= high) ^ below]
+    there = rank - np.count_nonzero(below)
+    if 0 <= there < len(between):
+        return float(np.partition(between, there)[there])
+    return float(np.partition(values, rank)[rank])
 
 
 def _counts(index: Tensor, length: int) -> Tensor:
