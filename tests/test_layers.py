@@ -239,8 +239,8 @@ def test_the_paper_preset_of_a_transformer_without_a_known_embedding_or_final_no
     assert (chosen[0].name, chosen[-1].name) == (first, last)
 
 
-def test_layers_of_a_model_whose_presets_are_unknown_are_listed(command):
+def test_blocks_that_return_several_tensors_are_listed(command):
     words = ["model=timm", "model.timm=crossvit_tiny_240", "model.pretrained=false"]
     code, out, _ = command("list", "layers", *words)
     assert code == 0
-    assert "paper 0, four 0, blocks 0" in out
+    assert "blocks 3" in out
