@@ -41,7 +41,7 @@ MISTAKES = {
     "an unknown verb": (["rnu"], "there is no verb 'rnu'; it can be: run, .*Did you mean run?"),
     "an option of a list": (
         ["list", "models", "vit"],
-        "vitsee list models takes no options, but vit",
+        "vitsee list models takes a library and a pattern, but 'vit' was given; e.g. model=timm",
     ),
     "an unknown analysis": (
         ["run", "analysis=ckaa"],

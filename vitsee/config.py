@@ -27,7 +27,7 @@ from vitsee.analysis import REGISTERED, Analysis
 from vitsee.errors import UserError, unknown
 from vitsee.io import plain
 from vitsee.mistakes import explain
-from vitsee.options import Dataset, Experiment
+from vitsee.options import Dataset, Experiment, spoken
 
 _PACKAGED = Path(__file__).parent / "conf"
 
@@ -139,7 +139,8 @@ def refuse_undeclared(node: DictConfig, prefix: str = "") -> None:
     names = [f.name for f in fields(kind)]
     for key in map(str, node):
         if key not in names:
-            raise unknown(f"there is no option {prefix}{key}", key, names, f"{kind.__name__} has")
+            asked = f"there is no option {prefix}{key}"
+            raise unknown(asked, key, map(spoken, names), f"{kind.__name__} has")
         if not OmegaConf.is_missing(node, key) and OmegaConf.is_dict(node[key]):
             refuse_undeclared(node[key], f"{prefix}{key}.")
 

@@ -25,6 +25,7 @@ interrupted run; if everything is already measured, it only redraws.
   vitsee run analysis=cka model=vit_l16                   as in the paper, on a GPU machine
   vitsee run model=vit_l16 model@other=r50x1              between two models
   vitsee run model=timm model.timm=NAME dataset=folder dataset.root=PATH
+  vitsee run model=torchvision model.id=NAME              or transformers, open_clip, import (your own)
   vitsee run -m model=vit_b16,vit_l16                     one after the other; on SLURM: hydra/launcher=slurm
   vitsee run -m model=timm 'model.timm=glob:vit_*augreg*'   every timm model with such a name
   vitsee run --from outputs/…/experiment.yaml             repeat a result

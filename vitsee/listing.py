@@ -81,7 +81,12 @@ def models_of(words: list[str]) -> str:
     from vitsee.models.catalogue import LIBRARIES
 
     asked = dict(word.partition("=")[::2] for word in words)
-    library = asked.pop("model", "")
+    if "model" not in asked:
+        raise UserError(
+            f"vitsee list models takes a library and a pattern, but {words[0]!r} was given; e.g. model=timm "
+            f"model.timm='vit_*', or model=torchvision model.id='resnet*'"
+        )
+    library = asked.pop("model")
     if library not in LIBRARIES:
         raise unknown(f"vitsee list models model={library}", library, LIBRARIES, "model can be")
     pattern = asked.pop("model.timm" if library == "timm" else "model.id", "*")

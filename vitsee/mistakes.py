@@ -9,6 +9,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import OmegaConfBaseException
 
 from vitsee.errors import UserError, refused, unknown
+from vitsee.options import spoken
 
 
 def of_composition(error: BaseException) -> bool:
@@ -58,7 +59,7 @@ def explain(error: BaseException) -> str:
     names = [f.name for f in fields(kind)] if kind and is_dataclass(kind) else []
     if kind and names and error.key not in names:
         asked = f"there is no option {error.full_key}"
-        return str(unknown(asked, str(error.key), names, f"{kind.__name__} has"))
+        return str(unknown(asked, str(error.key), map(spoken, names), f"{kind.__name__} has"))
     return f"{error.full_key}: {str(error.msg).splitlines()[0]}"
 
 

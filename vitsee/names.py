@@ -54,7 +54,7 @@ def _of_checkpoints(one: Model, other: Model) -> tuple[str, str] | None:
 def _of_options(one: Model, other: Model) -> tuple[str, str]:
     ones, others = _decisive(one), _decisive(other)
     keys = [key for key in ones | others if ones.get(key) != others.get(key)]
-    if "pretrained" in keys and "seed" in keys:
+    if {"pretrained", "weights"} & {*keys} and "seed" in keys:
         keys.remove("seed")  # only the random model has one
     return _listed(ones, keys), _listed(others, keys)
 
@@ -70,13 +70,12 @@ def _plain(value: Any) -> str:
 
 def _decisive(model: Model) -> dict[str, Any]:
     """Return the options that a model's function depends on, with the entries of `args` and `overlay`."""
-    random = not model.pretrained and model.checkpoint is None
     options: dict[str, Any] = {}
     for each in fields(model):
         value = getattr(model, each.name)
         if each.name in ("args", "overlay"):
             options |= value
-        elif each.name == "seed" and not random:
+        elif each.name == "seed" and not model.random:
             continue  # nothing is drawn
         elif each.name not in ("name", "dataset", "embedded") and value not in (None, "", []):
             options[each.name] = value

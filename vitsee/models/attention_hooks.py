@@ -62,7 +62,8 @@ class _Intercept(TorchFunctionMode):
         if func is scaled_dot_product_attention:
             self.seen(_attention(result, *args, **kwargs))
         elif func is multi_head_attention_forward:
-            self.seen(_multihead(*args, **kwargs))
+            if found := _multihead(*args, **kwargs):
+                self.seen(found)
         elif func in _PRODUCTS and id(args[0]) in self.weights:
             self.seen(Weights(args[0], args[1], None, 1.0, result))
         elif func in _SOFTMAX and _over_keys(result, *args, **kwargs):
@@ -117,18 +118,15 @@ def _multihead(
     use_separate_proj_weight: bool = False,
     is_causal: bool = False,
     **options: Any,
-) -> Attention:
+) -> Attention | None:
     """Return the attention of nn.MultiheadAttention; the parameters are those of multi_head_attention_forward.
 
-    That function projects (tokens, N, D) itself, without modules, and computes attention out of sight. Masks of
-    tokens, and keys and values beyond those of the tokens, do not occur in models of images.
+    That function projects (tokens, N, D) itself, without modules, and computes attention out of sight. None where
+    tokens are masked, keys have another size, or there are keys beyond those of the tokens.
     """
-    if weight is None or use_separate_proj_weight or key_padding_mask is not None:
-        raise UserError(
-            "nn.MultiheadAttention with masked tokens, or keys of another size, is not read"
-        )
-    if bias_k is not None or bias_v is not None or add_zero_attn:
-        raise UserError("nn.MultiheadAttention with more keys than tokens is not read")
+    more_keys = bias_k is not None or bias_v is not None or add_zero_attn
+    if weight is None or use_separate_proj_weight or key_padding_mask is not None or more_keys:
+        return None
     biases = (None,) * 3 if bias is None else bias.chunk(3)
     q, k, v = (
         linear(x, w, b).unflatten(-1, (heads, -1)).permute(1, 2, 0, 3)
