@@ -229,18 +229,17 @@ def _of_fixed_size(
             return layer
         grid = shape[:2] if last else shape[1:]
         return replace(layer, grid=grid, pitch=first or last, channels_last=bool(last))
-    for prefix in range(1 + getattr(net, "num_prefix_tokens", 1)) if len(shape) == 2 else ():
+    if len(shape) != 2:
+        return layer
+    unrolled = any(type(part).__name__ == "Unroll" for part in net.modules())  # Hiera's order
+    for prefix in range(min(shape[0] - 3, 1 + getattr(net, "num_prefix_tokens", 1))):
         patches = shape[0] - prefix
-        rows = math.isqrt(patches * height // width)
-        grid = rows, patches // max(1, rows)
-        pitch = grids.get(grid) if steps else (height / max(1, rows), width / grid[1])
+        rows = max(1, math.isqrt(patches * height // width))
+        grid = rows, patches // rows
+        pitch = grids.get(grid) if steps else (height / rows, width / grid[1])
         if rows > 1 and rows * grid[1] == patches and rows * width == grid[1] * height and pitch:
-            unrolled = any(type(part).__name__ == "Unroll" for part in net.modules())
-            return (
-                replace(layer, prefix=prefix, grid=None, pitch=None)
-                if unrolled
-                else (replace(layer, prefix=prefix, grid=grid, pitch=pitch))
-            )
+            placed = replace(layer, prefix=prefix)
+            return placed if unrolled else replace(placed, grid=grid, pitch=pitch)
     return layer
 
 
