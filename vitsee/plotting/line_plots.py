@@ -259,21 +259,22 @@ def histograms(
     """
     names = list(table[panel].unique()[-most:])
     lines = list(table[line].unique())
+    inside = np.isfinite(table["high"]) & (table["low"] > 0) & (table["share"] > 0)
+    table = table[inside & table[panel].isin(names)]
     with matplotlib.rc_context(STYLE):
         figure = canvas((max(3.8, 2.2 * len(names) + 0.6), 2.9), "constrained")
         every = figure.subplots(1, len(names), sharey=True, sharex=True, squeeze=False)[0]
         for axes, name in zip(every, names, strict=True):
             for i, of in enumerate(lines):
-                bins = table[(table[panel] == name) & (table[line] == of) & (table["share"] > 0)]
-                bins = bins[np.isfinite(bins["high"]) & (bins["low"] > 0)]
+                bins = table[(table[panel] == name) & (table[line] == of)]
                 middle = np.sqrt(bins["low"] * bins["high"])
-                axes.bar(
-                    middle, bins["share"], width=bins["high"] - bins["low"], color=f"C{i}", alpha=0.6,
-                    label=of,
-                )  # fmt: skip
-            axes.set(title=name, xscale="log", yscale="log")
-            _plain(axes.xaxis)
-            _plain(axes.yaxis)
+                width = bins["high"] - bins["low"]
+                axes.bar(middle, bins["share"], width=width, color=f"C{i}", alpha=0.6, label=of)
+            axes.set(title=name)
+            if len(table):  # a logarithmic axis needs a number
+                axes.set(xscale="log", yscale="log")
+                _plain(axes.xaxis)
+                _plain(axes.yaxis)
             _grid_lines(axes)
         every[0].set_ylabel(ylabel)
         figure.suptitle(title, fontsize=9)
