@@ -293,6 +293,19 @@ def test_the_class_token_of_a_model_without_one_is_refused():
         CKA(tokens=Tokens.cls).check({"model": [layer]})
 
 
+def test_layers_without_the_asked_tokens_are_refused_and_others_are_not():
+    """CaiT's first blocks have no class token yet, and its last ones nothing else."""
+    early = Layer("blocks.0", (196, 64), prefix=0, class_token=True)
+    late = Layer("late.0", (1, 64), prefix=1, class_token=True)
+    message = r"tokens=cls: blocks\.0 of the model has no class token; use .*all or patches"
+    with pytest.raises(UserError, match=message):
+        CKA(tokens=Tokens.cls).check({"model": [late, early]})
+    with pytest.raises(UserError, match=r"tokens=patches: late\.0 of the model has no patches"):
+        CKA(tokens=Tokens.patches).check({"model": [early, late]})
+    CKA(tokens=Tokens.cls).check({"model": [late]})
+    CKA(tokens=Tokens.patches).check({"model": [early]})
+
+
 def test_cka_within_a_network_is_symmetric(tiny):
     table = pd.read_csv(run(tiny())[0]).pivot(
         index="model_layer", columns="other_layer", values="cka"
