@@ -81,6 +81,7 @@ def overview(contents: Contents) -> dict[str, Any]:
         "datasets": list(dict.fromkeys(each.dataset for each in labels if each.images)),
         "results": len(contents.results),
         "figures": len(contents.figures),
+        "comparisons": len(contents.comparisons),
         "claims": len(contents.claims),
         "began": min(began, default=""),
         "ended": max(began, default=""),
