@@ -107,7 +107,7 @@ repghost: repghostnet_050
 repvit: repvit_m0_9
 res2net: res2net50_14w_8s
 resnest: resnest14d
-resnet: test_resnet resnet18 resnet50 resnet50_gn seresnet18 resnet50
+resnet: test_resnet resnet18 resnet50 resnet50_gn seresnet18
 resnetv2: resnetv2_18 resnetv2_50x1_bit
 rexnet: rexnet_100
 selecsls: selecsls42
