@@ -139,7 +139,7 @@ def composed(*overrides: str) -> Experiment:
     """
     groups = tuple(word for word in overrides if word.partition("=")[0] in GROUPS)
     options = [word for word in overrides if word not in groups]
-    if any(word[0] in "+~" or "${" in word for word in options):
+    if any(word[:1] in "+~" or "${" in word for word in options):
         return config.composed(list(overrides))
     try:
         asked = deepcopy(_chosen(groups))

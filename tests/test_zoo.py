@@ -15,6 +15,7 @@ from hydra import compose, initialize_config_dir
 
 from vitsee.config import CONF
 from vitsee.models import cards, loader, timm_architecture
+from vitsee.models.sources import timm as embedded
 from vitsee.options import Model, Pool
 from vitsee.training import recipes
 
@@ -138,7 +139,7 @@ class TestShipping:
         assert "dataset=contours" in (root / "conf/zoo/mini.yaml").read_text()
         made = yaml.safe_load((root / "conf/model/vit_nano_gap.yaml").read_text())
         assert (made["pool"], made["dataset"], made["embedded"]) == ("gap", "contours", True)
-        monkeypatch.setattr(loader, "EMBEDDED", root / "vitsee/weights")
+        monkeypatch.setattr(embedded, "EMBEDDED", root / "vitsee/weights")
         model = Model(
             **{k: v for k, v in made.items() if k not in ("defaults", "pool")}, pool=Pool.gap
         )

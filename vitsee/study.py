@@ -48,6 +48,7 @@ UNREAD: dict[str, dict[str, str]] = {
     "analysis": {
         "layers": "the names that they select count",
         "other_layers": "the names that they select count",
+        "limit_gb": "how much may be kept, or the run is refused",
     },
 }
 """Options that are not part of the identity, and why. All others are, new ones too; images count by the
