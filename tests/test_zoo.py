@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from vitsee.config import CONF
 from vitsee.models import cards, loader, timm_architecture
 from vitsee.models.sources import timm as embedded
-from vitsee.options import Model, Pool
+from vitsee.options import Model, Pool, Source
 from vitsee.training import recipes
 
 # One worker, so that the models are trained once.
@@ -140,7 +140,7 @@ class TestShipping:
         made = yaml.safe_load((root / "conf/model/vit_nano_gap.yaml").read_text())
         assert (made["pool"], made["dataset"], made["embedded"]) == ("gap", "contours", True)
         monkeypatch.setattr(embedded, "EMBEDDED", root / "vitsee/weights")
-        model = Model(
-            **{k: v for k, v in made.items() if k not in ("defaults", "pool")}, pool=Pool.gap
-        )
+        typed = {"pool": Pool.gap, "source": Source.timm}
+        options = {k: v for k, v in made.items() if k not in ("defaults", *typed)}
+        model = Model(**options, **typed)
         assert loader.load(model, "cpu").net.num_classes == 64
