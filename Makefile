@@ -18,7 +18,7 @@ INSTALL = $(PYTHON) -m venv .venv && $(BIN)/pip install --quiet --constraint con
 	touch $@
 
 .venv/.installed-dev: pyproject.toml constraints.txt
-	$(INSTALL) '.[dev,hf,transformers,open_clip,webdataset,slurm]'
+	$(INSTALL) '.[dev,hf,transformers,open-clip,webdataset,slurm]'
 	touch .venv/.installed $@
 
 .venv-lowest/.installed: constraints-lowest.txt

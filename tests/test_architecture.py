@@ -171,3 +171,11 @@ def test_a_wheel_works_from_any_folder(tmp_path):
     assert weights == sorted(path.name for path in EMBEDDED.glob("*.safetensors"))
     assert {"resnet_mini.safetensors", "vit_mini.safetensors"} <= set(weights)
     assert (tmp_path / "installed/vitsee/conf/run.yaml").is_file()
+
+
+def test_extras_are_named_as_every_version_of_pip_knows_them():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].keys()
+    assert not [name for name in extras if "_" in name]
+    install = (ROOT / "Makefile").read_text().partition("'.[")[2].partition("]")[0]
+    assert set(install.split(",")) <= extras

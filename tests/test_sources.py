@@ -1040,7 +1040,8 @@ def test_an_extra_that_is_not_installed_is_named(extra, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, extra, None)
-    with pytest.raises(vitsee.UserError, match=rf"pip install 'vitsee\[{extra}\]'"):
+    named = extra.replace("_", "-")
+    with pytest.raises(vitsee.UserError, match=rf"pip install 'vitsee\[{named}\]'"):
         loader.load(composed(f"model={extra}", "model.id=ViT-B-32").model, "cpu")
 
 

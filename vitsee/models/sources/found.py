@@ -55,7 +55,10 @@ def built(model: Model, build: Callable[[], T]) -> T:
 
 def missing(extra: str, package: str) -> UserError:
     """Return the error for a library that is not installed."""
-    return UserError(f"model={extra} needs the {package} library: pip install 'vitsee[{extra}]'")
+    named = extra.replace(
+        "_", "-"
+    )  # older versions of pip do not know an extra by another spelling
+    return UserError(f"model={extra} needs the {package} library: pip install 'vitsee[{named}]'")
 
 
 def nonfinite(net: nn.Module) -> str | None:
