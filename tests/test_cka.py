@@ -16,11 +16,13 @@ from conftest import composed
 from PIL import Image
 from reference import hsic1
 
-from vitsee.analyses.cka import CKA, Products, Tokens
+from vitsee.analyses.cka import CKA, Products
+from vitsee.analyses.grams import Grams
 from vitsee.analysis import Layer, Setting, View
 from vitsee.data.plan import Plan
 from vitsee.errors import UserError
 from vitsee.estimators.minibatch_cka import cka_and_error
+from vitsee.estimators.tokens import Tokens
 from vitsee.results.folder import Results
 from vitsee.runner import run
 from vitsee.study import Study
@@ -293,17 +295,18 @@ def test_the_class_token_of_a_model_without_one_is_refused():
         CKA(tokens=Tokens.cls).check({"model": [layer]})
 
 
-def test_layers_without_the_asked_tokens_are_refused_and_others_are_not():
+@pytest.mark.parametrize("kind", [CKA, Grams])
+def test_layers_without_the_asked_tokens_are_refused_and_others_are_not(kind):
     """CaiT's first blocks have no class token yet, and its last ones nothing else."""
     early = Layer("blocks.0", (196, 64), prefix=0, class_token=True)
     late = Layer("late.0", (1, 64), prefix=1, class_token=True)
     message = r"tokens=cls: blocks\.0 of the model has no class token; use .*all or patches"
     with pytest.raises(UserError, match=message):
-        CKA(tokens=Tokens.cls).check({"model": [late, early]})
+        kind(tokens=Tokens.cls).check({"model": [late, early]})
     with pytest.raises(UserError, match=r"tokens=patches: late\.0 of the model has no patches"):
-        CKA(tokens=Tokens.patches).check({"model": [early, late]})
-    CKA(tokens=Tokens.cls).check({"model": [late]})
-    CKA(tokens=Tokens.patches).check({"model": [early]})
+        kind(tokens=Tokens.patches).check({"model": [early, late]})
+    kind(tokens=Tokens.cls).check({"model": [late]})
+    kind(tokens=Tokens.patches).check({"model": [early]})
 
 
 def test_cka_within_a_network_is_symmetric(tiny):

@@ -14,6 +14,7 @@ from vitsee.errors import UserError
 from vitsee.estimators.kernels import gram, hsic, u_centre_
 from vitsee.estimators.minibatch_cka import cka_and_error, cka_terms
 from vitsee.estimators.outliers import REMOVED, without_outliers
+from vitsee.estimators.tokens import Tokens
 from vitsee.io.tidy import MODELS, Error, Table
 from vitsee.lazy import torch
 
@@ -23,14 +24,6 @@ if TYPE_CHECKING:
 
     from vitsee.proof import Impossibility
     from vitsee.sums import Sums
-
-
-class Tokens(Enum):
-    """Which tokens represent a transformer layer."""
-
-    all = "all"
-    cls = "cls"
-    patches = "patches"
 
 
 class Without(Enum):
@@ -100,40 +93,17 @@ class CKA(Analysis):
                             f"is unknown (its output is {' x '.join(map(str, layer.shape))}, neither tokens nor "
                             f"a feature map); choose other layers with analysis.layers, such as blocks"
                         )
-        if self.tokens is Tokens.all:
-            return
-        for role, watched in layers.items():
-            for layer in watched:
-                if layer.prefix is None:
-                    raise UserError(
-                        f"analysis.tokens={self.tokens.value}: {layer.name} of the {role} has no token "
-                        f"axis (its output is {' x '.join(map(str, layer.shape))}); "
-                        f"use analysis.tokens=all, or choose other layers with analysis.layers"
-                    )
-                if self.tokens is Tokens.cls and not (layer.class_token and layer.prefix):
-                    where = f"{layer.name} of the {role}" if layer.class_token else f"the {role}"
-                    raise UserError(
-                        f"analysis.tokens=cls: {where} has no class token; use analysis.tokens=all or "
-                        f"patches, or choose other layers with analysis.layers"
-                    )
-                if self.tokens is Tokens.patches and layer.shape[0] == layer.prefix:
-                    raise UserError(
-                        f"analysis.tokens=patches: {layer.name} of the {role} has no patches; "
-                        f"use analysis.tokens=all, or choose other layers with analysis.layers"
-                    )
+        self.tokens.require(layers)
 
     def reduce(self, layer: Layer, output: Tensor) -> Tensor:
         """Gram matrix of one layer: (N, ...) -> (N, N) float64.
 
         Without outliers, one more column says what was removed: `outliers.Removed`, then zeros.
         """
-        prefix = layer.prefix or 0
-        if self.tokens is Tokens.cls:
-            output, prefix = output[:, :1], 0
-        elif self.tokens is Tokens.patches:
-            output, prefix = output[:, layer.prefix :], 0
+        output = self.tokens.of(layer, output)
         if self.without is Without.nothing:
             return gram(output, self.rounding(output.device.type))
+        prefix = (layer.prefix or 0) if self.tokens is Tokens.all else 0
         tokens = layer.sequence(output) if len(layer.shape) > 1 else output[:, None]
         rest, removed = without_outliers(tokens, prefix)
         matrix = gram(rest, self.rounding(output.device.type))

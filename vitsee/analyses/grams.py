@@ -13,6 +13,7 @@ import pandas as pd
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
 from vitsee.estimators.kernels import gram
+from vitsee.estimators.tokens import Tokens
 from vitsee.estimators.triangles import pooled, to_scale, triangles
 from vitsee.io import kept
 from vitsee.io.tidy import Table, Whole
@@ -25,14 +26,6 @@ if TYPE_CHECKING:
     from vitsee.sums import Sums
 
 log = logging.getLogger(__name__)
-
-
-class Tokens(Enum):
-    """Which tokens represent a transformer layer."""
-
-    all = "all"
-    cls = "cls"
-    patches = "patches"
 
 
 class Stored(Enum):
@@ -95,17 +88,9 @@ class Grams(Analysis):
             raise UserError(f"analysis.limit_gb must be more than 0, got {self.limit_gb:g}")
 
     def check(self, layers: dict[str, list[Layer]]) -> None:
+        self.tokens.require(layers)
         for layer in layers["model"]:
             shape = " x ".join(map(str, layer.shape))
-            if self.tokens is not Tokens.all and layer.prefix is None:
-                raise UserError(
-                    f"analysis.tokens={self.tokens.value}: {layer.name} has no token axis (its output is {shape}); "
-                    f"use analysis.tokens=all, or choose other layers with analysis.layers"
-                )
-            if self.tokens is Tokens.cls and not layer.class_token:
-                raise UserError(
-                    "analysis.tokens=cls: the model has no class token; use analysis.tokens=all or patches"
-                )
             if self.features is Features.pooled and _pooled_size(layer) is None:
                 raise UserError(
                     f"analysis.features=pooled: {layer.name} is neither tokens nor a map (its output is {shape}); "
@@ -134,12 +119,7 @@ class Grams(Analysis):
 
     def reduce(self, layer: Layer, output: Tensor) -> Tensor:
         """Gram matrix of one layer, and its pooled features: (N, ...) -> (N, N + F) float64."""
-        features = output
-        if self.tokens is Tokens.cls:
-            features = output[:, :1]
-        elif self.tokens is Tokens.patches:
-            features = output[:, layer.prefix :]
-        k = gram(features)
+        k = gram(self.tokens.of(layer, output))
         if self.features is Features.none:
             return k
         means = pooled(output, layer.prefix, layer.class_token, layer.channels_last)
