@@ -116,7 +116,7 @@ def seen(bias: torch.Tensor, layer: Layer, **options) -> dict[str, pd.DataFrame]
     pixels = {"model": torch.zeros(2, 3, 8, 8)}
     view = View(
         2, torch.zeros(2), {layer.name: reduced}, pixels=pixels, planned=2, positions=[0, 1],
-        numbers=[4, 2], normalisation={"model": ((0.5,) * 3, (0.5,) * 3)},
+        indices=[4, 2], normalisation={"model": ((0.5,) * 3, (0.5,) * 3)},
     )  # fmt: skip
     return analysis.tables(Sums.of(0, 1, analysis.observe(view), {"model": [layer.name]}))
 

@@ -195,7 +195,6 @@ def observer(
                     pixels=batch.pixels,
                     normalisation=normalisation,
                     positions=plan.positions(batch.index, batch.ids),
-                    numbers=batch.ids,
                     planned=plan.planned,
                     stage=stage,
                     fresh=plan.fresh(batch.index),

@@ -128,13 +128,10 @@ class View:
 
     images: number of images. labels: (N,) int64. pixels: the (N, 3, H, W) input of each model, by role.
     normalisation: the mean and standard deviation of each channel by which it was normalised. positions: of the
-    images in the plan. numbers: of the images in the data set. planned: number of images in the whole plan.
+    images in the plan. indices: of the images in the data set. planned: number of images in the whole plan.
     stage: number of the pass over the data. fresh: share of the images that no earlier minibatch contains; below 1
     only with `repeats`. again: runs the model of a role on other pixels, (N, 3, H, W) normalised as in `pixels`, and
     returns what `reduce` kept of its layers; one more forward pass each time.
-    images in the plan. planned: number of images in the whole plan. stage: number of the pass over the data.
-    fresh: share of the images that no earlier minibatch contains; below 1 only with `repeats`. indices: of the
-    images in the data set.
     """
 
     images: int
@@ -144,7 +141,6 @@ class View:
     pixels: dict[str, Tensor] = field(default_factory=dict)
     normalisation: dict[str, tuple[Sequence[float], Sequence[float]]] = field(default_factory=dict)
     positions: Sequence[int] = ()
-    numbers: Sequence[int] = ()
     planned: int = 0
     stage: int = 0
     fresh: float = 1.0

@@ -141,7 +141,7 @@ class HeadMaps(Analysis):
                 f"{layer.name} entropy": entropy[..., 0].sum(0),
                 f"{layer.name} offsets": offset.sum(0),
             }
-        numbers = found.new_tensor(list(view.numbers))
+        numbers = found.new_tensor(list(view.indices))
         return terms | {
             "there": view.rows(torch.ones_like(numbers)),
             "numbers": view.rows(numbers),
