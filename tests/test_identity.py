@@ -109,7 +109,7 @@ def changed(key: str, owner: str, value: Any) -> list[str]:
 OF_ANALYSES = [
     (name, field)
     for name, kind in sorted(REGISTERED.items())
-    for field in options(kind, "name", *UNREAD["analysis"])
+    for field in options(kind, "name", *UNREAD["analysis"], *kind.unread)
 ]
 
 

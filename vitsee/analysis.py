@@ -73,6 +73,8 @@ class Analysis:
     columns: ClassVar[dict[str, Table]] = {}
     """The columns of each table by name; a CSV without them is refused when it is read. If empty, every CSV
     in the folder is read as it is."""
+    unread: ClassVar[dict[str, str]] = {}
+    """Options that can change no number, and why: they are not part of the identity."""
     later: ClassVar[dict[str, Any]] = {}
     """Options that were added after results had been measured, each with the value at which nothing changes:
     with it they are not part of the identity, so those results are still found."""

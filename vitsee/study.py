@@ -48,10 +48,10 @@ UNREAD: dict[str, dict[str, str]] = {
     "analysis": {
         "layers": "the names that they select count",
         "other_layers": "the names that they select count",
-        "limit_gb": "how much may be kept, or the run is refused",
     },
 }
-"""Options that are not part of the identity, and why. All others are, new ones too; images count by the
+"""Options that are not part of the identity, and why. All others are, new ones too, but for those that an analysis
+names (`Analysis.unread`, `Analysis.later`); images count by the
 fingerprint of the data set, and their draw by the plan."""
 
 
@@ -269,8 +269,9 @@ class Study:
 
     def _options(self) -> dict[str, Any]:
         """The analysis's options. Layers count by the names that they select, and later options if they are used."""
-        options = _without(UNREAD["analysis"], self.experiment.what()["analysis"])
-        later = self.experiment.analysis.later
+        analysis = self.experiment.analysis
+        unread = UNREAD["analysis"] | analysis.unread
+        options, later = _without(unread, self.experiment.what()["analysis"]), analysis.later
         return {key: value for key, value in options.items() if (key, value) not in later.items()}
 
     def _architecture(self, role: str) -> dict[str, Any]:

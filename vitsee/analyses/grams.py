@@ -53,6 +53,7 @@ class Grams(Analysis):
 
     models: ClassVar[tuple[int, ...]] = (1,)
     equal_minibatches: ClassVar[bool] = True
+    unread: ClassVar[dict[str, str]] = {"limit_gb": "what is larger is refused"}
     ungrouped: ClassVar[tuple[str, ...]] = ("",)
     keeps: ClassVar[tuple[str, ...]] = (
         *("gram", "scale", "hsic", "variance", "pooled", "indices", "fresh"),
