@@ -6,6 +6,7 @@ import os
 import re
 import textwrap
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def draw(folder: Path, *, formats: Formats = PNG, read: Read = read) -> list[Pat
     if Path(name).name != name or name.startswith("."):  # no path out of the folder
         raise wrong(folder / "figure.json", f"{name!r} is not a file name")
     with Interruptible():  # matplotlib's callbacks would swallow a Ctrl-C
-        drawn: dict[str, Figure] = {name: compose(record, folder, read)}
+        drawn: dict[str, Figure] = {name: compose(record, folder, cache(read))}
         claims = claims_of(folder)
         if claims is not None:
             title = re.split(r"(?<!et al)\. ", record["caption"])[0]

@@ -43,6 +43,11 @@ class Gathered:
     left_out: Sequence[Panels]
     again: float = 1.0
 
+    @cached_property
+    def deviations(self) -> list[dict[str, dict[str, np.ndarray]]]:
+        """Of the tables of each panel and role, in order: see `_deviations`."""
+        return [_deviations(*one) for one in _with_parts(self)]
+
 
 class Missing(LookupError):
     """Raised if a statistic needs something that was not measured."""
@@ -162,7 +167,7 @@ def measured(claim: Claim, evidence: Gathered, draws: int = DRAWS) -> Measured:
     value = statistic(claim, evidence.whole)
     if len(evidence.left_out) < 2:
         return Measured(value)
-    if not any(_deviations(*one) for one in _with_parts(evidence)):
+    if not any(evidence.deviations):
         return Measured(value, value, value)
     if claim.any_of:
         return Measured(value, *simultaneous(claim, evidence, draws))
@@ -216,9 +221,8 @@ def moved(evidence: Gathered, draws: int = DRAWS) -> Iterator[Panels]:
     weights = rng.standard_normal((draws // 2, groups))
     weights *= np.sqrt((groups - 1) / rng.chisquare(groups - 1, (draws // 2, 1)))
     weights *= math.sqrt(evidence.again * (groups - 1) / groups)
-    deviations = [_deviations(*one) for one in _with_parts(evidence)]
     for weight in np.concatenate([weights, -weights]):
-        by = iter(deviations)
+        by = iter(evidence.deviations)
         yield {
             name: [
                 {role: Moved(tables, next(by), weight) for role, tables in panel.items()}
