@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +130,13 @@ def _load(group: str, name: str, kind: type) -> Any:
     if name not in _names(group):
         raise unknown(f"there is no {group}={name}", name, _names(group), f"{group} can be")
     path: Path = CONF / group / f"{name}.yaml"
+    return deepcopy(_parsed(path, path.read_text(encoding="utf-8"), kind))
+
+
+@cache
+def _parsed(path: Path, text: str, kind: type) -> Any:
     try:
-        options = yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader)
+        options = yaml.load(text, yaml.CSafeLoader)
         merged = OmegaConf.merge(OmegaConf.structured(kind), options)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
