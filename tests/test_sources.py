@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
@@ -182,6 +183,19 @@ def test_a_network_without_parameters_is_measured(measure):
 
     result = measure("analysis=cka", "analysis.layers=[pool,flat]", model=mine(Pooled()))
     np.testing.assert_allclose(result.matrix(), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("analysis", ["cka", "fourier", "token_norm"])
+def test_an_output_that_the_next_module_overwrites_counts_as_it_was(analysis, measure):
+    found = []
+    for inplace in (False, True):
+        torch.manual_seed(0)
+        stem, norm = nn.Conv2d(3, 8, 4, stride=4), nn.BatchNorm2d(8).eval()
+        net = nn.Sequential(stem, norm, nn.ReLU(inplace=inplace), nn.Flatten(), nn.Linear(512, 2))
+        words = (f"analysis={analysis}", "analysis.layers=['0','1','2']")
+        found.append(measure(*words, model=mine(net)).tables[analysis])
+    assert len(set(found[0].iloc[:, 0])) > 1
+    pd.testing.assert_frame_equal(found[0], found[1], check_exact=True)
 
 
 class Steady(nn.Module):
