@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import re
@@ -18,10 +19,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import composed, end_left_behind, tiny_overrides
+from PIL import Image
 
 from vitsee.analysis import Labels
 from vitsee.errors import UserError
-from vitsee.report import assets, show_results
+from vitsee.report import assets, show_figures, show_results
 from vitsee.report.collect import collect
 from vitsee.report.write import asked, report
 from vitsee.runner import run
@@ -117,10 +119,15 @@ def read(page: Path) -> Text:
 def test_the_page_has_every_figure_table_and_claim(outputs):
     shown = read(report([outputs]))
     drawn = [a["src"] for tag, a in shown.tags if tag == "img"]
-    files = [result_of(outputs) / "cka.png", outputs / "figures/fig01-mini/fig01.png"]
-    assert sorted(drawn) == sorted(
-        "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode() for path in files
-    )
+    files = [outputs / "figures/fig01-mini/fig01.png", result_of(outputs) / "cka.png"]
+    for uri, path in zip(drawn, files, strict=True):
+        kind, _, content = uri.partition(",")
+        assert kind == "data:image/webp;base64"
+        seen = Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB")
+        full = Image.open(path).convert("RGB")
+        assert seen.size == full.size
+        assert np.abs(np.asarray(seen, float) - np.asarray(full, float)).mean() < 3
+        assert (outputs / shown.links[path.name]).samefile(path)
     csv = shown.links["cka.csv"].partition("base64,")[2]
     assert base64.b64decode(csv) == (result_of(outputs) / "cka.csv").read_bytes()
     words = " ".join(shown.words.split())
@@ -129,6 +136,63 @@ def test_the_page_has_every_figure_table_and_claim(outputs):
     for text in ("Raghu et al. 2021, Figure 1; zoo mini", "40 images of folder", "batch_size"):
         assert text in words
     assert re.search(r"from class\d/\d+.png to class\d/\d+.png; fingerprint", words)
+
+
+def test_a_wide_figure_is_embedded_smaller_on_white_and_keeps_its_size_on_the_page(
+    outputs, tmp_path
+):
+    path = outputs / "figures/fig01-mini/fig01.png"
+    Image.new("RGBA", (4000, 1000), (0, 0, 0, 0)).save(path)
+    shown = assets.PageFiles(tmp_path, []).image(path)
+    content = base64.b64decode(shown["uri"].partition(",")[2])
+    seen = Image.open(io.BytesIO(content))
+    assert seen.size == (assets.WIDEST, assets.WIDEST // 4)
+    assert np.asarray(seen.convert("L")).min() > 250
+    assert (shown["width"], shown["height"]) == (1920, 480)
+
+
+def test_each_figure_says_what_the_paper_says_and_what_these_models_say(outputs):
+    words = " ".join(read(report([outputs])).words.split())
+    assert (
+        "The paper says: CKA of all pairs of layers. Here: of 4 claims, 1 holds, 1 does not, "
+        "1 is undecided, 1 is not testable."
+    ) in words
+    assert "✗ no: The ViT is more uniform (0.213, 0.187 to 0.241)" in words
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "said"),
+    [
+        ([], "no claim is tested; look at the figure."),
+        (["no"], "the claim that is tested does not."),
+        (["yes", "yes", "odd"], "of 3 claims, 2 hold, 1 odd."),
+        (["untrained too"] * 2, "of 2 claims, 2 hold for untrained networks too."),
+    ],
+)
+def test_verdicts_are_told_as_the_end_of_a_sentence(verdicts, said):
+    assert show_figures.here(verdicts) == said
+
+
+def test_nothing_is_said_under_a_figure_without_a_measured_panel(outputs):
+    path = outputs / "figures/fig01-mini/figure.json"
+    about = json.loads(path.read_text())
+    for panel in about["panels"]:
+        panel |= {"results": [], "missing": ["not trained yet at this scale"]}
+    path.write_text(json.dumps(about))
+    words = " ".join(read(report([outputs])).words.split())
+    assert "No panel of this figure is measured, so it shows and says nothing." in words
+    assert "The paper says" not in words
+    assert "Here:" not in words
+
+
+def test_warnings_that_are_nearly_equal_are_said_once(outputs):
+    path = result_of(outputs) / "made_with.json"
+    made = json.loads(path.read_text())
+    made["warnings"] = [f"layer{i}.bn2 of the model is constant" for i in range(16)]
+    path.write_text(json.dumps(made))
+    words = read(report([outputs])).words
+    assert words.count("is constant") == 1
+    assert "(and 15 more like this: layer1.bn2, layer2.bn2, layer3.bn2 …)" in words
 
 
 def test_a_panel_that_is_not_measured_says_so_and_a_measured_one_is_linked(outputs):
@@ -359,12 +423,14 @@ def hostile(outputs: Path) -> Path:
     about = json.loads((folder / "figure.json").read_text())
     for key in ("title", "shows", "caption", "source"):
         about[key] = key + HOSTILE
+    renamed = result.with_name('"><img src=x onerror=alert(1)>')
+    about["panels"][0]["results"] = [str(renamed.relative_to(outputs))]
     (folder / "figure.json").write_text(json.dumps(about))
     rows = pd.DataFrame(
         [CLAIM | dict.fromkeys(("claim", "statement", "statistic", "holds"), HOSTILE)]
     )
     rows.to_csv(folder / "claims.csv", index=False)
-    result.rename(result.with_name('"><img src=x onerror=alert(1)>'))
+    result.rename(renamed)
     return outputs
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import os
 import re
 from collections import Counter
@@ -26,6 +27,9 @@ EMBED = 2 * 2**20
 
 PIXELS_PER_INCH = 200 / 96
 """Pixels of a figure's PNG per CSS pixel (figures have 200 dots per inch, CSS 96 pixels)."""
+WIDEST, QUALITY = 1600, 80
+"""Width in pixels to which a wider figure is reduced, and the quality of its WebP. Both leave labels readable, and a
+page a fifth as large as the PNGs, which it links."""
 
 
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────
@@ -40,12 +44,10 @@ class PageFiles:
 
     def download(self, path: Path) -> dict[str, Any]:
         """Return a link to the file, with its bytes if it is small."""
-        size = path.stat().st_size
-        embedded = size <= EMBED
-        place = Path(os.path.relpath(path, self.home)).as_posix()
-        href = data_uri(path, "text/plain;charset=utf-8") if embedded else quote(place)
-        shown = {"name": path.name, "href": href, "embedded": embedded, "place": place}
-        return shown | {"size": bytes_in_words(size)}
+        if path.stat().st_size > EMBED:
+            return self.link(path)
+        href = as_uri(path.read_bytes(), "text/plain;charset=utf-8")
+        return self.link(path) | {"href": href, "embedded": True}
 
     def table(self, path: Path) -> dict[str, Any]:
         """Return the link to a CSV, with its number of rows and its columns."""
@@ -57,19 +59,40 @@ class PageFiles:
         return self.download(path) | {"rows": len(read), "columns": [str(c) for c in read.columns]}
 
     def image(self, path: Path) -> dict[str, Any] | None:
-        """Return a PNG and its size on the page; None if it cannot be read, which is noted in `damaged`."""
+        """Return a figure, its size on the page and the link to its PNG.
+
+        It is None if the PNG cannot be read, which is noted in `damaged`.
+        """
         try:
             with Image.open(path, formats=["PNG"]) as picture:
-                picture.verify()
                 width, height = (round(side / PIXELS_PER_INCH) for side in picture.size)
+                uri = as_uri(small(picture), "image/webp")
         except Exception as error:  # decoders may raise anything for a damaged image
             self.damaged.append(f"{path}: {first_line(error)}")
             return None
-        return {"uri": data_uri(path, "image/png"), "width": width, "height": height}
+        return {"uri": uri, "width": width, "height": height, "file": self.link(path)}
+
+    def link(self, path: Path) -> dict[str, Any]:
+        """Return a link to the file beside the page."""
+        place = Path(os.path.relpath(path, self.home)).as_posix()
+        shown = {"name": path.name, "href": quote(place), "embedded": False, "place": place}
+        return shown | {"size": bytes_in_words(path.stat().st_size)}
 
 
-def data_uri(path: Path, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+def small(picture: Image.Image) -> bytes:
+    """Return an image on white as a WebP of at most `WIDEST` pixels across."""
+    flat, over = Image.new("RGB", picture.size, "white"), picture.convert("RGBA")
+    flat.paste(over, mask=over)
+    if flat.width > WIDEST:
+        flat = flat.resize((WIDEST, round(flat.height * WIDEST / flat.width)))
+    written = io.BytesIO()
+    flat.save(written, "WEBP", quality=QUALITY, method=2)
+    return written.getvalue()
+
+
+def as_uri(content: bytes, kind: str) -> str:
+    """Return the bytes of a file as a data URI."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def packed(values: np.ndarray) -> str:

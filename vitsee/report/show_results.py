@@ -16,6 +16,7 @@ from vitsee.io import tidy
 from vitsee.report.assets import PageFiles, packed
 from vitsee.report.collect import FinishedResult
 from vitsee.report.words import duration
+from vitsee.results.repeated import said_once
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def show_result(result: FinishedResult, files: PageFiles, anchor: str) -> dict[s
         "data": labels.data,
         "path": str(result.path),
         "identity": str(made.get("identity", "")),
-        "warnings": [str(warning) for warning in made.get("warnings", [])],
+        "warnings": said_once(str(warning) for warning in made.get("warnings", [])),
         "figures": figures,
         "tables": [files.table(path) for path in tables.values()],
         "parameters": parameters(result.experiment),
