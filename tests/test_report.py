@@ -143,7 +143,9 @@ def test_a_wide_figure_is_embedded_smaller_on_white_and_keeps_its_size_on_the_pa
 ):
     path = outputs / "figures/fig01-mini/fig01.png"
     Image.new("RGBA", (4000, 1000), (0, 0, 0, 0)).save(path)
-    shown = assets.PageFiles(tmp_path, []).image(path)
+    files = assets.PageFiles(tmp_path, [])
+    files.embed_figures([path])
+    shown = files.image(path)
     content = base64.b64decode(shown["uri"].partition(",")[2])
     seen = Image.open(io.BytesIO(content))
     assert seen.size == (assets.WIDEST, assets.WIDEST // 4)
@@ -151,10 +153,44 @@ def test_a_wide_figure_is_embedded_smaller_on_white_and_keeps_its_size_on_the_pa
     assert (shown["width"], shown["height"]) == (1920, 480)
 
 
+def test_a_tall_figure_is_embedded_with_fewer_pixels():
+    seen = Image.open(io.BytesIO(assets.small(Image.new("RGB", (1200, 10000)))))
+    assert seen.width * seen.height == pytest.approx(assets.LARGEST, rel=0.01)
+    assert seen.height / seen.width == pytest.approx(10000 / 1200, rel=0.01)
+
+
+def test_what_does_not_fit_into_the_page_is_linked_and_composed_figures_go_first(
+    outputs, monkeypatch
+):
+    composed = outputs / "figures/fig01-mini/fig01.png"
+    room = len(assets.as_uri(assets.small(Image.open(composed)), "image/webp"))
+    monkeypatch.setattr(assets, "FIGURES", room)
+    monkeypatch.setattr(assets, "MAPS", 0)
+    shown = read(report([outputs]))
+    (drawn,) = [a for tag, a in shown.tags if tag == "img"]
+    assert drawn["alt"].startswith("fig01")
+    assert "This figure does not fit into the page: cka.png" in " ".join(shown.words.split())
+    assert (outputs / shown.links["cka.png"]).samefile(result_of(outputs) / "cka.png")
+    assert not [a for _, a in shown.tags if a.get("class") == "map"]
+
+
+def test_the_smallest_tables_are_embedded_first(tmp_path):
+    for name, size in (("a", 3000), ("b", 30), ("c", 300)):
+        (tmp_path / name).write_text("x" * size)
+    files = assets.PageFiles(tmp_path, [])
+    files._room = 1000
+    files.embed_tables([tmp_path / name for name in "abc"])
+    assert {name: files.download(tmp_path / name)["embedded"] for name in "abc"} == {
+        "a": False,
+        "b": True,
+        "c": True,
+    }
+
+
 def test_each_figure_says_what_the_paper_says_and_what_these_models_say(outputs):
     words = " ".join(read(report([outputs])).words.split())
     assert (
-        "The paper says: CKA of all pairs of layers. Here: of 4 claims, 1 holds, 1 does not, "
+        "The paper says: CKA of all pairs of layers. Here: of 4 claims, 1 holds, 1 does not hold, "
         "1 is undecided, 1 is not testable."
     ) in words
     assert "✗ no: The ViT is more uniform (0.213, 0.187 to 0.241)" in words
@@ -164,7 +200,7 @@ def test_each_figure_says_what_the_paper_says_and_what_these_models_say(outputs)
     ("verdicts", "said"),
     [
         ([], "no claim is tested; look at the figure."),
-        (["no"], "the claim that is tested does not."),
+        (["no"], "the claim that is tested does not hold."),
         (["yes", "yes", "odd"], "of 3 claims, 2 hold, 1 odd."),
         (["untrained too"] * 2, "of 2 claims, 2 hold for untrained networks too."),
     ],
@@ -258,7 +294,7 @@ def test_equal_claims_are_counted_once_and_different_ones_are_both_shown(outputs
 
 
 def test_a_large_table_is_linked_beside_the_page_and_says_so(outputs, monkeypatch):
-    monkeypatch.setattr(assets, "EMBED", 100)
+    monkeypatch.setattr(assets, "PAGE", assets.MAPS + 100)
     page = report([outputs], outputs.parent / "elsewhere" / "r.html")
     link = read(page).links["cka.csv"]
     assert (page.parent / link).resolve() == (result_of(outputs) / "cka.csv").resolve()
@@ -519,6 +555,37 @@ def test_every_figure_shows_and_nothing_is_wider_than_the_window(opened, outputs
     assert wide <= window
     paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
+
+
+@pytest.mark.parametrize(("width", "medium"), [(1000, "screen"), (1400, "screen"), (700, "print")])
+def test_a_long_message_leaves_the_other_columns_their_width(opened, outputs, width, medium):
+    path = outputs / "figures/fig01-mini/figure.json"
+    about = json.loads(path.read_text())
+    about["panels"][1] |= {
+        "results": [],
+        "missing": ["no such model: " + "a_very_long_name/" * 40],
+        "analysis": "attention_distance",
+    }
+    path.write_text(json.dumps(about))
+    page = opened(report([outputs]), width=width)
+    page.emulate_media(media=medium)
+    lines = """cells => cells.map(cell =>
+        new Set([...cell.firstElementChild.getClientRects()].map(box => box.top)).size)"""
+    rows = page.locator(".panels tbody tr").all()
+    for row in rows:
+        assert row.locator("td").evaluate_all(lines)[:2] == [1, 1]
+    heads = "heads => heads.every(head => head.scrollWidth <= head.clientWidth)"
+    assert page.locator(".claims th").evaluate_all(heads)
+
+
+def test_on_paper_no_heading_is_the_last_line_of_a_page_or_broken(opened, outputs):
+    page = opened(report([outputs]))
+    page.emulate_media(media="print")
+    for heading in page.locator("main h2, main h3, .sub, .question, .panels caption").all():
+        style = heading.evaluate(
+            "at => [getComputedStyle(at).breakAfter, getComputedStyle(at).breakInside]"
+        )
+        assert style == ["avoid", "avoid"]
 
 
 def test_the_pointer_shows_the_layers_and_the_value_of_the_table(opened, lopsided):

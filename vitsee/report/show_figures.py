@@ -14,7 +14,7 @@ from vitsee.report.words import number, short
 VERDICTS = {"yes": "✓", "no": "✗", "undecided": "?", "untrained too": "≈", "not testable": "–"}
 IN_WORDS = {
     "yes": ("holds", "hold"),
-    "no": ("does not", "do not"),
+    "no": ("does not hold", "do not hold"),
     "undecided": ("is undecided", "are undecided"),
     "untrained too": ("holds for untrained networks too", "hold for untrained networks too"),
     "not testable": ("is not testable", "are not testable"),
@@ -50,7 +50,6 @@ def show_composed(
             }
         )
     texts = {key: str(one.about.get(key) or "") for key in ("title", "source", "shows", "caption")}
-    tables = [one.path / name for name in ("panels.csv", "claims.csv")]
     own = [c for c in claims if (c["figure"], c["zoo"]) == (one.name, one.zoo)]
     return texts | {
         "anchor": anchor,
@@ -61,7 +60,7 @@ def show_composed(
         "panels": panels,
         "empty": bool(panels) and not any(panel["anchor"] for panel in panels),
         "waiting": sum(not (panel["anchor"] or panel["missing"]) for panel in panels),
-        "tables": [files.table(path) for path in tables if path.is_file()],
+        "tables": [files.table(path) for path in one.tables],
         "claims": own,
         "here": here([claim["verdict"] for claim in own]),
     }

@@ -47,9 +47,8 @@ def show_result(result: FinishedResult, files: PageFiles, anchor: str) -> dict[s
     figures = []
     for name in names:
         image = files.image(drawn[name]) if name in drawn else None
-        cells = (
-            heat_map(tables[name], MAPS[name], labels) if {name} <= {*tables} & {*MAPS} else None
-        )
+        mapped = name in tables and name in MAPS
+        cells = files.fit(heat_map(tables[name], MAPS[name], labels)) if mapped else None
         if image or cells:
             figures.append({"name": name, "image": image, "map": cells})
     return {
@@ -64,7 +63,7 @@ def show_result(result: FinishedResult, files: PageFiles, anchor: str) -> dict[s
         "tables": [files.table(path) for path in tables.values()],
         "parameters": parameters(result.experiment),
         "provenance": provenance(made),
-        "files": [files.download(result.path / n) for n in ("experiment.yaml", "made_with.json")],
+        "files": [files.download(path) for path in result.records],
     }
 
 
