@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 
 from vitsee.analyses.token_norm import TokenNorm
-from vitsee.results.repeated import said_once
+from vitsee.results.repeated import counted, said_once
 from vitsee.runner import run
 
 
@@ -43,3 +44,20 @@ def test_a_run_says_them_once_and_its_record_keeps_them_all(tiny, undrawn, monke
     said = [line for line in caplog.messages if line.startswith("warning: ")]
     assert said == [f"warning: {line}" for line in said_once(every)]
     assert json.loads((table.parent / "made_with.json").read_text())["warnings"] == every
+
+
+def test_equal_warnings_of_several_figures_come_at_once_and_are_counted_at_the_end(caplog):
+    log = logging.getLogger("vitsee.test_repeated")
+    caplog.set_level(logging.INFO)
+    with counted(log):
+        for name in ("vit_huge", "vit_huge", "mixer_huge", "vit_huge"):
+            log.warning("warning: %s is left out", name)
+            log.info("waiting")
+        assert caplog.messages.count("warning: vit_huge is left out") == 1
+    assert caplog.messages == [
+        *("warning: vit_huge is left out", "waiting", "waiting"),
+        *("warning: mixer_huge is left out", "waiting", "waiting"),
+        "warning: vit_huge is left out (3 times in all)",
+    ]
+    log.warning("warning: vit_huge is left out")
+    assert caplog.messages[-1] == "warning: vit_huge is left out"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 _NUMBERED = re.compile(r"\S*\d\S*")
 _NAMED = 3
@@ -19,6 +22,27 @@ def said_once(warnings: Iterable[str]) -> list[str]:
     for warning in warnings:
         kinds.setdefault(_NUMBERED.sub("0", warning), []).append(warning)
     return [first + _others(first, others) for first, *others in kinds.values()]
+
+
+@contextmanager
+def counted(log: logging.Logger) -> Iterator[None]:
+    """Within this block, equal warnings to this logger are said when they first come, and counted at the end."""
+    said: Counter[str] = Counter()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            return True
+        said[record.getMessage()] += 1
+        return said[record.getMessage()] == 1
+
+    log.addFilter(is_new)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_new)
+        for message, count in said.items():
+            if count > 1:
+                log.warning("%s (%d times in all)", message, count)
 
 
 def _others(first: str, others: list[str]) -> str:
