@@ -23,7 +23,7 @@ from vitsee.errors import UserError
 from vitsee.io import tidy
 from vitsee.report.words import bytes_in_words, first_line
 
-PAGE, MAPS, FIGURES = 5_400_000, 1_000_000, 4_000_000
+PAGE, MAPS, FIGURES = 4_900_000, 800_000, 3_800_000
 """Largest number of characters embedded in a page, and of those that hold maps of pairs and figures; tables have the
 rest. What does not fit is linked, so that a page of all figures can be sent and opened on a phone."""
 
