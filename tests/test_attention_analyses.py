@@ -10,7 +10,7 @@ import torch
 from conftest import composed
 from reference import hsic1
 
-from vitsee.analysis import REGISTERED, Layer
+from vitsee.analysis import REGISTERED, Labels, Layer
 from vitsee.errors import UserError
 from vitsee.runner import minibatches, run
 from vitsee.study import Study
@@ -223,6 +223,22 @@ def attends(
     name: str, tokens: int, grid: tuple[int, int], windows: int = 1, heads: int = 2
 ) -> Layer:
     return Layer(name, (heads, tokens, 4), 0, False, grid, (4.0, 4.0), windows=windows)
+
+
+def test_rollout_shows_the_weights_that_are_black_and_fully_lit():
+    places = dict(zip(("image", "row", "col"), np.indices((2, 2, 2)).reshape(3, -1), strict=True))
+    weight = [0.2, 0.3, 0.2, 0.38, 0.0, 0.1, 0.2, 0.3]
+    tables = {
+        "attention_rollout": pd.DataFrame(places | {"weight": weight}),
+        "attention_rollout_images": pd.DataFrame(places | dict.fromkeys("rgb", 200)),
+    }
+    labels = Labels("m", None, "d", 2)
+    figure = REGISTERED["attention_rollout"]().figures(tables, labels)["attention_rollout"]
+    assert [text.get_text() for axes in figure.axes for text in axes.texts] == [
+        "0.2 … 0.38 (× 1.9)",
+        "0 … 0.3",
+    ]
+    assert "Below: the weights of patches that are black and fully lit" in figure.get_suptitle()
 
 
 def test_rollout_through_windows_or_stages_is_refused_and_one_stage_is_not():

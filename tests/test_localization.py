@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import composed
+from matplotlib.axes import Axes
 from reference import place_cka
 from torch import Tensor
 
-from vitsee.analyses.localization import Localization
+from vitsee.analyses.localization import Localization, Scale
 from vitsee.analysis import Labels, Layer, Setting, View
 from vitsee.errors import UserError
 from vitsee.estimators.kernels import gram, hsic, u_centre
@@ -436,8 +439,10 @@ def test_tokens_that_are_no_list_of_places_are_refused(value):
         Localization(tokens=value)
 
 
-def titles(grid: tuple[int, int], **options: object) -> list[str]:
-    """Titles of the heatmaps of a layer with this grid."""
+def drawn(
+    grid: tuple[int, int], cka: np.ndarray | float = 0.1, se: float | None = 0.001, **options: Any
+) -> tuple[list[Axes], str]:
+    """The heatmaps of a layer with this grid, and the title above them. cka: (tokens x patches)."""
     places = dict(
         zip(
             ("token_row", "token_col", "patch_row", "patch_col"),
@@ -447,13 +452,76 @@ def titles(grid: tuple[int, int], **options: object) -> list[str]:
     )
     row, column = np.indices(grid).reshape(2, -1)
     score = {"layer": "a", "token_row": row, "token_col": column, "own_cka": 0.5}
+    errors = {} if se is None else {"se": se}
     tables = {
-        "localization": pd.DataFrame({"layer": "a", **places, "cka": 0.1}),
+        "localization": pd.DataFrame({"layer": "a", **places, "cka": cka} | errors),
         "localization_score": pd.DataFrame(score | {"mean_cka": 0.1, "own_rank": 1.0}),
     }
     labels = Labels("m", None, "d", 8)
     figure = Localization(**options).figures(tables, labels)["localization"]
-    return [axes.get_title() for axes in figure.axes if axes.get_title()]
+    assert figure.get_suptitle()
+    return [axes for axes in figure.axes if axes.get_title()], figure.get_suptitle()
+
+
+def titles(grid: tuple[int, int], **options: Any) -> list[str]:
+    """Titles of the heatmaps of a layer with this grid."""
+    return [axes.get_title() for axes in drawn(grid, **options)[0]]
+
+
+def test_all_maps_have_one_scale_and_one_bar_unless_each_is_to_have_its_own():
+    cka = np.linspace(0, 0.8, 9 * 9)
+    together, _ = drawn((3, 3), cka)
+    highest = max(axes.images[0].get_array().max() for axes in together)
+    assert [axes.images[0].norm.vmax for axes in together] == [highest] * 3
+    assert [len(axes.child_axes) for axes in together] == [0, 0, 1]
+    apart, title = drawn((3, 3), cka, scale=Scale.map)
+    for axes in apart:
+        assert axes.images[0].norm.vmax == axes.images[0].get_array().max()
+        assert len(axes.child_axes) == 1
+    assert "one scale per map" in title
+
+
+@pytest.mark.parametrize("scale", list(Scale))
+def test_maps_of_noise_stay_dark(scale):
+    noise = np.random.default_rng(0).normal(0, 0.004, 49 * 49)
+    for axes in drawn((7, 7), noise, 0.004, scale=scale)[0]:
+        image = axes.images[0]
+        assert image.get_array().max() < 0.5 * image.norm.vmax
+
+
+def test_the_figure_says_how_large_the_standard_error_is():
+    assert "(median standard error 0.004)" in drawn((3, 3), se=0.004)[1]
+    assert "(standard error unknown)" in drawn((3, 3), se=None)[1]
+    assert "(standard error unknown)" in drawn((3, 3), se=np.nan)[1]
+
+
+def test_patches_within_some_standard_errors_of_0_are_masked():
+    cka = np.tile([0.1, 0.019, -0.019, -0.3, np.nan, 0.02, 0.021, 0, 0.1], 9)
+    maps, title = drawn((3, 3), cka, 0.01, mask=2)
+    expected = [[False, True, True], [False, False, True], [False, True, False]]
+    for axes in maps:
+        np.testing.assert_array_equal(~np.ma.getmaskarray(axes.images[1].get_array()), expected)
+    assert "(median standard error 0.01; green: within 2 standard errors of 0)" in title
+
+
+@pytest.mark.parametrize("se", [None, np.nan])
+def test_without_standard_errors_nothing_is_masked_and_the_figure_says_so(se):
+    maps, title = drawn((3, 3), 0.1, se, mask=2)
+    for axes in maps:
+        assert np.ma.getmaskarray(axes.images[1].get_array()).all()
+    assert "(standard error unknown, so none are masked)" in title
+
+
+def test_a_mask_of_no_width_is_refused_and_advice_is_followed():
+    with pytest.raises(UserError, match=r"analysis\.mask is a number .* such as 2; got -1"):
+        Localization(mask=-1)
+    assert Localization(mask=2).mask == 2
+
+
+def test_another_scale_or_mask_is_drawn_from_what_is_measured(tiny):
+    asked = ["analysis=localization", "images=8"]
+    other = [*asked, "analysis.scale=map", "analysis.mask=2"]
+    assert Study(tiny(*asked)).fingerprint == Study(tiny(*other)).fingerprint
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import re
@@ -18,10 +19,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import composed, end_left_behind, tiny_overrides
+from PIL import Image
 
 from vitsee.analysis import Labels
 from vitsee.errors import UserError
-from vitsee.report import assets, show_results
+from vitsee.report import assets, show_figures, show_results
 from vitsee.report.collect import collect
 from vitsee.report.write import asked, report
 from vitsee.runner import run
@@ -117,10 +119,15 @@ def read(page: Path) -> Text:
 def test_the_page_has_every_figure_table_and_claim(outputs):
     shown = read(report([outputs]))
     drawn = [a["src"] for tag, a in shown.tags if tag == "img"]
-    files = [result_of(outputs) / "cka.png", outputs / "figures/fig01-mini/fig01.png"]
-    assert sorted(drawn) == sorted(
-        "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode() for path in files
-    )
+    files = [outputs / "figures/fig01-mini/fig01.png", result_of(outputs) / "cka.png"]
+    for uri, path in zip(drawn, files, strict=True):
+        kind, _, content = uri.partition(",")
+        assert kind == "data:image/webp;base64"
+        seen = Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB")
+        full = Image.open(path).convert("RGB")
+        assert seen.size == full.size
+        assert np.abs(np.asarray(seen, float) - np.asarray(full, float)).mean() < 3
+        assert (outputs / shown.links[path.name]).samefile(path)
     csv = shown.links["cka.csv"].partition("base64,")[2]
     assert base64.b64decode(csv) == (result_of(outputs) / "cka.csv").read_bytes()
     words = " ".join(shown.words.split())
@@ -129,6 +136,99 @@ def test_the_page_has_every_figure_table_and_claim(outputs):
     for text in ("Raghu et al. 2021, Figure 1; zoo mini", "40 images of folder", "batch_size"):
         assert text in words
     assert re.search(r"from class\d/\d+.png to class\d/\d+.png; fingerprint", words)
+
+
+def test_a_wide_figure_is_embedded_smaller_on_white_and_keeps_its_size_on_the_page(
+    outputs, tmp_path
+):
+    path = outputs / "figures/fig01-mini/fig01.png"
+    Image.new("RGBA", (4000, 1000), (0, 0, 0, 0)).save(path)
+    files = assets.PageFiles(tmp_path, [])
+    files.embed_figures([path])
+    shown = files.image(path)
+    content = base64.b64decode(shown["uri"].partition(",")[2])
+    seen = Image.open(io.BytesIO(content))
+    assert seen.size == (assets.WIDEST, assets.WIDEST // 4)
+    assert np.asarray(seen.convert("L")).min() > 250
+    assert (shown["width"], shown["height"]) == (1920, 480)
+
+
+def test_a_tall_figure_is_embedded_with_fewer_pixels():
+    seen = Image.open(io.BytesIO(assets.small(Image.new("RGB", (1200, 10000)))))
+    assert seen.width * seen.height == pytest.approx(assets.LARGEST, rel=0.01)
+    assert seen.height / seen.width == pytest.approx(10000 / 1200, rel=0.01)
+
+
+def test_what_does_not_fit_into_the_page_is_linked_and_composed_figures_go_first(
+    outputs, monkeypatch
+):
+    composed = outputs / "figures/fig01-mini/fig01.png"
+    room = len(assets.as_uri(assets.small(Image.open(composed)), "image/webp"))
+    monkeypatch.setattr(assets, "FIGURES", room)
+    monkeypatch.setattr(assets, "MAPS", 0)
+    shown = read(report([outputs]))
+    (drawn,) = [a for tag, a in shown.tags if tag == "img"]
+    assert drawn["alt"].startswith("fig01")
+    assert "This figure does not fit into the page: cka.png" in " ".join(shown.words.split())
+    assert (outputs / shown.links["cka.png"]).samefile(result_of(outputs) / "cka.png")
+    assert not [a for _, a in shown.tags if a.get("class") == "map"]
+
+
+def test_the_smallest_tables_are_embedded_first(tmp_path):
+    for name, size in (("a", 3000), ("b", 30), ("c", 300)):
+        (tmp_path / name).write_text("x" * size)
+    files = assets.PageFiles(tmp_path, [])
+    files._room = 1000
+    files.embed_tables([tmp_path / name for name in "abc"])
+    assert {name: files.download(tmp_path / name)["embedded"] for name in "abc"} == {
+        "a": False,
+        "b": True,
+        "c": True,
+    }
+
+
+def test_each_figure_says_what_the_paper_says_and_what_these_models_say(outputs):
+    words = " ".join(read(report([outputs])).words.split())
+    assert (
+        "The paper says: CKA of all pairs of layers. Here: of 4 claims, 1 holds, 1 does not hold, "
+        "1 is undecided, 1 is not testable."
+    ) in words
+    assert "✗ no: The ViT is more uniform (0.213, 0.187 to 0.241)" in words
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "said"),
+    [
+        ([], "no claim is tested; look at the figure."),
+        (["no"], "the claim that is tested does not hold."),
+        (["yes", "yes", "odd"], "of 3 claims, 2 hold, 1 odd."),
+        (["untrained too"] * 2, "of 2 claims, 2 hold for untrained networks too."),
+    ],
+)
+def test_verdicts_are_told_as_the_end_of_a_sentence(verdicts, said):
+    assert show_figures.here(verdicts) == said
+
+
+def test_nothing_is_said_under_a_figure_without_a_measured_panel(outputs):
+    path = outputs / "figures/fig01-mini/figure.json"
+    about = json.loads(path.read_text())
+    for panel in about["panels"]:
+        panel |= {"results": [], "missing": ["not trained yet at this scale"]}
+    path.write_text(json.dumps(about))
+    words = " ".join(read(report([outputs])).words.split())
+    assert "No panel of this figure is measured, so it shows and says nothing." in words
+    assert "The paper says" not in words
+    assert "Here:" not in words
+
+
+def test_warnings_that_are_nearly_equal_are_said_once(outputs):
+    path = result_of(outputs) / "made_with.json"
+    made = json.loads(path.read_text())
+    made["warnings"] = [f"layer{i}.bn2 of the model is constant" for i in range(16)]
+    path.write_text(json.dumps(made))
+    words = read(report([outputs])).words
+    assert words.count("is constant") == 1
+    assert "(and 15 more like this: layer1.bn2, layer2.bn2, layer3.bn2 …)" in words
 
 
 def test_a_panel_that_is_not_measured_says_so_and_a_measured_one_is_linked(outputs):
@@ -194,7 +294,7 @@ def test_equal_claims_are_counted_once_and_different_ones_are_both_shown(outputs
 
 
 def test_a_large_table_is_linked_beside_the_page_and_says_so(outputs, monkeypatch):
-    monkeypatch.setattr(assets, "EMBED", 100)
+    monkeypatch.setattr(assets, "PAGE", assets.MAPS + 100)
     page = report([outputs], outputs.parent / "elsewhere" / "r.html")
     link = read(page).links["cka.csv"]
     assert (page.parent / link).resolve() == (result_of(outputs) / "cka.csv").resolve()
@@ -359,12 +459,14 @@ def hostile(outputs: Path) -> Path:
     about = json.loads((folder / "figure.json").read_text())
     for key in ("title", "shows", "caption", "source"):
         about[key] = key + HOSTILE
+    renamed = result.with_name('"><img src=x onerror=alert(1)>')
+    about["panels"][0]["results"] = [str(renamed.relative_to(outputs))]
     (folder / "figure.json").write_text(json.dumps(about))
     rows = pd.DataFrame(
         [CLAIM | dict.fromkeys(("claim", "statement", "statistic", "holds"), HOSTILE)]
     )
     rows.to_csv(folder / "claims.csv", index=False)
-    result.rename(result.with_name('"><img src=x onerror=alert(1)>'))
+    result.rename(renamed)
     return outputs
 
 
@@ -453,6 +555,37 @@ def test_every_figure_shows_and_nothing_is_wider_than_the_window(opened, outputs
     assert wide <= window
     paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
+
+
+@pytest.mark.parametrize(("width", "medium"), [(1000, "screen"), (1400, "screen"), (700, "print")])
+def test_a_long_message_leaves_the_other_columns_their_width(opened, outputs, width, medium):
+    path = outputs / "figures/fig01-mini/figure.json"
+    about = json.loads(path.read_text())
+    about["panels"][1] |= {
+        "results": [],
+        "missing": ["no such model: " + "a_very_long_name/" * 40],
+        "analysis": "attention_distance",
+    }
+    path.write_text(json.dumps(about))
+    page = opened(report([outputs]), width=width)
+    page.emulate_media(media=medium)
+    lines = """cells => cells.map(cell =>
+        new Set([...cell.firstElementChild.getClientRects()].map(box => box.top)).size)"""
+    rows = page.locator(".panels tbody tr").all()
+    for row in rows:
+        assert row.locator("td").evaluate_all(lines)[:2] == [1, 1]
+    heads = "heads => heads.every(head => head.scrollWidth <= head.clientWidth)"
+    assert page.locator(".claims th").evaluate_all(heads)
+
+
+def test_on_paper_no_heading_is_the_last_line_of_a_page_or_broken(opened, outputs):
+    page = opened(report([outputs]))
+    page.emulate_media(media="print")
+    for heading in page.locator("main h2, main h3, .sub, .question, .panels caption").all():
+        style = heading.evaluate(
+            "at => [getComputedStyle(at).breakAfter, getComputedStyle(at).breakInside]"
+        )
+        assert style == ["avoid", "avoid"]
 
 
 def test_the_pointer_shows_the_layers_and_the_value_of_the_table(opened, lopsided):

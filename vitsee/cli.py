@@ -104,10 +104,12 @@ def run() -> None:
     if wants_help():
         return print(RUN_HELP.replace("{choices}", listing.choices()))
     if any(word.startswith("figure=") for word in sys.argv):
-        from vitsee.papers.publish import publish
+        from vitsee.papers import publish
+        from vitsee.results.repeated import counted
 
-        for path in publish(sys.argv[1:]):
-            print(path)
+        with counted(publish.log):  # figures share the models that they lack
+            for path in publish.publish(sys.argv[1:]):
+                print(path)
         return None
     if "--from" in sys.argv:
         at = sys.argv.index("--from")

@@ -28,6 +28,7 @@ from vitsee.proof import Doubts
 from vitsee.results import changes, provenance, replicates
 from vitsee.results.drawing import draw
 from vitsee.results.folder import Results, formats_of
+from vitsee.results.repeated import said_once
 from vitsee.study import Study
 from vitsee.sums import SKIPPED, Sums
 
@@ -269,7 +270,7 @@ def document(study: Study, results: Results, analysis: Analysis, totals: list[Su
             "tolerance={asked} was not reached: the largest standard error after all "
             "{minibatches} minibatches is {largest_se:.2g}".format(**record["tolerance"])
         )
-    for warning in record["warnings"]:
+    for warning in said_once(record["warnings"]):
         log.warning("warning: %s", warning)
     for model in study.models.values():
         record["warnings"] += model.taken.warnings  # logged when it was loaded

@@ -112,7 +112,8 @@ class AttentionRollout(Analysis):
         colours = _arrays(tables["attention_rollout_images"], list("rgb"))
         pairs = map_plots.image_pairs(
             [(image / 255, weight) for image, weight in zip(colours, weights, strict=False)],
-            title=f"{labels.model}, {labels.data}",
+            title=f"{labels.model}, {labels.data}\n"
+            "Below: the weights of patches that are black and fully lit, and their ratio",
             names=("Input", "Attention"),
         )
         return {"attention_rollout": pairs}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -35,6 +36,17 @@ PAPER_TOKENS: dict[Grid, list[Grid]] = {
 _TOKEN, _PATCH = ("token_row", "token_col"), ("patch_row", "patch_col")
 
 
+DARK = 10
+"""The colour scale reaches at least to this many standard errors, so that noise, within 3 of them, stays dark."""
+
+
+class Scale(Enum):
+    """What the colours of a figure are relative to."""
+
+    common = "common"
+    map = "map"
+
+
 @register
 @dataclass(kw_only=True)
 class Localization(Analysis):
@@ -49,6 +61,9 @@ class Localization(Analysis):
     models: ClassVar[tuple[int, ...]] = (1,)
     equal_minibatches: ClassVar[bool] = True
     standard_errors: ClassVar[bool] = True
+    unread: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("scale", "mask"), "it changes the figure alone"
+    )
     version: ClassVar[int] = 2
 
     columns: ClassVar[dict[str, Table]] = {
@@ -68,9 +83,17 @@ class Localization(Analysis):
     layers: Any = "last"
     tokens: Any = None
     """Tokens to draw, [[row, column], …] counted from 0; by default those in the paper."""
+    scale: Scale = Scale.common
+    """Colours of the figures. common: one scale for all maps; map: each map has its own."""
+    mask: float | None = None
+    """Patches whose CKA is within this many standard errors of 0 are drawn in one colour; null: none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.mask is not None and not self.mask > 0:
+            raise UserError(
+                f"analysis.mask is a number of standard errors above 0, such as 2; got {self.mask}"
+            )
         if self.tokens is not None:
             self.tokens = _places(self.tokens)
 
@@ -162,28 +185,44 @@ class Localization(Analysis):
 
         heatmaps, excess = [], []
         for layer, table in _by_layer(tables["localization"]):
-            cka = _array(table)
-            shown = self._shown(cka.shape[:2])
-            drawn = [map_plots.Map(cka[place], f"Token {place}", place) for place in shown]
+            cka, se = _array(table, "cka"), _array(table, "se")
+            masked = None if self.mask is None else np.abs(cka) <= self.mask * se  # False where NaN
+            drawn = [
+                map_plots.Map(
+                    cka[place], f"Token {place}", place, None if masked is None else masked[place]
+                )
+                for place in self._shown(cka.shape[:2])
+            ]
             heatmaps.append(map_plots.MapRow(drawn, layer))
         for layer, table in _by_layer(tables["localization_score"]):
             rank = table["own_rank"].median()
             excess.append(map_plots.Map(_excess(table), f"{layer}, rank {rank:g}"))
         title = f"{labels.model}, {labels.data}"
+        error = _typical_error(tables["localization"])
+        known = f"median standard error {error:.2g}" if error else "standard error unknown"
+        if self.mask is not None:
+            within = f"{map_plots.MASKED[1]}: within {self.mask:g} standard errors of 0"
+            known += f"; {within}" if error else ", so none are masked"
+        common = self.scale is Scale.common
+        own = "" if common else ", one scale per map"
         return {
             "localization": map_plots.maps(
                 heatmaps,
                 title=title,
-                colour_label="CKA of token and patch, one scale per map",
+                colour_label=f"CKA of token and patch{own}\n({known})",
                 xlabel="Patch column",
                 ylabel="Patch row",
+                common=common,
+                least=DARK * error,
             ),
             "localization_score": map_plots.maps(
                 [map_plots.MapRow(excess[i : i + 4]) for i in range(0, len(excess), 4)],
                 title=title,
-                colour_label="own minus mean CKA\n(rank: median of own patch)",
+                colour_label=f"own minus mean CKA{own}\n(rank: median of own patch; no standard error)",
                 xlabel="Token column",
                 ylabel="Token row",
+                common=common,
+                least=DARK * error,
             ),
         }
 
@@ -292,10 +331,17 @@ def _by_layer(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     return ((str(name), rows) for name, rows in table.groupby("layer", sort=False))
 
 
-def _array(pairs: pd.DataFrame) -> np.ndarray:
-    """CKA of one layer, (rows, columns, rows, columns)."""
+def _array(pairs: pd.DataFrame, column: str) -> np.ndarray:
+    """A column of one layer's table, (rows, columns, rows, columns); NaN if the table lacks it."""
     grid = [int(pairs[name].max()) + 1 for name in ("token_row", "token_col")]
-    return pairs["cka"].to_numpy().reshape(grid * 2)
+    values = pairs.get(column, pd.Series(np.nan, index=pairs.index))
+    return values.to_numpy(float).reshape(grid * 2)
+
+
+def _typical_error(pairs: pd.DataFrame) -> float:
+    """Median standard error of CKA, which differs little between places; 0 if it is unknown."""
+    error = pairs["se"].median() if "se" in pairs else np.nan
+    return float(error) if np.isfinite(error) else 0.0
 
 
 def _excess(score: pd.DataFrame) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 import PIL.Image
 import PIL.ImageFilter
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
@@ -56,11 +58,15 @@ def grids(
 
 @dataclass(frozen=True)
 class Map:
-    """Values over a grid, (rows, columns), and an optional (row, column) to mark."""
+    """Values over a grid, (rows, columns), and an optional (row, column) to mark.
+
+    masked: which cells to draw without their value, (rows, columns), such as those that noise explains.
+    """
 
     values: np.ndarray
     title: str
     mark: tuple[int, int] | None = None
+    masked: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -71,16 +77,32 @@ class MapRow:
     label: str = ""
 
 
-def maps(rows: list[MapRow], *, title: str, colour_label: str, xlabel: str, ylabel: str) -> Figure:
+MASKED = ("#2a7f78", "green")
+"""Colour of masked cells, which the colour map does not have, and its name in captions."""
+
+
+def maps(
+    rows: list[MapRow],
+    *,
+    title: str,
+    colour_label: str,
+    xlabel: str,
+    ylabel: str,
+    common: bool = True,
+    least: float = 0.0,
+) -> Figure:
     """Rows of maps, each map with row 0 at the top, as in an image.
 
-    Each map has its own colour scale from 0 to its largest value. Negative values are clipped for
-    display only; undefined values (NaN) are grey.
+    The colour scale goes from 0 to the largest value of all maps or, unless `common`, of each one, and at
+    least to `least`: with some standard errors, noise stays dark. Negative values are clipped for display
+    only; undefined values (NaN) are grey.
     """
     columns = max(len(row.maps) for row in rows)
     tallest = [max(shape_ratio(m.values) for m in row.maps) for row in rows]
+    highest = max(least, *(_highest(m) for row in rows for m in row.maps))
     with matplotlib.rc_context(STYLE):
-        size = (max(3.5, 1.95 * columns + 0.4), sum(1.2 * r + 0.75 for r in tallest) + 0.45)
+        wide = 1.55 * columns + 0.8 if common else 1.95 * columns + 0.4
+        size = (max(3.5, wide), sum(1.2 * r + 0.75 for r in tallest) + 0.45)
         figure = canvas(size)
         cells = figure.subplots(len(rows), columns, squeeze=False, height_ratios=tallest)
         for row, line in zip(rows, cells, strict=True):
@@ -88,10 +110,11 @@ def maps(rows: list[MapRow], *, title: str, colour_label: str, xlabel: str, ylab
             for cell in line[len(row.maps) :]:
                 cell.set_axis_off()
             for cell, one in zip(line, row.maps, strict=False):
-                image = _draw_map(cell, one)
+                image = _draw_map(cell, one, highest if common else max(least, _highest(one)))
                 cell.set_xlabel(xlabel)
-                beside = cell.inset_axes((1.05, 0, 0.06, 1))  # as tall as the map
-                figure.colorbar(image, cax=beside, ticks=MaxNLocator(nbins=4))
+                if not common or one is row.maps[-1]:
+                    beside = cell.inset_axes((1.05, 0, 0.06, 1))  # as tall as the map
+                    figure.colorbar(image, cax=beside, ticks=MaxNLocator(nbins=4))
         figure.suptitle(f"{title}\nColour: {colour_label}{_undefined(rows)}", fontsize=9)
     return figure
 
@@ -101,10 +124,16 @@ def _undefined(rows: list[MapRow]) -> str:
     return "; grey: undefined (see the log of the run)" if undefined else ""
 
 
-def _draw_map(axes: Axes, one: Map) -> AxesImage:
+def _highest(one: Map) -> float:
+    return max(float(np.nanmax(one.values, initial=0)), 1e-12)
+
+
+def _draw_map(axes: Axes, one: Map, highest: float) -> AxesImage:
     axes.set_facecolor("0.85")
-    highest = max(float(np.nanmax(one.values, initial=0)), 1e-12)
     image = axes.imshow(one.values, cmap="magma", vmin=0, vmax=highest, interpolation="nearest")
+    if one.masked is not None:
+        over = np.ma.masked_where(~one.masked, np.zeros_like(one.values))
+        axes.imshow(over, cmap=ListedColormap([MASKED[0]]), interpolation="nearest")
     if one.mark is not None:
         row, column = one.mark
         place = Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="cyan", lw=1.5)
@@ -203,7 +232,7 @@ def image_pairs(
     """Images (H, W, 3) in 0…1, each next to a copy that is lit by a map (rows, columns) of weights.
 
     As in the authors' code, the map is upsampled smoothly, blurred over one patch and scaled to 0…1; the
-    image is multiplied by it.
+    image is multiplied by it. Below it stand the weights that are black and fully lit.
     """
     across = min(3, len(pairs))
     down = -(-len(pairs) // across)
@@ -218,11 +247,22 @@ def image_pairs(
             left, right = cells[i // across, 2 * (i % across) :][:2]
             left.imshow(image)
             right.imshow(image * _lit(weights, image.shape[:2])[..., None])
+            right.text(0.5, -0.03, _range(weights), transform=right.transAxes, **_BELOW)
             if i < across:
                 left.set_title(names[0], pad=2)
                 right.set_title(names[1], pad=2)
         figure.suptitle(title, fontsize=9)
     return figure
+
+
+_BELOW: Any = {"ha": "center", "va": "top", "fontsize": 6.5, "color": "0.35"}
+
+
+def _range(weights: np.ndarray) -> str:
+    """The smallest and the largest weight, and how many times as large it is."""
+    low, high = np.nanmin(weights), np.nanmax(weights)
+    times = f" (× {high / low:.2g})" if low > 0 else ""
+    return f"{low:.2g} … {high:.2g}{times}"
 
 
 @dataclass(frozen=True)

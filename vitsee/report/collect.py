@@ -43,6 +43,10 @@ class FinishedResult:
     def tables(self) -> list[Path]:
         return visible(self.path, ".csv")
 
+    @property
+    def records(self) -> list[Path]:
+        return [self.path / name for name in ("experiment.yaml", "made_with.json")]
+
 
 @dataclass(frozen=True)
 class PanelResult:
@@ -79,6 +83,11 @@ class Composed:
     def image(self) -> Path | None:
         path = self.path / f"{Path(self.name).name}.png"
         return path if path.is_file() else None
+
+    @property
+    def tables(self) -> list[Path]:
+        paths = (self.path / name for name in ("panels.csv", "claims.csv"))
+        return [path for path in paths if path.is_file()]
 
 
 @dataclass

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from vitsee import __version__
 from vitsee.errors import UserError
+from vitsee.io.files import visible
 from vitsee.report.assets import Names, PageFiles, integrity, palette
 from vitsee.report.collect import Contents
 from vitsee.report.show_comparisons import show_comparison
@@ -32,7 +33,7 @@ def page(contents: Contents, home: Path) -> str:
     style, script = (
         environment.loader.get_source(environment, f"report.{kind}")[0] for kind in ("css", "js")
     )
-    files, names = PageFiles(home, contents.damaged), Names()
+    files, names = embedded(contents, home), Names()
     anchors = {one.path.resolve(): names.anchor(one.path.parts[-3:]) for one in contents.results}
     results = [show_result(one, files, anchors[one.path.resolve()]) for one in contents.results]
     titles = {result["anchor"]: result["title"] for result in results}
@@ -65,6 +66,22 @@ def page(contents: Contents, home: Path) -> str:
         damaged=contents.damaged,
         version=__version__,
     )
+
+
+def embedded(contents: Contents, home: Path) -> PageFiles:
+    """Embed composed figures and comparisons, then the figures of results, then tables; of both the smallest first."""
+    files = PageFiles(home, contents.damaged)
+    files.embed_figures(one.image for one in contents.figures if one.image)
+    files.embed_figures(path for each in contents.comparisons for path in visible(each, ".png"))
+    drawn = [path for result in contents.results for path in result.images]
+    files.embed_figures(sorted(drawn, key=lambda path: (path.stat().st_size, path)))
+    tables = [path for each in contents.comparisons for path in visible(each, ".csv")]
+    for one in contents.figures:
+        tables += one.tables
+    for result in contents.results:
+        tables += [*result.tables, *result.records]
+    files.embed_tables(tables)
+    return files
 
 
 def overview(contents: Contents) -> dict[str, Any]:

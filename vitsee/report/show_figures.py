@@ -12,6 +12,14 @@ from vitsee.report.collect import Composed
 from vitsee.report.words import number, short
 
 VERDICTS = {"yes": "✓", "no": "✗", "undecided": "?", "untrained too": "≈", "not testable": "–"}
+IN_WORDS = {
+    "yes": ("holds", "hold"),
+    "no": ("does not hold", "do not hold"),
+    "undecided": ("is undecided", "are undecided"),
+    "untrained too": ("holds for untrained networks too", "hold for untrained networks too"),
+    "not testable": ("is not testable", "are not testable"),
+}
+"""What is said of one claim with this verdict, and of several."""
 
 
 # ── figures and claims ────────────────────────────────────────────────────────────────────────────
@@ -42,7 +50,7 @@ def show_composed(
             }
         )
     texts = {key: str(one.about.get(key) or "") for key in ("title", "source", "shows", "caption")}
-    tables = [one.path / name for name in ("panels.csv", "claims.csv")]
+    own = [c for c in claims if (c["figure"], c["zoo"]) == (one.name, one.zoo)]
     return texts | {
         "anchor": anchor,
         "name": one.name,
@@ -50,10 +58,28 @@ def show_composed(
         "image": files.image(one.image) if one.image else None,
         "path": str(one.path),
         "panels": panels,
+        "empty": bool(panels) and not any(panel["anchor"] for panel in panels),
         "waiting": sum(not (panel["anchor"] or panel["missing"]) for panel in panels),
-        "tables": [files.table(path) for path in tables if path.is_file()],
-        "claims": [c for c in claims if (c["figure"], c["zoo"]) == (one.name, one.zoo)],
+        "tables": [files.table(path) for path in one.tables],
+        "claims": own,
+        "here": here([claim["verdict"] for claim in own]),
     }
+
+
+def here(verdicts: list[str]) -> str:
+    """Return what these models say about the figure's claims, as the end of a sentence."""
+    if not verdicts:
+        return "no claim is tested; look at the figure."
+    count = Counter(verdicts)
+    known = [*VERDICTS, *sorted(set(count) - {*VERDICTS})]
+    told = [
+        (count[each], IN_WORDS.get(each, (each, each))[count[each] > 1])
+        for each in known
+        if count[each]
+    ]
+    if len(verdicts) == 1:
+        return f"the claim that is tested {told[0][1]}."
+    return f"of {len(verdicts)} claims, {', '.join(f'{n} {words}' for n, words in told)}."
 
 
 def show_claim(claim: Mapping[str, str]) -> dict[str, Any]:
@@ -66,6 +92,7 @@ def show_claim(claim: Mapping[str, str]) -> dict[str, Any]:
         number(claim.get(key, "")) for key in ("value", "low", "high", "threshold")
     )
     interval = f"{short(low)} to {short(high)}" if low is not None and high is not None else ""
+    side = next((s for s in ("above", "below") if f"({s} is claimed)" in texts["statistic"]), "")
     verdict = claim.get("holds", "") or "not testable"
     return texts | {
         "verdict": verdict,
@@ -74,9 +101,17 @@ def show_claim(claim: Mapping[str, str]) -> dict[str, Any]:
         "value": short(value),
         "interval": interval,
         "threshold": claim.get("threshold", "") if threshold is None else short(threshold),
+        "numbers": in_words(short(value), interval, f"{side} {short(threshold)}" if side else ""),
         "untrained": short(number(claim.get("untrained", ""))),
         "strip": strip(value, low, high, threshold),
     }
+
+
+def in_words(value: str, interval: str, claimed: str) -> str:
+    """Return a statistic with its interval and threshold; nothing if it is unknown."""
+    if value == short(None):
+        return ""
+    return ", ".join(filter(None, (value, interval, claimed and f"{claimed} is claimed")))
 
 
 def strip(*numbers: float | None) -> dict[str, float] | None:

@@ -16,6 +16,7 @@ from vitsee.io import tidy
 from vitsee.report.assets import PageFiles, packed
 from vitsee.report.collect import FinishedResult
 from vitsee.report.words import duration
+from vitsee.results.repeated import said_once
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,8 @@ def show_result(result: FinishedResult, files: PageFiles, anchor: str) -> dict[s
     figures = []
     for name in names:
         image = files.image(drawn[name]) if name in drawn else None
-        cells = (
-            heat_map(tables[name], MAPS[name], labels) if {name} <= {*tables} & {*MAPS} else None
-        )
+        mapped = name in tables and name in MAPS
+        cells = files.fit(heat_map(tables[name], MAPS[name], labels)) if mapped else None
         if image or cells:
             figures.append({"name": name, "image": image, "map": cells})
     return {
@@ -58,12 +58,12 @@ def show_result(result: FinishedResult, files: PageFiles, anchor: str) -> dict[s
         "data": labels.data,
         "path": str(result.path),
         "identity": str(made.get("identity", "")),
-        "warnings": [str(warning) for warning in made.get("warnings", [])],
+        "warnings": said_once(str(warning) for warning in made.get("warnings", [])),
         "figures": figures,
         "tables": [files.table(path) for path in tables.values()],
         "parameters": parameters(result.experiment),
         "provenance": provenance(made),
-        "files": [files.download(result.path / n) for n in ("experiment.yaml", "made_with.json")],
+        "files": [files.download(path) for path in result.records],
     }
 
 

@@ -16,7 +16,7 @@ USAGE = """usage: vitsee report [PATH…] [-o FILE]
 
 Writes one HTML page of everything in these folders: the claims and their verdicts, the composed
 figures, and every result with its parameters, provenance and tables. The page needs no network and no
-other file, except for tables of more than 2 MB, which it links.
+other file, except for what would make it larger than about 6 MB, which it links.
 
   vitsee report                              all of outputs/, into outputs/report.html
   vitsee report outputs/cka                  one analysis, into outputs/cka/report.html
