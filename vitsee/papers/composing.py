@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.gridspec import GridSpec
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import AutoLocator
 from matplotlib.transforms import Bbox
 
 from vitsee.errors import unknown
@@ -110,7 +111,7 @@ class Row:
 
 @dataclass
 class Drawn:
-    """A panel on the page: its part of it, its columns of the grid, its size in inches, and what it left to the page."""
+    """A panel on the page: its part of it, its columns of the grid, its size in inches, what it left to the page."""
 
     part: SubFigure
     columns: slice
@@ -214,6 +215,8 @@ def draw_panel(
     if shown not in to.parts:
         raise wrong(folder / "figure.json", f"{panel['analysis']} has no figure {panel['figure']}")
     for part in to.parts.keys() - {shown}:  # the analysis's other figures
+        for axes in [*part.axes]:
+            part.delaxes(axes)
         figure.subfigs.remove(part)
     title = style.wrapped(
         titled(panel, folder, read), to.width - 0.15, TITLE * 1.1
@@ -228,12 +231,17 @@ def draw_panel(
 
 def titled(panel: dict[str, Any], folder: Path, read: Read) -> str:
     """The title of a panel, with the models that were run unless a legend names them."""
-    names = ", ".join(
-        dict.fromkeys(read(folder / result).labels.models for result in panel["results"])
+    every = [read(folder / result).labels for result in panel["results"]]
+    if len(every) > 1:
+        others = {labels.other for labels in every}
+        against = panel.get("names_models") and len(others) == 1 and any(others)
+        return panel["title"] + (f", vs {others.pop()}" if against else "")
+    names = every[0].models
+    return (
+        f"{names}, for {panel['title']}"
+        if panel.get("names_models")
+        else f"{panel['title']}: {names}"
     )
-    if panel.get("names_models"):
-        return f"{names}, for {panel['title']}"
-    return panel["title"] if len(panel["results"]) > 1 else f"{panel['title']}: {names}"
 
 
 def figures_of(panel: dict[str, Any], folder: Path, read: Read) -> dict[str, Figure]:
@@ -245,10 +253,11 @@ def figures_of(panel: dict[str, Any], folder: Path, read: Read) -> dict[str, Fig
 
 
 def wrap_labels(axes: Axes, width: float, height: float) -> None:
-    """Break the labels of axes that are longer than their side; width, height: inches of the panel."""
+    """Break what is written along a side of axes and longer than it; width, height: inches of the panel."""
     place = axes.get_subplotspec()
     rows, columns = place.get_gridspec().get_geometry() if place else (1, 1)
-    axes.set_xlabel(style.wrapped(axes.get_xlabel(), width / columns - 0.4, style.SMALL))
+    axes.title.set_text(style.wrapped(axes.get_title(), width / columns - 0.1, style.SMALL))
+    axes.set_xlabel(style.wrapped(axes.get_xlabel(), width / columns - 0.6, style.SMALL))
     axes.set_ylabel(style.wrapped(axes.get_ylabel(), height / rows - 0.4, style.SMALL))
 
 
@@ -348,11 +357,22 @@ def lay_out(figure: Figure) -> None:
     shapes = [(axes, axes.get_aspect()) for axes in figure.axes]
     for axes, _ in shapes:
         axes.set_aspect("auto")
-    figure.draw_without_rendering()
+        keep_numbers(axes)
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    engine.execute(figure)
     figure.set_layout_engine("none")
     for axes, aspect in shapes:
         axes.set_aspect(aspect)
         axes.set_anchor("N")
+
+
+def keep_numbers(axes: Axes) -> None:
+    """Keep the numbers on these axes: by themselves they change with the last digit of the axes' size."""
+    for axis in (axes.xaxis, axes.yaxis):
+        if type(axis.get_major_locator()) is AutoLocator and axes.get_label() != "<colorbar>":
+            low, high = sorted(axis.get_view_interval())
+            axis.set_ticks([place for place in axis.get_majorticklocs() if low <= place <= high])
 
 
 def align(panels: list[Drawn]) -> None:
@@ -366,6 +386,6 @@ def align(panels: list[Drawn]) -> None:
     high = min((box.y1 for _, box in boxes.values()), default=0.0)
     narrowest = min((box.width for axes, (_, box) in boxes.items() if axes.images), default=0.0)
     for axes, (part, box) in boxes.items():
-        left = box.x1 - narrowest if axes.images else box.x0
-        place = Bbox.from_extents(left, low, box.x1, high)
+        aside = (box.width - narrowest) / 2 if axes.images else 0.0
+        place = Bbox.from_extents(box.x0 + aside, low, box.x1 - aside, high)
         axes.set_position(place.transformed(part.transSubfigure.inverted()))

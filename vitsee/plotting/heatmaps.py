@@ -69,7 +69,7 @@ def _size(columns: int, rows: int) -> tuple[float, float]:
     ratio = float(np.clip(rows / columns, 0.4, 2.5))
     if on_page():
         width = room(4.0)
-        return width, (min(width, 3.4) - 0.5) * ratio + 0.4
+        return width, (min(width, 3.4) - 0.5) * min(1.0, ratio) + 0.4
     width = 4.0 if ratio <= 1 else 4.0 / ratio
     return width + 1.0, width * ratio + 0.7
 

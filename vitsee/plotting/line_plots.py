@@ -23,7 +23,6 @@ from vitsee.plotting.style import (
     legend,
     look,
     on_page,
-    points,
     room,
 )
 
@@ -315,11 +314,13 @@ def histograms(
             _grid_lines(axes)
         every[0].set_ylabel(ylabel)
         headline(figure, title)
-        figure.supxlabel(xlabel, fontsize=points(9))
-        labels = every[0].get_legend_handles_labels()
         if on_page():
-            legend(figure, *labels, len(lines))
+            for axes in every:
+                axes.set_xlabel(xlabel)
+            _names(figure, every[0], len(lines))
         else:
+            labels = every[0].get_legend_handles_labels()
+            figure.supxlabel(xlabel, fontsize=9)
             figure.legend(
                 *labels, loc="outside upper right", ncols=len(lines), frameon=False, fontsize=8
             )

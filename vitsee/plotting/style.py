@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import textwrap
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -170,13 +170,29 @@ def inches(text: str, size: float) -> float:
 
 
 def wrapped(text: str, width: float, size: float) -> str:
-    """The text on as many lines as it takes in this width in inches."""
+    """The text on as many lines as it takes in this width in inches; names too long for a line break after _ . / -."""
+    if inches(text, size) <= width:
+        return text
     lines = []
     for line in text.split("\n"):
-        whole = inches(line, size) if line else 0.0
-        most = max(6, int(0.95 * len(line) * width / whole)) if whole > width else len(line) + 1
-        lines += textwrap.wrap(line, most)
-    return "\n".join(lines)
+        lines.append("")
+        for piece in _pieces(line, width, size):
+            if lines[-1] and inches((lines[-1] + piece).rstrip(), size) > width:
+                lines.append("")
+            lines[-1] += piece
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _pieces(line: str, width: float, size: float) -> Iterator[str]:
+    """The words of a line, each with a space behind it, in pieces if it is wider than this."""
+    for word in line.split():
+        if inches(word, size) <= width:
+            yield f"{word} "
+            continue
+        *some, last = re.split(r"(?<=[_./-])", word)
+        most = max(1, int(width * 72 / size))  # no character is wider than high
+        for part in [*some, f"{last} "]:
+            yield from (part[i : i + most] for i in range(0, len(part), most))
 
 
 def entitle(axes: Axes, title: str) -> None:
