@@ -228,10 +228,10 @@ def test_a_resnet_beside_a_vit_is_drawn_in_the_same_axes(images, tmp_path):
     for name in ("skip_ratio", "skip_cosine"):
         (axes,) = drawn[name].axes
         assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == [
-            "ViT self-attention",
-            "ViT self-attention (class token)",
-            "ViT MLP",
-            "ViT MLP (class token)",
+            "self-attention",
+            "self-attention (class token)",
+            "MLP",
+            "MLP (class token)",
             "ResNet",
         ]
         resnet18 = axes.get_lines()[-1].get_ydata()

@@ -163,6 +163,10 @@ class Analysis:
         """Figures that show several results, by file name without ending; empty if there are none."""
         return {}
 
+    def caption(self, figure: str, tables: dict[str, pd.DataFrame]) -> str:
+        """What bands, error bars and marks of the figure of this name mean, for captions; empty if it has none."""
+        return ""
+
     # What the runner uses
 
     def on(self, setting: Setting) -> Self:

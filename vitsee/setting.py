@@ -193,6 +193,11 @@ class Labels:
                 object.__setattr__(self, name, printable(value))
 
     @property
+    def models(self) -> str:
+        """The models, for titles and captions."""
+        return f"{self.model} vs {self.other}" if self.other else self.model
+
+    @property
     def data(self) -> str:
         """The images, for titles."""
         if not self.images:

@@ -118,6 +118,9 @@ class AttentionDistance(Analysis):
                 )
         return warnings
 
+    def caption(self, figure: str, tables: dict[str, pd.DataFrame]) -> str:
+        return "Dashed: uniform attention"
+
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         """Sorted heads of the two lowest and two highest blocks; all heads by depth."""
         from vitsee.plotting import line_plots

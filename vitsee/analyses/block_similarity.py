@@ -95,6 +95,9 @@ class BlockSimilarity(Analysis):
                     warnings.append(f"block {i} of the {role} is {kind}; its CKA is NaN")
         return warnings
 
+    def caption(self, figure: str, tables: dict[str, pd.DataFrame]) -> str:
+        return "Bands: one standard error over minibatches to either side"
+
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         return self.joined([(tables, labels)])
 

@@ -199,6 +199,9 @@ class CKA(Analysis):
                     )
         return warnings
 
+    def caption(self, figure: str, tables: dict[str, pd.DataFrame]) -> str:
+        return "Without outliers" if "cka_outliers" in tables else ""
+
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         from vitsee.plotting import heatmaps
 

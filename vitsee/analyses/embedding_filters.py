@@ -85,6 +85,10 @@ class EmbeddingFilters(Analysis):
             f"rounding, because the filters span fewer dimensions; they are NaN"
         ]
 
+    def caption(self, figure: str, tables: dict[str, pd.DataFrame]) -> str:
+        share = tables["embedding_variance"]["share"].sum()
+        return f"The components shown hold {share:.0%} of the variance of the embedding filters"
+
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         """The components as images, each scaled from its smallest to its largest weight."""
         from vitsee.plotting import map_plots

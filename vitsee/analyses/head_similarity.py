@@ -152,6 +152,12 @@ class HeadSimilarity(Analysis):
             warnings.append(f"heads {bad} of {sums.axes['model'][0]} are constant or not finite")
         return warnings
 
+    def caption(self, figure: str, tables: dict[str, pd.DataFrame]) -> str:
+        return (
+            "Bands: one standard error over minibatches to either side; Spearman: the rank correlation of "
+            "distance and CKA"
+        )
+
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         """CKA against mean distance, one line per layer, with its rank correlation."""
         from vitsee.plotting import line_plots

@@ -461,6 +461,14 @@ class LinearProbe(Analysis):
             )
         return "features of test images are NaN or Inf"
 
+    def caption(self, figure: str, tables: dict[str, pd.DataFrame]) -> str:
+        said = f"Linear probes, {_protocol(tables['linear_probe'])}"
+        if figure == "linear_probe_tokens":
+            return said
+        several = tables["linear_probe"]["seed"].nunique() > 1
+        bands = "; bands: from the lowest to the highest of the draws" if several else ""
+        return f"{said}{bands}; dashed: chance"
+
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         """Accuracy by depth, and maps of the accuracy of single tokens if they are probed."""
         from vitsee.plotting import map_plots
@@ -544,11 +552,15 @@ def _by_training(results: list[tuple[pd.DataFrame, Labels]]) -> Figure:
         families[labels.family] = min(
             families.get(labels.family, labels.model), labels.model, key=len
         )
+    features: dict[str | None, set[str]] = {}
+    for table, labels in results:
+        features.setdefault(labels.family, set()).update(table["features"])
+    several = any(len(names) > 1 for names in features.values())
     parts = []
     for table, labels in results:
         deepest = table[table["depth"] == table["depth"].max()]
         names = deepest["features"].map(
-            lambda name, l=labels: f"{families[l.family]}, {WORDS[name]}"
+            lambda name, l=labels: families[l.family] + (f", {WORDS[name]}" if several else "")
         )
         percent = 100 * deepest["accuracy"]
         parts.append(deepest.assign(line=names, percent=percent, images=labels.train_images))

@@ -179,6 +179,9 @@ class Localization(Analysis):
                     )
         return list(dict.fromkeys(warnings))  # layers with the same grid share their patches
 
+    def caption(self, figure: str, tables: dict[str, pd.DataFrame]) -> str:
+        return "The square marks the token; colour: CKA of token and patch, one scale per map"
+
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         """CKA maps of the chosen tokens, one row per layer; own minus mean CKA, one map per layer."""
         from vitsee.plotting import map_plots

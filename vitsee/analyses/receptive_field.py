@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _SHOWN = 5
 """Layers shown per model, as in the paper."""
+PAPER_UNITS = {16: [3, 7, 12, 16]}
+"""Units of a CNN that the paper shows (Figure 6), by their number."""
 _OF: dict[str, Kind] = {"layer": str, "point": ("post", "pre"), "model": MODELS}
 
 
@@ -162,6 +164,9 @@ class ReceptiveField(Analysis):
                     warnings.append(f"{layer.name} of the {role} ({point}) {why}; its size is NaN")
         return warnings
 
+    def caption(self, figure: str, tables: dict[str, pd.DataFrame]) -> str:
+        return "" if figure == "receptive_field_size" else "Each map over its own maximum"
+
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         from vitsee.plotting import line_plots, map_plots, style
 
@@ -241,18 +246,47 @@ def _rows(table: pd.DataFrame, names: dict[str, str]) -> dict[str, dict[str, np.
         label = f"{names[role]}, {word}" if several or point == "pre" else names[role]
         values = rows["value"].to_numpy(float).reshape(rows["row"].max() + 1, -1)
         labelled.setdefault(label, {})[layer] = values
-    return labelled
+    return {label: _numbered(maps) for label, maps in labelled.items()}
+
+
+_SUBLAYERS = {
+    "attn": "attention",
+    "mlp": "MLP",
+    "mlp_tokens": "token MLP",
+    "mlp_channels": "channel MLP",
+}
+
+
+def _numbered(maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The maps by name as in the paper: attention 1, MLP 1, …; of a CNN the stem, then unit 1, unit 2, …"""
+    counts: dict[str, int] = {}
+    named = {}
+    for i, (layer, values) in enumerate(maps.items()):
+        _, within, sublayer = layer.partition(".+")
+        if not i and not within:  # what a CNN begins with
+            named["stem"] = values
+            continue
+        kind = _SUBLAYERS.get(sublayer, sublayer) or "unit"
+        counts[kind] = counts.get(kind, 0) + 1
+        named[f"{kind} {counts[kind]}"] = values
+    return named
 
 
 def _spread(maps: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
-    """This many maps, evenly spread over depth and including the first and last.
+    """Maps of the first layer, and at the end of each fourth of the network; all if there are no more than `count`.
 
-    For a transformer, only attention sublayers, as in the paper.
+    For a transformer, only attention sublayers, as in the paper: of 12 blocks those of 1, 3, 6, 9 and 12. Of 16
+    units of a CNN the paper shows 3, 7, 12 and 16.
     """
-    from vitsee.plotting.style import evenly_spaced
-
-    names = [name for name in maps if name.endswith(".+attn")] or list(maps)
-    return {names[i]: maps[names[i]] for i in evenly_spaced(len(names), count)}
+    names = [name for name in maps if name.startswith("attention")] or list(maps)
+    if len(names) <= count:
+        return {name: maps[name] for name in names}
+    rest = len(names) - (names[0] == "stem")
+    chosen = [round(rest * k / (count - 1)) for k in range(1, count)]
+    if rest == len(names) - 1:
+        chosen = PAPER_UNITS.get(rest, chosen)
+    shown = [names[0]] + [names[len(names) - rest + i - 1] for i in chosen]
+    return {name: maps[name] for name in shown}
 
 
 def _radii(table: pd.DataFrame, names: dict[str, str]) -> list[Any]:

@@ -214,6 +214,9 @@ class Robustness(Analysis):
             warnings.append(f"the outputs for {broken} images are not finite; their rows are NaN")
         return warnings
 
+    def caption(self, figure: str, tables: dict[str, pd.DataFrame]) -> str:
+        return "Bars: one standard error over images to either side"
+
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         return self.joined([(tables, labels)])
 

@@ -104,6 +104,9 @@ class Scaling(Analysis):
             )
         return warnings
 
+    def caption(self, figure: str, tables: dict[str, pd.DataFrame]) -> str:
+        return "Bars: one standard error over images to either side"
+
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         return self.joined([(tables, labels)])
 

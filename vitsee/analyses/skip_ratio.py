@@ -144,6 +144,9 @@ class SkipRatio(Analysis):
                     )
         return warnings
 
+    def caption(self, figure: str, tables: dict[str, pd.DataFrame]) -> str:
+        return "Colours end at the 99th percentile" if figure == "skip_ratio_tokens" else ""
+
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         from vitsee.plotting import heatmaps, line_plots, style
 
@@ -158,8 +161,9 @@ class SkipRatio(Analysis):
                 _lines(table, column, names),
                 xlabel="Block index",
                 ylabel=ylabel,
-                title=labels.data,
-                from_zero=column == "ratio",
+                title=f"{labels.models}, {labels.data}",
+                from_zero=False,
+                log=column == "ratio",
             )
         panels = _panels(table[table["model"] == "model"])
         if panels:
@@ -243,12 +247,16 @@ def _lines(table: pd.DataFrame, column: str, names: dict[str, str]) -> list[Any]
     """One line per model, branch and kind of token, as in the paper."""
     from vitsee.plotting.line_plots import Line
 
+    branches = {role: {*rows["branch"]} for role, rows in table.groupby("model")}
+    told_apart = not set.intersection(*branches.values()) or len(branches) == 1
     lines = []
     for keys, rows in table.groupby(["model", "kind", "branch"], sort=False):
         role, kind, branch = map(str, keys)
         if kind not in ("mean", "class"):
             continue
-        words = [names[role], *_words(branch)] + ["(class token)"] * (kind == "class")
+        words = _words(branch) + ["(class token)"] * (kind == "class")
+        if not (told_apart and _words(branch)):
+            words = [names[role], *words]
         colour = f"{role} {branch}"
         lines.append(Line(rows[column].to_numpy(), " ".join(words), colour, dashed=kind == "class"))
     return lines

@@ -48,8 +48,14 @@ FIGURE: Shape = {"name?": str, "zoo?": str, "caption?": str, "panels?": [PANEL]}
 COMPOSED: Shape = {
     "name": str,
     "caption": str,
+    "width?": str,
+    "captioned?": bool,
+    "abreast?": int,
     "rows": [[str]],
-    "panels": [PANEL | {"name": str, "figure": str, "results": [str], "missing": [str]}],
+    "panels": [
+        PANEL
+        | {"name": str, "figure": str, "results": [str], "missing": [str], "names_models?": bool}
+    ],
 }
 """The part of a figure.json that drawing needs."""
 

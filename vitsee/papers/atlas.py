@@ -21,6 +21,8 @@ class Panel:
     """One experiment, or one per role, drawn in one plot."""
 
     title: str = MISSING
+    names_models: bool = False
+    """Whether the title names the paper's models, for which others stand in."""
     analysis: str = MISSING
     figure: str = MISSING
     """Which figure of the analysis to show."""
@@ -58,6 +60,8 @@ class Published:
     panels: dict[str, Panel] = MISSING
     rows: list[list[str]] = MISSING
     """Names of the panels in each row."""
+    abreast: int = 1
+    """How many panels go side by side where the figure is as wide as a column."""
     extra: bool = False
     """Of another paper than the two that figure=all reproduces; figure=extra draws all of these."""
     lenient: bool = False

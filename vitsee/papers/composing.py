@@ -2,44 +2,63 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import re
-import textwrap
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.gridspec import GridSpec
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import AutoLocator
+from matplotlib.transforms import Bbox
 
+from vitsee.errors import unknown
 from vitsee.io.record import COMPOSED
 from vitsee.io.tidy import Table, wrong
 from vitsee.io.tidy import read as read_csv
 from vitsee.parallel.interrupt import Interruptible
 from vitsee.plotting import scorecard, style
-from vitsee.results.folder import PNG, Formats, Results
+from vitsee.results.folder import PNG, VECTOR, Formats, Results
 from vitsee.results.reading import StoredResult, read
 
+log = logging.getLogger(__name__)
+
 Read = Callable[[Path], StoredResult]
-HEAD, FOOT_LINE, EMPTY = 0.42, 0.16, (3.0, 2.0)
-"""Height in inches of a panel's title and of a caption line, and size of an empty panel."""
+WIDTHS = {"text": 6.75, "column": 3.25}
+"""Inches across the text of a page, and across one of its two columns."""
+TITLE, LINE, BAR = 8.0, 0.125, 0.42
+"""Points of a panel's title; inches of a line of text, and of a colour bar that panels share."""
 
 
 def draw(folder: Path, *, formats: Formats = PNG, read: Read = read) -> list[Path]:
     """Draw the composed figure of a folder with a figure.json; return the files written.
 
-    read: the function that reads the results of its panels.
+    read: the function that reads the results of its panels. If it has no panel, no picture is left in the folder.
     """
     results = Results(folder)
     record = results.load_json("figure.json", COMPOSED)
     name = record["name"]
     if Path(name).name != name or name.startswith("."):  # no path out of the folder
         raise wrong(folder / "figure.json", f"{name!r} is not a file name")
+    drawn: dict[str, Figure] = {}
     with Interruptible():  # matplotlib's callbacks would swallow a Ctrl-C
-        drawn: dict[str, Figure] = {name: compose(record, folder, cache(read))}
+        page = compose(record, folder, cache(read))
+        if page is None:
+            log.warning("warning: %s has no panel that could be drawn: %s", name, folder)
+            for ending in (*PNG, *VECTOR):
+                (folder / f"{name}.{ending}").unlink(missing_ok=True)
+        else:
+            drawn[name] = page
         claims = claims_of(folder)
         if claims is not None:
             title = re.split(r"(?<!et al)\. ", record["caption"])[0]
@@ -82,94 +101,147 @@ def draw_together(folders: list[Path], *, formats: Formats = PNG) -> list[Path]:
     )
 
 
-def compose(record: dict[str, Any], folder: Path, read: Read) -> Figure:
-    """Rows of titled panels, with the caption below."""
-    rows = rows_of(record, folder)
-    with matplotlib.rc_context(style.STYLE):
-        figure = Figure(layout="constrained")
-        outer = tight_grid(figure, len(rows) + 1, 1)
-        widths, heights = [], []
+@dataclass(frozen=True)
+class Row:
+    """Panels side by side, and how many there would be in a full row."""
+
+    panels: list[dict[str, Any]]
+    full: int
+
+
+@dataclass
+class Drawn:
+    """A panel on the page: its part of it, its columns of the grid, its size in inches, what it left to the page."""
+
+    part: SubFigure
+    columns: slice
+    width: float
+    height: float
+    asked: style.Part
+
+    @property
+    def axes(self) -> Axes | None:
+        """Its only axes, if it has no more than these."""
+        return self.part.axes[0] if len(self.part.axes) == 1 else None
+
+
+def compose(record: dict[str, Any], folder: Path, read: Read) -> Figure | None:
+    """A page with rows of titled panels and the caption below; None if no panel has a result.
+
+    Panels with the same colours share a colour bar; those of a row share their names and their y axis where these
+    are the same.
+    """
+    width = width_of(record, folder)
+    rows = rows_of(record, folder, width)
+    if not rows:
+        return None
+    with matplotlib.rc_context(style.PAGE):
+        figure = Figure((width, 1), dpi=200, layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03))
+        across = math.lcm(*(row.full for row in rows))
+        grid = GridSpec(2 * len(rows) + 1, across, figure)  # below each row, what its panels share
+        heights = [0.0] * grid.nrows
+        drawn = []
         for i, row in enumerate(rows):
-            strip = figure.add_subfigure(outer[i])
-            inner = tight_grid(strip, 1, len(row))
-            cells = [strip.add_subfigure(inner[j]) for j in range(len(row))]
-            grids = [tight_grid(cell, 2, 1) for cell in cells]
-            sizes = [
-                draw_panel(panel, folder, cell, grid, read)
-                for panel, cell, grid in zip(row, cells, grids, strict=True)
+            step = across // row.full
+            panels = [
+                draw_panel(panel, folder, figure, grid[2 * i, j * step : (j + 1) * step], read)
+                for j, panel in enumerate(row.panels)
             ]
-            height = max(height for _, height in sizes)
-            for grid in grids:
-                grid.set_height_ratios([HEAD, height])
-            inner.set_width_ratios([width for width, _ in sizes])
-            widths.append(sum(width for width, _ in sizes))
-            heights.append(HEAD + height)
-        caption = textwrap.wrap(record["caption"], int(max(widths) * 15))
-        foot = FOOT_LINE * len(caption) + 0.15
-        below = figure.add_subfigure(outer[len(rows)])
-        below.text(0.01, 0.95, "\n".join(caption), va="top", fontsize=7, color="0.3")
-        outer.set_height_ratios([*heights, foot])
-        figure.set_size_inches(max(widths), sum(heights) + foot)
+            share_y(panels)
+            heights[2 * i + 1] = share_names(panels, figure, grid[2 * i + 1, :], width)
+            drawn.append(panels)
+        for last, height in share_bars(drawn, figure, grid).items():
+            heights[2 * last + 1] += height
+        for i, panels in enumerate(drawn):
+            heights[2 * i] = max(panel.height for panel in panels)
+        if record.get("captioned", True):
+            heights[-1] = write_caption(figure.add_subfigure(grid[-1, :]), record["caption"], width)
+        grid.set_height_ratios([max(height, 1e-3) for height in heights])
+        figure.set_size_inches(width, sum(heights))
+        lay_out(figure)
+        for panels in drawn:
+            align(panels)
     return figure
 
 
-def rows_of(record: dict[str, Any], folder: Path) -> list[list[dict[str, Any]]]:
-    """The panels in rows. Raises UserError if there are no rows, or they name an unknown panel."""
+def width_of(record: dict[str, Any], folder: Path) -> float:
+    """The width of the page in inches. Raises UserError if it is not one of WIDTHS."""
+    name = record.get("width", "text")
+    if name not in WIDTHS:
+        raise unknown(
+            f"{folder / 'figure.json'}: there is no width {name}", name, WIDTHS, "it can be"
+        )
+    return WIDTHS[name]
+
+
+def rows_of(record: dict[str, Any], folder: Path, width: float = WIDTHS["text"]) -> list[Row]:
+    """The panels with results in rows, which are broken where the page is too narrow for them.
+
+    Of panels that show the same picture, only the first is left, with the titles of all. Raises UserError if there are
+    no rows, or they name an unknown panel.
+    """
     panels = {panel["name"]: panel for panel in record["panels"]}
     if unknown := {name for row in record["rows"] for name in row} - panels.keys():
         raise wrong(
             folder / "figure.json", f"its rows name a panel {min(unknown)} that does not exist"
         )
-    rows = [[panels[name] for name in row] for row in record["rows"] if row]
-    if not rows:
+    if not any(record["rows"]):
         raise wrong(folder / "figure.json", "it has no rows of panels")
+    first: dict[Any, dict[str, Any]] = {}
+    rows: list[Row] = []
+    for names in record["rows"]:
+        row = []
+        for panel in (dict(panels[name]) for name in names if panels[name]["results"]):
+            key = panel["analysis"], panel["figure"], *panel["results"]
+            if key in first:
+                first[key]["title"] += f" and {panel['title']}"
+            else:
+                row.append(first.setdefault(key, panel))
+        most = min(len(row), record.get("abreast", 1) if width < WIDTHS["text"] else len(row))
+        rows += [Row(row[i : i + most], most) for i in range(0, len(row), most or 1)]
     return rows
 
 
-def tight_grid(figure: Figure | SubFigure, rows: int, columns: int) -> GridSpec:
-    """A grid without margins."""
-    return GridSpec(rows, columns, figure, left=0, bottom=0, right=1, top=1)  # type: ignore[arg-type]
-
-
 def draw_panel(
-    panel: dict[str, Any], folder: Path, cell: SubFigure, grid: GridSpec, read: Read
-) -> tuple[float, float]:
-    """Draw the panel below its title, or why it is empty; return its size in inches without the title.
-
-    grid: the rows of the cell, for title and panel.
-    """
-    head = cell.add_subfigure(grid[0])
-    head.text(0.5, 0.5, panel["title"], ha="center", weight="bold", fontsize=10)
-    head.text(0.5, 0.12, run_with(panel, folder, read), ha="center", fontsize=8, color="0.35")
-    if not panel["results"]:
-        why = "\n".join(line for text in panel["missing"] for line in textwrap.wrap(text, 40))
-        body = cell.add_subfigure(grid[1])
-        body.text(0.5, 0.5, why, ha="center", va="center", fontsize=8, color="0.35")
-        return EMPTY
-    sizes: dict[SubFigure, tuple[float, float]] = {}
-
-    def place(size: tuple[float, float]) -> SubFigure:
-        part = cell.add_subfigure(grid[1])
-        sizes[part] = size
-        return part
-
-    with style.onto(place):
+    panel: dict[str, Any], folder: Path, figure: Figure, place: Any, read: Read
+) -> Drawn:
+    """Draw a panel with its title onto this place of the page's grid."""
+    grid = place.get_gridspec()
+    share = len(place.colspan) / grid.ncols
+    to = style.Panel(figure.get_figwidth() * share, lambda: figure.add_subfigure(place))
+    with style.onto(to):
         figures = figures_of(panel, folder, read)
-    if panel["figure"] not in figures:
+    shown: Any = figures.get(panel["figure"])
+    if shown not in to.parts:
         raise wrong(folder / "figure.json", f"{panel['analysis']} has no figure {panel['figure']}")
-    shown: Any = figures[panel["figure"]]
-    for part in sizes.keys() - {shown}:  # the analysis's other figures
-        cell.subfigs.remove(part)
-    return sizes[shown]
+    for part in to.parts.keys() - {shown}:  # the analysis's other figures
+        for axes in [*part.axes]:
+            part.delaxes(axes)
+        figure.subfigs.remove(part)
+    title = style.wrapped(
+        titled(panel, folder, read), to.width - 0.15, TITLE * 1.1
+    )  # bold is wider
+    shown.suptitle(title, fontsize=TITLE, weight="bold")
+    height = to.parts[shown].height + (title.count("\n") + 1) * 1.15 * LINE + 0.06
+    for axes in shown.axes:
+        wrap_labels(axes, to.width, to.parts[shown].height)
+    columns = slice(place.colspan.start, place.colspan.stop)
+    return Drawn(shown, columns, to.width, height, to.parts[shown])
 
 
-def run_with(panel: dict[str, Any], folder: Path, read: Read) -> str:
-    """The models of a panel, which the paper's title does not name; nothing where a legend names many."""
-    names: dict[str, None] = {}
-    for result in panel["results"]:
-        labels = read(folder / result).labels
-        names[labels.model + (f" vs {labels.other}" if labels.other else "")] = None
-    return ", ".join(names) if len(names) <= 2 else ""
+def titled(panel: dict[str, Any], folder: Path, read: Read) -> str:
+    """The title of a panel, with the models that were run unless a legend names them."""
+    every = [read(folder / result).labels for result in panel["results"]]
+    if len(every) > 1:
+        others = {labels.other for labels in every}
+        against = panel.get("names_models") and len(others) == 1 and any(others)
+        return panel["title"] + (f", vs {others.pop()}" if against else "")
+    names = every[0].models
+    return (
+        f"{names}, for {panel['title']}"
+        if panel.get("names_models")
+        else f"{panel['title']}: {names}"
+    )
 
 
 def figures_of(panel: dict[str, Any], folder: Path, read: Read) -> dict[str, Figure]:
@@ -178,3 +250,142 @@ def figures_of(panel: dict[str, Any], folder: Path, read: Read) -> dict[str, Fig
     if len(results) == 1:
         return results[0].analysis.figures(results[0].tables, results[0].labels)
     return results[0].analysis.joined([(result.tables, result.labels) for result in results])
+
+
+def wrap_labels(axes: Axes, width: float, height: float) -> None:
+    """Break what is written along a side of axes and longer than it; width, height: inches of the panel."""
+    place = axes.get_subplotspec()
+    rows, columns = place.get_gridspec().get_geometry() if place else (1, 1)
+    axes.title.set_text(style.wrapped(axes.get_title(), width / columns - 0.1, style.SMALL))
+    axes.set_xlabel(style.wrapped(axes.get_xlabel(), width / columns - 0.6, style.SMALL))
+    axes.set_ylabel(style.wrapped(axes.get_ylabel(), height / rows - 0.4, style.SMALL))
+
+
+def share_y(panels: list[Drawn]) -> None:
+    """Give panels side by side one y axis if all have the same label and scale; only the first keeps its numbers."""
+    every = [panel.axes for panel in panels]
+    plots = [axes for axes in every if axes is not None and not axes.images]
+    kinds = {(axes.get_ylabel(), axes.get_yscale()) for axes in plots}
+    if len(plots) < max(2, len(every)) or len(kinds) > 1:
+        return
+    lows, highs = zip(*(axes.get_ylim() for axes in plots), strict=True)
+    for axes in plots:
+        axes.set_ylim(min(lows), max(highs))
+    for axes in plots[1:]:
+        axes.set_ylabel("")
+        axes.tick_params(labelleft=False)
+
+
+def share_names(panels: list[Drawn], figure: Figure, place: Any, width: float) -> float:
+    """Draw the legends: one for panels with the same one, else one below each; return the shared one's height."""
+    named = [panel for panel in panels if panel.asked.legend and panel.asked.legend[1]]
+    words = [panel.asked.legend[1] for panel in named if panel.asked.legend]
+    barred = any(panel.asked.bars for panel in panels)
+    if len(named) == len(panels) > 1 and not barred and all(word == words[0] for word in words):
+        return write_legend(figure.add_subfigure(place), named[0], width, "center")
+    for panel in named:
+        panel.height += write_legend(panel.part, panel, panel.width, "outside lower center")
+    return 0.0
+
+
+def write_legend(part: SubFigure, panel: Drawn, width: float, where: Any) -> float:
+    """Write the panel's legend into a part of the page, in as many columns as fit; return its height."""
+    assert panel.asked.legend is not None
+    handles, labels = panel.asked.legend
+    columns, names = style.fitting(labels, width - 0.1, style.SMALL, len(labels), 2.4)
+    lines = -(-len(names) // columns)
+    columns = -(-len(names) // lines)  # no line is nearly empty
+    part.legend(
+        handles, names, loc=where, ncols=columns, frameon=False, handlelength=2.4,
+        columnspacing=1.2, borderaxespad=0.2, labelspacing=0.3,
+    )  # fmt: skip
+    tall = max(name.count("\n") + 1 for name in names)
+    return lines * tall * LINE + 0.1
+
+
+def share_bars(rows: list[list[Drawn]], figure: Figure, grid: GridSpec) -> dict[int, float]:
+    """Draw the colour bars: one below all rows whose panels have the same colours, else one below each panel.
+
+    Return their heights, by the row that they are below.
+    """
+    heights = {}
+    alike = [{colours(panel) for panel in row} for row in rows]
+    for same, group in groupby(range(len(rows)), lambda i: alike[i]):
+        some = list(group)
+        if len(same) == 1 and same != {None}:
+            place = grid[2 * some[-1] + 1, :]
+            draw_bar(figure.add_subfigure(place), rows[some[0]][0], 2)
+            heights[some[-1]] = BAR
+            continue
+        for i in some:
+            for panel in rows[i]:
+                if colours(panel):
+                    place = grid[2 * i + 1, panel.columns]
+                    draw_bar(figure.add_subfigure(place), panel, 6)
+                    heights[i] = BAR
+    return heights
+
+
+def colours(panel: Drawn) -> tuple[Any, ...] | None:
+    """What panels that share a colour bar have in common; None for a panel without."""
+    if not panel.asked.bars:
+        return None
+    image, _, label, options = panel.asked.bars[0]
+    return label, image.cmap.name, *image.get_clim(), options.get("extend", "neither")
+
+
+def draw_bar(part: SubFigure, panel: Drawn, width: float) -> None:
+    """Draw the panel's colour bar into a part of the page, so many times as wide as the space beside it."""
+    image, _, label, options = panel.asked.bars[0]
+    axes = part.add_subplot(part.add_gridspec(1, 3, width_ratios=[1, width, 1])[1])
+    extend = options.get("extend", "neither")
+    part.colorbar(image, cax=axes, orientation="horizontal", label=label, extend=extend)
+
+
+def write_caption(part: SubFigure, caption: str, width: float) -> float:
+    """Write the caption into a part of the page; return its height."""
+    text = style.wrapped(caption, width - 0.1, style.SMALL)
+    part.text(0.05 / width, 0.95, text, va="top", fontsize=style.SMALL, color="0.3")
+    return (text.count("\n") + 1) * LINE + 0.1
+
+
+def lay_out(figure: Figure) -> None:
+    """Place all axes for good.
+
+    Matplotlib's layout leaves too little room beside images that do not fill their place, so they fill it meanwhile.
+    """
+    shapes = [(axes, axes.get_aspect()) for axes in figure.axes]
+    for axes, _ in shapes:
+        axes.set_aspect("auto")
+        keep_numbers(axes)
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    engine.execute(figure)
+    figure.set_layout_engine("none")
+    for axes, aspect in shapes:
+        axes.set_aspect(aspect)
+        axes.set_anchor("N")
+
+
+def keep_numbers(axes: Axes) -> None:
+    """Keep the numbers on these axes: by themselves they change with the last digit of the axes' size."""
+    for axis in (axes.xaxis, axes.yaxis):
+        if type(axis.get_major_locator()) is AutoLocator and axes.get_label() != "<colorbar>":
+            low, high = sorted(axis.get_view_interval())
+            axis.set_ticks([place for place in axis.get_majorticklocs() if low <= place <= high])
+
+
+def align(panels: list[Drawn]) -> None:
+    """Give the axes of panels side by side the same height, and images of a row the same width too."""
+    boxes = {
+        axes: (panel.part, axes.get_position(original=True).transformed(panel.part.transSubfigure))
+        for panel in panels
+        if (axes := panel.axes)
+    }
+    low = max((box.y0 for _, box in boxes.values()), default=0.0)
+    high = min((box.y1 for _, box in boxes.values()), default=0.0)
+    narrowest = min((box.width for axes, (_, box) in boxes.items() if axes.images), default=0.0)
+    for axes, (part, box) in boxes.items():
+        aside = (box.width - narrowest) / 2 if axes.images else 0.0
+        place = Bbox.from_extents(box.x0 + aside, low, box.x1 - aside, high)
+        axes.set_position(place.transformed(part.transSubfigure.inverted()))

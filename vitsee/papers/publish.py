@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from vitsee.config import composed
-from vitsee.errors import Busy, Incomplete, UserError
+from vitsee.errors import Busy, Incomplete, UserError, unknown
 from vitsee.options import Experiment, Run
 from vitsee.papers import atlas, composing, evidence
 from vitsee.papers.atlas import Panel, Published, Zoo
@@ -35,8 +35,9 @@ def publish(words: list[str]) -> Iterator[Path]:
     """Measure missing panels, compose the figures and test their claims; yield the files written.
 
     words: `figure=NAME`, `figure=NAME,NAME`, `figure=all` or `figure=extra`, `zoo=NAME`, `untrained=false`
-    (measure no null of the claims), and overrides applied last in each panel's experiment. If one of several
-    figures fails, the others continue and the error comes at the end. Raises UserError, or Incomplete if only
+    (measure no null of the claims), `figure.width=text|column` and `figure.caption=false` (as wide as
+    the text or a column of a journal, without a caption), and overrides applied last in each panel. If one of
+    several figures fails, the others continue and the error comes at the end. Raises UserError, or Incomplete if only
     shards are missing.
     """
     request = Request.read(words)
@@ -98,7 +99,7 @@ def publish_one(figure: Published, request: Request, measured: dict[str, Path]) 
     asked = request.settings
     results = Results(Path(asked.outputs) / "figures" / request.folder(figure))
     results.prepare()
-    results.save_json("figure.json", describe(figure, zoo, shown, results.path, reader))
+    results.save_json("figure.json", describe(figure, zoo, request, shown, results.path, reader))
     folders = {name: panel.folders for name, panel in shown.items()}
     written = results.save_tables(
         {
@@ -111,12 +112,22 @@ def publish_one(figure: Published, request: Request, measured: dict[str, Path]) 
     )
 
 
+CHOICES = {
+    "figure.width": tuple(composing.WIDTHS),
+    "figure.caption": ("true", "false"),
+    "untrained": ("true", "false"),
+}
+"""The values of the options of a figure."""
+
+
 @dataclass(frozen=True)
 class Request:
     """The request on the command line."""
 
     figure: str
     zoo: str = "mini"
+    width: str = "text"
+    captioned: bool = True
     untrained: bool = True
     """Whether claims are also measured on the same networks with random weights."""
     overrides: list[str] = field(default_factory=list)
@@ -126,13 +137,19 @@ class Request:
     @classmethod
     def read(cls, words: list[str]) -> Request:
         """Parse the command line. Raises UserError for options that a whole figure cannot take."""
-        named = {"figure": "", "zoo": "mini", "untrained": "true"}
+        named = {
+            "figure": "", "zoo": "mini", "untrained": "true",
+            "figure.width": "text", "figure.caption": "true",
+        }  # fmt: skip
         rest: list[str] = []
         models: dict[str, list[str]] = {"model": [], "other": []}
         for word in words:
             key, _, value = word.partition("=")
             if key in named:
                 named[key] = value
+            elif key.startswith("figure."):
+                options = [name for name in named if name.startswith("figure.")]
+                raise unknown(f"{word}: a figure has no such option", key, options, "it has")
             elif key in ("analysis", "-m", "--multirun"):
                 raise UserError(
                     f"{word} cannot be combined with figure={named['figure'] or '…'}: a figure chooses its "
@@ -146,9 +163,13 @@ class Request:
                 models["model"].append(word)
             else:
                 rest.append(word)
-        if named["untrained"] not in ("true", "false"):
-            raise UserError(f"untrained={named['untrained']}: it can be true or false")
-        return cls(named["figure"], named["zoo"], named["untrained"] == "true", rest, models)
+        for key, can_be in CHOICES.items():
+            if named[key] not in can_be:
+                raise unknown(f"there is no {key}={named[key]}", named[key], can_be, "it can be")
+        return cls(
+            named["figure"], named["zoo"], named["figure.width"], named["figure.caption"] == "true",
+            named["untrained"] == "true", rest, models,
+        )  # fmt: skip
 
     @property
     def figures(self) -> list[str]:
@@ -294,7 +315,12 @@ def patiently(run: Callable[[], list[Path]]) -> list[Path]:
 
 
 def describe(
-    figure: Published, zoo: Zoo, shown: dict[str, Shown], folder: Path, reader: Reader
+    figure: Published,
+    zoo: Zoo,
+    request: Request,
+    shown: dict[str, Shown],
+    folder: Path,
+    reader: Reader,
 ) -> dict[str, Any]:
     """The contents of figure.json."""
     panels = [
@@ -313,23 +339,55 @@ def describe(
         "title": figure.title,
         "shows": figure.shows,
         "caption": caption(figure, zoo, shown, reader),
+        "width": request.width,
+        "captioned": request.captioned,
+        "abreast": figure.abreast,
         "rows": figure.rows,
         "panels": panels,
     }
 
 
 def caption(figure: Published, zoo: Zoo, shown: dict[str, Shown], reader: Reader) -> str:
-    """Source, models, data and numbers of images, as one line."""
-    parts: dict[str, None] = {}
+    """Source, models with their roles, data, what the panels' bands and marks are, and which roles are missing."""
+    cast: dict[str, dict[str, dict[str, None]]] = {}
+    explained: dict[str, None] = {}
     for name, panel in figure.panels.items():
-        for path in shown[name].folders.values():
-            labels = reader(path).labels
-            models = labels.model + (f" × {labels.other}" if labels.other else "")
-            parts[f"{models} ({labels.data})"] = None
-        for role in [*panel.roles, panel.other]:
-            if role and role not in atlas.ASKED and zoo.role(role).note:
-                parts[f"{zoo.role(role).model}: {zoo.role(role).note}"] = None
-    return f"{figure.source}, with {cast_of(figure, zoo)}. " + "; ".join(parts)
+        for role, path in shown[name].folders.items():
+            result = reader(path)
+            models = cast.setdefault(result.labels.data, {})
+            models.setdefault(result.labels.model, {})[role] = None
+            if result.labels.other and panel.other:
+                models.setdefault(result.labels.other, {})[panel.other] = None
+            explained[result.analysis.caption(panel.figure, result.tables)] = None
+    parts = [
+        f"{data}: " + ", ".join(f"{model}{played(roles, zoo)}" for model, roles in models.items())
+        for data, models in cast.items()
+    ]
+    sentences = [f"{figure.source}, with {cast_of(figure, zoo)}", "; ".join(parts), *explained]
+    sentences += [f"Not shown: {absent}" for absent in [left_out(figure, zoo, shown)] if absent]
+    return ". ".join(sentence.rstrip(".") for sentence in sentences if sentence) + "."
+
+
+def played(roles: Iterable[str], zoo: Zoo) -> str:
+    """The roles that a model plays, and how it differs from the paper's."""
+    names = [role for role in roles if role not in atlas.ASKED]
+    notes = list(dict.fromkeys(zoo.role(role).note for role in names if zoo.role(role).note))
+    return (f" for {' and '.join(names)}" if names else "") + (
+        f" ({'; '.join(notes)})" if notes else ""
+    )
+
+
+def left_out(figure: Published, zoo: Zoo, shown: dict[str, Shown]) -> str:
+    """The roles and panels that are not shown, by reason; empty if all are."""
+    reasons: dict[str, dict[str, None]] = {}
+    for name, panel in figure.panels.items():
+        cast = [role for role in (*panel.roles, panel.other) if role and role not in atlas.ASKED]
+        absent = {role: zoo.role(role).missing for role in cast if zoo.role(role).model is None}
+        for role, why in absent.items():
+            reasons.setdefault(str(why), {})[role] = None
+        if not absent and not shown[name].folders:
+            reasons.setdefault("; ".join(shown[name].missing), {})[panel.title] = None
+    return "; ".join(f"{', '.join(what)} ({why})" for why, what in reasons.items())
 
 
 def cast_of(figure: Published, zoo: Zoo) -> str:

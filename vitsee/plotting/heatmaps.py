@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vitsee.plotting.style import STYLE, canvas, entitle
+from vitsee.plotting.style import (
+    canvas,
+    colour_bar,
+    entitle,
+    headline,
+    look,
+    on_page,
+    points,
+    room,
+    wrapped,
+)
 
 
 def heatmap(
@@ -31,8 +40,9 @@ def heatmap(
     """
     columns, rows = table[x].unique(), table[y].unique()
     grid = table.pivot(index=y, columns=x, values=value).loc[rows, columns].to_numpy(float)
-    with matplotlib.rc_context(STYLE):
-        figure = canvas(_size(len(columns), len(rows)), "constrained")
+    with look():
+        width, height = _size(len(columns), len(rows))
+        figure = canvas((width, height))
         axes = figure.subplots()
         axes.set_facecolor("0.85")
         image = axes.imshow(
@@ -47,15 +57,19 @@ def heatmap(
         _depth_axis(axes, "y", rows)
         axes.set(xlabel=xlabel, ylabel=ylabel)
         entitle(axes, title)
-        figure.colorbar(image, label=colour_label, shrink=0.9)
+        colour_bar(figure, image, axes, colour_label, shrink=0.9)
         if np.isnan(grid).any():
-            figure.supxlabel("Grey: undefined (see the log of the run)", fontsize=8, color="0.35")
+            note = "Grey: undefined (see the log of the run)"
+            figure.supxlabel(wrapped(note, width, 8), fontsize=points(8), color="0.35")
     return figure
 
 
 def _size(columns: int, rows: int) -> tuple[float, float]:
-    """Size in inches of a figure with square cells that fits a page column."""
+    """Size in inches of a figure with square cells, with room for its colour bar if it stands alone."""
     ratio = float(np.clip(rows / columns, 0.4, 2.5))
+    if on_page():
+        width = room(4.0)
+        return width, (min(width, 3.4) - 0.5) * min(1.0, ratio) + 0.4
     width = 4.0 if ratio <= 1 else 4.0 / ratio
     return width + 1.0, width * ratio + 0.7
 
@@ -68,7 +82,13 @@ def _depth_axis(axes: Axes, which: str, names: np.ndarray) -> None:
         if which == "x":
             axes.tick_params(axis="x", rotation=90)
     else:
-        axis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 2.5, 5, 10]))
+        most = min(8, int(2.5 * room(8)))  # numbers with three digits
+        axis.set_major_locator(MaxNLocator(nbins=most, integer=True, steps=[1, 2, 2.5, 5, 10]))
+
+
+def _stack(count: int) -> tuple[float, float]:
+    """Size in inches of so many plots on top of each other."""
+    return (room(6.2), 1.15 * count + 0.3) if on_page() else (6.2, 2.2 * count + 0.5)
 
 
 def panels(
@@ -82,8 +102,8 @@ def panels(
     every = np.concatenate([part.ravel() for part in values.values()])
     finite = every[np.isfinite(every)]
     limits = (float(finite.min()), float(np.percentile(finite, 99))) if len(finite) else (0.0, 1.0)
-    with matplotlib.rc_context(STYLE):
-        figure = canvas((6.2, 2.2 * len(values) + 0.5), "constrained")
+    with look():
+        figure = canvas(_stack(len(values)))
         column = figure.subplots(len(values), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (name, part) in zip(column, values.items(), strict=True):
             axes.set_facecolor("0.85")
@@ -95,6 +115,6 @@ def panels(
             axes.yaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         column[-1].set_xlabel(xlabel)
         column[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.colorbar(image, ax=list(column), label=colour_label, extend="max")
-        figure.suptitle(title, fontsize=9)
+        colour_bar(figure, image, list(column), colour_label, extend="max")
+        headline(figure, title)
     return figure

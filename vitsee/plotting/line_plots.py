@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -13,7 +14,17 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from vitsee.plotting.style import MARKERS, STYLE, canvas, entitle, evenly_spaced
+from vitsee.plotting.style import (
+    MARKERS,
+    canvas,
+    entitle,
+    evenly_spaced,
+    headline,
+    legend,
+    look,
+    on_page,
+    room,
+)
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +47,8 @@ def curves(
     Undefined means (NaN) leave a gap. level: height of a dashed line. log: whether x is logarithmic;
     otherwise it is a fraction.
     """
-    with matplotlib.rc_context(STYLE):
-        figure = canvas((5.2, 3.6), "constrained")
+    with look():
+        figure = canvas(_plot((5.2, 3.6)))
         axes = figure.subplots()
         names = table[line].unique()
         for i, name in enumerate(names):
@@ -57,7 +68,7 @@ def curves(
             axes.set_xlim(0, 1.03)
         entitle(axes, title)
         _grid_lines(axes)
-        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+        _names(figure, axes, 2, frameon=False, fontsize=8)
     return figure
 
 
@@ -86,8 +97,8 @@ def depth_lines(
     from_zero: the y axis starts at 0, or at the lowest value if that is negative. log: it is logarithmic.
     """
     colours = {group: f"C{i}" for i, group in enumerate(dict.fromkeys(l.group for l in lines))}
-    with matplotlib.rc_context(STYLE):
-        figure = canvas((5.2, 3.9), "constrained")
+    with look():
+        figure = canvas(_plot((5.2, 3.9)))
         axes = figure.subplots()
         for i, line in enumerate(lines):
             axes.plot(
@@ -100,16 +111,15 @@ def depth_lines(
                 markersize=3,
             )
         axes.xaxis.set_major_locator(MaxNLocator(integer=x is None))
-        axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        entitle(axes, title)
         if log:
             axes.set_yscale("log")
             _plain(axes.yaxis)
         elif from_zero:
             axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
         _grid_lines(axes)
-        figure.legend(
-            loc="outside lower center", ncols=2, fontsize=7, handlelength=4, frameon=False
-        )
+        _names(figure, axes, 2, fontsize=7, handlelength=4, frameon=False)
     return figure
 
 
@@ -127,8 +137,8 @@ def sorted_lines(
     """The values y of each `line` in ascending order; `reference`: the column of the dashed line."""
     groups = list(table.groupby(line, sort=True))
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(groups)))
-    with matplotlib.rc_context(STYLE):
-        figure = canvas((4.4, 3.4), "constrained")
+    with look():
+        figure = canvas(_plot((4.4, 3.4)))
         axes = figure.subplots()
         for (value, group), colour in zip(groups, colours, strict=True):
             ascending = np.sort(group[y].to_numpy())
@@ -138,7 +148,7 @@ def sorted_lines(
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.set_ylim(0, 1.05 * axes.get_ylim()[1])  # room for the topmost dots
         entitle(axes, title)
-        figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+        _names(figure, axes, 3, fontsize=8)
     return figure
 
 
@@ -149,8 +159,8 @@ def shaded_lines(
     names = table[line].unique()
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(names)))
     named = set(evenly_spaced(len(names), 6))
-    with matplotlib.rc_context(STYLE):
-        figure = canvas((4.8, 3.9), "constrained")
+    with look():
+        figure = canvas(_plot((4.8, 3.9)))
         axes = figure.subplots()
         for i, (name, colour) in enumerate(zip(names, colours, strict=True)):
             one = table[table[line] == name]
@@ -159,7 +169,7 @@ def shaded_lines(
         axes.set(xlabel=xlabel, ylabel=ylabel)
         entitle(axes, title)
         _grid_lines(axes)
-        figure.legend(loc="outside lower center", ncols=3, fontsize=7, frameon=False)
+        _names(figure, axes, 3, fontsize=7, frameon=False)
     return figure
 
 
@@ -180,8 +190,8 @@ def dots(
     reference: the column of the dashed line, which `label` names in this corner.
     """
     rank = table.groupby(x)[y].rank(method="first", pct=True)
-    with matplotlib.rc_context(STYLE):
-        figure = canvas((4.4, 3.4), "constrained")
+    with look():
+        figure = canvas(_plot((4.4, 3.4)))
         axes = figure.subplots()
         axes.scatter(table[x], table[y], c=rank, cmap="viridis", vmin=0, vmax=1.1, s=14)
         _level(axes, table[reference], label)
@@ -189,8 +199,35 @@ def dots(
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.set_ylim(0, 1.05 * axes.get_ylim()[1])  # room for the topmost dots
         entitle(axes, title)
-        axes.legend(loc=corner, fontsize=8)
+        if on_page():
+            _names(figure, axes, 1)
+        else:
+            axes.legend(loc=corner, fontsize=8)
     return figure
+
+
+def _plot(alone: tuple[float, float]) -> tuple[float, float]:
+    """Size of a plot with one pair of axes, without its names on a page."""
+    width = room(alone[0])
+    return (width, float(np.clip(0.62 * width, 1.6, 2.3))) if on_page() else alone
+
+
+def _row(count: int, alone: tuple[float, float], **shared: bool) -> tuple[Any, list[Axes]]:
+    """A canvas and its axes side by side, which share the y axis; on a page, in as many rows as it takes."""
+    across = min(count, max(1, int(room(alone[0]) / 1.5))) if on_page() else count
+    down = -(-count // across)
+    across = -(-count // down)
+    size = (room(alone[0]), down * (1.7 if across > 1 else 2.1)) if on_page() else alone
+    figure = canvas(size)
+    cells = figure.subplots(down, across, sharey=True, squeeze=False, **shared).ravel()
+    for empty in cells[count:]:
+        empty.remove()
+    return figure, list(cells[:count])
+
+
+def _names(figure: Any, axes: Axes, columns: int, **options: Any) -> None:
+    """Name the lines of these axes below the figure."""
+    legend(figure, *axes.get_legend_handles_labels(), columns, **options)
 
 
 def _grid_lines(axes: Axes) -> None:
@@ -226,8 +263,8 @@ def lines_with_errors(
     title: str,
 ) -> Figure:
     """One line per table, labelled with its name, with a band of one standard error either side."""
-    with matplotlib.rc_context(STYLE):
-        figure = canvas((4.8, 3.6), "constrained")
+    with look():
+        figure = canvas(_plot((4.8, 3.6)))
         axes = figure.subplots()
         for i, (name, line) in enumerate(lines.items()):
             line = line.sort_values(x)
@@ -239,7 +276,7 @@ def lines_with_errors(
         axes.set(xlabel=xlabel, ylabel=ylabel)
         entitle(axes, title)
         _grid_lines(axes)
-        figure.legend(loc="outside lower center", ncols=min(2, len(lines)), fontsize=7)
+        _names(figure, axes, 2, fontsize=7)
     return figure
 
 
@@ -261,9 +298,8 @@ def histograms(
     lines = list(table[line].unique())
     inside = np.isfinite(table["high"]) & (table["low"] > 0) & (table["share"] > 0)
     table = table[inside & table[panel].isin(names)]
-    with matplotlib.rc_context(STYLE):
-        figure = canvas((max(3.8, 2.2 * len(names) + 0.6), 2.9), "constrained")
-        every = figure.subplots(1, len(names), sharey=True, sharex=True, squeeze=False)[0]
+    with look():
+        figure, every = _row(len(names), (max(3.8, 2.2 * len(names) + 0.6), 2.9), sharex=True)
         for axes, name in zip(every, names, strict=True):
             for i, of in enumerate(lines):
                 bins = table[(table[panel] == name) & (table[line] == of)]
@@ -277,12 +313,17 @@ def histograms(
                 _plain(axes.yaxis)
             _grid_lines(axes)
         every[0].set_ylabel(ylabel)
-        figure.suptitle(title, fontsize=9)
-        figure.supxlabel(xlabel, fontsize=9)
-        labels = every[0].get_legend_handles_labels()
-        figure.legend(
-            *labels, loc="outside upper right", ncols=len(lines), frameon=False, fontsize=8
-        )
+        headline(figure, title)
+        if on_page():
+            for axes in every:
+                axes.set_xlabel(xlabel)
+            _names(figure, every[0], len(lines))
+        else:
+            labels = every[0].get_legend_handles_labels()
+            figure.supxlabel(xlabel, fontsize=9)
+            figure.legend(
+                *labels, loc="outside upper right", ncols=len(lines), frameon=False, fontsize=8
+            )
     return figure
 
 
@@ -300,9 +341,8 @@ def steps(
 ) -> Figure:
     """One plot for each value of `panel`, one line for each of `line`: y with error bars, x evenly spaced in order."""
     names = table[panel].unique()
-    with matplotlib.rc_context(STYLE):
-        figure = canvas((max(3.6, 2.5 * len(names) + 0.5), 3.2), "constrained")
-        every = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    with look():
+        figure, every = _row(len(names), (max(3.6, 2.5 * len(names) + 0.5), 3.2))
         for axes, name in zip(every, names, strict=True):
             inside = table[table[panel] == name]
             places = np.unique(inside[x])
@@ -315,9 +355,8 @@ def steps(
             axes.set(title=name, xlabel=xlabel, ylim=(min(0, table[y].min()), 1.03))
             _grid_lines(axes)
         every[0].set_ylabel(ylabel)
-        figure.suptitle(title, fontsize=9)
-        labels = every[0].get_legend_handles_labels()
-        figure.legend(*labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+        headline(figure, title)
+        _names(figure, every[0], 2, frameon=False, fontsize=8)
     return figure
 
 
@@ -364,9 +403,8 @@ def scaling(table: pd.DataFrame, data: str, columns: list[str]) -> Figure:
     table: columns model, family, accuracy, se and those in SCALED. A family is named after its model with
     the shortest name.
     """
-    with matplotlib.rc_context(STYLE):
-        figure = canvas((0.8 + 4.0 * len(columns), 3.8))
-        every = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    with look():
+        figure, every = _row(len(columns), (0.8 + 4.0 * len(columns), 3.8))
         for axes, column in zip(every, columns, strict=True):
             for i, (_, rows) in enumerate(table.groupby("family")):
                 ordered = rows.sort_values(column)
@@ -379,8 +417,7 @@ def scaling(table: pd.DataFrame, data: str, columns: list[str]) -> Figure:
             _log_axis(axes, table[column])
             _grid_lines(axes)
         every[0].set(ylabel=f"Accuracy on held-out {data}", ylim=(0, 1))
-        labels = every[0].get_legend_handles_labels()
-        figure.legend(*labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+        _names(figure, every[0], 3, frameon=False, fontsize=8)
     return figure
 
 
@@ -389,8 +426,8 @@ def accuracies(table: pd.DataFrame, data: str) -> Figure:
 
     table: columns model, accuracy, se.
     """
-    with matplotlib.rc_context(STYLE):
-        figure = canvas((3.4, 0.9 + 0.28 * max(4, len(table))))
+    with look():
+        figure = canvas((room(3.4), 0.9 + 0.28 * max(4, len(table))))
         axes = figure.subplots()
         places = range(len(table))
         axes.errorbar(table["accuracy"], places, xerr=table["se"], fmt="o", markersize=4, capsize=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +12,23 @@ import pandas as pd
 import PIL.Image
 import PIL.ImageFilter
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from vitsee.plotting.style import STYLE, canvas, evenly_spaced, shape_ratio
+from vitsee.plotting.style import (
+    canvas,
+    colour_bar,
+    evenly_spaced,
+    headline,
+    look,
+    on_page,
+    points,
+    room,
+    shape_ratio,
+)
 
 
 def grids(
@@ -38,10 +49,15 @@ def grids(
     """
     every = table[panel].unique()
     chosen = evenly_spaced(len(every), most)
-    with matplotlib.rc_context(STYLE):
-        figure = canvas((max(3.6, 2.1 * len(chosen)), 2.4), "constrained")
-        panels = figure.subplots(1, len(chosen), squeeze=False)[0]
-        for axes, name in zip(panels, every[chosen], strict=True):
+    with look():
+        across = _across(len(chosen), 1.1)
+        down = -(-len(chosen) // across)
+        width = room(max(3.6, 2.1 * across))
+        figure = canvas((width, down * (width / across + 0.5) if on_page() else 2.4))
+        panels = figure.subplots(down, across, squeeze=False).ravel()
+        for empty in panels[len(chosen) :]:
+            empty.set_axis_off()
+        for axes, name in zip(panels, every[chosen], strict=False):
             cells = table[table[panel] == name].pivot(index=row, columns=column, values=value)
             axes.set_facecolor("0.85")
             low, high = limits or (None, None)
@@ -50,10 +66,18 @@ def grids(
             )
             axes.set_title(name)
             axes.set(xticks=[], yticks=[])
-            figure.colorbar(image, ax=axes, location="bottom", shrink=0.9)
-        figure.suptitle(title, fontsize=9)
-        figure.supxlabel(colour_label, fontsize=8)
+            figure.colorbar(
+                image, ax=axes, location="bottom", shrink=0.9, ticks=MaxNLocator(nbins=3)
+            )
+        headline(figure, title)
+        figure.supxlabel(colour_label, fontsize=points(8))
     return figure
+
+
+GAP = 0.06
+"""Space between the images of a mosaic, as a share of their width."""
+NAMED = 0.75
+"""Width in inches of the narrowest map on a page that has a name above it."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +121,21 @@ def maps(
     least to `least`: with some standard errors, noise stays dark. Negative values are clipped for display
     only; undefined values (NaN) are grey.
     """
+    across = _across(max(len(row.maps) for row in rows), 1.5)
+    rows = [
+        MapRow(row.maps[start : start + across], row.label)
+        for row in rows
+        for start in range(0, len(row.maps), across)
+    ]
     columns = max(len(row.maps) for row in rows)
     tallest = [max(shape_ratio(m.values) for m in row.maps) for row in rows]
     highest = max(least, *(_highest(m) for row in rows for m in row.maps))
-    with matplotlib.rc_context(STYLE):
+    with look():
         wide = 1.55 * columns + 0.8 if common else 1.95 * columns + 0.4
         size = (max(3.5, wide), sum(1.2 * r + 0.75 for r in tallest) + 0.45)
+        if on_page():
+            side = (room(0) - 0.4) / columns - 0.3 if common else room(0) / columns - 0.7
+            size = (room(0), sum(side * r + 0.5 for r in tallest))
         figure = canvas(size)
         cells = figure.subplots(len(rows), columns, squeeze=False, height_ratios=tallest)
         for row, line in zip(rows, cells, strict=True):
@@ -115,8 +148,16 @@ def maps(
                 if not common or one is row.maps[-1]:
                     beside = cell.inset_axes((1.05, 0, 0.06, 1))  # as tall as the map
                     figure.colorbar(image, cax=beside, ticks=MaxNLocator(nbins=4))
-        figure.suptitle(f"{title}\nColour: {colour_label}{_undefined(rows)}", fontsize=9)
+        headline(figure, f"{title}\nColour: {colour_label}{_undefined(rows)}")
     return figure
+
+
+def _across(count: int, narrowest: float) -> int:
+    """How many of these plots go side by side: all, or on a page as many as are not narrower than this."""
+    if not on_page():
+        return count
+    down = -(-count // max(1, int(room(0) / narrowest)))
+    return -(-count // down)
 
 
 def _undefined(rows: list[MapRow]) -> str:
@@ -147,16 +188,30 @@ def _draw_map(axes: Axes, one: Map, highest: float) -> AxesImage:
 
 def tiles(images: np.ndarray, *, columns: int, title: str) -> Figure:
     """RGB images, (count, rows, columns, 3) in 0…1, with `columns` images per row."""
-    count = -(-len(images) // columns)
-    with matplotlib.rc_context(STYLE):
-        figure = canvas((0.85 * columns + 0.2, 0.85 * count + 0.5), "compressed")
-        cells = figure.subplots(count, columns, squeeze=False).ravel()
-        for cell in cells:
-            cell.set_axis_off()
-        for cell, image in zip(cells, images, strict=False):
-            cell.imshow(image, interpolation="nearest")
-        figure.suptitle(title, fontsize=9)
+    lines = -(-len(images) // columns)
+    with look():
+        width = room(0.85 * columns + 0.2)
+        figure = canvas((width, width * lines / columns + (0 if on_page() else 0.5)))
+        _mosaic(figure.subplots(), list(images), columns)
+        headline(figure, title)
     return figure
+
+
+def _mosaic(
+    axes: Axes, images: Sequence[np.ndarray], columns: int, above: float = 0.0, **colours: Any
+) -> list[AxesImage]:
+    """Images of one shape in rows of `columns`, each one unit wide, with this room above each row."""
+    ratio = images[0].shape[0] / images[0].shape[1]
+    colours.setdefault("interpolation", "nearest")
+    drawn = []
+    for i, image in enumerate(images):
+        left, top = i % columns * (1 + GAP), i // columns * (ratio + GAP + above) + above
+        extent = (left, left + 1, top + ratio, top)
+        drawn.append(axes.imshow(image, extent=extent, **colours))
+    lines = -(-len(images) // columns)
+    axes.set(xlim=(0, columns * (1 + GAP) - GAP), ylim=(lines * (ratio + GAP + above) - GAP, 0))
+    axes.set_axis_off()
+    return drawn
 
 
 def grid_of_grids(
@@ -175,55 +230,68 @@ def grid_of_grids(
     values (NaN) are grey.
     """
     rows, columns = (range(0, n, -(-n // most)) for n in values.shape[:2])
-    ratio = shape_ratio(values[0, 0])
-    with matplotlib.rc_context(STYLE):
-        size = (0.6 * len(columns) + 1.2, 0.6 * ratio * len(rows) + 0.9)
-        figure = canvas(size, "compressed")
-        figure.get_layout_engine().set(w_pad=0.015, h_pad=0.015)
-        axes = figure.subplots(len(rows), len(columns), squeeze=False)
-        for r, line in zip(rows, axes, strict=True):
-            line[0].set_ylabel(str(r), rotation=0, ha="right", va="center")
-            for c, cell in zip(columns, line, strict=True):
-                cell.set_facecolor("0.85")
-                image = cell.imshow(values[r, c], vmin=limits[0], vmax=limits[1], cmap="viridis")
-                cell.set(xticks=[], yticks=[])
-        for c, cell in zip(columns, axes[-1], strict=True):
-            cell.set_xlabel(str(c))
-        figure.colorbar(image, ax=axes, label=colour_label, shrink=0.9)
-        figure.suptitle(title, fontsize=9)
-        figure.supxlabel(xlabel, fontsize=9)
-        figure.supylabel(ylabel, fontsize=9)
+    ratio = values.shape[2] / values.shape[3]
+    with look():
+        width = room(0.6 * len(columns) + 1.2)
+        tile = (width - (0.5 if on_page() else 1.2)) / len(columns)
+        figure = canvas((width, tile * ratio * len(rows) + (0.4 if on_page() else 0.9)))
+        axes = figure.subplots()
+        shown = [values[r, c] for r in rows for c in columns]
+        drawn = _mosaic(
+            axes, shown, len(columns), vmin=limits[0], vmax=limits[1], cmap=_greyed("viridis")
+        )
+        axes.set_axis_on()
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+        for axis, places, side in ((axes.xaxis, columns, 1.0), (axes.yaxis, rows, ratio)):
+            middles = side / 2 + np.arange(len(places)) * (side + GAP)
+            axis.set_ticks(middles, labels=[str(place) for place in places])
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        colour_bar(figure, drawn[0], axes, colour_label, shrink=0.9)
+        headline(figure, title)
     return figure
+
+
+def _greyed(name: str) -> Colormap:
+    """The colours of this name, with grey for undefined values."""
+    return matplotlib.colormaps[name].with_extremes(bad="0.85")
 
 
 def fields(rows: dict[str, dict[str, np.ndarray]], *, title: str, columns: int) -> Figure:
-    """Maps by name, each scaled to its own maximum, in groups under a heading."""
-    lines = [
-        (heading if start == 0 else "", list(maps.items())[start : start + columns])
-        for heading, maps in rows.items()
-        for start in range(0, len(maps), columns)
-    ]
-    widest = max(len(line) for _, line in lines)
-    room = "\n\n"  # leaves space for the heading above the names
-    with matplotlib.rc_context(STYLE):
-        figure = canvas((1.15 * widest + 0.9, 1.4 * len(lines) + 0.7), "constrained")
-        grid = figure.subplots(len(lines), widest, squeeze=False)
-        for (heading, line), cells in zip(lines, grid, strict=True):
-            for cell in cells:
-                cell.set(xticks=[], yticks=[])
-                cell.axis("off")
-            above = cells[0].text(0, 1.22, heading, transform=cells[0].transAxes, fontsize=9)
-            above.set_in_layout(False)  # a long heading would widen the first column
-            for cell, (name, values) in zip(cells, line, strict=False):
-                highest = np.nanmax(values) if np.isfinite(values).any() else 0
-                scaled = values / highest if highest > 0 else np.full_like(values, np.nan)
-                cell.axis("on")
-                cell.set_facecolor("0.85")
-                image = cell.imshow(scaled, cmap="magma", vmin=0, vmax=1)
-                cell.set_title(f"{room if heading else ''}{name}", fontsize=7, pad=2)
-        figure.colorbar(image, ax=grid, label="|Gradient| / its maximum", shrink=0.6)
-        figure.suptitle(title, fontsize=9)
+    """Maps by name, each scaled to its own maximum, in groups under a heading.
+
+    columns: the most maps in a line; on a page there are as many as their names leave room for.
+    """
+    most = max(len(maps) for maps in rows.values())
+    across = _across(most, NAMED) if on_page() else min(most, columns)
+    lines = [-(-len(maps) // across) for maps in rows.values()]
+    with look():
+        width = room(1.15 * across + 0.9)
+        side = width / across / (1 + GAP) if on_page() else 1.15
+        first = next(iter(next(iter(rows.values())).values()))
+        ratio = first.shape[0] / first.shape[1]
+        above = 0.15 / side
+        heights = [count * side * (ratio + GAP + above) for count in lines]
+        figure = canvas((width, sum(heights) + (0.05 if on_page() else 0.7)))
+        groups = figure.subplots(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for (heading, maps), axes in zip(rows.items(), groups, strict=True):
+            colours: dict[str, Any] = {"cmap": _greyed("magma"), "vmin": 0, "vmax": 1}
+            scaled = [_scaled(values) for values in maps.values()]
+            drawn = _mosaic(axes, scaled, across, above, **colours)
+            for image, name in zip(drawn, maps, strict=True):
+                left, right, _, top = image.get_extent()
+                axes.text((left + right) / 2, top - 0.02, name, ha="center", fontsize=7)
+            if not on_page() or len(rows) > 1:
+                axes.set_title(heading, loc="left")
+        colour_bar(figure, drawn[0], list(groups), "|Gradient| / its maximum", shrink=0.6)
+        headline(figure, title)
     return figure
+
+
+def _scaled(values: np.ndarray) -> np.ndarray:
+    """A map over its maximum; NaN if that is not positive."""
+    highest = np.nanmax(values) if np.isfinite(values).any() else 0
+    return values / highest if highest > 0 else np.full_like(values, np.nan)
 
 
 def image_pairs(
@@ -234,28 +302,32 @@ def image_pairs(
     As in the authors' code, the map is upsampled smoothly, blurred over one patch and scaled to 0…1; the
     image is multiplied by it. Below it stand the weights that are black and fully lit.
     """
-    across = min(3, len(pairs))
+    across = min(6 if room(0) > 6 and len(pairs) > 6 else 3, len(pairs))
     down = -(-len(pairs) // across)
     ratio = pairs[0][0].shape[0] / pairs[0][0].shape[1]
-    with matplotlib.rc_context(STYLE):
-        size = (2.4 * across + 0.1, 1.2 * ratio * down + 0.5)
-        figure = canvas(size, "compressed")
-        cells = figure.subplots(down, 2 * across, squeeze=False)
-        for cell in cells.flat:
-            cell.axis("off")
-        for i, (image, weights) in enumerate(pairs):
-            left, right = cells[i // across, 2 * (i % across) :][:2]
-            left.imshow(image)
-            right.imshow(image * _lit(weights, image.shape[:2])[..., None])
-            right.text(0.5, -0.03, _range(weights), transform=right.transAxes, **_BELOW)
-            if i < across:
-                left.set_title(names[0], pad=2)
-                right.set_title(names[1], pad=2)
-        figure.suptitle(title, fontsize=9)
+    with look():
+        width = room(2.4 * across + 0.1)
+        side = width / 2 / across
+        above = 0.15 / side
+        figure = canvas((width, side * (ratio + above) * down + (0.35 if on_page() else 0.65)))
+        axes = figure.subplots()
+        shown = [
+            one
+            for image, weights in pairs
+            for one in (image, image * _lit(weights, image.shape[:2])[..., None])
+        ]
+        drawn = _mosaic(axes, shown, 2 * across, above, interpolation="auto")
+        for image, name in zip(drawn[: 2 * across], names * across, strict=False):
+            left, right, _, top = image.get_extent()
+            axes.text((left + right) / 2, top - 0.03, name, ha="center")
+        for image, (_, weights) in zip(drawn[1::2], pairs, strict=True):
+            _, right, bottom, _ = image.get_extent()
+            axes.text(right, bottom + 0.03, _range(weights), **_BELOW, fontsize=points(6.5))
+        headline(figure, title)
     return figure
 
 
-_BELOW: Any = {"ha": "center", "va": "top", "fontsize": 6.5, "color": "0.35"}
+_BELOW: Any = {"ha": "right", "va": "top", "color": "0.35"}
 
 
 def _range(weights: np.ndarray) -> str:
@@ -282,7 +354,7 @@ def heads(rows: list[Heads], *, title: str, overlay: bool, most: int = 12) -> Fi
     """
     shown = evenly_spaced(max(len(row.maps) for row in rows), most)
     ratio = shape_ratio(rows[0].image[..., 0])
-    with matplotlib.rc_context(STYLE):
+    with look():
         size = (1.15 * (len(shown) + 1) + 0.5, 1.15 * ratio * len(rows) + 0.6)
         figure = canvas((max(3.6, size[0]), size[1]), "compressed")
         cells = figure.subplots(len(rows), len(shown) + 1, squeeze=False)
@@ -290,7 +362,7 @@ def heads(rows: list[Heads], *, title: str, overlay: bool, most: int = 12) -> Fi
             for cell in line:
                 cell.set(xticks=[], yticks=[], facecolor="0.85")
             line[0].imshow(row.image)
-            line[0].set_ylabel(_short(row.label), fontsize=6)
+            line[0].set_ylabel(_short(row.label), fontsize=points(6))
             for cell, head in zip(line[1:], shown, strict=True):
                 if head >= len(row.maps):
                     cell.axis("off")
@@ -299,8 +371,8 @@ def heads(rows: list[Heads], *, title: str, overlay: bool, most: int = 12) -> Fi
                 else:
                     cell.imshow(row.maps[head], cmap="magma", vmin=0, interpolation="nearest")
                 if i == 0:
-                    cell.set_title(f"head {head}", fontsize=8, pad=2)
-        figure.suptitle(title, fontsize=9)
+                    cell.set_title(f"head {head}", fontsize=points(8), pad=2)
+        headline(figure, title)
     return figure
 
 

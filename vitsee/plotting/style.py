@@ -1,22 +1,25 @@
-"""The common style of figures, and the canvas they are drawn on."""
+"""The common style of figures, the canvas they are drawn on, and what is different on a page."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 
 MARKERS = "os^Dv*Pp<>hX"
 """Markers of the lines in one plot, in order."""
-
-_place: ContextVar[Callable[[tuple[float, float]], SubFigure] | None] = ContextVar(
-    "place", default=None
-)
 
 STYLE: Any = {
     "font.size": 9,
@@ -27,30 +30,179 @@ STYLE: Any = {
     "text.parse_math": False,  # dollar signs in names stay as they are
     "text.usetex": False,
 }
+SMALL = 7.0
+"""Points of text on a page: journals accept no smaller one."""
+PAGE: Any = STYLE | {
+    "font.size": SMALL,
+    "axes.titlesize": SMALL,
+    "axes.labelsize": SMALL,
+    "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL,
+    "legend.fontsize": SMALL,
+    "axes.linewidth": 0.6,
+    "axes.labelpad": 2,
+    "axes.titlepad": 3,
+    "lines.linewidth": 1.0,
+    **{f"{axis}tick.{what}": 2 for axis in "xy" for what in ("major.size", "major.pad")},
+}
 
 
-def canvas(size: tuple[float, float], layout: Any = "constrained") -> Any:
-    """The canvas for a figure of this size in inches: a Figure, or within `onto` part of a larger one."""
-    place = _place.get()
-    return Figure(figsize=size, layout=layout) if place is None else place(size)
+@dataclass
+class Part:
+    """A figure that is drawn on a page: its height in inches, and what the page draws for it.
+
+    bars: for each colour bar its colours, axes, label and other options. legend: handles and labels.
+    """
+
+    height: float
+    bars: list[tuple[ScalarMappable, Any, str, dict[str, Any]]] = field(default_factory=list)
+    legend: tuple[list[Artist], list[str]] | None = None
+
+
+@dataclass
+class Panel:
+    """The place on a page for one of an analysis's figures.
+
+    width: in inches. make: makes an empty part of the page. parts: what was drawn on each.
+    """
+
+    width: float
+    make: Callable[[], SubFigure]
+    parts: dict[SubFigure, Part] = field(default_factory=dict)
+
+
+_panel: ContextVar[Panel | None] = ContextVar("panel", default=None)
 
 
 @contextmanager
-def onto(place: Callable[[tuple[float, float]], SubFigure]) -> Iterator[None]:
-    """Within this block, `place` makes every canvas from the size in inches it would have alone."""
-    token = _place.set(place)
+def onto(panel: Panel) -> Iterator[None]:
+    """Within this block, every canvas is a part of the panel."""
+    token = _panel.set(panel)
     try:
         yield
     finally:
-        _place.reset(token)
+        _panel.reset(token)
+
+
+def on_page() -> bool:
+    """Whether what is drawn now is a panel of a page."""
+    return _panel.get() is not None
+
+
+def look() -> AbstractContextManager[None]:
+    """Matplotlib's settings for a figure that stands alone, or for a panel of a page."""
+    return matplotlib.rc_context(PAGE if on_page() else STYLE)
+
+
+def room(alone: float) -> float:
+    """Width of the next canvas in inches: that of the panel, or this one for a figure that stands alone."""
+    panel = _panel.get()
+    return alone if panel is None else panel.width
+
+
+def points(alone: float) -> float:
+    """Size of text: this one for a figure that stands alone."""
+    return SMALL if on_page() else alone
+
+
+def canvas(size: tuple[float, float], layout: Any = "constrained") -> Any:
+    """The canvas for a figure of this size in inches: a Figure, or within `onto` part of a page.
+
+    On a page, a figure of another width than the panel's is scaled to it.
+    """
+    panel = _panel.get()
+    if panel is None:
+        return Figure(figsize=size, layout=layout)
+    part = panel.make()
+    panel.parts[part] = Part(size[1] * panel.width / size[0])
+    return part
+
+
+def headline(figure: Any, title: str) -> None:
+    """Set the title above all axes; a page has its own titles."""
+    if not on_page():
+        figure.suptitle(title, fontsize=9)
+
+
+def colour_bar(figure: Any, image: ScalarMappable, axes: Any, label: str, **options: Any) -> None:
+    """Add a colour bar; on a page, panels with the same colours share one."""
+    panel = _panel.get()
+    if panel is None:
+        figure.colorbar(image, ax=axes, label=label, **options)
+    else:
+        panel.parts[figure].bars.append((image, axes, label, options))
+
+
+def legend(
+    figure: Any, handles: Sequence[Artist], labels: Sequence[str], columns: int, **options: Any
+) -> None:
+    """Name these below all axes, in as many columns as fit; on a page, panels with the same names share them."""
+    panel = _panel.get()
+    if panel is not None:
+        panel.parts[figure].legend = list(handles), list(labels)
+        return
+    size, width = options.get("fontsize", 9), figure.get_figwidth() - 0.2
+    fits, names = fitting(labels, width, size, columns, options.get("handlelength", 2))
+    figure.legend(handles, names, loc="outside lower center", ncols=fits, **options)
+
+
+def fitting(
+    labels: Sequence[str], width: float, size: float, most: int, handle: float = 2
+) -> tuple[int, list[str]]:
+    """The number of columns of a legend that fit into this width in inches, and its labels, wrapped if too long.
+
+    handle: length of the line in front of a label, in font sizes.
+    """
+    beside = (handle + 3.2) * size / 72  # the line, and the spaces before and after the label
+    widest = max((inches(label, size) for label in labels), default=0.0) + beside
+    columns = max(1, min(most, len(labels), int(width / widest)))
+    return columns, [wrapped(label, width / columns - beside, size) for label in labels]
+
+
+def inches(text: str, size: float) -> float:
+    """Width of the longest line of a text of this size in points."""
+    font = FontProperties(size=size)
+    widths = (
+        text_to_path.get_text_width_height_descent(line, font, False)[0]
+        for line in text.split("\n")
+    )
+    return max(widths) / 72
+
+
+def wrapped(text: str, width: float, size: float) -> str:
+    """The text on as many lines as it takes in this width in inches; names too long for a line break after _ . / -."""
+    if inches(text, size) <= width:
+        return text
+    lines = []
+    for line in text.split("\n"):
+        lines.append("")
+        for piece in _pieces(line, width, size):
+            if lines[-1] and inches((lines[-1] + piece).rstrip(), size) > width:
+                lines.append("")
+            lines[-1] += piece
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _pieces(line: str, width: float, size: float) -> Iterator[str]:
+    """The words of a line, each with a space behind it, in pieces if it is wider than this."""
+    for word in line.split():
+        if inches(word, size) <= width:
+            yield f"{word} "
+            continue
+        *some, last = re.split(r"(?<=[_./-])", word)
+        most = max(1, int(width * 72 / size))  # no character is wider than high
+        for part in [*some, f"{last} "]:
+            yield from (part[i : i + most] for i in range(0, len(part), most))
 
 
 def entitle(axes: Axes, title: str) -> None:
-    """Set a title that wraps onto several lines and may contain dollar signs.
+    """Set a title that wraps onto several lines and may contain dollar signs; a page has its own titles.
 
     When matplotlib wraps text, it always measures text between dollar signs as mathematics, so they are
     escaped.
     """
+    if on_page():
+        return
     axes.set_title(title.replace("$", r"\$"), wrap=True, parse_math=True)
 
 
