@@ -337,7 +337,8 @@ def colours(panel: Drawn) -> tuple[Any, ...] | None:
 def draw_bar(part: SubFigure, panel: Drawn, width: float) -> None:
     """Draw the panel's colour bar into a part of the page, so many times as wide as the space beside it."""
     image, _, label, options = panel.asked.bars[0]
-    axes = part.add_subplot(part.add_gridspec(1, 3, width_ratios=[1, width, 1])[1])
+    place = part.add_gridspec(1, 3, width_ratios=[1, width, 1])[1]
+    axes = part.add_subplot(place, label="<colorbar>")  # as matplotlib calls those it makes itself
     extend = options.get("extend", "neither")
     part.colorbar(image, cax=axes, orientation="horizontal", label=label, extend=extend)
 
