@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache, partial
 from itertools import combinations, product
 from pathlib import Path
@@ -13,11 +14,18 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
+from vitsee.analyses.receptive_field import ReceptiveField
+from vitsee.analyses.skip_ratio import SkipRatio
 from vitsee.analysis import REGISTERED, Labels
+from vitsee.errors import UserError
 from vitsee.papers import atlas, composing
-from vitsee.papers.publish import Request, Shown, describe
+from vitsee.papers.plot import plot
+from vitsee.papers.publish import Request, Shown, describe, publish
+from vitsee.plotting import line_plots
+from vitsee.results.folder import Results
 from vitsee.results.reading import StoredResult
 
 FOLDER = Path("/made/figures/figure")
@@ -161,7 +169,7 @@ class Made:
             for role in atlas.zoo("mini").roles
         }
         self.zoo = atlas.Zoo(name="made", roles=roles)
-        self.results: dict[Path, StoredResult] = {}
+        self.results: dict[tuple[str, ...], StoredResult] = {}
         self.shown = {}
         for key, panel in self.figure.panels.items():
             there = (
@@ -169,11 +177,11 @@ class Made:
             )
             folders = {role: FOLDER / key / role for role in there}
             for role, path in folders.items():
-                self.results[path] = stored(key, panel.analysis, role, panel.other)
+                self.results[path.parts[-2:]] = stored(key, panel.analysis, role, panel.other)
             self.shown[key] = Shown(folders, [])
 
     def read(self, path: Path) -> StoredResult:
-        return self.results[path]
+        return self.results[path.parts[-2:]]
 
     def record(self, **options: Any) -> dict[str, Any]:
         request = Request(self.figure.name, "made", **options)
@@ -216,13 +224,15 @@ def faults(figure: Figure) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("width", composing.WIDTHS)
 @pytest.mark.parametrize("name", atlas.figures())
-def test_every_figure_fits_its_page(name, width):
-    page = Made(name).page(width=width)
-    assert page is not None
-    assert page.get_figwidth() == {"text": 6.75, "column": 3.25}[width]
-    assert not faults(page)
+def test_every_figure_fits_its_page_at_both_widths(name):
+    figure = Made(name)
+    for width, inches in {"text": 6.75, "column": 3.25}.items():
+        page = figure.page(width=width)
+        assert page is not None
+        page.draw_without_rendering()
+        assert page.get_figwidth() == inches
+        assert not faults(page), width
 
 
 def test_each_fault_of_a_page_is_found():
@@ -231,7 +241,198 @@ def test_each_fault_of_a_page_is_found():
     figure.text(0.8, 0.1, "longer than the page", fontsize=9)
     figure.text(0.5, 0.9, "one", fontsize=9)
     figure.text(0.51, 0.9, "other", fontsize=9)
-    figure.legend([figure.text(0, 0, "")], ["a" * 80], loc="lower left")
+    figure.legend([Line2D([], [])], ["a" * 80], loc=(0.0, 0.2), fontsize=9)
+    figure.draw_without_rendering()
     assert [fault.partition(":")[0] for fault in faults(figure)] == [
         "small", "cut off", "cut off", "overlap", "a legend is cut off",
     ]  # fmt: skip
+
+
+def bars(page: Figure) -> list[Axes]:
+    return [axes for axes in page.axes if axes.get_label() == "<colorbar>"]
+
+
+def plots(page: Figure) -> list[Axes]:
+    return [axes for axes in page.axes if axes not in bars(page)]
+
+
+def test_panels_of_one_scale_share_one_colour_bar():
+    page = Made("fig08").page(width="column")
+    assert page is not None
+    assert len(plots(page)) == 5
+    (bar,) = bars(page)
+    heatmaps, accuracies = plots(page)[:4], plots(page)[4]
+    assert max(axes.get_window_extent().x1 for axes in heatmaps) > bar.get_window_extent().x1
+    assert accuracies.get_window_extent().y1 < bar.get_window_extent().y0
+
+
+def test_panels_of_one_row_share_their_y_axis_and_their_legend():
+    page = Made("fig04").page()
+    assert page is not None
+    first, *others = plots(page)
+    assert first.get_ylabel()
+    assert {axes.get_ylim() for axes in others} == {first.get_ylim()}
+    assert {axes.get_ylabel() for axes in others} == {""}
+    boxes = [axes.get_window_extent().intervaly.round(6).tolist() for axes in plots(page)]
+    assert boxes[1:] == boxes[:-1]
+    (legend,) = page.findobj(Legend)
+    assert "block 11" in [text.get_text() for text in legend.get_texts()]
+
+
+def test_a_row_is_broken_where_the_page_is_too_narrow():
+    places = {}
+    for width in composing.WIDTHS:
+        page = Made("fig01").page(width=width)
+        assert page is not None
+        tops = [round(axes.get_window_extent().y1) for axes in plots(page)]
+        places[width] = [tops.count(top) for top in dict.fromkeys(tops)]
+    assert places == {"text": [4], "column": [2, 2]}
+
+
+def test_a_missing_panel_leaves_no_hole_and_the_caption_names_its_role():
+    figure = Made("fig01", missing=("vit_huge",))
+    page = figure.page()
+    assert page is not None
+    edges = [axes.get_window_extent().x1 for axes in plots(page)]
+    assert len(edges) == 3
+    assert max(edges) > 0.95 * page.bbox.x1
+    assert figure.record()["caption"].endswith("Not shown: vit_huge (train it).")
+
+
+def test_the_caption_names_models_roles_images_and_what_bands_are():
+    caption = Made("fig12").record()["caption"]
+    assert caption.startswith(
+        "Raghu et al. 2021, Figure 12, with zoo=made. 2,560 images of scenes: "
+    )
+    assert f"{name_of('vit_large_data_3')} for vit_large_data_3, " in caption
+    assert caption.endswith(" Bands: one standard error over minibatches to either side.")
+
+
+def test_a_note_about_a_model_that_is_not_shown_is_not_in_the_caption():
+    figure = Made("figB1", missing=("vit_huge",))
+    for role in ("resnet50", "resnet152"):
+        figure.zoo.roles[role].note = f"a note on {role}"
+    assert "resnet50 (a note on resnet50)" in figure.record()["caption"]
+    assert "resnet152" not in figure.record()["caption"]
+
+
+def test_titles_say_what_was_run_and_for_which_model_of_the_paper():
+    page = Made("fig02").page()
+    assert page is not None
+    titles = [" ".join(part.get_suptitle().split()) for part in page.subfigs]
+    assert f"{name_of('vit_large')} vs {name_of('resnet50')}, for ViT-L/16 vs R50" in [
+        title.replace("_ ", "_").replace(". ", ".") for title in titles
+    ]
+
+
+def test_a_picture_is_shown_once_with_the_titles_of_all_that_it_stands_for():
+    figure = Made("figH1")
+    one = figure.shown["base16"].folders["mixer_base16"]
+    figure.shown["large"].folders["mixer_large"] = one
+    rows = composing.rows_of(figure.record(), FOLDER)
+    assert [panel["title"] for panel in rows[0].panels] == [
+        "Mixer-B/32", "Mixer-B/16 and Mixer-L/16", "Mixer-H/14",
+    ]  # fmt: skip
+
+
+def test_a_caption_can_be_left_to_the_journal():
+    with_caption, without = (Made("figG1").page(captioned=said) for said in (True, False))
+    assert with_caption is not None
+    assert without is not None
+    assert any("Raghu" in text.get_text() for text in texts(with_caption))
+    assert not any("Raghu" in text.get_text() for text in texts(without))
+    assert without.get_figheight() < with_caption.get_figheight()
+
+
+def saved(tmp_path: Path, figure: Made, **options: Any) -> Path:
+    """The folder of a composed figure."""
+    Results(tmp_path).save_json("figure.json", figure.record(**options))
+    return tmp_path
+
+
+def test_without_any_panel_there_is_no_picture_and_no_old_one_stays(tmp_path, caplog):
+    nobody = Made("figC6", missing=("vit_huge",))
+    for ending in ("png", "pdf", "svg"):
+        (tmp_path / f"figC6.{ending}").write_bytes(b"old")
+    assert plot(saved(tmp_path, nobody)) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["figure.json"]
+    assert "figC6 has no panel that could be drawn" in caplog.text
+
+
+@pytest.mark.parametrize("width", composing.WIDTHS)
+def test_a_page_has_truetype_fonts_and_is_drawn_again_to_the_byte(width, tmp_path):
+    figure = Made("vit_fig07")
+    folder = saved(tmp_path, figure, width=width)
+    drawn = []
+    for _ in range(2):
+        paths = composing.draw(folder, formats=("png", "pdf", "svg"), read=figure.read)
+        drawn.append([path.read_bytes() for path in paths])
+    assert drawn[0] == drawn[1]
+    _, pdf, svg = drawn[0]
+    assert b"/FontFile2" in pdf  # TrueType
+    assert b"/Type3" not in pdf
+    assert f'width="{72 * composing.WIDTHS[width]:g}pt"'.encode() in svg
+    assert b"RGB embedding filters" in svg
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("figure.width=colum", "there is no figure.width=colum; it can be: column, text. Did you mean column?"),
+        ("figure.caption=no", "there is no figure.caption=no; it can be: false, true."),
+        (
+            "figure.widht=text",
+            "figure.widht=text: a figure has no such option; it has: figure.caption, figure.width. "
+            "Did you mean figure.width?",
+        ),
+    ],
+)  # fmt: skip
+def test_an_option_of_a_figure_that_does_not_exist_is_refused(word, message):
+    with pytest.raises(UserError) as refused:
+        list(publish(["figure=fig01", word]))
+    assert str(refused.value) == message
+
+
+def test_the_options_that_a_message_names_are_taken():
+    request = Request.read(["figure=fig01", "figure.width=column", "figure.caption=false"])
+    assert (request.width, request.captioned) == ("column", False)
+    record = Made("figG1").record(width="column", captioned=False)
+    assert (record["width"], record["captioned"]) == ("column", False)
+
+
+def test_a_width_that_does_not_exist_in_a_figure_json_is_refused(tmp_path):
+    record = Made("figG1").record() | {"width": "page"}
+    (tmp_path / "figure.json").write_text(json.dumps(record))
+    with pytest.raises(
+        UserError, match=r"figure\.json: there is no width page; it can be: column, text"
+    ):
+        plot(tmp_path)
+
+
+def test_layers_of_receptive_fields_are_numbered_as_in_the_paper():
+    def named(units: bool) -> list[str]:
+        found = tables("receptive_field", units, None)
+        drawn = ReceptiveField().figures(found, Labels("m", None, "d", 4))["receptive_field"]
+        return [text.get_text() for text in drawn.axes[0].texts]
+
+    assert named(units=False) == [f"attention {i}" for i in (1, 3, 6, 9, 12)]
+    assert named(units=True) == ["stem", "unit 3", "unit 7", "unit 12", "unit 16"]
+
+
+def test_one_large_ratio_of_norms_does_not_squeeze_the_others():
+    found = tables("skip_ratio", False, True)["skip_ratio"]
+    drawn = SkipRatio().figures({"skip_ratio": found}, Labels("v", "r", "d", 4))
+    assert drawn["skip_ratio"].axes[0].get_yscale() == "log"
+    assert drawn["skip_cosine"].axes[0].get_yscale() == "linear"
+
+
+def test_long_names_of_models_do_not_clip_a_legend_of_a_figure_that_stands_alone():
+    lines = [
+        line_plots.Line(np.arange(1, 4), f"{'a_long_name_' * 6}{branch}", branch)
+        for branch in ("self-attention", "MLP")
+    ]
+    figure = line_plots.depth_lines(lines, xlabel="x", ylabel="y", title="t")
+    figure.draw_without_rendering()
+    legend = figure.legends[0].get_window_extent()
+    assert legend.x0 >= 0
+    assert legend.x1 <= figure.bbox.x1

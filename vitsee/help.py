@@ -31,6 +31,7 @@ interrupted run; if everything is already measured, it only redraws.
   vitsee run --from outputs/…/experiment.yaml             repeat a result
   vitsee run figure=fig01 zoo=mini                        a published figure with all panels and claims
   vitsee run figure=all zoo=paper                         all figures of the two papers
+  vitsee run figure=fig01 figure.width=column run.pdf=true     as wide as a column of a page (or text), as PDF
   vitsee run figure=claims model=NAME model@other=NAME    test the claims on any two models
   vitsee run --import my_analysis.py analysis=mine        your own analysis: docs/extending.md
 

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.gridspec import GridSpec
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import AutoLocator
+from matplotlib.ticker import AutoLocator, MaxNLocator
 from matplotlib.transforms import Bbox
 
 from vitsee.errors import unknown
@@ -224,7 +225,7 @@ def draw_panel(
     shown.suptitle(title, fontsize=TITLE, weight="bold")
     height = to.parts[shown].height + (title.count("\n") + 1) * 1.15 * LINE + 0.06
     for axes in shown.axes:
-        wrap_labels(axes, to.width, to.parts[shown].height)
+        fit_words(axes, to.width, to.parts[shown].height)
     columns = slice(place.colspan.start, place.colspan.stop)
     return Drawn(shown, columns, to.width, height, to.parts[shown])
 
@@ -252,13 +253,22 @@ def figures_of(panel: dict[str, Any], folder: Path, read: Read) -> dict[str, Fig
     return results[0].analysis.joined([(result.tables, result.labels) for result in results])
 
 
-def wrap_labels(axes: Axes, width: float, height: float) -> None:
-    """Break what is written along a side of axes and longer than it; width, height: inches of the panel."""
+def fit_words(axes: Axes, width: float, height: float) -> None:
+    """Break labels longer than the side of axes, and fit the numbers to it; width, height: inches of the panel."""
     place = axes.get_subplotspec()
     rows, columns = place.get_gridspec().get_geometry() if place else (1, 1)
     axes.title.set_text(style.wrapped(axes.get_title(), width / columns - 0.1, style.SMALL))
     axes.set_xlabel(style.wrapped(axes.get_xlabel(), width / columns - 0.6, style.SMALL))
     axes.set_ylabel(style.wrapped(axes.get_ylabel(), height / rows - 0.4, style.SMALL))
+    for axis, room in (
+        (axes.xaxis, (width / columns - 0.6) / 3),
+        (axes.yaxis, (height / rows - 0.5) / 2),
+    ):
+        if (
+            type(axis.get_major_locator()) is AutoLocator
+        ):  # its own choice depends on the last digit of a size
+            most = int(np.clip(72 * room / style.SMALL, 3, 9))
+            axis.set_major_locator(MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]))
 
 
 def share_y(panels: list[Drawn]) -> None:
@@ -337,7 +347,8 @@ def colours(panel: Drawn) -> tuple[Any, ...] | None:
 def draw_bar(part: SubFigure, panel: Drawn, width: float) -> None:
     """Draw the panel's colour bar into a part of the page, so many times as wide as the space beside it."""
     image, _, label, options = panel.asked.bars[0]
-    axes = part.add_subplot(part.add_gridspec(1, 3, width_ratios=[1, width, 1])[1])
+    place = part.add_gridspec(1, 3, width_ratios=[1, width, 1])[1]
+    axes = part.add_subplot(place, label="<colorbar>")  # as matplotlib calls those it makes itself
     extend = options.get("extend", "neither")
     part.colorbar(image, cax=axes, orientation="horizontal", label=label, extend=extend)
 
@@ -357,7 +368,6 @@ def lay_out(figure: Figure) -> None:
     shapes = [(axes, axes.get_aspect()) for axes in figure.axes]
     for axes, _ in shapes:
         axes.set_aspect("auto")
-        keep_numbers(axes)
     engine = figure.get_layout_engine()
     assert engine is not None
     engine.execute(figure)
@@ -365,14 +375,6 @@ def lay_out(figure: Figure) -> None:
     for axes, aspect in shapes:
         axes.set_aspect(aspect)
         axes.set_anchor("N")
-
-
-def keep_numbers(axes: Axes) -> None:
-    """Keep the numbers on these axes: by themselves they change with the last digit of the axes' size."""
-    for axis in (axes.xaxis, axes.yaxis):
-        if type(axis.get_major_locator()) is AutoLocator and axes.get_label() != "<colorbar>":
-            low, high = sorted(axis.get_view_interval())
-            axis.set_ticks([place for place in axis.get_majorticklocs() if low <= place <= high])
 
 
 def align(panels: list[Drawn]) -> None:

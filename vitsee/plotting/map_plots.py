@@ -49,6 +49,7 @@ def grids(
     """
     every = table[panel].unique()
     chosen = evenly_spaced(len(every), most)
+    shared = on_page() and limits is not None
     with look():
         across = _across(len(chosen), 1.1)
         down = -(-len(chosen) // across)
@@ -66,11 +67,14 @@ def grids(
             )
             axes.set_title(name)
             axes.set(xticks=[], yticks=[])
-            figure.colorbar(
-                image, ax=axes, location="bottom", shrink=0.9, ticks=MaxNLocator(nbins=3)
-            )
+            if not shared:
+                beside = {"location": "bottom", "shrink": 0.9, "ticks": MaxNLocator(nbins=3)}
+                figure.colorbar(image, ax=axes, **beside)
         headline(figure, title)
-        figure.supxlabel(colour_label, fontsize=points(8))
+        if shared:
+            colour_bar(figure, image, list(panels), colour_label)
+        else:
+            figure.supxlabel(colour_label, fontsize=points(8))
     return figure
 
 

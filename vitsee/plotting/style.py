@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import matplotlib
@@ -159,6 +160,7 @@ def fitting(
     return columns, [wrapped(label, width / columns - beside, size) for label in labels]
 
 
+@lru_cache(4096)
 def inches(text: str, size: float) -> float:
     """Width of the longest line of a text of this size in points."""
     font = FontProperties(size=size)
