@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -219,27 +220,35 @@ def lower_median(values: np.ndarray) -> float:
     """The lower median of (n,) numbers, none of them NaN.
 
     Counting finds two neighbours in a sorted sample that it lies between, so that only the few values between them
-    are sorted: this takes a fifth of the time of numpy's own median. Where the sample misleads, all are sorted.
+    are sorted. numpy's own median takes five times as long, and far longer where many numbers are equal, as the zeros
+    after a ReLU are.
     """
     rank = (len(values) - 1) // 2
-    sample = np.sort(values[:: -(-len(values) // _SAMPLE)])
+    sample = np.sort(values[_spread(len(values))])
 
     def below(bound: float) -> int:
-        return np.count_nonzero(values < bound)
+        return int(np.count_nonzero(values < bound))
 
-    half = len(sample) // 2
-    guess = half + (rank - below(sample[half])) * len(sample) // len(values)
-    near = np.clip([guess - _NEAR, guess + _NEAR], 0, len(sample)).tolist()
-    place = bisect_right(sample, rank, *near, key=below)
-    low, high = sample[max(0, place - 1)], sample[min(place, len(sample) - 1)]
-    up_to_low = values <= low
-    there = rank - np.count_nonzero(up_to_low)
-    if there < 0 and below(low) <= rank:
-        return float(low)
-    between = values[(values < high) > up_to_low]
-    if 0 <= there < len(between):
-        return float(np.partition(between, there)[there])
+    count = len(sample)
+    guess = count // 2 + (rank - below(sample[count // 2])) * count // len(values)
+    for first, last in ((guess - _NEAR, guess + _NEAR), (0, count)):
+        place = bisect_right(sample, rank, *np.clip([first, last], 0, count).tolist(), key=below)
+        low, high = sample[max(0, place - 1)], sample[min(place, count - 1)]
+        up_to_low = values <= low
+        there = rank - np.count_nonzero(up_to_low)
+        if there < 0 and below(low) <= rank:
+            return float(low)
+        between = values[(values < high) > up_to_low]
+        if 0 <= there < len(between):
+            return float(np.partition(between, there)[there])
     return float(np.partition(values, rank)[rank])
+
+
+@cache
+def _spread(count: int) -> np.ndarray:
+    """Places of a sample of this many values, in golden steps: equal ones would see few of the channels."""
+    golden = (5**0.5 - 1) / 2
+    return (np.arange(min(count, _SAMPLE)) * golden % 1 * count).astype(int)
 
 
 def _counts(index: Tensor, length: int) -> Tensor:

@@ -238,7 +238,7 @@ def heads(rows: list[Heads], *, title: str, overlay: bool, most: int = 12) -> Fi
     """One row per image or layer: the image, then each head's map, brightest where its own weights are largest.
 
     overlay: the image lit by the map, as in `image_pairs`, not the map itself. At most `most` heads are
-    drawn, evenly spaced. Undefined maps (NaN) are grey.
+    drawn, evenly spaced. Where a map is undefined (NaN) it is grey, and the image unlit.
     """
     shown = evenly_spaced(max(len(row.maps) for row in rows), most)
     ratio = shape_ratio(rows[0].image[..., 0])
@@ -272,7 +272,8 @@ def _short(name: str, most: int = 18) -> str:
 
 def _lit(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """A map of weights as the brightness, 0…1, of an image of this shape (H, W)."""
-    scaled = PIL.Image.fromarray((weights / weights.max()).astype(np.float32))
+    known = np.nan_to_num(weights)
+    scaled = PIL.Image.fromarray((known / (known.max() or 1)).astype(np.float32))
     large = scaled.resize((shape[1], shape[0]), PIL.Image.Resampling.LANCZOS)
     radius = shape[0] / weights.shape[0]
     # Pillow only blurs 8-bit images.
