@@ -246,7 +246,7 @@ class HeadMaps(Analysis):
         title = f"{labels.model}, {labels.data}"
         if summary.get("windows", pd.Series([1])).gt(1).any():
             title += ", within windows"
-        beyond = "; grey: beyond its window" if self.query and "windows" in summary else ""
+        beyond = "; grey: outside the query's window" if self.query and "windows" in summary else ""
         names = dict(zip(*(tables["head_maps_names"][key] for key in ("image", "id")), strict=True))
         pictures = {
             image: _picture(rows) for image, rows in tables["head_maps_images"].groupby("image")

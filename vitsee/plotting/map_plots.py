@@ -240,25 +240,26 @@ def heads(rows: list[Heads], *, title: str, overlay: bool, most: int = 12) -> Fi
     overlay: the image lit by the map, as in `image_pairs`, not the map itself. At most `most` heads are
     drawn, evenly spaced. Where a map is undefined (NaN) it is grey, and the image unlit.
     """
-    shown = evenly_spaced(max(len(row.maps) for row in rows), most)
+    shown = [evenly_spaced(len(row.maps), most) for row in rows]
+    across = 1 + max(map(len, shown))
     ratio = shape_ratio(rows[0].image[..., 0])
     with matplotlib.rc_context(STYLE):
-        size = (1.15 * (len(shown) + 1) + 0.5, 1.15 * ratio * len(rows) + 0.6)
+        size = (1.15 * across + 0.5, 1.15 * ratio * len(rows) + 0.6)
         figure = canvas((max(3.6, size[0]), size[1]), "compressed")
-        cells = figure.subplots(len(rows), len(shown) + 1, squeeze=False)
+        cells = figure.subplots(len(rows), across, squeeze=False)
         for i, (row, line) in enumerate(zip(rows, cells, strict=True)):
             for cell in line:
                 cell.set(xticks=[], yticks=[], facecolor="0.85")
+            for cell in line[1 + len(shown[i]) :]:
+                cell.axis("off")
             line[0].imshow(row.image)
             line[0].set_ylabel(_short(row.label), fontsize=6)
-            for cell, head in zip(line[1:], shown, strict=True):
-                if head >= len(row.maps):
-                    cell.axis("off")
-                elif overlay:
+            for cell, head in zip(line[1:], shown[i], strict=False):
+                if overlay:
                     cell.imshow(row.image * _lit(row.maps[head], row.image.shape[:2])[..., None])
                 else:
                     cell.imshow(row.maps[head], cmap="magma", vmin=0, interpolation="nearest")
-                if i == 0:
+                if i == 0 or not np.array_equal(shown[i], shown[i - 1]):
                     cell.set_title(f"head {head}", fontsize=8, pad=2)
         figure.suptitle(title, fontsize=9)
     return figure
