@@ -31,7 +31,7 @@ ROOMS = {
         "sums",
     },
     "analyses": {
-        *("analysis", "data", "errors", "estimators", "io", "lazy", "models", "plotting"),
+        *("analysis", "data", "errors", "estimators", "io", "lazy", "models", "names", "plotting"),
         *("plugins", "sums"),
     },
     "comparing": {"errors", "estimators", "io", "names", "parallel", "plotting", "results"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -192,6 +193,38 @@ def test_places_of_a_window_are_in_rows_and_windows_follow_each_other_in_rows(na
     assert window == across
     assert abs(entry // columns - 2) <= 1
     assert abs(entry % columns - (columns - 3)) <= 1
+    found = divmod(layer.window_places[window][entry], layer.image_grid[1])
+    assert np.abs(np.subtract(found, (row, column))).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        FAMILIES["Swin"],
+        FAMILIES["Swin, second version"],
+        ("swinv2_cr_tiny_224", {"embed_dim": 24, "depths": [2, 1], "num_heads": [1, 2]}),
+    ],
+)
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (9, 2)])
+def test_places_of_shifted_windows_are_those_of_the_image(name, args, row, column):
+    """One patch of the input changes: the entry that changes most in the second, shifted attention is its own."""
+    torch.manual_seed(0)
+    net = timm.create_model(name, **args).eval().requires_grad_(False)
+    side = args.get("img_size", 224)
+    layer = attention_hooks.survey(net, (3, side, side))[1]
+    assert layer.window_places[0][0] != 0, "they are shifted"
+    inputs: list[torch.Tensor] = []
+    attends = net.get_submodule(layer.name)
+    attends.register_forward_pre_hook(lambda m, args: inputs.append(args[0].clone()))
+    pixels = torch.randn(1, 3, side, side)
+    changed = pixels.clone()
+    y, x = (int(i * step) for i, step in zip((row, column), layer.pitch, strict=True))
+    changed[:, :, y : y + int(layer.pitch[0]), x : x + int(layer.pitch[1])] += 5
+    net(pixels)
+    net(changed)
+    moved = (inputs[1] - inputs[0]).norm(dim=-1)
+    window, entry = divmod(int(moved.argmax()), layer.shape[1])
+    assert divmod(layer.window_places[window][entry], layer.image_grid[1]) == (row, column)
 
 
 def test_distances_within_windows_are_means_over_the_windows_of_each_image():
@@ -311,12 +344,11 @@ def test_layers_are_surveyed_in_the_order_they_run():
 WHOLE = Layer("blocks.0.attn", (3, 17, 16), 1, True, (4, 4), (8.0, 8.0))
 
 
-@pytest.mark.parametrize("name", ["attention_rollout", "head_maps"])
-def test_analyses_that_need_every_token_refuse_attention_within_windows(name):
+def test_rollout_refuses_attention_within_windows():
     windowed = replace(WHOLE, name="blocks.1.attn", windows=4)
     message = r"blocks\.1\.attn attends within windows.*use analysis=attention_distance"
     with pytest.raises(UserError, match=message):
-        REGISTERED[name]().check({"model": [WHOLE, windowed]})
+        REGISTERED["attention_rollout"]().check({"model": [WHOLE, windowed]})
 
 
 def test_rollout_refuses_layers_of_several_stages():

@@ -7,12 +7,13 @@ import pandas as pd
 import pytest
 import torch
 from reference import minibatch_cka
+from test_compare import compared
 from test_token_norm import Planted, experiment
 
-from vitsee.analyses.cka import CKA, Without
+from vitsee.analyses.cka import CKA
 from vitsee.analysis import Layer, Setting, View
 from vitsee.errors import UserError
-from vitsee.estimators.outliers import without_outliers
+from vitsee.estimators.outliers import Without, without_outliers
 from vitsee.runner import minibatches, observer, run
 from vitsee.study import Study
 from vitsee.sums import Sums
@@ -148,3 +149,42 @@ def test_layers_whose_channels_are_unknown_are_refused_and_the_advice_works(imag
         asked.check({"model": [Layer("mlp_tokens", (11, 8), None)]})
     asked.check({"model": [Layer("head", (11,), None)]})
     assert Study(experiment(images, tmp_path, *OWN, "analysis.without=outliers")).layers["model"]
+
+
+def test_grams_without_outliers_give_the_cka_without_outliers(images, tmp_path, monkeypatch):
+    """And so every other measure of `vitsee compare` is of the same features."""
+    monkeypatch.setattr("vitsee.estimators.outliers.CHANNEL", 1.2)  # so that something stands out
+    monkeypatch.setattr("vitsee.estimators.outliers.TOKEN", 1.05)
+    other = ["model@other=timm", "other.timm=test_vit2", "other.pretrained=false"]
+    without = "analysis.without=outliers"
+    direct = run(experiment(images, tmp_path, *OWN, *other, without))
+    blocks = ("analysis=grams", *OWN[1:])
+    (kept, removed), *_ = (
+        [
+            pd.read_csv(path)
+            for path in run(experiment(images, tmp_path, *blocks, without, model))[:2]
+        ]
+        for model in ("model.timm=test_vit", "model.timm=test_vit2")
+    )
+    cka, outliers = (pd.read_csv(path) for path in direct[:2])
+    assert np.abs(compared(tmp_path).table["value"] - cka["cka"]).max() < 1e-6
+    assert len(kept) == 2 * len(removed)
+    own = outliers[outliers["model"] == "model"].drop(columns="model").reset_index(drop=True)
+    pd.testing.assert_frame_equal(removed, own)
+    assert (removed[["channels", "tokens"]] > 0).all(axis=None)
+
+
+def test_pooled_features_cannot_be_without_outliers(images, tmp_path):
+    both = ("analysis=grams", "analysis.features=pooled", "analysis.without=outliers")
+    with pytest.raises(UserError, match=r"features=pooled keeps every channel, .* use one of them"):
+        experiment(images, tmp_path, *both)
+
+
+def test_grams_without_outliers_have_an_identity_of_their_own(images, tmp_path):
+    grams = ("analysis=grams", *OWN[1:])
+    asked = [
+        Study(experiment(images, tmp_path, *grams, *words))
+        for words in ((), ("analysis.without=outliers",))
+    ]
+    assert "without" not in asked[0].made_of["analysis"][2]
+    assert asked[1].made_of["analysis"][2]["without"] == "outliers"

@@ -203,6 +203,7 @@ def test_layers_that_are_no_representation_and_logits_are_refused(images, tmp_pa
             r"no drop_salent; there are: .*Did you mean drop_salient",
         ),
         ("analysis.changes=shuffle", r"changes must be a list such as \[drop_random,shuffle\]"),
+        ("analysis.changes=[shuffle,shuffle]", r"changes has shuffle twice; name each change once"),
         ("analysis.drops=[2]", r"drops must be a list such as \[0.25,0.5\] of shares from 0 to 1"),
         ("analysis.shuffles=[0]", r"shuffles must be a list such as \[2,4\] of whole numbers"),
         ("analysis.grid=0", r"analysis.grid must be at least 1, got 0"),
@@ -217,3 +218,19 @@ def test_options_that_cannot_be_are_refused(option, says):
 def test_a_view_made_by_hand_cannot_run_models_again():
     with pytest.raises(RuntimeError, match="without models to run again"):
         View(1, torch.zeros(1), {}).again("model", torch.zeros(1, 3, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("option", "says", "good"),
+    [
+        ("shuffles=[2,300]", r"shuffles: 300 rows, .* 160 x 160 pixels; use 160 or fewer", "shuffles=[160]"),
+        ("grid=161", r"grid: 161 rows, but the images have 160 x 160 pixels; use 160", "grid=160"),
+    ],
+)  # fmt: skip
+def test_patches_smaller_than_a_pixel_are_refused_and_the_advice_works(
+    option, says, good, images, tmp_path
+):
+    few = (*OWN, "images=2", "analysis.drops=[0.5]", "analysis.shuffles=[2]")
+    with pytest.raises(UserError, match=says):
+        run(experiment(images, tmp_path, *few, f"analysis.{option}"))
+    assert run(experiment(images, tmp_path, *few, f"analysis.{good}"))

@@ -1,9 +1,9 @@
-"""Names that tell two models apart on axes and in folder names."""
+"""Names that tell two models apart on axes and in folder names, and the numbers in names of layers."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from itertools import zip_longest
 from pathlib import PurePath
@@ -40,6 +40,14 @@ def folder_name(name: str) -> str:
     """The name as a folder name that every file system accepts, and that leads to no other folder."""
     plain = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in name)
     return plain if plain.strip(". ") else "_" * max(1, len(plain))
+
+
+def block_numbers(layers: Sequence[str]) -> list[int]:
+    """The block numbers in the layers' names, counted from 0; of a network with stages, the running numbers."""
+    numbers = [re.findall(r"\d+", name) for name in layers]
+    if all(len(found) == 1 for found in numbers):
+        return [int(number) for (number,) in numbers]
+    return list(range(len(layers)))
 
 
 def _of_checkpoints(one: Model, other: Model) -> tuple[str, str] | None:

@@ -37,6 +37,9 @@ class Layer:
     windows: how many windows of each image the first axis holds, one image after another; `by_image` puts them
         back, and `shape` begins with this number. 1 where the first axis is the images. Of attention within
         windows, grid and shape are those of one window.
+    image_grid: of attention within windows, rows and columns of the grid of the whole image.
+    window_places: where on `image_grid`, in row-major order, each token of each window is; -1 for padding. Empty if
+        that is unknown.
     """
 
     name: str
@@ -50,6 +53,8 @@ class Layer:
     images: bool = True
     windows: int = 1
     reads_class: bool = False
+    image_grid: tuple[int, int] | None = None
+    window_places: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
 
     def by_image(self, output: Tensor) -> Tensor:
         """The layer's output as (N, *shape), without a copy."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,6 +12,7 @@ from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.estimators.attention import Attention, attention_distance, uniform_distance
 from vitsee.io.tidy import Error, Table, Whole
 from vitsee.lazy import torch
+from vitsee.names import block_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,7 +92,7 @@ class AttentionDistance(Analysis):
         layer, head = (x.ravel() for x in np.indices(excess.shape))
         table = pd.DataFrame(
             {
-                "block": np.array(_blocks(names))[layer],
+                "block": np.array(block_numbers(names))[layer],
                 "head": head,
                 "distance_px": (uniform + excess).ravel(),
                 "se": _standard_error(excess, terms["excess_squared"], images).ravel(),
@@ -148,14 +148,6 @@ class AttentionDistance(Analysis):
                 title=f"{labels.model}, {labels.data}",
             ),
         }
-
-
-def _blocks(names: list[str]) -> list[int]:
-    """The block numbers in the layers' names, counted from 0; of a network with stages, the running numbers."""
-    numbers = [re.findall(r"\d+", name) for name in names]
-    if all(len(found) == 1 for found in numbers):
-        return [int(number) for (number,) in numbers]
-    return list(range(len(names)))
 
 
 def _standard_error(mean: np.ndarray, squares: np.ndarray, images: Any) -> np.ndarray:

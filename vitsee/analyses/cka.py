@@ -10,10 +10,9 @@ import numpy as np
 import pandas as pd
 
 from vitsee.analysis import Analysis, Labels, Layer, View, register
-from vitsee.errors import UserError
 from vitsee.estimators.kernels import gram, hsic, u_centre_
 from vitsee.estimators.minibatch_cka import cka_and_error, cka_terms
-from vitsee.estimators.outliers import REMOVED, without_outliers
+from vitsee.estimators.outliers import REMOVED, Without, beside
 from vitsee.estimators.tokens import Tokens
 from vitsee.io.tidy import MODELS, Error, Table
 from vitsee.lazy import torch
@@ -24,13 +23,6 @@ if TYPE_CHECKING:
 
     from vitsee.proof import Impossibility
     from vitsee.sums import Sums
-
-
-class Without(Enum):
-    """What is removed from the features before their Gram matrix is computed."""
-
-    nothing = "nothing"
-    outliers = "outliers"
 
 
 class Products(Enum):
@@ -84,32 +76,16 @@ class CKA(Analysis):
     otherwise consist of."""
 
     def check(self, layers: dict[str, list[Layer]]) -> None:
-        if self.without is Without.outliers:
-            for role, watched in layers.items():
-                for layer in watched:
-                    if layer.prefix is None and not layer.is_map and len(layer.shape) > 1:
-                        raise UserError(
-                            f"analysis.without=outliers: which axis of {layer.name} of the {role} is its channels "
-                            f"is unknown (its output is {' x '.join(map(str, layer.shape))}, neither tokens nor "
-                            f"a feature map); choose other layers with analysis.layers, such as blocks"
-                        )
+        self.without.require(layers)
         self.tokens.require(layers)
 
     def reduce(self, layer: Layer, output: Tensor) -> Tensor:
         """Gram matrix of one layer: (N, ...) -> (N, N) float64.
 
-        Without outliers, one more column says what was removed: `outliers.Removed`, then zeros.
+        Without outliers, one more column says what was removed.
         """
-        output = self.tokens.of(layer, output)
-        if self.without is Without.nothing:
-            return gram(output, self.rounding(output.device.type))
-        prefix = (layer.prefix or 0) if self.tokens is Tokens.all else 0
-        tokens = layer.sequence(output) if len(layer.shape) > 1 else output[:, None]
-        rest, removed = without_outliers(tokens, prefix)
-        matrix = gram(rest, self.rounding(output.device.type))
-        column = matrix.new_zeros(len(matrix), 1)
-        column[: len(removed), 0] = removed.to(column)
-        return torch.cat([matrix, column], 1)
+        features, removed = self.without.of(layer, output, self.tokens)
+        return beside(gram(features, self.rounding(output.device.type)), removed)
 
     def rounding(self, device: str) -> str:
         """How the features are rounded on this type of device: see `kernels.gram`."""

@@ -13,6 +13,7 @@ import pandas as pd
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
 from vitsee.estimators.kernels import gram
+from vitsee.estimators.outliers import REMOVED, Without, beside
 from vitsee.estimators.tokens import Tokens
 from vitsee.estimators.triangles import pooled, to_scale, triangles
 from vitsee.io import kept
@@ -56,7 +57,7 @@ class Grams(Analysis):
     unread: ClassVar[dict[str, str]] = {"limit_gb": "what is larger is refused"}
     ungrouped: ClassVar[tuple[str, ...]] = ("",)
     keeps: ClassVar[tuple[str, ...]] = (
-        *("gram", "scale", "hsic", "variance", "pooled", "indices", "fresh"),
+        *("gram", "scale", "hsic", "variance", "pooled", "indices", "fresh", "removed"),
     )
 
     columns: ClassVar[dict[str, Table]] = {
@@ -69,8 +70,12 @@ class Grams(Analysis):
                 "hsic": float,
             },
             keys=("layer", "minibatch"),
-        )
+        ),
+        "grams_outliers": Table(
+            {"layer": str, "channels": float, "tokens": float, "variance": float}, optional=True
+        ),
     }
+    later: ClassVar[dict[str, Any]] = {"without": "nothing"}
 
     name: str = "grams"
     layers: Any = "blocks"
@@ -80,6 +85,8 @@ class Grams(Analysis):
     """float16 halves the file and rounds each entry to 11 bits; docs/analyses/grams.md has the errors."""
     features: Features = Features.none
     """pooled: also keep the mean of the patches and the class token, which `measure=procrustes` reads."""
+    without: Without = Without.nothing
+    """outliers: leave out channels and tokens that stand out, as `cka` does."""
     limit_gb: float = 2.0
     """Largest size of what is kept, in GB."""
 
@@ -87,9 +94,15 @@ class Grams(Analysis):
         super().__post_init__()
         if not self.limit_gb > 0:
             raise UserError(f"analysis.limit_gb must be more than 0, got {self.limit_gb:g}")
+        if self.features is Features.pooled and self.without is Without.outliers:
+            raise UserError(
+                "analysis.features=pooled keeps every channel, and analysis.without=outliers leaves some out: "
+                "use one of them"
+            )
 
     def check(self, layers: dict[str, list[Layer]]) -> None:
         self.tokens.require(layers)
+        self.without.require(layers)
         for layer in layers["model"]:
             shape = " x ".join(map(str, layer.shape))
             if self.features is Features.pooled and _pooled_size(layer) is None:
@@ -119,8 +132,12 @@ class Grams(Analysis):
         log.info("%s in %s", what, kept.NAME)
 
     def reduce(self, layer: Layer, output: Tensor) -> Tensor:
-        """Gram matrix of one layer, and its pooled features: (N, ...) -> (N, N + F) float64."""
-        k = gram(self.tokens.of(layer, output))
+        """Gram matrix of one layer, and its pooled features: (N, ...) -> (N, N + F) float64.
+
+        Without outliers, one more column says what was removed.
+        """
+        features, removed = self.without.of(layer, output, self.tokens)
+        k = beside(gram(features), removed)
         if self.features is Features.none:
             return k
         means = pooled(output, layer.prefix, layer.class_token, layer.channels_last)
@@ -146,13 +163,18 @@ class Grams(Analysis):
             "indices": torch.tensor(view.indices),
             "fresh": torch.tensor(view.fresh, dtype=torch.float64),
         }
+        if self.without is Without.outliers:
+            terms["removed"] = torch.stack([each[:REMOVED, n] for each in packed])
         if self.features is Features.pooled:
             for layer, each in zip(view.model, packed, strict=True):
                 terms[f"pooled {layer}"] = each[:, n:].float()
         return terms
 
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
-        """One row per layer and minibatch: layer, minibatch, images, variance, hsic (HSIC_1 with itself)."""
+        """One row per layer and minibatch: layer, minibatch, images, variance, hsic (HSIC_1 with itself).
+
+        grams_outliers: what was removed of each layer, on average over minibatches, if that was asked for.
+        """
         layers = sums.axes["model"]
         rows = [
             pd.DataFrame(
@@ -166,7 +188,12 @@ class Grams(Analysis):
             )
             for minibatch in sorted(sums.kept)
         ]
-        return {"grams": pd.concat(rows, ignore_index=True)}
+        tables = {"grams": pd.concat(rows, ignore_index=True)}
+        if self.without is Without.outliers:
+            removed = torch.stack([sums.kept[minibatch]["removed"] for minibatch in sums.kept])
+            columns = dict(zip(("channels", "tokens", "variance"), removed.mean(0).mT, strict=True))
+            tables["grams_outliers"] = pd.DataFrame({"layer": layers} | columns)
+        return tables
 
     def files(self, sums: Sums) -> dict[str, bytes]:
         """The file that `vitsee compare` reads."""
@@ -174,7 +201,7 @@ class Grams(Analysis):
         minibatches = sorted(sums.kept)
         for minibatch in minibatches:
             for name, tensor in sums.kept[minibatch].items():
-                if name not in ("indices", "fresh", "variance"):
+                if name not in ("indices", "fresh", "variance", "removed"):
                     kind, _, layer = name.partition(" ")
                     tensors[f"{kind} {minibatch} {layer}".rstrip()] = tensor.numpy()
         index = kept.Index(
@@ -186,11 +213,17 @@ class Grams(Analysis):
                 for minibatch in minibatches
             ],
             fresh=[float(sums.kept[minibatch]["fresh"]) for minibatch in minibatches],
-            tokens=self.tokens.value,
+            tokens=self._taken,
             precision=self.setting.precision,
             pooled=self.features is Features.pooled,
         )
         return {kept.NAME: kept.packed(tensors, index)}
+
+    @property
+    def _taken(self) -> str:
+        """How the features were taken, in words that `vitsee compare` shows where they differ."""
+        kept_back = " without outliers" if self.without is Without.outliers else ""
+        return f"{self.tokens.value}{kept_back}"
 
     def warnings(self, sums: Sums) -> list[str]:
         """Which layers cannot be compared, and why."""

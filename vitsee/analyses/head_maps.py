@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -13,10 +12,11 @@ import pandas as pd
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.data.images import listed, require_listed
 from vitsee.errors import UserError
-from vitsee.estimators.attention import Attention, offset_means, offsets, require_no_windows
+from vitsee.estimators.attention import Attention, offset_means, offsets, window_places
 from vitsee.estimators.kernels import float64_device
 from vitsee.io.tidy import Kind, Table, Whole, indices
 from vitsee.lazy import torch
+from vitsee.names import block_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,7 +44,8 @@ class HeadMaps(Analysis):
 
     The attention from one query, by default the class token, to all patches. The entropy of attention is
     averaged over the patches as queries and over images. The offset of a head is the step on the grid at
-    which attention, averaged over queries and images, is largest.
+    which attention, averaged over queries and images, is largest. Where attention is within windows, so are all
+    three; the map of a query is at its window's place in the image, and undefined elsewhere.
     """
 
     models: ClassVar[tuple[int, ...]] = (1,)
@@ -52,6 +53,7 @@ class HeadMaps(Analysis):
     default_images: ClassVar[int] = 8
     default_batch_size: ClassVar[int] = 8
     ungrouped: ClassVar[tuple[str, ...]] = ("",)
+    version: ClassVar[int] = 2
 
     columns: ClassVar[dict[str, Table]] = {
         "head_maps": Table(
@@ -68,12 +70,12 @@ class HeadMaps(Analysis):
     }
 
     name: str = "head_maps"
-    layers: Any = field(default_factory=lambda: ["blocks.*.attn"])
+    layers: Any = "every"
     images_list: Any = None
     """List of image numbers or ids; by default images are drawn with `seed`."""
     query: Any = None
-    """Whose attention is shown: [row, column] of a patch; by default the class token or, without one, the mean of
-    all patches."""
+    """Whose attention is shown: [row, column] of a patch of the first layer, and in layers with a coarser grid the
+    patch there; by default the class token or, without one, the mean of all patches."""
     fixed: float = 0.5
     """A head looks at a fixed offset if its mean attention there is above this."""
 
@@ -93,14 +95,18 @@ class HeadMaps(Analysis):
             raise UserError(f"analysis.fixed must be between 0 and 1, got {self.fixed}")
 
     def check(self, layers: dict[str, list[Layer]]) -> None:
-        require_no_windows(layers["model"], self.name)
         for layer in layers["model"]:
-            rows, columns = layer.places
-            if self.query and (self.query[0] >= rows or self.query[1] >= columns):
+            if layer.windows > 1 and not layer.window_places:
                 raise UserError(
-                    f"analysis.query={self.query}: the {rows} x {columns} grid of {layer.name} goes from [0, 0] "
-                    f"to [{rows - 1}, {columns - 1}]"
+                    f"analysis={self.name}: {layer.name} attends within windows whose places in the image are not "
+                    f"known; use analysis=attention_distance, or choose other layers with analysis.layers"
                 )
+        rows, columns = _grid(layers["model"][0])
+        if self.query and (self.query[0] >= rows or self.query[1] >= columns):
+            raise UserError(
+                f"analysis.query={self.query}: the {rows} x {columns} grid of {layers['model'][0].name} goes from "
+                f"[0, 0] to [{rows - 1}, {columns - 1}]"
+            )
 
     def select(self, stage: int) -> Sequence[int] | None:
         """The images of `images_list`. Raises UserError for one that does not exist."""
@@ -109,32 +115,56 @@ class HeadMaps(Analysis):
         return listed(self.setting.images[stage], self.images_list)
 
     def reduce(self, layer: Layer, output: Attention) -> Tensor:
-        """Map, entropy, and mean attention at each offset: (N, heads, patches + 1 + offsets) float64."""
-        parts = []
-        for _, weights in output.weights():
+        """Map, entropy, and mean attention at each offset: (N, heads, patches + 1 + offsets) float64.
+
+        The patches are those of the whole image.
+        """
+        prefix, parts = layer.prefix or 0, []
+        places = window_places(layer).to(output.device)
+        for _, weights in output.weights(layer.windows):
             weights = weights.to(float64_device(weights), torch.float64)
-            queries = weights[:, :, layer.prefix or 0 :]
-            entropy = torch.special.entr(queries).sum(-1).mean(-1, keepdim=True)
-            to_patches = queries[..., layer.prefix or 0 :]
-            parts.append(
-                torch.cat([self._map(layer, weights), entropy, offset_means(to_patches, layer)], -1)
-            )
+            weights = weights.unflatten(0, (-1, layer.windows))
+            queries = weights[..., prefix:, :]
+            entropy = torch.special.entr(queries).sum(-1).movedim(2, 1)[..., places >= 0]
+            offset = offset_means(queries[..., prefix:], layer)
+            seen = self._map(layer, weights[..., prefix:], places)
+            parts.append(torch.cat([seen, entropy.mean(-1, keepdim=True), offset], -1))
         return torch.cat(parts)
 
-    def _map(self, layer: Layer, weights: Tensor) -> Tensor:
-        """Attention of the query to each patch, (images, heads, patches)."""
-        prefix = layer.prefix or 0
-        to_patches = weights[..., prefix:]
+    def _map(self, layer: Layer, weights: Tensor, places: Tensor) -> Tensor:
+        """Attention of the query to each patch, (images, heads, patches); NaN outside the query's window.
+
+        weights: (images, windows, heads, tokens, patches). places: of the patches of each window; -1 for padding.
+        """
+        images, _, heads, _, _ = weights.shape
+        rows, columns = _grid(layer)
+        prefix, real = layer.prefix or 0, places >= 0
+        seen = weights.new_full((images, heads, rows * columns), torch.nan)
         if self.query:
-            return to_patches[:, :, prefix + self.query[0] * layer.places[1] + self.query[1]]
-        return to_patches[:, :, 0] if layer.class_token else to_patches[:, :, prefix:].mean(2)
+            row, column = self._patch(layer)
+            window, patch = (places == row * columns + column).nonzero()[0].tolist()
+            there = real[window]
+            seen[..., places[window, there]] = weights[:, window, :, prefix + patch, there]
+        elif layer.class_token and prefix:
+            seen[:] = weights[:, 0, :, 0]
+        else:
+            of_patches = weights[..., prefix:, :].masked_fill(~real[:, None, :, None], 0)
+            mean = of_patches.sum(-2).movedim(2, 1) / (rows * columns)
+            seen[..., places[real]] = mean[..., real]
+        return seen
+
+    def _patch(self, layer: Layer) -> tuple[int, int]:
+        """Row and column of the query in this layer."""
+        first, grid = _grid(self.setting.layers["model"][0]), _grid(layer)
+        row, column = (i * n // m for i, n, m in zip(self.query, grid, first, strict=True))
+        return row, column
 
     def observe(self, view: View) -> dict[str, Tensor]:
         """Of each layer the maps, each image in its row, and sums over images of entropies and offsets."""
         terms: dict[str, Tensor] = {}
         for layer in self.setting.layers["model"]:
             found = view.model[layer.name]
-            patches = layer.places[0] * layer.places[1]
+            patches = int(np.prod(_grid(layer)))
             maps, entropy, offset = found.split([patches, 1, found.shape[-1] - patches - 1], -1)
             terms |= {
                 f"{layer.name} maps": view.rows(maps),
@@ -152,13 +182,15 @@ class HeadMaps(Analysis):
         """head_maps and head_maps_images: one row per image and place. head_summary: one row per head.
 
         head_offset_share: the share of heads of a layer that look at a fixed offset other than [0, 0].
-        head_maps_names: the id of each image. Images that could not be decoded have no rows.
+        head_maps_names: the id of each image. Images that could not be decoded have no rows. If layers attend within
+        windows, head_summary has a last column windows: how many there are of each image.
         """
         terms = {name: term.cpu().numpy() for name, term in sums.terms.items()}
         shown = np.flatnonzero(terms["there"])
         maps, heads, shares = [], [], []
-        for layer in self.setting.layers["model"]:
-            block, grid = _block(layer.name), layer.places
+        layers = self.setting.layers["model"]
+        for block, layer in zip(block_numbers([one.name for one in layers]), layers, strict=True):
+            grid = _grid(layer)
             weights = terms[f"{layer.name} maps"][shown]
             weights = weights.reshape(*weights.shape[:2], *grid)
             where = indices(weights.shape, "image", "head", "row", "col")
@@ -168,7 +200,7 @@ class HeadMaps(Analysis):
             maps.append(one[list(_MAPS)])
             offset = terms[f"{layer.name} offsets"] / len(shown)
             steps = np.array(offsets(layer))[offset.argmax(1)]
-            tokens = grid[0] * grid[1] + (layer.prefix or 0)
+            tokens = layer.shape[1]
             head = pd.DataFrame(
                 {
                     "layer": layer.name,
@@ -181,6 +213,8 @@ class HeadMaps(Analysis):
                     "offset_weight": offset.max(1),
                 }
             )
+            if any(one.windows > 1 for one in layers):
+                head["windows"] = layer.windows
             heads.append(head)
             fixed = (head["offset_weight"] > self.fixed) & steps.any(1)
             shares.append((layer.name, block, float(fixed.mean())))
@@ -208,7 +242,11 @@ class HeadMaps(Analysis):
         """All heads of some blocks on the first image; those of the last block on some images; entropy and offsets."""
         from vitsee.plotting import line_plots, map_plots, style
 
-        table, title = tables["head_maps"], f"{labels.model}, {labels.data}"
+        table, summary = tables["head_maps"], tables["head_summary"]
+        title = f"{labels.model}, {labels.data}"
+        if summary.get("windows", pd.Series([1])).gt(1).any():
+            title += ", within windows"
+        beyond = "; grey: outside the query's window" if self.query and "windows" in summary else ""
         names = dict(zip(*(tables["head_maps_names"][key] for key in ("image", "id")), strict=True))
         pictures = {
             image: _picture(rows) for image, rows in tables["head_maps_images"].groupby("image")
@@ -217,14 +255,13 @@ class HeadMaps(Analysis):
         first = table["image"].iloc[0]
         blocks = layers[style.evenly_spaced(len(layers), 6)]
         images = list(names)[:4]
-        summary = tables["head_summary"]
         return {
             "head_maps": map_plots.heads(
                 [
                     map_plots.Heads(str(name), pictures[first], _maps(table, first, name))
                     for name in blocks
                 ],
-                title=f"{title}: {names[first]}",
+                title=f"{title}: {names[first]}{beyond}",
                 overlay=False,
             ),
             "head_maps_overlay": map_plots.heads(
@@ -258,10 +295,9 @@ class HeadMaps(Analysis):
         }
 
 
-def _block(layer: str) -> int:
-    """The block number in the layer's name, counted from 0."""
-    number = re.search(r"\d+", layer)
-    return int(number[0]) if number else 0
+def _grid(layer: Layer) -> tuple[int, int]:
+    """Rows and columns of the patches of the whole image."""
+    return layer.image_grid or layer.places
 
 
 def _picture(rows: pd.DataFrame) -> np.ndarray:

@@ -77,6 +77,8 @@ class Robustness(Analysis):
             for change in self.changes:
                 if change not in CHANGES:
                     raise unknown(f"analysis.changes: no {change}", change, CHANGES, "there are")
+                if self.changes.count(change) > 1:
+                    raise UserError(f"analysis.changes has {change} twice; name each change once")
         _require(
             "drops", self.drops, "[0.25,0.5] of shares from 0 to 1",
             lambda s: isinstance(s, (int, float)) and not isinstance(s, bool) and 0 <= s <= 1,
@@ -152,6 +154,7 @@ class Robustness(Analysis):
     def _changed(self, view: View, change: str, strength: float) -> Tensor:
         """The model's pixels after this change."""
         pixels = view.pixels["model"]
+        self._require_pixels(*pixels.shape[2:])
         if change == "shuffle":
             orders = shuffled(int(strength), view.positions, self.seed).to(pixels.device)
             return shuffle(pixels, int(strength), orders)
@@ -165,6 +168,16 @@ class Robustness(Analysis):
         mean, deviation = view.normalisation["model"]
         black = [-m / d for m, d in zip(mean, deviation, strict=True)]
         return drop(pixels, order, self.grid, float(strength), black)
+
+    def _require_pixels(self, height: int, width: int) -> None:
+        """Raise UserError if a patch or tile would be smaller than a pixel."""
+        side = min(height, width)
+        for option, asked in (("grid", self.grid), ("shuffles", max(self.shuffles))):
+            if asked > side:
+                raise UserError(
+                    f"analysis.{option}: {asked} rows, but the images have {height} x {width} pixels; "
+                    f"use {side} or fewer"
+                )
 
     @property
     def _labelled(self) -> bool:

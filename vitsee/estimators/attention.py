@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from vitsee.errors import UserError
 from vitsee.estimators.kernels import float64_device
 from vitsee.lazy import torch
@@ -42,14 +44,15 @@ class Attention:
         """(N, heads, queries, keys)."""
         return (*self.query.shape[:-1], self.key.shape[-2])
 
-    def weights(self) -> Iterator[tuple[slice, Tensor]]:
+    def weights(self, windows: int = 1) -> Iterator[tuple[slice, Tensor]]:
         """Yield slices of the minibatch and their weights, (images, heads, tokens, tokens) float32.
 
         Each slice covers few images and is computed on demand, so that the weights are never all in memory.
+        windows: how many windows of an image there are; each slice then has all windows of its images.
         """
         n, heads, queries, keys = self.shape
         limit = _CHUNK_BYTES.get(self.device.type, 2**28)
-        size = max(1, limit // (4 * heads * queries * keys))
+        size = max(1, limit // (4 * heads * queries * keys * windows)) * windows
         for start in range(0, n, size):
             some = slice(start, min(start + size, n))
             yield some, self._softmax(some)
@@ -180,16 +183,32 @@ def offsets(layer: Layer) -> list[tuple[int, int]]:
 def offset_means(weights: Tensor, layer: Layer) -> Tensor:
     """Return the mean attention from a patch to the one at each of `offsets`, over patches that have one there.
 
-    weights: (N, heads, patches, patches). Returns (N, heads, offsets). It is 1 for a head that always looks there
-    (Walmer et al. 2023, "offset local attention heads").
+    weights: (N, windows, heads, patches, patches). Returns (N, heads, offsets). It is 1 for a head that always looks
+    there (Walmer et al. 2023, "offset local attention heads"). Padding is no patch, and neighbours within a window
+    that are on opposite sides of the image (Swin's shifted windows) are not at the offset.
     """
-    (height, width), steps = layer.places, offsets(layer)
+    (height, width), places = layer.places, window_places(layer).to(weights.device)
+    columns = (layer.image_grid or layer.places)[1]
+    image_row, image_column = places // columns, places % columns
     place = torch.arange(height * width, device=weights.device)
     row, column = place // width, place % width
-    means = []
-    for down, right in steps:
+    of_heads, means = weights.movedim(2, 1), []
+    for down, right in offsets(layer):
         to_row, to_column = row + down, column + right
         there = (to_row >= 0) & (to_row < height) & (to_column >= 0) & (to_column < width)
-        target = to_row[there] * width + to_column[there]
-        means.append(weights[:, :, place[there], target].mean(-1))
+        query, key = place[there], (to_row * width + to_column)[there]
+        real = (places[:, query] >= 0) & (places[:, key] >= 0)
+        for step, image in ((down, image_row), (right, image_column)):
+            real &= (image[:, key] - image[:, query]).sign() == np.sign(step)
+        window, pair = real.nonzero(as_tuple=True)
+        means.append(of_heads[:, :, window, query[pair], key[pair]].mean(-1))
     return torch.stack(means, -1)
+
+
+def window_places(layer: Layer) -> Tensor:
+    """Return where in the image each patch is, in row-major order, (windows, patches); -1 for padding.
+
+    Attention in the whole image is one window.
+    """
+    rows, columns = layer.places
+    return torch.tensor(layer.window_places or [range(rows * columns)])

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from enum import Enum
 from typing import TYPE_CHECKING
 
+from vitsee.errors import UserError
+from vitsee.estimators.tokens import Tokens
 from vitsee.lazy import torch
+from vitsee.setting import Layer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,3 +47,41 @@ def without_outliers(x: Tensor, prefix: int = 0) -> tuple[Tensor, Tensor]:
     left = x.var(0, correction=0).mean(0, dtype=torch.float64).sum()
     share = 1 - left / energy.sum()
     return x, torch.stack([out.sum().double(), strange.sum().double() / len(x), share])
+
+
+class Without(Enum):
+    """What is removed from the features before their Gram matrix is computed."""
+
+    nothing = "nothing"
+    outliers = "outliers"
+
+    def require(self, layers: Mapping[str, Sequence[Layer]]) -> None:
+        """Raise UserError if it is unknown which axis of one of these layers (by role) is its channels."""
+        if self is Without.nothing:
+            return
+        for role, watched in layers.items():
+            for layer in watched:
+                if layer.prefix is None and not layer.is_map and len(layer.shape) > 1:
+                    raise UserError(
+                        f"analysis.without=outliers: which axis of {layer.name} of the {role} is its channels "
+                        f"is unknown (its output is {' x '.join(map(str, layer.shape))}, neither tokens nor "
+                        f"a feature map); choose other layers with analysis.layers, such as blocks"
+                    )
+
+    def of(self, layer: Layer, output: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
+        """Return the features of these tokens of an output, (N, ...), and what was removed; None if nothing may be."""
+        features = tokens.of(layer, output)
+        if self is Without.nothing:
+            return features, None
+        prefix = (layer.prefix or 0) if tokens is Tokens.all else 0
+        features = layer.sequence(features) if len(layer.shape) > 1 else features[:, None]
+        return without_outliers(features, prefix)
+
+
+def beside(matrix: Tensor, removed: Tensor | None) -> Tensor:
+    """Return a (N, N) matrix with what was removed in one more column, then zeros; as it is if that is None."""
+    if removed is None:
+        return matrix
+    column = matrix.new_zeros(len(matrix), 1)
+    column[: len(removed), 0] = removed.to(column)
+    return torch.cat([matrix, column], 1)

@@ -258,20 +258,40 @@ def _of_stage(
                     place, name=name, shape=shape, prefix=prefix, channels_last=False
                 ), ""
         return None, f"attends among {tokens} entries, which are not the model's tokens"
-    window = next((w for w in (_window(net, place) for place in around) if w), None)
+    window = next((w for w in (_pair(net, place, "window_size") for place in around) if w), None)
     stage = next((place for place in near if place.grid), None)
     if window and stage and window[0] * window[1] == tokens and near[0].windows == windows:
         layer = Layer(name, shape, 0, False, window, stage.pitch, windows=windows)
-        return layer, ""
+        shift = next((s for s in (_pair(net, place, "shift_size") for place in around) if s), None)
+        there = _window_places(stage.places, window, shift or (0, 0), windows)
+        return replace(layer, image_grid=stage.grid, window_places=there), ""
     return None, f"attends within {windows} windows of {tokens} tokens, whose places are not known"
 
 
-def _window(net: nn.Module, name: str) -> tuple[int, int] | None:
-    """Return the rows and columns of the windows of a module, if it has any."""
-    size = getattr(net.get_submodule(name), "window_size", None)
+def _pair(net: nn.Module, name: str, attribute: str) -> tuple[int, int] | None:
+    """Return an attribute of a module that is a number of rows and of columns, if it has it."""
+    size = getattr(net.get_submodule(name), attribute, None)
     if isinstance(size, int):
         return (size, size)
     return (int(size[0]), int(size[1])) if isinstance(size, (tuple, list)) and size else None
+
+
+def _window_places(
+    grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int], windows: int
+) -> tuple[tuple[int, ...], ...]:
+    """Return `Layer.window_places` of windows in rows that begin `shift` places down and right, cyclically.
+
+    Incomplete windows at the border are padded. Empty if there is another number of windows, or if they are both
+    shifted and padded: whether that is done before or after differs between models.
+    """
+    down, right = (-size % step for size, step in zip(grid, window, strict=True))
+    if any(shift) and (down or right):
+        return ()
+    places = torch.arange(grid[0] * grid[1]).view(grid).roll((-shift[0], -shift[1]), (0, 1))
+    padded = functional.pad(places, (0, right, 0, down), value=-1)
+    each = padded.unfold(0, window[0], window[0]).unfold(1, window[1], window[1]).flatten(2)
+    rows = each.flatten(0, 1).tolist()
+    return tuple(map(tuple, rows)) if len(rows) == windows else ()
 
 
 def _no_attention(net: nn.Module, refused: list[str]) -> str:

@@ -354,27 +354,28 @@ def heads(rows: list[Heads], *, title: str, overlay: bool, most: int = 12) -> Fi
     """One row per image or layer: the image, then each head's map, brightest where its own weights are largest.
 
     overlay: the image lit by the map, as in `image_pairs`, not the map itself. At most `most` heads are
-    drawn, evenly spaced. Undefined maps (NaN) are grey.
+    drawn, evenly spaced. Where a map is undefined (NaN) it is grey, and the image unlit.
     """
-    shown = evenly_spaced(max(len(row.maps) for row in rows), most)
+    shown = [evenly_spaced(len(row.maps), most) for row in rows]
+    across = 1 + max(map(len, shown))
     ratio = shape_ratio(rows[0].image[..., 0])
     with look():
-        size = (1.15 * (len(shown) + 1) + 0.5, 1.15 * ratio * len(rows) + 0.6)
+        size = (1.15 * across + 0.5, 1.15 * ratio * len(rows) + 0.6)
         figure = canvas((max(3.6, size[0]), size[1]), "compressed")
-        cells = figure.subplots(len(rows), len(shown) + 1, squeeze=False)
+        cells = figure.subplots(len(rows), across, squeeze=False)
         for i, (row, line) in enumerate(zip(rows, cells, strict=True)):
             for cell in line:
                 cell.set(xticks=[], yticks=[], facecolor="0.85")
+            for cell in line[1 + len(shown[i]) :]:
+                cell.axis("off")
             line[0].imshow(row.image)
             line[0].set_ylabel(_short(row.label), fontsize=points(6))
-            for cell, head in zip(line[1:], shown, strict=True):
-                if head >= len(row.maps):
-                    cell.axis("off")
-                elif overlay:
+            for cell, head in zip(line[1:], shown[i], strict=False):
+                if overlay:
                     cell.imshow(row.image * _lit(row.maps[head], row.image.shape[:2])[..., None])
                 else:
                     cell.imshow(row.maps[head], cmap="magma", vmin=0, interpolation="nearest")
-                if i == 0:
+                if i == 0 or not np.array_equal(shown[i], shown[i - 1]):
                     cell.set_title(f"head {head}", fontsize=points(8), pad=2)
         headline(figure, title)
     return figure
@@ -388,7 +389,8 @@ def _short(name: str, most: int = 18) -> str:
 
 def _lit(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """A map of weights as the brightness, 0…1, of an image of this shape (H, W)."""
-    scaled = PIL.Image.fromarray((weights / weights.max()).astype(np.float32))
+    known = np.nan_to_num(weights)
+    scaled = PIL.Image.fromarray((known / (known.max() or 1)).astype(np.float32))
     large = scaled.resize((shape[1], shape[0]), PIL.Image.Resampling.LANCZOS)
     radius = shape[0] / weights.shape[0]
     # Pillow only blurs 8-bit images.
