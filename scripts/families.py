@@ -11,22 +11,28 @@ import argparse
 import contextlib
 import io
 import re
+import sys
 import tempfile
+import time
+import traceback
 from collections import Counter
 from functools import cache
 from multiprocessing import Pool
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
-import timm
+import numpy as np
 import torch
 
 import vitsee
 import vitsee.analyses
 from vitsee.analysis import REGISTERED
+from vitsee.config import override
 from vitsee.errors import UserError
 from vitsee.models import layers, presets, timm_architecture
 from vitsee.models.taps import SURVEY
+from vitsee.options import Model
 from vitsee.setting import Layer
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
@@ -141,6 +147,15 @@ xcit: xcit_nano_12_p16_224
 """
 """Small models of each module of timm: one, or several where their blocks differ."""
 
+SIDES = (64, 96, 128, 160)
+"""Sides of images to try for a run, smallest first."""
+
+NEEDS = {
+    "linear_probe": ["analysis.train_split=null", "analysis.shots=1", "analysis.held_out=1"],
+    "receptive_field": ["analysis.channels=1"],
+}
+"""What else a run with 8 images asks for."""
+
 REASONS = {
     "none adds to its own input: no skip connections": "no skip connections",
     "no attention": "none of its modules computes attention",
@@ -164,13 +179,13 @@ def representatives() -> dict[str, list[str]]:
     return found
 
 
-def verdicts(name: str) -> dict[str, str]:
+def verdicts(name: str, **options: dict[str, Any]) -> dict[str, str]:
     """Return what a run of each analysis with its default layers would say: "" if it goes on, else why it is refused.
 
-    Raises AssertionError for an empty preset, and whatever is not meant for users.
+    options: `args` and `overlay` of the model. Raises UserError if the model cannot be built with them,
+    AssertionError for an empty preset, and whatever is not meant for users.
     """
-    with torch.device("meta"):
-        net = timm.create_model(name).eval()
+    net = timm_architecture.skeleton(Model(name=name, timm=name, **options)).eval()
     size = tuple(timm_architecture.data_config(net)["input_size"])
     once = cache(layers.survey)
     surveyed: dict[str, list[Layer] | UserError] = {}
@@ -181,7 +196,8 @@ def verdicts(name: str) -> dict[str, str]:
             except UserError as error:
                 surveyed[kind] = error
     outputs = surveyed["outputs"]
-    assert isinstance(outputs, list), outputs
+    if isinstance(outputs, UserError):
+        raise outputs
     for preset in ("paper", "four", "blocks", "last", "last_stage", "low"):
         assert presets.preset(net, outputs, preset), f"{name}: preset {preset} is empty"
     said = {}
@@ -223,41 +239,109 @@ def table(said: dict[str, dict[str, str]]) -> str:
     return "\n".join([*lines, "", f"Refused, with the reason in the message: {reasons}."])
 
 
+def smallest(name: str, reasons: dict[str, str]) -> list[str]:
+    """Return the options of a run with the smallest images at which each analysis goes on or is refused as usual.
+
+    reasons: those at the model's own size.
+    """
+    for side in SIDES:
+        for option in (
+            {"args": {"img_size": side, "depth": 3}},
+            {"args": {"img_size": side}},
+            {"overlay": {"input_size": [3, side, side]}},
+        ):
+            with contextlib.suppress(UserError, AssertionError):
+                if reasons == {
+                    a: why and reason(why) for a, why in verdicts(name, **option).items()
+                }:
+                    ((key, value),) = option.items()
+                    return [override(f"model.{key}", value)]
+    return []
+
+
 def run(module: str) -> list[str]:
-    """Measure 8 images with each analysis and the first model of a module. Return a line for each."""
+    """Measure 8 images with each analysis and the first model of a module. Return a line for each.
+
+    Raises AssertionError if an analysis does not do what `verdicts` says, or if a table has values that are not
+    finite and no warning says so.
+    """
     name, lines = representatives()[module][0], []
-    needs = {
-        "linear_probe": ["analysis.train_split=null", "analysis.shots=1", "analysis.held_out=1"],
-        "receptive_field": ["analysis.channels=1"],
-    }
     torch.set_num_threads(1)
+    reasons = {analysis: why and reason(why) for analysis, why in verdicts(name).items()}
+    words = ["model=timm", f"model.timm={name}", "model.pretrained=false", *smallest(name, reasons)]
+    words += ["dataset=scenes", "images=8", "batch_size=4"]
+    words += ["run.workers=0", "run.progress=false", "run.device=cpu"]
     for analysis in ANALYSES:
+        begun = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            words = [f"analysis={analysis}", "model=timm", f"model.timm={name}"]
-            words += ["model.pretrained=false", "dataset=scenes", "images=8", "batch_size=4"]
-            words += ["run.workers=0", "run.progress=false", "run.device=cpu"]
-            words += [f"run.outputs={folder}"]
+            here = [f"analysis={analysis}", f"run.outputs={folder}", *NEEDS.get(analysis, [])]
             silent = io.StringIO()
             try:
                 with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
-                    vitsee.run_experiment(*words, *needs.get(analysis, []))
-                lines.append(f"{module} {name} {analysis}: ok")
+                    result = vitsee.run_experiment(*words, *here)
+                said, why = outcome(result), ""
             except UserError as error:
-                lines.append(f"{module} {name} {analysis}: refused: {reason(str(error))}")
+                why = reason(str(error))
+                said = f"refused: {why}"
+        assert why == reasons[analysis], (
+            f"{module} {name} {analysis}: {said}, not {reasons[analysis]}"
+        )
+        seconds = time.perf_counter() - begun
+        lines.append(
+            f"{module} {name} {' '.join(words[3:-6])} {analysis}: {said} ({seconds:.0f} s)"
+        )
     return lines
+
+
+def outcome(result: vitsee.Result) -> str:
+    """Return "ok", with the warnings of a result if there are any.
+
+    Raises AssertionError for values that are not finite without a warning.
+    """
+    declared = REGISTERED[result.analysis].columns
+    values = [
+        table[column].to_numpy(float)
+        for of, table in result.tables.items()
+        for column, kind in declared[of].columns.items()
+        if kind is float
+    ]
+    assert all(len(column) for column in values), f"{result.path}: an empty table"
+    finite = all(np.isfinite(column).all() for column in values)
+    warned = result.made_with["warnings"]
+    assert finite or warned, f"{result.path}: values that are not finite, without a warning"
+    return "ok" if finite else f"ok, but {'; '.join(warned)}"
+
+
+def measure_all(modules: list[str], processes: int) -> None:
+    """Run each of these modules and print what comes of it. Exit with 1 if any went wrong."""
+    failed = []
+    with Pool(processes, maxtasksperchild=1) as pool:
+        tasks = [(module, pool.apply_async(run, (module,))) for module in modules]
+        for module, task in tasks:
+            try:
+                print("\n".join(task.get()), flush=True)
+            except Exception:
+                failed.append(module)
+                print(f"{module}: WRONG\n{traceback.format_exc()}", flush=True)
+    if failed:
+        sys.exit(f"wrong: {' '.join(failed)}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", action="store_true", help="measure 8 images with each analysis")
+    parser.add_argument(
+        "--run",
+        nargs="*",
+        metavar="MODULE",
+        help="measure 8 images with each analysis; default: all modules",
+    )
     parser.add_argument("--processes", type=int, default=2)
     asked = parser.parse_args()
+    if asked.run is not None:
+        measure_all(asked.run or list(representatives()), asked.processes)
+        return
     names = [name for names in representatives().values() for name in names]
     with Pool(asked.processes) as pool:
-        if asked.run:
-            for lines in pool.imap(run, representatives()):
-                print("\n".join(lines), flush=True)
-            return
         said = dict(zip(names, pool.imap(verdicts, names), strict=True))
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from vitsee.errors import UserError
 from vitsee.estimators.attention import Attention, Weights
-from vitsee.models import layers
+from vitsee.models import layers, windows
 from vitsee.models.layout import IMAGES, Output, Record, dry_run
 from vitsee.setting import Layer
 
@@ -193,13 +193,16 @@ def survey(net: nn.Module, input_size: tuple[int, int, int]) -> list[Layer]:
     dry_run(net, (IMAGES, *input_size), record)
     patches = layers.patches(net, input_size)
     outputs: dict[str, Layer] = {}
+    called: dict[str, windows.Arguments] = {}
     found, refused = [], []
     for name, computed in calls.items():
         reason = _refusal(computed)
         layer = None if reason else _of_patches(net, name, computed[0], input_size, patches)
         if not reason and layer is None:
-            outputs = outputs or {layer.name: layer for layer in layers.survey(net, input_size)}
-            layer, reason = _of_stage(net, name, computed[0], outputs)
+            if not outputs:
+                outputs = {layer.name: layer for layer in layers.survey(net, input_size)}
+                called = windows.arguments(net, input_size)
+            layer, reason = _of_stage(net, name, computed[0], outputs, called)
         if layer is not None:
             found.append(layer)
         else:
@@ -238,40 +241,37 @@ def _of_patches(
 
 
 def _of_stage(
-    net: nn.Module, name: str, attention: Attention, outputs: dict[str, Layer]
+    net: nn.Module,
+    name: str,
+    attention: Attention,
+    outputs: dict[str, Layer],
+    called: Mapping[str, windows.Arguments],
 ) -> tuple[Layer | None, str]:
     """Return the layer on the grid of the module's own output, or of a module that it is in; or why there is none.
 
-    outputs: of all modules.
+    outputs: of all modules. called: what they are called with.
     """
     n, heads, tokens, _ = attention.shape
     parts = name.split(".")
     around = [".".join(parts[:i]) for i in range(len(parts), 0, -1)]
-    near = [outputs[place] for place in around if place in outputs]
+    near = [outputs[place] for place in around if place in outputs and outputs[place].grid]
     shape = heads, tokens, attention.output.shape[-1]
-    windows = n // IMAGES
-    if windows == 1:
+    if n == IMAGES:
         for place in near:
-            if place.grid and place.grid[0] * place.grid[1] + (place.prefix or 0) == tokens:
+            if place.places[0] * place.places[1] + (place.prefix or 0) == tokens:
                 prefix = place.prefix or 0
                 return replace(
                     place, name=name, shape=shape, prefix=prefix, channels_last=False
                 ), ""
         return None, f"attends among {tokens} entries, which are not the model's tokens"
-    window = next((w for w in (_window(net, place) for place in around) if w), None)
-    stage = next((place for place in near if place.grid), None)
-    if window and stage and window[0] * window[1] == tokens and near[0].windows == windows:
-        layer = Layer(name, shape, 0, False, window, stage.pitch, windows=windows)
-        return layer, ""
-    return None, f"attends within {windows} windows of {tokens} tokens, whose places are not known"
-
-
-def _window(net: nn.Module, name: str) -> tuple[int, int] | None:
-    """Return the rows and columns of the windows of a module, if it has any."""
-    size = getattr(net.get_submodule(name), "window_size", None)
-    if isinstance(size, int):
-        return (size, size)
-    return (int(size[0]), int(size[1])) if isinstance(size, (tuple, list)) and size else None
+    for stage in near:
+        window = windows.window(net, name, stage, called, _record)
+        if window and stage.pitch:
+            pitch = stage.pitch[0] * window.step[0], stage.pitch[1] * window.step[1]
+            return Layer(name, shape, 0, False, window.grid, pitch, windows=n // IMAGES), ""
+    return None, (
+        f"attends within {n // IMAGES} windows of {tokens} tokens, whose places are not known"
+    )
 
 
 def _no_attention(net: nn.Module, refused: list[str]) -> str:
