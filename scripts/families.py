@@ -16,7 +16,8 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from multiprocessing import Pool
 from pathlib import Path
 from typing import Any
@@ -259,45 +260,59 @@ def smallest(name: str, reasons: dict[str, str]) -> list[str]:
     return []
 
 
-def run(module: str) -> list[str]:
-    """Measure 8 images with each analysis and the first model of a module. Return a line for each.
+def run(module: str, draw: bool = True) -> list[str]:
+    """Measure 8 images with each analysis and the first model of a module. Return a line for each, and for each fault.
 
-    Raises AssertionError if an analysis does not do what `verdicts` says, or if a table has values that are not
-    finite and no warning says so.
+    A fault is a traceback, a refusal that `verdicts` does not foresee, or values that are not finite without a warning.
     """
     name, lines = representatives()[module][0], []
     torch.set_num_threads(1)
     reasons = {analysis: why and reason(why) for analysis, why in verdicts(name).items()}
-    words = ["model=timm", f"model.timm={name}", "model.pretrained=false", *smallest(name, reasons)]
+    size = smallest(name, reasons)
+    words = ["model=timm", f"model.timm={name}", "model.pretrained=false", *size]
     words += ["dataset=scenes", "images=8", "batch_size=4"]
     words += ["run.workers=0", "run.progress=false", "run.device=cpu"]
-    for analysis in ANALYSES:
-        begun = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder:
-            here = [f"analysis={analysis}", f"run.outputs={folder}", *NEEDS.get(analysis, [])]
-            silent = io.StringIO()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(SURVEY, {k: once(find) for k, find in SURVEY.items()}))
+        if not draw:
+            stack.enter_context(mock.patch("vitsee.runner.draw", return_value=[]))
+        for analysis in ANALYSES:
+            begun = time.perf_counter()
             try:
-                with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
-                    result = vitsee.run_experiment(*words, *here)
-                said, why = outcome(result), ""
-            except UserError as error:
-                why = reason(str(error))
-                said = f"refused: {why}"
-        assert why == reasons[analysis], (
-            f"{module} {name} {analysis}: {said}, not {reasons[analysis]}"
-        )
-        seconds = time.perf_counter() - begun
-        lines.append(
-            f"{module} {name} {' '.join(words[3:-6])} {analysis}: {said} ({seconds:.0f} s)"
-        )
+                said, why = outcome([*words, f"analysis={analysis}", *NEEDS.get(analysis, [])])
+                if why != reasons[analysis]:
+                    said += f": WRONG, as it should be {reasons[analysis] or 'ok'}"
+            except Exception:
+                said = f"WRONG\n{traceback.format_exc()}"
+            seconds = time.perf_counter() - begun
+            lines.append(f"{module} {name} {' '.join(size)} {analysis} ({seconds:.0f} s): {said}")
     return lines
 
 
-def outcome(result: vitsee.Result) -> str:
-    """Return "ok", with the warnings of a result if there are any.
+def once(survey: Callable[..., list[Layer]]) -> Callable[..., list[Layer]]:
+    """Return the survey, which is not made again: all runs are of one model."""
+    found: list[list[Layer]] = []
+
+    def look(*model: Any) -> list[Layer]:
+        found[:] = found or [survey(*model)]
+        return list(found[0])
+
+    return look
+
+
+def outcome(words: list[str]) -> tuple[str, str]:
+    """Run this experiment. Return what to say of it, with its warnings, and why it is refused ("" if it is not).
 
     Raises AssertionError for values that are not finite without a warning.
     """
+    silent = io.StringIO()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+                result = vitsee.run_experiment(*words, f"run.outputs={folder}")
+        except UserError as error:
+            why = reason(str(error))
+            return f"refused: {why}", why
     declared = REGISTERED[result.analysis].columns
     values = [
         table[column].to_numpy(float)
@@ -305,26 +320,22 @@ def outcome(result: vitsee.Result) -> str:
         for column, kind in declared[of].columns.items()
         if kind is float
     ]
-    assert all(len(column) for column in values), f"{result.path}: an empty table"
-    finite = all(np.isfinite(column).all() for column in values)
+    assert all(len(column) for column in values), "an empty table"
     warned = result.made_with["warnings"]
-    assert finite or warned, f"{result.path}: values that are not finite, without a warning"
-    return "ok" if finite else f"ok, but {'; '.join(warned)}"
+    finite = all(np.isfinite(column).all() for column in values)
+    assert finite or warned, "values that are not finite, without a warning"
+    return "; ".join(["ok", *(f"warned that {one}" for one in warned[:1])]), ""
 
 
-def measure_all(modules: list[str], processes: int) -> None:
+def measure_all(modules: list[str], processes: int, draw: bool) -> None:
     """Run each of these modules and print what comes of it. Exit with 1 if any went wrong."""
-    failed = []
+    wrong = []
     with Pool(processes, maxtasksperchild=1) as pool:
-        tasks = [(module, pool.apply_async(run, (module,))) for module in modules]
-        for module, task in tasks:
-            try:
-                print("\n".join(task.get()), flush=True)
-            except Exception:
-                failed.append(module)
-                print(f"{module}: WRONG\n{traceback.format_exc()}", flush=True)
-    if failed:
-        sys.exit(f"wrong: {' '.join(failed)}")
+        for lines in pool.imap(partial(run, draw=draw), modules):
+            print("\n".join(lines), flush=True)
+            wrong += [line.split("\n")[0] for line in lines if ": WRONG" in line]
+    if wrong:
+        sys.exit("\n".join(["wrong:", *wrong]))
 
 
 def main() -> None:
@@ -335,10 +346,11 @@ def main() -> None:
         metavar="MODULE",
         help="measure 8 images with each analysis; default: all modules",
     )
+    parser.add_argument("--undrawn", action="store_true", help="with --run: draw no figures")
     parser.add_argument("--processes", type=int, default=2)
     asked = parser.parse_args()
     if asked.run is not None:
-        measure_all(asked.run or list(representatives()), asked.processes)
+        measure_all(asked.run or list(representatives()), asked.processes, not asked.undrawn)
         return
     names = [name for names in representatives().values() for name in names]
     with Pool(asked.processes) as pool:

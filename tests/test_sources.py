@@ -909,6 +909,19 @@ def test_an_image_tower_of_transformers_is_loaded_with_its_tokens(name, towers):
 
 
 @elsewhere
+def test_the_attention_by_which_a_tower_s_head_reads_its_tokens_is_found(towers):
+    from vitsee.models.taps import SURVEY
+
+    found = loader.load(of_transformers(towers["SigLIP"]), "cpu")
+    layers = SURVEY["attention and pooling"](found.net, SIZE)
+    assert [layer.name for layer in layers] == [
+        *(f"encoder.layers.{i}.self_attn" for i in range(2)),
+        "head.attention",
+    ]
+    assert {layer.pooling for layer in layers} == {"head.attention"}
+
+
+@elsewhere
 def test_the_image_processor_is_used_and_shown(towers, measure):
     words = [
         "model=transformers",

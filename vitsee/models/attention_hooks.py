@@ -22,6 +22,7 @@ from vitsee.errors import UserError
 from vitsee.estimators.attention import Attention, Weights
 from vitsee.models import layers, windows
 from vitsee.models.layout import IMAGES, Output, Record, dry_run
+from vitsee.models.units import units_of
 from vitsee.setting import Layer
 
 _SOFTMAX = {torch.softmax, Tensor.softmax, functional.softmax}
@@ -177,11 +178,14 @@ def fuse(net: nn.Module, fused: bool) -> None:
             setattr(module, "fused_attn", fused)  # noqa: B010
 
 
-def survey(net: nn.Module, input_size: tuple[int, int, int]) -> list[Layer]:
+def survey(
+    net: nn.Module, input_size: tuple[int, int, int], *, pooling: bool = False
+) -> list[Layer]:
     """Return all modules that attend from every token of a grid to every token, in running order.
 
-    Within windows, the grid is that of a window. net may be on any device, including torch's meta device.
-    input_size: (3, H, W). Raises UserError with the reason if there are none: no attention, windows whose places
+    Within windows, the grid is that of a window. pooling: also, at the end, the module with one query by whose
+    attention the head reads the tokens (SigLIP), if there is one. net may be on any device, including torch's meta
+    device. input_size: (3, H, W). Raises UserError with the reason if there are none: no attention, windows whose places
     are unknown, channels instead of tokens, or another formula.
     """
     calls: dict[str, list[Attention]] = {}
@@ -209,7 +213,31 @@ def survey(net: nn.Module, input_size: tuple[int, int, int]) -> list[Layer]:
             refused.append(f"{name} ({type(net.get_submodule(name)).__name__}) {reason}")
     if not found:
         raise UserError(_no_attention(net, refused))
-    return found
+    pool = _pooling(net, calls, found[-1])
+    if pool is None:
+        return found
+    return [replace(layer, pooling=pool.name) for layer in found] + [pool] * pooling
+
+
+def _pooling(net: nn.Module, calls: dict[str, list[Attention]], block: Layer) -> Layer | None:
+    """Return the last attention of a model if one query reads all tokens, outside of the blocks.
+
+    block: the last that attends from every token to every token.
+    """
+    name, computed = list(calls.items())[-1]
+    images, heads, queries, keys = (*computed[0].shape, 0, 0)[:4]
+    tokens = block.shape[1]
+    reads = (images, queries) == (IMAGES, 1) and keys in (tokens, tokens - (block.prefix or 0))
+    units = units_of(net, [name for name, _ in net.named_modules()])
+    if (
+        not reads
+        or block.windows > 1
+        or len(computed) > 1
+        or any(f"{name}.".startswith(f"{unit}.") for unit in units)
+    ):
+        return None
+    shape = heads, 1, computed[0].output.shape[-1]
+    return replace(block, name=name, shape=shape, reads_class=False, pooling=name)
 
 
 def _refusal(computed: list[Attention]) -> str:
