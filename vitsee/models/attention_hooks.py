@@ -185,8 +185,8 @@ def survey(
 
     Within windows, the grid is that of a window. pooling: also, at the end, the module with one query by whose
     attention the head reads the tokens (SigLIP), if there is one. net may be on any device, including torch's meta
-    device. input_size: (3, H, W). Raises UserError with the reason if there are none: no attention, windows whose places
-    are unknown, channels instead of tokens, or another formula.
+    device. input_size: (3, H, W). Raises UserError with the reason if there are none: no attention, windows whose
+    places are unknown, channels instead of tokens, or another formula.
     """
     calls: dict[str, list[Attention]] = {}
 
