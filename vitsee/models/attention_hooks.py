@@ -309,7 +309,7 @@ def _no_attention(net: nn.Module, refused: list[str]) -> str:
     if refused:
         why = f"its {refused[0]}"
     elif own:
-        why = f"its {', '.join(own)} compute attention by a formula of their own"
+        why = f"its {', '.join(own)} compute attention by a formula of their own, or by functions that are not followed"
     else:
         why = "none of its modules computes attention"
     return (
