@@ -11,22 +11,29 @@ import argparse
 import contextlib
 import io
 import re
+import sys
 import tempfile
+import time
+import traceback
 from collections import Counter
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from multiprocessing import Pool
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
-import timm
+import numpy as np
 import torch
 
 import vitsee
 import vitsee.analyses
 from vitsee.analysis import REGISTERED
+from vitsee.config import override
 from vitsee.errors import UserError
 from vitsee.models import layers, presets, timm_architecture
 from vitsee.models.taps import SURVEY
+from vitsee.options import Model
 from vitsee.setting import Layer
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
@@ -141,6 +148,15 @@ xcit: xcit_nano_12_p16_224
 """
 """Small models of each module of timm: one, or several where their blocks differ."""
 
+SIDES = (64, 96, 128, 160)
+"""Sides of images to try for a run, smallest first."""
+
+NEEDS = {
+    "linear_probe": ["analysis.train_split=null", "analysis.shots=1", "analysis.held_out=1"],
+    "receptive_field": ["analysis.channels=1"],
+}
+"""What else a run with 8 images asks for."""
+
 REASONS = {
     "none adds to its own input: no skip connections": "no skip connections",
     "no attention": "none of its modules computes attention",
@@ -164,13 +180,13 @@ def representatives() -> dict[str, list[str]]:
     return found
 
 
-def verdicts(name: str) -> dict[str, str]:
+def verdicts(name: str, **options: dict[str, Any]) -> dict[str, str]:
     """Return what a run of each analysis with its default layers would say: "" if it goes on, else why it is refused.
 
-    Raises AssertionError for an empty preset, and whatever is not meant for users.
+    options: `args` and `overlay` of the model. Raises UserError if the model cannot be built with them,
+    AssertionError for an empty preset, and whatever is not meant for users.
     """
-    with torch.device("meta"):
-        net = timm.create_model(name).eval()
+    net = timm_architecture.skeleton(Model(name=name, timm=name, **options)).eval()
     size = tuple(timm_architecture.data_config(net)["input_size"])
     once = cache(layers.survey)
     surveyed: dict[str, list[Layer] | UserError] = {}
@@ -181,7 +197,8 @@ def verdicts(name: str) -> dict[str, str]:
             except UserError as error:
                 surveyed[kind] = error
     outputs = surveyed["outputs"]
-    assert isinstance(outputs, list), outputs
+    if isinstance(outputs, UserError):
+        raise outputs
     for preset in ("paper", "four", "blocks", "last", "last_stage", "low"):
         assert presets.preset(net, outputs, preset), f"{name}: preset {preset} is empty"
     said = {}
@@ -223,41 +240,120 @@ def table(said: dict[str, dict[str, str]]) -> str:
     return "\n".join([*lines, "", f"Refused, with the reason in the message: {reasons}."])
 
 
-def run(module: str) -> list[str]:
-    """Measure 8 images with each analysis and the first model of a module. Return a line for each."""
+def smallest(name: str, reasons: dict[str, str]) -> list[str]:
+    """Return the options of a run with the smallest images at which each analysis goes on or is refused as usual.
+
+    reasons: those at the model's own size.
+    """
+    for side in SIDES:
+        for option in (
+            {"args": {"img_size": side, "depth": 3}},
+            {"args": {"img_size": side}},
+            {"overlay": {"input_size": [3, side, side]}},
+        ):
+            with contextlib.suppress(UserError, AssertionError):
+                if reasons == {
+                    a: why and reason(why) for a, why in verdicts(name, **option).items()
+                }:
+                    ((key, value),) = option.items()
+                    return [override(f"model.{key}", value)]
+    return []
+
+
+def run(module: str, draw: bool = True) -> list[str]:
+    """Measure 8 images with each analysis and the first model of a module. Return a line for each, and for each fault.
+
+    A fault is a traceback, a refusal that `verdicts` does not foresee, or values that are not finite without a warning.
+    """
     name, lines = representatives()[module][0], []
-    needs = {
-        "linear_probe": ["analysis.train_split=null", "analysis.shots=1", "analysis.held_out=1"],
-        "receptive_field": ["analysis.channels=1"],
-    }
     torch.set_num_threads(1)
-    for analysis in ANALYSES:
-        with tempfile.TemporaryDirectory() as folder:
-            words = [f"analysis={analysis}", "model=timm", f"model.timm={name}"]
-            words += ["model.pretrained=false", "dataset=scenes", "images=8", "batch_size=4"]
-            words += ["run.workers=0", "run.progress=false", "run.device=cpu"]
-            words += [f"run.outputs={folder}"]
-            silent = io.StringIO()
+    reasons = {analysis: why and reason(why) for analysis, why in verdicts(name).items()}
+    size = smallest(name, reasons)
+    words = ["model=timm", f"model.timm={name}", "model.pretrained=false", *size]
+    words += ["dataset=scenes", "images=8", "batch_size=4"]
+    words += ["run.workers=0", "run.progress=false", "run.device=cpu"]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(SURVEY, {k: once(find) for k, find in SURVEY.items()}))
+        if not draw:
+            stack.enter_context(mock.patch("vitsee.runner.draw", return_value=[]))
+        for analysis in ANALYSES:
+            begun = time.perf_counter()
             try:
-                with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
-                    vitsee.run_experiment(*words, *needs.get(analysis, []))
-                lines.append(f"{module} {name} {analysis}: ok")
-            except UserError as error:
-                lines.append(f"{module} {name} {analysis}: refused: {reason(str(error))}")
+                said, why = outcome([*words, f"analysis={analysis}", *NEEDS.get(analysis, [])])
+                if why != reasons[analysis]:
+                    said += f": WRONG, as it should be {reasons[analysis] or 'ok'}"
+            except Exception:
+                said = f"WRONG\n{traceback.format_exc()}"
+            seconds = time.perf_counter() - begun
+            lines.append(f"{module} {name} {' '.join(size)} {analysis} ({seconds:.0f} s): {said}")
     return lines
+
+
+def once(survey: Callable[..., list[Layer]]) -> Callable[..., list[Layer]]:
+    """Return the survey, which is not made again: all runs are of one model."""
+    found: list[list[Layer]] = []
+
+    def look(*model: Any) -> list[Layer]:
+        found[:] = found or [survey(*model)]
+        return list(found[0])
+
+    return look
+
+
+def outcome(words: list[str]) -> tuple[str, str]:
+    """Run this experiment. Return what to say of it, with its warnings, and why it is refused ("" if it is not).
+
+    Raises AssertionError for values that are not finite without a warning.
+    """
+    silent = io.StringIO()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+                result = vitsee.run_experiment(*words, f"run.outputs={folder}")
+        except UserError as error:
+            why = reason(str(error))
+            return f"refused: {why}", why
+    declared = REGISTERED[result.analysis].columns
+    values = [
+        table[column].to_numpy(float)
+        for of, table in result.tables.items()
+        for column, kind in declared[of].columns.items()
+        if kind is float
+    ]
+    assert all(len(column) for column in values), "an empty table"
+    warned = result.made_with["warnings"]
+    finite = all(np.isfinite(column).all() for column in values)
+    assert finite or warned, "values that are not finite, without a warning"
+    return "; ".join(["ok", *(f"warned that {one}" for one in warned[:1])]), ""
+
+
+def measure_all(modules: list[str], processes: int, draw: bool) -> None:
+    """Run each of these modules and print what comes of it. Exit with 1 if any went wrong."""
+    wrong = []
+    with Pool(processes, maxtasksperchild=1) as pool:
+        for lines in pool.imap(partial(run, draw=draw), modules):
+            print("\n".join(lines), flush=True)
+            wrong += [line.split("\n")[0] for line in lines if ": WRONG" in line]
+    if wrong:
+        sys.exit("\n".join(["wrong:", *wrong]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", action="store_true", help="measure 8 images with each analysis")
+    parser.add_argument(
+        "--run",
+        nargs="*",
+        metavar="MODULE",
+        help="measure 8 images with each analysis; default: all modules",
+    )
+    parser.add_argument("--undrawn", action="store_true", help="with --run: draw no figures")
     parser.add_argument("--processes", type=int, default=2)
     asked = parser.parse_args()
+    if asked.run is not None:
+        measure_all(asked.run or list(representatives()), asked.processes, not asked.undrawn)
+        return
     names = [name for names in representatives().values() for name in names]
     with Pool(asked.processes) as pool:
-        if asked.run:
-            for lines in pool.imap(run, representatives()):
-                print("\n".join(lines), flush=True)
-            return
         said = dict(zip(names, pool.imap(verdicts, names), strict=True))
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]

@@ -122,10 +122,6 @@ def test_weights_come_in_chunks_of_images_that_add_up_to_all(monkeypatch):
 
 REFUSED = {
     "blocks of tokens": ("nest_tiny", r"Attention\) attends within windows of 196 tokens"),
-    "windows of unknown places": (
-        "mobilevit_xxs",
-        r"Attention\) attends within 4 windows of 196 tokens, whose places are not known",
-    ),
     "another formula": (
         "coat_lite_tiny",
         "its FactorAttnConvRelPosEnc compute attention by a formula",

@@ -203,6 +203,60 @@ def test_rollout_is_that_of_a_plain_product_over_the_blocks(tiny):
     ]
 
 
+SIGLIP = (
+    "model.timm=vit_base_patch16_siglip_224",
+    "model.args={img_size:32,patch_size:8,embed_dim:32,depth:3,num_heads:2,num_classes:0}",
+)
+
+
+def pooled_attention(pool, tokens: torch.Tensor) -> np.ndarray:
+    """Weights of timm's attention pooling in float64, averaged over heads, (N, tokens), from the equation."""
+    with torch.no_grad():
+        (width,), heads = pool.q.bias.shape, pool.num_heads
+        query = (pool.latent[0, 0] @ pool.q.weight.T + pool.q.bias).view(heads, -1)
+        keys = (tokens @ pool.kv.weight[:width].T + pool.kv.bias[:width]).unflatten(2, (heads, -1))
+        scores = torch.einsum("hd,nthd->nht", query, keys) / (width // heads) ** 0.5
+        return scores.softmax(-1).mean(1).numpy()
+
+
+def test_rollout_starts_at_what_the_head_s_own_attention_reads(tiny):
+    experiment = tiny("analysis=attention_rollout", *SIGLIP, "images=6", "batch_size=4")
+    study = Study(experiment)
+    assert [x.name for x in study.layers["model"]][-2:] == ["blocks.2.attn", "attn_pool"]
+    paths = run(experiment)
+    table = pd.read_csv(next(p for p in paths if p.name == "attention_rollout.csv"))
+    net = study.models["model"].net
+    kept: dict[str, torch.Tensor] = {}
+    net.attn_pool.register_forward_pre_hook(lambda m, args: kept.update(x=args[0]))
+    expected = []
+    for pixels in all_pixels(study):
+        mixed = np.eye(16)
+        for block in range(3):
+            a = plain_attention(net, pixels, block)[0].mean(1)
+            mixed = (a / 2 + np.eye(16) / 2) @ mixed
+        net.double()(pixels.double())
+        start = pooled_attention(net.attn_pool, kept["x"])
+        expected.append(np.einsum("nt,ntk->nk", start, mixed))
+        net.float()
+    np.testing.assert_allclose(table["weight"], np.concatenate(expected).ravel(), atol=1e-6)
+
+
+def test_rollout_of_chosen_blocks_without_the_head_s_attention_is_refused_and_the_advice_works(
+    tiny,
+):
+    words = ["analysis=attention_rollout", *SIGLIP]
+    message = r"the tokens by the attention of attn_pool.*add it to analysis\.layers, e\.g\. .*,attn_pool\]"
+    with pytest.raises(UserError, match=message):
+        _ = Study(tiny(*words, "analysis.layers=[blocks.*.attn]")).layers
+    chosen = Study(tiny(*words, "analysis.layers=[blocks.*.attn,attn_pool]")).layers
+    assert chosen == Study(tiny(*words)).layers
+
+
+def test_distances_are_not_measured_of_the_head_s_own_attention(tiny):
+    found = Study(tiny("analysis=attention_distance", *SIGLIP)).layers["model"]
+    assert [x.name for x in found] == [f"blocks.{i}.attn" for i in range(3)]
+
+
 def test_rollout_shows_the_images_in_their_colours(tiny):
     experiment = tiny("analysis=attention_rollout", "analysis.images_list=[5]")
     paths = run(experiment)

@@ -318,6 +318,8 @@ SMALL_TINY_VIT = (
     "model.args={embed_dims:[16,24,32,32],depths:[1,2,1,1],num_heads:[1,2,2,2]}",
 )  # fmt: skip
 
+MAXVIT = ("model=timm", "model.timm=test_maxvit", "model.pretrained=false")
+
 
 @pytest.mark.parametrize(
     ("model", "pattern", "windows"),
@@ -325,6 +327,7 @@ SMALL_TINY_VIT = (
         (SMALL_SWIN, "layers.*.blocks.*", {1}),
         (SMALL_SWIN, "layers.*.blocks.*.attn", {1, 4}),
         (SMALL_TINY_VIT, "stages.*.blocks.*.attn", {1, 16}),
+        (MAXVIT, "stages.*.blocks.*.*.attn", {1, 4, 16, 64}),
     ],
 )
 def test_cka_of_layers_with_windows_is_that_of_the_images(model, pattern, windows, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import json
 import os
 import pickle
@@ -952,6 +953,31 @@ def test_a_folder_with_weights_loads(tmp_path):
         **asked,
     )
     assert loader.load(tiny(**asked, checkpoint=f"{tmp_path}/a.safetensors"), "cpu")
+
+
+def test_weights_at_an_address_are_kept_where_torch_keeps_them_and_damaged_ones_refused(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    plain = tmp_path / "plain.safetensors"
+    save_file(WEIGHTS, plain)
+    digest = hashlib.sha256(plain.read_bytes()).hexdigest()[:8]
+    for name in (f"good-{digest}.safetensors", "bad-00000000.safetensors"):
+        (tmp_path / name).write_bytes(plain.read_bytes())
+
+    def at(name: str) -> dict:
+        return {
+            "pretrained": True,
+            "overlay": {"hf_hub_id": None, "url": f"file://{tmp_path}/{name}"},
+        }
+
+    loaded = loader.load(tiny(**at(f"good-{digest}.safetensors")), "cpu")
+    assert loaded.digest == loader.digest(WEIGHTS)
+    assert (tmp_path / "hub" / "checkpoints" / f"good-{digest}.safetensors").is_file()
+    refused(
+        r"could not be downloaded \(invalid hash value.*\); download it on a machine with",
+        **at("bad-00000000.safetensors"),
+    )
 
 
 @pytest.mark.parametrize("name", ["../../etc", "a/b/c", "", "a b"])

@@ -134,7 +134,7 @@ def rollouts(study: Study) -> dict[int, np.ndarray]:
 
     class Seen(type(analysis)):
         def observe(self, view: View) -> dict[str, torch.Tensor]:
-            maps = reached(list(view.other.values()), self.setting.layers["other"][0])
+            maps = reached(list(view.other.values()), self.setting.layers["other"])
             found.update(zip(view.positions, maps.double().numpy(), strict=True))
             return {}
 

@@ -193,6 +193,22 @@ def test_a_branch_that_adds_nothing_has_no_ratio_and_a_cosine_of_one(images, tmp
     assert len(warnings) == 8
 
 
+def test_a_stream_that_is_0_at_a_place_has_a_ratio_but_no_cosine_and_a_warning():
+    layer = Layer("layer1.0", (2, 1, 2), None, grid=(1, 2))
+    analysis = SkipRatio().on(Setting(layers={"model": [layer]}))
+    z, f = torch.tensor([[[[0.0, 3.0]], [[0.0, 4.0]]]]), torch.ones(1, 2, 1, 2)
+    reduced = analysis.reduce(layer, Residual(z, f))
+    terms = analysis.observe(View(1, torch.zeros(1), {"layer1.0": reduced}))
+    sums = Sums.of(0, 1, terms, {"model": ["layer1.0"]})
+    table = analysis.tables(sums)["skip_ratio"]
+    assert table["ratio"][0] == pytest.approx(5 / 2**0.5 / 2)
+    assert table["cosine"].isna().all()
+    assert analysis.warnings(sums) == [
+        "layer1.0 of the model: what skips or what comes of it is 0 somewhere (a ReLU before it, say); "
+        "the cosine is undefined, so NaN"
+    ]
+
+
 def test_half_precision_ratios_neither_overflow_nor_vanish():
     layer = Layer("layer1.0", (1024, 1, 1), None, grid=(1, 1))
     z = torch.full((2, 1024, 1, 1), 60000.0, dtype=torch.float16)

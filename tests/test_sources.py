@@ -257,7 +257,7 @@ MISTAKES = {
     ),
     "a network that fails": (
         lambda: mine(Unsteady()),
-        "cannot run on images of 3 x 32 x 32: RuntimeError: it wants$",
+        r"on images of 3 x 32 x 32: RuntimeError: it wants; .* vitsee\.Model\(net, input_size=\(3, H, W\)\)$",
     ),
     "a network that is random": (
         lambda: mine(nn.Sequential(nn.Flatten(), Noise())),
@@ -455,6 +455,38 @@ def test_a_function_that_gives_no_model_is_refused_with_the_reason(name, module,
     module()
     with pytest.raises(vitsee.UserError, match=UNIMPORTED[name]):
         measure("analysis=cka", "model=import", **{"model.import": name or None})
+
+
+class Placed(nn.Module):
+    """Patches with position embeddings under a short name, or without any."""
+
+    def __init__(self, *, placed: bool = True) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 12, 8, 8)
+        if placed:
+            self.pos = nn.Parameter(torch.randn(1, 16, 12))
+        self.att = nn.MultiheadAttention(12, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x).flatten(2).mT
+        x = x + self.pos if hasattr(self, "pos") else x
+        return x + self.att(x, x, x)[0]
+
+
+def test_position_embeddings_are_found_by_their_length_under_any_name_of_positions(measure):
+    of_positions = ["analysis=position_similarity"]
+    found = measure(*of_positions, model=mine(Placed()))
+    assert len(found.table) == 16**2
+    with pytest.raises(vitsee.UserError, match="this Placed has none that vitsee knows"):
+        measure(*of_positions, model=mine(Placed(placed=False)))
+
+
+def test_a_network_for_images_of_another_size_is_told_how_to_say_so_and_the_advice_works(measure):
+    with pytest.raises(vitsee.UserError, match=r"on images of 3 x 224 x 224.*for another size: "):
+        measure("analysis=position_similarity", model=Placed())
+    measure(
+        "analysis=position_similarity", model=vitsee.Model(Placed(), input_size=(3, SIDE, SIDE))
+    )
 
 
 def test_a_bare_network_takes_images_of_224_pixels(module):
@@ -920,6 +952,19 @@ def test_an_image_tower_of_transformers_is_loaded_with_its_tokens(name, towers):
     place, prefix, class_token, grid = TOKENS[name]
     layer = layers[place]
     assert (layer.prefix, layer.class_token, layer.grid) == (prefix, class_token, grid)
+
+
+@elsewhere
+def test_the_attention_by_which_a_tower_s_head_reads_its_tokens_is_found(towers):
+    from vitsee.models.taps import SURVEY
+
+    found = loader.load(of_transformers(towers["SigLIP"]), "cpu")
+    layers = SURVEY["attention and pooling"](found.net, SIZE)
+    assert [layer.name for layer in layers] == [
+        *(f"encoder.layers.{i}.self_attn" for i in range(2)),
+        "head.attention",
+    ]
+    assert {layer.pooling for layer in layers} == {"head.attention"}
 
 
 @elsewhere

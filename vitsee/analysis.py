@@ -47,8 +47,9 @@ class Analysis:
     """How many models it can measure at once."""
     reads: ClassVar[tuple[str, str]] = ("outputs", "outputs")
     """What `reduce` is given, of the model and of the other one: "outputs" of layers, "attention" of
-    attention modules, "residuals" where a branch is added to a skip connection, or "stream": residuals,
-    the stem, and units without a skip connection."""
+    attention modules, "attention and pooling" (also that by which the head reads the tokens), "residuals"
+    where a branch is added to a skip connection, or "stream": residuals, the stem, and units without a skip
+    connection."""
     default_images: ClassVar[int] = 2560
     """How many images are used when the user does not say."""
     default_batch_size: ClassVar[int] = 256

@@ -29,6 +29,8 @@ class Layer:
         axes of a map); None if there is no grid, or if its axes are unknown.
     pitch: (rows, columns), pixels of the model's input per step on the grid; None without a grid.
     reads_class: whether the model's head reads the class token, and not the patches.
+    pooling: of an attention module, the name of the module by whose attention the model's head reads the tokens;
+        empty if it reads the class token or the mean.
     depth: share of the model's blocks that have run once the layer has, its own included; None if the blocks
         are unknown.
     channels_last: whether a map is rows x columns x channels, not channels x rows x columns.
@@ -53,6 +55,7 @@ class Layer:
     images: bool = True
     windows: int = 1
     reads_class: bool = False
+    pooling: str = ""
     image_grid: tuple[int, int] | None = None
     window_places: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
 

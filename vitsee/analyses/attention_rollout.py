@@ -32,12 +32,12 @@ class AttentionRollout(Analysis):
     """Which patches of each image does the output attend to, through all blocks?
 
     A is a block's attention, averaged over heads. The matrices (A + I) / 2, whose rows sum to 1, are
-    multiplied through the blocks. The row of the class token, or the mean row of all patches where the
-    model's head does not read a class token, gives the weight of each patch in the output.
+    multiplied through the blocks. What the model's head reads gives the weight of each patch in the output:
+    the row of the class token, the mean row of all patches, or the rows weighted by the head's own attention.
     """
 
     models: ClassVar[tuple[int, ...]] = (1,)
-    reads: ClassVar[tuple[str, str]] = ("attention", "attention")
+    reads: ClassVar[tuple[str, str]] = ("attention and pooling", "attention and pooling")
     default_images: ClassVar[int] = 8
     default_batch_size: ClassVar[int] = 8
     version: ClassVar[int] = 2
@@ -71,12 +71,12 @@ class AttentionRollout(Analysis):
         return listed(self.setting.images[stage], self.images_list)
 
     def reduce(self, layer: Layer, output: Attention) -> Tensor:
-        """Attention weights averaged over heads, (N, tokens, tokens)."""
+        """Attention weights averaged over heads, (N, tokens, tokens); of the head's own attention (N, 1, tokens)."""
         return torch.cat([weights.mean(1) for _, weights in output.weights()])
 
     def observe(self, view: View) -> dict[str, Tensor]:
         """Rollout and pixels of each image, in its row among all planned images."""
-        weights = reached(list(view.model.values()), self.setting.layers["model"][0])
+        weights = reached(list(view.model.values()), self.setting.layers["model"])
         return {
             "there": view.rows(weights.new_ones(len(weights))),
             "weight": view.rows(weights),

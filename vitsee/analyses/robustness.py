@@ -47,7 +47,7 @@ class Robustness(Analysis):
     ones. Which patches are salient says the attention rollout of the second model.
     """
 
-    reads: ClassVar[tuple[str, str]] = ("outputs", "attention")
+    reads: ClassVar[tuple[str, str]] = ("outputs", "attention and pooling")
     default_images: ClassVar[int] = 512
     default_batch_size: ClassVar[int] = 64
     standard_errors: ClassVar[bool] = True
@@ -93,7 +93,7 @@ class Robustness(Analysis):
             raise UserError(f"analysis.seed must be at least 0, got {self.seed}")
 
     def check(self, layers: dict[str, list[Layer]]) -> None:
-        require_same_tokens(layers.get("other", []), self.name)
+        require_same_tokens(layers.get("other", []), self.name, "analysis.other_layers")
         asked = [change for change in self.changes or [] if change in SALIENT]
         if asked and "other" not in layers:
             raise UserError(
@@ -161,7 +161,7 @@ class Robustness(Analysis):
         saliency = None
         if change in SALIENT:
             assert view.other is not None
-            found = reached(list(view.other.values()), self.setting.layers["other"][0])
+            found = reached(list(view.other.values()), self.setting.layers["other"])
             found = torch.nn.functional.adaptive_avg_pool2d(found[:, None], self.grid).flatten(1)
             saliency = found if change == "drop_salient" else -found
         order = dropped_first(self.grid, view.positions, self.seed, saliency).to(pixels.device)

@@ -131,6 +131,7 @@ class SkipRatio(Analysis):
         for role, names in sums.axes.items():
             undefined = sums.terms[f"undefined_{role}"]
             outside = sums.terms[f"histogram_{role}"][..., [0, -1]].sum(-1)
+            no_angle = sums.terms[f"cosine_{role}"].isfinite().logical_not()
             for i, name in enumerate(names):
                 if undefined[i].sum():
                     warnings.append(
@@ -141,6 +142,11 @@ class SkipRatio(Analysis):
                     warnings.append(
                         f"{name} of the {role} has ratios outside 2^{LOWEST} to 2^{LOWEST + OCTAVES}; "
                         f"medians in that range are NaN"
+                    )
+                if no_angle[i].any() and not undefined[i].any():
+                    warnings.append(
+                        f"{name} of the {role}: what skips or what comes of it is 0 somewhere (a ReLU before it, "
+                        f"say); the cosine is undefined, so NaN"
                     )
         return warnings
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -81,25 +82,41 @@ class Weights(Attention):
         return self.query[some].float().clone()
 
 
-def require_no_windows(layers: Sequence[Layer], analysis: str) -> None:
-    """Raise UserError if one of these modules attends within windows: its weights are not among all tokens."""
+def require_no_windows(
+    layers: Sequence[Layer], analysis: str, option: str = "analysis.layers"
+) -> None:
+    """Raise UserError if one of these modules attends within windows: its weights are not among all tokens.
+
+    option: the one that chooses them.
+    """
     for layer in layers:
         if layer.windows > 1:
             raise UserError(
                 f"analysis={analysis}: {layer.name} attends within windows, and not from every token to every "
-                f"token; use analysis=attention_distance, or choose other layers with analysis.layers"
+                f"token; use analysis=attention_distance, or choose other layers with {option}"
             )
 
 
-def require_same_tokens(layers: Sequence[Layer], analysis: str) -> None:
-    """Raise UserError if these modules do not all attend among the same tokens, as rollout needs."""
-    require_no_windows(layers, analysis)
+def require_same_tokens(
+    layers: Sequence[Layer], analysis: str, option: str = "analysis.layers"
+) -> None:
+    """Raise UserError if these modules do not all attend among the same tokens, as rollout needs.
+
+    Nor may the pooling be missing by which the head reads them. option: the one that chooses them.
+    """
+    require_no_windows(layers, analysis, option)
     for layer in layers:
         if (layer.prefix, layer.grid) != (layers[0].prefix, layers[0].grid):
             raise UserError(
                 f"analysis={analysis}: {layers[0].name} and {layer.name} attend among different tokens "
-                f"({layers[0].shape[1]} and {layer.shape[1]}); choose the layers of one stage with analysis.layers"
+                f"({layers[0].shape[1]} and {layer.shape[1]}); choose the layers of one stage with {option}"
             )
+    if layers and layers[0].pooling not in ("", layers[-1].name):
+        pool = layers[0].pooling
+        raise UserError(
+            f"analysis={analysis}: the model's head reads the tokens by the attention of {pool}, where the rollout "
+            f"starts; add it to {option}, e.g. {option}=[{layers[0].name},…,{pool}]"
+        )
 
 
 def token_distances(layer: Layer) -> Tensor:
@@ -149,8 +166,8 @@ def uniform_distance(layer: Layer, *, renormalize: bool = False) -> float:
 def rollout(weights: Sequence[Tensor], start: Tensor) -> Tensor:
     """Return how input tokens contribute to output tokens through attention and residual connections.
 
-    weights: of every block in running order, (N, tokens, tokens), with rows that sum to 1. start: (Q, tokens)
-    weights over the output tokens. Returns start Â_L … Â_2 Â_1, (N, Q, tokens), where Â = (A + I) / 2
+    weights: of every block in running order, (N, tokens, tokens), with rows that sum to 1. start: (Q, tokens) or
+    (N, Q, tokens) weights over the output tokens. Returns start Â_L … Â_2 Â_1, (N, Q, tokens), where Â = (A + I) / 2
     (Abnar and Zuidema 2020, eq. 1 and 2).
     """
     mixed = start
@@ -159,15 +176,21 @@ def rollout(weights: Sequence[Tensor], start: Tensor) -> Tensor:
     return mixed
 
 
-def reached(weights: Sequence[Tensor], layer: Layer) -> Tensor:
+def reached(weights: Sequence[Tensor], layers: Sequence[Layer]) -> Tensor:
     """Return the weight of each patch in the output by `rollout`, (N, rows, columns).
 
-    weights: of every block, averaged over heads, (N, tokens, tokens). The output is what the model's head reads:
-    the class token, or else the mean of all patches. layer: one of these attention modules.
+    weights: of every one of these attention modules, averaged over heads, (N, tokens, tokens). The output is what
+    the model's head reads: the class token, the mean of all patches, or the tokens by the weights of its own
+    attention, (N, 1, tokens), perhaps without prefix tokens, which then come last.
     """
-    prefix, tokens = layer.prefix or 0, weights[0].shape[-1]
+    layer = layers[-1]
+    prefix = layer.prefix or 0
+    tokens = prefix + math.prod(layer.places)
     start = weights[0].new_zeros(1, tokens)
-    if layer.reads_class:
+    if layer.pooling:
+        *weights, pooled = weights
+        start = torch.nn.functional.pad(pooled, (tokens - pooled.shape[-1], 0))
+    elif layer.reads_class:
         start[0, 0] = 1
     else:
         start[0, prefix:] = 1 / (tokens - prefix)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,8 +20,9 @@ from torch.utils.hooks import RemovableHandle
 
 from vitsee.errors import UserError
 from vitsee.estimators.attention import Attention, Weights
-from vitsee.models import layers
+from vitsee.models import layers, windows
 from vitsee.models.layout import IMAGES, Output, Record, dry_run
+from vitsee.models.units import units_of
 from vitsee.setting import Layer
 
 _SOFTMAX = {torch.softmax, Tensor.softmax, functional.softmax}
@@ -177,12 +178,15 @@ def fuse(net: nn.Module, fused: bool) -> None:
             setattr(module, "fused_attn", fused)  # noqa: B010
 
 
-def survey(net: nn.Module, input_size: tuple[int, int, int]) -> list[Layer]:
+def survey(
+    net: nn.Module, input_size: tuple[int, int, int], *, pooling: bool = False
+) -> list[Layer]:
     """Return all modules that attend from every token of a grid to every token, in running order.
 
-    Within windows, the grid is that of a window. net may be on any device, including torch's meta device.
-    input_size: (3, H, W). Raises UserError with the reason if there are none: no attention, windows whose places
-    are unknown, channels instead of tokens, or another formula.
+    Within windows, the grid is that of a window. pooling: also, at the end, the module with one query by whose
+    attention the head reads the tokens (SigLIP), if there is one. net may be on any device, including torch's meta
+    device. input_size: (3, H, W). Raises UserError with the reason if there are none: no attention, windows whose
+    places are unknown, channels instead of tokens, or another formula.
     """
     calls: dict[str, list[Attention]] = {}
 
@@ -193,20 +197,47 @@ def survey(net: nn.Module, input_size: tuple[int, int, int]) -> list[Layer]:
     dry_run(net, (IMAGES, *input_size), record)
     patches = layers.patches(net, input_size)
     outputs: dict[str, Layer] = {}
+    called: dict[str, windows.Arguments] = {}
     found, refused = [], []
     for name, computed in calls.items():
         reason = _refusal(computed)
         layer = None if reason else _of_patches(net, name, computed[0], input_size, patches)
         if not reason and layer is None:
-            outputs = outputs or {layer.name: layer for layer in layers.survey(net, input_size)}
-            layer, reason = _of_stage(net, name, computed[0], outputs)
+            if not outputs:
+                outputs = {layer.name: layer for layer in layers.survey(net, input_size)}
+                called = windows.arguments(net, input_size)
+            layer, reason = _of_stage(net, name, computed[0], outputs, called)
         if layer is not None:
             found.append(layer)
         else:
             refused.append(f"{name} ({type(net.get_submodule(name)).__name__}) {reason}")
     if not found:
         raise UserError(_no_attention(net, refused))
-    return found
+    pool = _pooling(net, calls, found[-1])
+    if pool is None:
+        return found
+    return [replace(layer, pooling=pool.name) for layer in found] + [pool] * pooling
+
+
+def _pooling(net: nn.Module, calls: dict[str, list[Attention]], block: Layer) -> Layer | None:
+    """Return the last attention of a model if one query reads all tokens, outside of the blocks.
+
+    block: the last that attends from every token to every token.
+    """
+    name, computed = list(calls.items())[-1]
+    images, heads, queries, keys = (*computed[0].shape, 0, 0)[:4]
+    tokens = block.shape[1]
+    reads = (images, queries) == (IMAGES, 1) and keys in (tokens, tokens - (block.prefix or 0))
+    units = units_of(net, [name for name, _ in net.named_modules()])
+    if (
+        not reads
+        or block.windows > 1
+        or len(computed) > 1
+        or any(f"{name}.".startswith(f"{unit}.") for unit in units)
+    ):
+        return None
+    shape = heads, 1, computed[0].output.shape[-1]
+    return replace(block, name=name, shape=shape, reads_class=False, pooling=name)
 
 
 def _refusal(computed: list[Attention]) -> str:
@@ -238,60 +269,38 @@ def _of_patches(
 
 
 def _of_stage(
-    net: nn.Module, name: str, attention: Attention, outputs: dict[str, Layer]
+    net: nn.Module,
+    name: str,
+    attention: Attention,
+    outputs: dict[str, Layer],
+    called: Mapping[str, windows.Arguments],
 ) -> tuple[Layer | None, str]:
     """Return the layer on the grid of the module's own output, or of a module that it is in; or why there is none.
 
-    outputs: of all modules.
+    outputs: of all modules. called: what they are called with.
     """
     n, heads, tokens, _ = attention.shape
     parts = name.split(".")
     around = [".".join(parts[:i]) for i in range(len(parts), 0, -1)]
-    near = [outputs[place] for place in around if place in outputs]
+    near = [outputs[place] for place in around if place in outputs and outputs[place].grid]
     shape = heads, tokens, attention.output.shape[-1]
-    windows = n // IMAGES
-    if windows == 1:
+    if n == IMAGES:
         for place in near:
-            if place.grid and place.grid[0] * place.grid[1] + (place.prefix or 0) == tokens:
+            if place.places[0] * place.places[1] + (place.prefix or 0) == tokens:
                 prefix = place.prefix or 0
                 return replace(
                     place, name=name, shape=shape, prefix=prefix, channels_last=False
                 ), ""
         return None, f"attends among {tokens} entries, which are not the model's tokens"
-    window = next((w for w in (_pair(net, place, "window_size") for place in around) if w), None)
-    stage = next((place for place in near if place.grid), None)
-    if window and stage and window[0] * window[1] == tokens and near[0].windows == windows:
-        layer = Layer(name, shape, 0, False, window, stage.pitch, windows=windows)
-        shift = next((s for s in (_pair(net, place, "shift_size") for place in around) if s), None)
-        there = _window_places(stage.places, window, shift or (0, 0), windows)
-        return replace(layer, image_grid=stage.grid, window_places=there), ""
-    return None, f"attends within {windows} windows of {tokens} tokens, whose places are not known"
-
-
-def _pair(net: nn.Module, name: str, attribute: str) -> tuple[int, int] | None:
-    """Return an attribute of a module that is a number of rows and of columns, if it has it."""
-    size = getattr(net.get_submodule(name), attribute, None)
-    if isinstance(size, int):
-        return (size, size)
-    return (int(size[0]), int(size[1])) if isinstance(size, (tuple, list)) and size else None
-
-
-def _window_places(
-    grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int], windows: int
-) -> tuple[tuple[int, ...], ...]:
-    """Return `Layer.window_places` of windows in rows that begin `shift` places down and right, cyclically.
-
-    Incomplete windows at the border are padded. Empty if there is another number of windows, or if they are both
-    shifted and padded: whether that is done before or after differs between models.
-    """
-    down, right = (-size % step for size, step in zip(grid, window, strict=True))
-    if any(shift) and (down or right):
-        return ()
-    places = torch.arange(grid[0] * grid[1]).view(grid).roll((-shift[0], -shift[1]), (0, 1))
-    padded = functional.pad(places, (0, right, 0, down), value=-1)
-    each = padded.unfold(0, window[0], window[0]).unfold(1, window[1], window[1]).flatten(2)
-    rows = each.flatten(0, 1).tolist()
-    return tuple(map(tuple, rows)) if len(rows) == windows else ()
+    for stage in near:
+        window = windows.window(net, name, stage, called, _record)
+        if window and stage.pitch:
+            pitch = stage.pitch[0] * window.step[0], stage.pitch[1] * window.step[1]
+            layer = Layer(name, shape, 0, False, window.grid, pitch, windows=n // IMAGES)
+            return replace(layer, image_grid=stage.grid, window_places=window.places), ""
+    return None, (
+        f"attends within {n // IMAGES} windows of {tokens} tokens, whose places are not known"
+    )
 
 
 def _no_attention(net: nn.Module, refused: list[str]) -> str:
@@ -301,7 +310,7 @@ def _no_attention(net: nn.Module, refused: list[str]) -> str:
     if refused:
         why = f"its {refused[0]}"
     elif own:
-        why = f"its {', '.join(own)} compute attention by a formula of their own"
+        why = f"its {', '.join(own)} compute attention by a formula of their own, or by functions that are not followed"
     else:
         why = "none of its modules computes attention"
     return (

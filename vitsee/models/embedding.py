@@ -132,6 +132,7 @@ def _instead(net: nn.Module) -> str:
     for name in names:
         if "pos_embed" in name:
             return f"has them in a form that vitsee does not read ({name})"
-    if not any("attn" in name for name in names):
+    kinds = [type(module).__name__.lower() for module in net.modules()]
+    if not any("attn" in name or "attention" in name for name in (*names, *kinds)):
         return "has none: it is convolutional, so its filters act on neighbouring positions"
     return "has none that vitsee knows"

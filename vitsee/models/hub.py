@@ -107,6 +107,7 @@ def repository(model: Model, place: str) -> tuple[str, str | None]:
 
 def weights_in(folder: Path) -> Path:
     """Return the weight file that timm would load from a folder. Raises UserError unless there is exactly one."""
+    # Private: the only place that says which files timm reads, and in which order.
     from timm.models._hub import _EXT_PRIORITY, _PREFERRED_FILES
 
     for name in _PREFERRED_FILES:
@@ -130,7 +131,6 @@ def weights_in(folder: Path) -> Path:
 def fetched(model: Model, source: str, place: Any) -> Path:
     """Return the local path of published weights, downloading them if they are not cached."""
     import torch
-    from timm.models._hub import download_cached_file
 
     if source == "hf-hub":
         named, name = place if isinstance(place, tuple) else (place, None)
@@ -140,8 +140,16 @@ def fetched(model: Model, source: str, place: Any) -> Path:
         return Path(place)
     cached = Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(place)
     if not cached.exists():
-        require(place, f"model={model.name} ({model.timm})", REMEDY)
-    return Path(download_cached_file(place, progress=True))
+        what = f"model={model.name} ({model.timm})"
+        require(place, what, REMEDY)
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        digest = torch.hub.HASH_REGEX.search(cached.name)
+        try:
+            torch.hub.download_url_to_file(place, str(cached), digest and digest.group(1))
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{what} could not be downloaded ({reason}); {REMEDY}") from error
+    return cached
 
 
 def fetch_from_hub(

@@ -133,7 +133,7 @@ def dry_run(net: nn.Module, size: tuple[int, ...], attach: Attach) -> Shapes:
     Raises UserError if the model does not accept such an input.
     """
     with suppress(Exception):  # the model's own errors will occur again below
-        return _run(_twin(net), size, attach, {}, _OnMeta())
+        return _run(on_meta(net), size, attach, {}, _OnMeta())
     try:
         return _run(net, size, attach, {})
     except (MemoryError, torch.OutOfMemoryError):
@@ -151,7 +151,7 @@ def _enlarged(net: nn.Module, size: tuple[int, ...], attach: Attach) -> Shapes:
     """Return the shapes for another input size than the model's, as far as the model runs with it."""
     ran: Shapes = {}
     with suppress(Exception):  # outputs before the failure have already been reported
-        twin = _twin(net)
+        twin = on_meta(net)
         for module in twin.modules():
             if hasattr(module, "strict_img_size"):
                 setattr(module, "strict_img_size", False)  # noqa: B010
@@ -161,7 +161,7 @@ def _enlarged(net: nn.Module, size: tuple[int, ...], attach: Attach) -> Shapes:
     return ran
 
 
-def _twin(net: nn.Module) -> nn.Module:
+def on_meta(net: nn.Module) -> nn.Module:
     """Return a copy of the model on the meta device, whose tensors have shapes but no values."""
     numbers: dict[int, Any] = {id(x): x.to("meta") for x in net.buffers()}
     for x in net.parameters():

@@ -130,6 +130,17 @@ def _refuse_damaged(model: Model, net: nn.Module) -> None:
         raise UserError(f"the weights of {model.name} are damaged: {name} contains NaN or Inf")
 
 
+_SIZES = {
+    Source.python: "; for another size: vitsee.Model(net, input_size=(3, H, W))",
+    Source.function: "; for another size let the function return vitsee.Model(net, input_size=(3, H, W))",
+    Source.torchvision: (
+        "; images have the size of the weights' own transforms: for another, return "
+        "vitsee.Model(net, input_size=(3, H, W)) from a function of yours (model=import)"
+    ),
+}
+"""How to give a network images of another size, by its source."""
+
+
 def _refuse_unrunnable(model: Model, net: nn.Module, size: tuple[int, int, int]) -> None:
     """Raise UserError if the network does not run on images of its own size, or differs from one run to the next."""
     import torch
@@ -145,6 +156,7 @@ def _refuse_unrunnable(model: Model, net: nn.Module, size: tuple[int, int, int])
         shape = " x ".join(map(str, size))
         raise UserError(
             f"{model.asked} cannot run on images of {shape}: {type(error).__name__}: {line(error)}"
+            f"{_SIZES.get(model.source, '')}"
         ) from error
     if (
         one is not None

@@ -63,6 +63,7 @@ def watch(
 ATTACH: dict[str, Attach] = {
     "outputs": residual.attach_outputs,
     "attention": attention_hooks.attach,
+    "attention and pooling": attention_hooks.attach,
     "residuals": residual.attach,
     "stream": residual.attach,
 }
@@ -71,6 +72,7 @@ ATTACH: dict[str, Attach] = {
 SURVEY: dict[str, Callable[[nn.Module, tuple[int, int, int]], list[Layer]]] = {
     "outputs": residual.survey_outputs,
     "attention": attention_hooks.survey,
+    "attention and pooling": partial(attention_hooks.survey, pooling=True),
     "residuals": residual.survey,
     "stream": partial(residual.survey, everything=True),
 }

@@ -110,6 +110,7 @@ def without_classifier(model: Model, path: Path) -> nn.Module:
 
 def _from_hub(model: Model) -> tuple[nn.Module, str, Taken]:
     """Return the model with published weights, from a local folder, from the cache, or downloaded."""
+    # Private: what create_model calls to choose among a file, an address and the hub. It has no public name.
     from timm.models._builder import _resolve_pretrained_source
 
     frame = skeleton(model)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _CLASS = re.compile(r"(.*\.)?(cls|class)_(token|embedding)s?")
-_POSITIONS = re.compile(r"(.*\.)?pos(ition|itional)?_embed(ding|dings)?(\.weight)?")
+_POSITIONS = re.compile(r"(.*\.)?pos[a-z_]*(\.weight)?")
 _MOST = 64
 """Most class and register tokens before the patches."""
 
