@@ -280,8 +280,8 @@ def attends(
 
 
 def test_rollout_shows_the_weights_that_are_black_and_fully_lit():
-    places = dict(zip(("image", "row", "col"), np.indices((2, 2, 2)).reshape(3, -1), strict=True))
-    weight = [0.2, 0.3, 0.2, 0.38, 0.0, 0.1, 0.2, 0.3]
+    places = dict(zip(("image", "row", "col"), np.indices((3, 2, 2)).reshape(3, -1), strict=True))
+    weight = [0.2, 0.3, 0.2, 0.38, 0.0, 0.1, 0.2, 0.3, *[np.nan] * 4]
     tables = {
         "attention_rollout": pd.DataFrame(places | {"weight": weight}),
         "attention_rollout_images": pd.DataFrame(places | dict.fromkeys("rgb", 200)),
@@ -289,7 +289,7 @@ def test_rollout_shows_the_weights_that_are_black_and_fully_lit():
     labels = Labels("m", None, "d", 2)
     figure = REGISTERED["attention_rollout"]().figures(tables, labels)["attention_rollout"]
     texts = [text.get_text() for axes in figure.axes for text in axes.texts]
-    assert texts[-2:] == ["0.2 … 0.38 (× 1.9)", "0 … 0.3"]
+    assert texts[-3:] == ["0.2 … 0.38 (× 1.9)", "0 … 0.3", "undefined"]
     assert "Below: the weights of patches that are black and fully lit" in figure.get_suptitle()
 
 

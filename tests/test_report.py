@@ -254,6 +254,15 @@ def test_a_panel_that_cannot_be_measured_says_why(outputs):
     assert "not measured yet. Continue with vitsee run figure=fig01" not in words
 
 
+def test_figures_come_paper_by_paper_and_by_number(outputs):
+    for name in ("extra_shuffle", "vit_fig03", "fig10", "figB1", "fig2", "claims"):
+        folder = outputs / f"figures/{name}-mini"
+        folder.mkdir()
+        shutil.copy(outputs / "figures/fig01-mini/fig01.png", folder / f"{name}.png")
+    names = [one.name for one in collect([outputs]).figures]
+    assert names == ["fig01", "fig2", "fig10", "figB1", "vit_fig03", "claims", "extra_shuffle"]
+
+
 def test_ids_are_given_once(outputs):
     ids = [a["id"] for _, a in read(report([outputs])).tags if "id" in a]
     assert len(ids) == len(set(ids))

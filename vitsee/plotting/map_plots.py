@@ -336,6 +336,8 @@ _BELOW: Any = {"ha": "right", "va": "top", "color": "0.35"}
 
 def _range(weights: np.ndarray) -> str:
     """The smallest and the largest weight, and how many times as large it is."""
+    if np.isnan(weights).all():
+        return "undefined"
     low, high = np.nanmin(weights), np.nanmax(weights)
     times = f" (× {high / low:.2g})" if low > 0 else ""
     return f"{low:.2g} … {high:.2g}{times}"

@@ -123,9 +123,7 @@ def collect(paths: list[Path]) -> Contents:
     if not (contents.results or contents.figures or contents.claims or contents.comparisons):
         raise _nothing(paths, contents)
     contents.results.sort(key=lambda one: (one.analysis, *_natural(str(one.path))))
-    contents.figures.sort(
-        key=lambda one: (one.zoo, one.name.startswith("vit_"), *_natural(one.name))
-    )
+    contents.figures.sort(key=lambda one: (one.zoo, *_papers(one.name), *_natural(one.name)))
     return contents
 
 
@@ -233,6 +231,11 @@ def _rows(path: Path) -> list[dict[str, str]]:
     """Return the rows of a small table, every cell as text."""
     table = tidy.as_written(path)
     return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+
+
+def _papers(name: str) -> tuple[bool, bool]:
+    """Return a sorting key with which the figures of Raghu et al. come first, then those of the ViT paper."""
+    return not name.startswith("fig"), not name.startswith("vit_")
 
 
 def _natural(name: str) -> tuple[tuple[bool, int, str], ...]:
