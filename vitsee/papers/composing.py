@@ -162,6 +162,7 @@ def compose(record: dict[str, Any], folder: Path, read: Read) -> Figure | None:
         lay_out(figure)
         for panels in drawn:
             align(panels)
+        steady(figure)
     return figure
 
 
@@ -391,3 +392,12 @@ def align(panels: list[Drawn]) -> None:
         aside = (box.width - narrowest) / 2 if axes.images else 0.0
         place = Bbox.from_extents(box.x0 + aside, low, box.x1 - aside, high)
         axes.set_position(place.transformed(part.transSubfigure.inverted()))
+
+
+def steady(figure: Figure) -> None:
+    """Round all places on the page: the layout's last digits differ from one drawing to the next."""
+    for part in figure.subfigs:
+        part.bbox_relative.set_points(part.bbox_relative.get_points().round(6) + 0.0)  # no -0
+    for axes in figure.axes:
+        points = axes.get_position(original=True).get_points().round(6) + 0.0
+        axes.set_position(Bbox(points))
