@@ -17,6 +17,7 @@ from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
+from vitsee.analyses.block_similarity import BlockSimilarity
 from vitsee.analyses.receptive_field import ReceptiveField
 from vitsee.analyses.skip_ratio import SkipRatio
 from vitsee.analysis import REGISTERED, Labels
@@ -277,6 +278,26 @@ def test_panels_of_one_row_share_their_y_axis_and_their_legend():
     assert boxes[1:] == boxes[:-1]
     (legend,) = page.findobj(Legend)
     assert "block 11" in [text.get_text() for text in legend.get_texts()]
+
+
+def test_rows_of_the_same_lines_share_one_legend_below_the_last():
+    page = Made("fig13").page(width="column")
+    assert page is not None
+    assert len(page.findobj(Legend)) == 2  # of other models
+    page = Made("extra_occlusion").page(width="column")
+    assert page is not None
+    page.draw_without_rendering()
+    (legend,) = page.findobj(Legend)
+    assert legend.get_window_extent().y1 < min(a.get_window_extent().y0 for a in plots(page))
+
+
+def test_a_figure_that_is_not_drawn_on_a_canvas_cannot_be_a_panel(monkeypatch):
+    monkeypatch.setattr(
+        BlockSimilarity, "figures", lambda self, tables, labels: {"block_similarity": Figure()}
+    )
+    message = r"cannot be a panel, because it is not drawn on vitsee\.plotting\.style\.canvas"
+    with pytest.raises(UserError, match=message):
+        Made("figG1").page()
 
 
 def test_a_row_is_broken_where_the_page_is_too_narrow():

@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.gridspec import GridSpec
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 from matplotlib.ticker import AutoLocator, MaxNLocator
 from matplotlib.transforms import Bbox
 
@@ -129,8 +130,8 @@ class Drawn:
 def compose(record: dict[str, Any], folder: Path, read: Read) -> Figure | None:
     """A page with rows of titled panels and the caption below; None if no panel has a result.
 
-    Panels with the same colours share a colour bar; those of a row share their names and their y axis where these
-    are the same.
+    Panels with the same colours share a colour bar, and those with the same lines a legend; those of a row share their
+    y axis where it is the same.
     """
     width = width_of(record, folder)
     rows = rows_of(record, folder, width)
@@ -149,10 +150,10 @@ def compose(record: dict[str, Any], folder: Path, read: Read) -> Figure | None:
                 for j, panel in enumerate(row.panels)
             ]
             share_y(panels)
-            heights[2 * i + 1] = share_names(panels, figure, grid[2 * i + 1, :], width)
             drawn.append(panels)
-        for last, height in share_bars(drawn, figure, grid).items():
-            heights[2 * last + 1] += height
+        names = share_names(drawn, figure, grid, width)
+        for last, height in (names | share_bars(drawn, figure, grid)).items():
+            heights[2 * last + 1] = height
         for i, panels in enumerate(drawn):
             heights[2 * i] = max(panel.height for panel in panels)
         if record.get("captioned", True):
@@ -162,6 +163,7 @@ def compose(record: dict[str, Any], folder: Path, read: Read) -> Figure | None:
         lay_out(figure)
         for panels in drawn:
             align(panels)
+        steady(figure)
     return figure
 
 
@@ -212,16 +214,21 @@ def draw_panel(
     to = style.Panel(figure.get_figwidth() * share, lambda: figure.add_subfigure(place))
     with style.onto(to):
         figures = figures_of(panel, folder, read)
-    shown: Any = figures.get(panel["figure"])
+    of = f"{panel['figure']} of {panel['analysis']}"
+    if panel["figure"] not in figures:
+        raise wrong(folder / "figure.json", f"there is no figure {of}")
+    shown: Any = figures[panel["figure"]]
     if shown not in to.parts:
-        raise wrong(folder / "figure.json", f"{panel['analysis']} has no figure {panel['figure']}")
+        raise wrong(
+            folder / "figure.json",
+            f"{of} cannot be a panel, because it is not drawn on vitsee.plotting.style.canvas",
+        )
     for part in to.parts.keys() - {shown}:  # the analysis's other figures
         for axes in [*part.axes]:
             part.delaxes(axes)
         figure.subfigs.remove(part)
-    title = style.wrapped(
-        titled(panel, folder, read), to.width - 0.15, TITLE * 1.1
-    )  # bold is wider
+    wide = TITLE * 1.1  # as wide as bold letters are
+    title = style.wrapped(titled(panel, folder, read), to.width - 0.15, wide)
     shown.suptitle(title, fontsize=TITLE, weight="bold")
     height = to.parts[shown].height + (title.count("\n") + 1) * 1.15 * LINE + 0.06
     for axes in shown.axes:
@@ -264,9 +271,8 @@ def fit_words(axes: Axes, width: float, height: float) -> None:
         (axes.xaxis, (width / columns - 0.6) / 3),
         (axes.yaxis, (height / rows - 0.5) / 2),
     ):
-        if (
-            type(axis.get_major_locator()) is AutoLocator
-        ):  # its own choice depends on the last digit of a size
+        # by itself it chooses numbers by the last digit of a size
+        if type(axis.get_major_locator()) is AutoLocator:
             most = int(np.clip(72 * room / style.SMALL, 3, 9))
             axis.set_major_locator(MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]))
 
@@ -286,16 +292,36 @@ def share_y(panels: list[Drawn]) -> None:
         axes.tick_params(labelleft=False)
 
 
-def share_names(panels: list[Drawn], figure: Figure, place: Any, width: float) -> float:
-    """Draw the legends: one for panels with the same one, else one below each; return the shared one's height."""
-    named = [panel for panel in panels if panel.asked.legend and panel.asked.legend[1]]
-    words = [panel.asked.legend[1] for panel in named if panel.asked.legend]
-    barred = any(panel.asked.bars for panel in panels)
-    if len(named) == len(panels) > 1 and not barred and all(word == words[0] for word in words):
-        return write_legend(figure.add_subfigure(place), named[0], width, "center")
-    for panel in named:
-        panel.height += write_legend(panel.part, panel, panel.width, "outside lower center")
-    return 0.0
+def share_names(
+    rows: list[list[Drawn]], figure: Figure, grid: GridSpec, width: float
+) -> dict[int, float]:
+    """Draw the legends: one below all rows whose panels have the same, else one below each panel.
+
+    Return the heights of those that are shared, by the row that they are below.
+    """
+    heights = {}
+    alike = [{marks(panel) for panel in row} for row in rows]
+    for same, group in groupby(range(len(rows)), lambda i: alike[i]):
+        some = list(group)
+        panels = [panel for i in some for panel in rows[i] if marks(panel)]
+        barred = any(panel.asked.bars for panel in panels)
+        if len(same) == 1 and len(panels) > 1 and not barred:
+            part = figure.add_subfigure(grid[2 * some[-1] + 1, :])
+            heights[some[-1]] = write_legend(part, panels[0], width, "center")
+            continue
+        for panel in panels:
+            panel.height += write_legend(panel.part, panel, panel.width, "outside lower center")
+    return heights
+
+
+def marks(panel: Drawn) -> tuple[Any, ...]:
+    """The names in the panel's legend, each with the colour, line and marker that it names."""
+    found = []
+    for handle, label in zip(*(panel.asked.legend or ([], [])), strict=True):
+        artist: Any = handle[0] if isinstance(handle, tuple) else handle
+        looks = ("color", "linestyle", "marker") if isinstance(artist, Line2D) else ("facecolor",)
+        found.append((label, *(str(getattr(artist, f"get_{look}")()) for look in looks)))
+    return tuple(found)
 
 
 def write_legend(part: SubFigure, panel: Drawn, width: float, where: Any) -> float:
@@ -329,7 +355,10 @@ def share_bars(rows: list[list[Drawn]], figure: Figure, grid: GridSpec) -> dict[
             continue
         for i in some:
             for panel in rows[i]:
-                if colours(panel):
+                if len(panel.asked.bars) > 1:
+                    for image, axes, label, options in panel.asked.bars:
+                        panel.part.colorbar(image, ax=axes, label=label, **options)
+                elif colours(panel):
                     place = grid[2 * i + 1, panel.columns]
                     draw_bar(figure.add_subfigure(place), panel, 6)
                     heights[i] = BAR
@@ -337,8 +366,8 @@ def share_bars(rows: list[list[Drawn]], figure: Figure, grid: GridSpec) -> dict[
 
 
 def colours(panel: Drawn) -> tuple[Any, ...] | None:
-    """What panels that share a colour bar have in common; None for a panel without."""
-    if not panel.asked.bars:
+    """What panels that share a colour bar have in common; None for a panel without one, or with several."""
+    if len(panel.asked.bars) != 1:
         return None
     image, _, label, options = panel.asked.bars[0]
     return label, image.cmap.name, *image.get_clim(), options.get("extend", "neither")
@@ -391,3 +420,12 @@ def align(panels: list[Drawn]) -> None:
         aside = (box.width - narrowest) / 2 if axes.images else 0.0
         place = Bbox.from_extents(box.x0 + aside, low, box.x1 - aside, high)
         axes.set_position(place.transformed(part.transSubfigure.inverted()))
+
+
+def steady(figure: Figure) -> None:
+    """Round all places on the page: the layout's last digits differ from one drawing to the next."""
+    for part in figure.subfigs:
+        part.bbox_relative.set_points(part.bbox_relative.get_points().round(6) + 0.0)  # no -0
+    for axes in figure.axes:
+        points = axes.get_position(original=True).get_points().round(6) + 0.0
+        axes.set_position(Bbox(points))

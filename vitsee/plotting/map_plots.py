@@ -51,10 +51,12 @@ def grids(
     chosen = evenly_spaced(len(every), most)
     shared = on_page() and limits is not None
     with look():
-        across = _across(len(chosen), 1.1)
+        across = _across(len(chosen), 1.05)
         down = -(-len(chosen) // across)
         width = room(max(3.6, 2.1 * across))
-        figure = canvas((width, down * (width / across + 0.5) if on_page() else 2.4))
+        figure = canvas(
+            (width, down * (width / across + (0.25 if shared else 0.5)) if on_page() else 2.4)
+        )
         panels = figure.subplots(down, across, squeeze=False).ravel()
         for empty in panels[len(chosen) :]:
             empty.set_axis_off()
