@@ -106,6 +106,11 @@ class Robustness(Analysis):
                 f"analysis.layers must select a representation and, after it, the logits, such as "
                 f"[last,logits]; it selects {names}"
             )
+        if layers["model"][1].shape == (1,):
+            raise UserError(
+                f"analysis=robustness: {layers['model'][1].name} has one output, so every prediction is the same; "
+                f"it needs a classifier with two or more"
+            )
 
     def reduce(self, layer: Layer, output: Any) -> Tensor:
         """One vector for each image: the class token, the mean over patches or locations, or the logits.
