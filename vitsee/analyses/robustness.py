@@ -251,10 +251,11 @@ class Robustness(Analysis):
             else ("agreement", "Same prediction as unchanged"),
             "_cosine": ("cosine", "Cosine of the representations"),
         }
+        tiles = table["change"] == "shuffle"
         some = {
-            "robustness": table,
-            "robustness_drops": table[table["change"] != "shuffle"],
-            "robustness_shuffle": table[table["change"] == "shuffle"],
+            "robustness": (table, "Share, or rows of tiles"),
+            "robustness_drops": (table[~tiles], "Share of the patches"),
+            "robustness_shuffle": (table[tiles], "Rows of tiles"),
         }
         return {
             f"{name}{suffix}": line_plots.steps(
@@ -264,11 +265,11 @@ class Robustness(Analysis):
                 y=y,
                 line="model",
                 error={"accuracy": "accuracy_se", "agreement": "se", "cosine": "cosine_se"}[y],
-                xlabel="Share, or rows of tiles",
+                xlabel=xlabel,
                 ylabel=ylabel,
                 title=results[0][1].data,
             )
-            for name, rows in some.items()
+            for name, (rows, xlabel) in some.items()
             if len(rows)
             for suffix, (y, ylabel) in measures.items()
         }
