@@ -234,3 +234,25 @@ def test_patches_smaller_than_a_pixel_are_refused_and_the_advice_works(
     with pytest.raises(UserError, match=says):
         run(experiment(images, tmp_path, *few, f"analysis.{option}"))
     assert run(experiment(images, tmp_path, *few, f"analysis.{good}"))
+
+
+@pytest.mark.parametrize(
+    ("classes", "says"),
+    [
+        (0, r"does not have a classifier .* \(model.args.num_classes above 0\)"),
+        (
+            1,
+            r"head has one output, so every prediction is the same; it needs a classifier with two",
+        ),
+    ],
+)
+def test_models_that_predict_nothing_are_refused_and_two_classes_are_enough(
+    classes, says, images, tmp_path
+):
+    of = [
+        Study(experiment(images, tmp_path, *OWN, f"model.args={{num_classes: {n}}}"))
+        for n in (classes, 2)
+    ]
+    with pytest.raises(UserError, match=says):
+        of[0].layers  # noqa: B018
+    assert of[1].layers["model"][1].shape == (2,)

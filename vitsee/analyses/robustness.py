@@ -106,6 +106,11 @@ class Robustness(Analysis):
                 f"analysis.layers must select a representation and, after it, the logits, such as "
                 f"[last,logits]; it selects {names}"
             )
+        if layers["model"][1].shape == (1,):
+            raise UserError(
+                f"analysis=robustness: {layers['model'][1].name} has one output, so every prediction is the same; "
+                f"it needs a classifier with two or more"
+            )
 
     def reduce(self, layer: Layer, output: Any) -> Tensor:
         """One vector for each image: the class token, the mean over patches or locations, or the logits.
@@ -249,10 +254,11 @@ class Robustness(Analysis):
             else ("agreement", "Same prediction as unchanged"),
             "_cosine": ("cosine", "Cosine of the representations"),
         }
+        tiles = table["change"] == "shuffle"
         some = {
-            "robustness": table,
-            "robustness_drops": table[table["change"] != "shuffle"],
-            "robustness_shuffle": table[table["change"] == "shuffle"],
+            "robustness": (table, "Share, or rows of tiles"),
+            "robustness_drops": (table[~tiles], "Share of the patches"),
+            "robustness_shuffle": (table[tiles], "Rows of tiles"),
         }
         return {
             f"{name}{suffix}": line_plots.steps(
@@ -262,11 +268,11 @@ class Robustness(Analysis):
                 y=y,
                 line="model",
                 error={"accuracy": "accuracy_se", "agreement": "se", "cosine": "cosine_se"}[y],
-                xlabel="Share, or rows of tiles",
+                xlabel=xlabel,
                 ylabel=ylabel,
                 title=results[0][1].data,
             )
-            for name, rows in some.items()
+            for name, (rows, xlabel) in some.items()
             if len(rows)
             for suffix, (y, ylabel) in measures.items()
         }

@@ -122,7 +122,9 @@ def _preset(net: nn.Module, layers: list[Layer], name: str) -> list[str]:
     if name == "every":
         return names
     if name == "logits":
-        return [n for n in names if n == getattr(net, "pretrained_cfg", {}).get("classifier")]
+        classifier = getattr(net, "pretrained_cfg", {}).get("classifier")
+        found = [n for n in names if n == classifier]
+        return [n for n in found if not isinstance(net.get_submodule(n), nn.Identity)]
     units = units_of(net, names)
     if name == "blocks":
         return units
