@@ -290,7 +290,11 @@ def place_that_changes(net: torch.nn.Module, layer: Layer, pixels: torch.Tensor)
 
 
 def near_its_place(name: str, **args: object) -> None:
-    """In the first unit of each resolution, what changes most is near where the input changes."""
+    """In the first unit of each resolution, what changes most is where the input changes, or right beside it.
+
+    A place of an odd kernel is centred at the corner of its step and not in the middle, so the changed patch lies
+    between two places.
+    """
     torch.manual_seed(0)
     net, every = surveyed(name, **args)
     built = timm.create_model(name, **args).eval()
@@ -302,7 +306,7 @@ def near_its_place(name: str, **args: object) -> None:
         rows, columns = layer.grid
         row, column = divmod(int(moved.argmax()), columns)
         far = max(abs(row - rows // 4), abs(column - 3 * columns // 4))
-        assert far <= 3, (name, layer.name, layer.grid, (row, column))
+        assert far <= 1, (name, layer.name, layer.grid, (row, column))
 
 
 @pytest.mark.parametrize("name", ["gcvit_xxtiny", "pit_ti_224"])
