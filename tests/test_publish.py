@@ -235,7 +235,7 @@ def test_the_claims_are_scored_on_any_two_models_and_what_one_cannot_give_is_lef
     tmp_path, images, undrawn
 ):
     tiny = ["model=timm", "model.timm=test_resnet", "model.pretrained=false"]
-    tiny += ["model@other=timm", "other.timm=test_vit", "other.pretrained=false"]
+    tiny += ["model@other=timm", "other.timm=test_vit", "other.pretrained=false", "other.name=mine"]
     tiny += ["model.overlay={input_size: [3, 64, 64]}", "other.args={img_size: 64}"]
     data = [
         "dataset=folder",
@@ -245,8 +245,9 @@ def test_the_claims_are_scored_on_any_two_models_and_what_one_cannot_give_is_lef
         f"run.outputs={tmp_path}",
     ]
     written = list(publish(["figure=claims", *tiny, *data, *QUICK]))
-    assert written[0].parent.name == "claims-timm-vs-timm"
+    assert written[0].parent.name == "claims-timm-vs-mine"
     record = json.loads((written[0].parent / "figure.json").read_text())
+    assert record["zoo"] is None
     missing = {panel["name"] for panel in record["panels"] if panel["missing"]}
     assert missing == {"distance", "heads"}  # a ResNet attends to nothing
     verdicts = pd.read_csv(written[0].parent / "claims.csv").set_index("claim")

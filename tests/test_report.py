@@ -293,6 +293,17 @@ def test_the_same_files_give_the_same_page(outputs):
     assert report([outputs]).read_bytes() == report([outputs]).read_bytes()
 
 
+def test_a_figure_of_models_that_were_chosen_names_them_and_no_zoo(outputs):
+    figure = outputs / "figures/fig01-mini"
+    record = json.loads((figure / "figure.json").read_text()) | {"zoo": None}
+    (figure / "figure.json").write_text(json.dumps(record))
+    figure.rename(figure.with_name("fig01-mine-vs-yours"))
+    words = read(report([outputs])).words
+    assert "Models: mine and yours" in words
+    assert "not measured yet. Continue with the same command." in words
+    assert "zoo" not in words
+
+
 def test_equal_claims_are_counted_once_and_different_ones_are_both_shown(outputs):
     other = outputs / "figures/claims-mini"
     other.mkdir()

@@ -43,7 +43,7 @@ MADE_WITH: Shape = {
     "peak_memory_mb?": float,
 }
 PANEL: Shape = {"title": str, "analysis": str, "results?": [str], "missing?": [str]}
-FIGURE: Shape = {"name?": str, "zoo?": str, "caption?": str, "panels?": [PANEL]}
+FIGURE: Shape = {"name?": str, "zoo?": (str, None), "caption?": str, "panels?": [PANEL]}
 """The part of a figure.json that a report reads."""
 COMPOSED: Shape = {
     "name": str,

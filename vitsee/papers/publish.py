@@ -15,6 +15,7 @@ import pandas as pd
 
 from vitsee.config import composed
 from vitsee.errors import Busy, Incomplete, UserError, unknown
+from vitsee.names import folder_name
 from vitsee.options import Experiment, Run
 from vitsee.papers import atlas, composing, evidence
 from vitsee.papers.atlas import Panel, Published, Zoo
@@ -185,8 +186,13 @@ class Request:
 
     def folder(self, figure: Published) -> str:
         """The figure's name, followed by those of its models or zoo."""
-        asked = [word.partition("=")[2] for role in atlas.ASKED for word in self.models[role][:1]]
-        return "-".join([figure.name, "-vs-".join(asked) or self.zoo])
+        return "-".join([figure.name, "-vs-".join(map(folder_name, self.asked)) or self.zoo])
+
+    @property
+    def asked(self) -> list[str]:
+        """Names of the models from the command line."""
+        given = [dict(word.partition("=")[::2] for word in words) for words in self.models.values()]
+        return [one.get("model.name", one.get("model", "")) for one in given if one]
 
     def check(self, figure: Published) -> None:
         """Raise UserError for models that the figure does not take, or that it needs and are missing."""
@@ -334,7 +340,7 @@ def describe(
     ]
     return {
         "name": figure.name,
-        "zoo": zoo.name,
+        "zoo": None if atlas.asks(figure) else zoo.name,
         "source": figure.source,
         "title": figure.title,
         "shows": figure.shows,

@@ -76,8 +76,15 @@ class Composed:
         return str(self.about.get("name") or self.path.name.rpartition("-")[0] or self.path.name)
 
     @property
-    def zoo(self) -> str:
-        return str(self.about.get("zoo") or self.path.name.rpartition("-")[2])
+    def zoo(self) -> str | None:
+        """The zoo of its models, or None if they were chosen."""
+        return self.about.get("zoo", self.path.name.rpartition("-")[2])
+
+    @property
+    def cast(self) -> str:
+        """Whose models it shows."""
+        chosen = self.path.name.removeprefix(f"{self.name}-").replace("-vs-", " and ")
+        return f"zoo {self.zoo}" if self.zoo else chosen
 
     @property
     def image(self) -> Path | None:
@@ -123,7 +130,7 @@ def collect(paths: list[Path]) -> Contents:
     if not (contents.results or contents.figures or contents.claims or contents.comparisons):
         raise _nothing(paths, contents)
     contents.results.sort(key=lambda one: (one.analysis, *_natural(str(one.path))))
-    contents.figures.sort(key=lambda one: (one.zoo, *_papers(one.name), *_natural(one.name)))
+    contents.figures.sort(key=lambda one: (one.cast, *_papers(one.name), *_natural(one.name)))
     return contents
 
 
@@ -178,7 +185,7 @@ def _read_into(contents: Contents, folder: Path) -> None:
     one = Composed(folder, about, panels)
     if about or panels or one.image:
         contents.figures.append(one)
-    for claim in ({"zoo": one.zoo} | claim for claim in claims):
+    for claim in ({"cast": one.cast} | claim for claim in claims):
         if claim not in contents.claims:  # several figures may test the same claim
             contents.claims.append(claim)
 

@@ -48,9 +48,9 @@ def page(contents: Contents, home: Path) -> str:
             comparisons.append(show_comparison(folder, files, names.anchor(folder.parts[-3:])))
         except (UserError, KeyError, ValueError) as error:
             contents.damaged.append(f"{folder}: {first_line(error)}")
-    at = {(figure["name"], figure["zoo"]): figure["anchor"] for figure in figures}
+    at = {(figure["name"], figure["cast"]): figure["anchor"] for figure in figures}
     for claim in claims:
-        claim["anchor"] = at.get((claim["figure"], claim["zoo"]))
+        claim["anchor"] = at.get((claim["figure"], claim["cast"]))
     return environment.get_template("report.html").render(
         style=Markup(style),
         script=Markup(script),

@@ -50,11 +50,12 @@ def show_composed(
             }
         )
     texts = {key: str(one.about.get(key) or "") for key in ("title", "source", "shows", "caption")}
-    own = [c for c in claims if (c["figure"], c["zoo"]) == (one.name, one.zoo)]
+    own = [c for c in claims if (c["figure"], c["cast"]) == (one.name, one.cast)]
     return texts | {
         "anchor": anchor,
         "name": one.name,
-        "zoo": one.zoo,
+        "cast": one.cast,
+        "again": f"vitsee run figure={one.name} zoo={one.zoo}" if one.zoo else "",
         "image": files.image(one.image) if one.image else None,
         "path": str(one.path),
         "panels": panels,
@@ -86,7 +87,7 @@ def show_claim(claim: Mapping[str, str]) -> dict[str, Any]:
     """Return one row of the scorecard: texts, numbers, and the positions for drawing the interval."""
     texts = {
         key: claim.get(key, "")
-        for key in ("claim", "zoo", "figure", "statement", "statistic", "why")
+        for key in ("claim", "cast", "figure", "statement", "statistic", "why")
     }
     value, low, high, threshold = (
         number(claim.get(key, "")) for key in ("value", "low", "high", "threshold")
@@ -125,12 +126,12 @@ def strip(*numbers: float | None) -> dict[str, float] | None:
 
 
 def scorecards(claims: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the claims of each zoo, with the count of each verdict."""
+    """Return the claims of each zoo or pair of models, with the count of each verdict."""
     cards = []
-    for zoo in dict.fromkeys(claim["zoo"] for claim in claims):
-        own = [claim for claim in claims if claim["zoo"] == zoo]
+    for cast in dict.fromkeys(claim["cast"] for claim in claims):
+        own = [claim for claim in claims if claim["cast"] == cast]
         count = Counter((claim["verdict"], claim["kind"], claim["mark"]) for claim in own)
         order = sorted(count, key=lambda each: [*VERDICTS, each[0]].index(each[0]))
         tally = [{"verdict": v, "kind": k, "mark": m, "count": count[v, k, m]} for v, k, m in order]
-        cards.append({"zoo": zoo, "claims": own, "tally": tally})
+        cards.append({"cast": cast, "claims": own, "tally": tally})
     return cards
