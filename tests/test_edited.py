@@ -26,7 +26,9 @@ from vitsee.io.record import COMPOSED, FIGURE, MADE_WITH, misfit
 from vitsee.io.tidy import Error, Table
 from vitsee.models import cards
 from vitsee.models.cards import Card
+from vitsee.papers.composing import Drawn
 from vitsee.papers.plot import plot
+from vitsee.plotting.style import Part
 from vitsee.report import assets, page, show_results
 from vitsee.report.collect import collect
 from vitsee.report.write import report
@@ -452,6 +454,7 @@ def composed_figure(cka: Path) -> Path:
     panel = {"name": "p", "title": "T", "analysis": "cka", "figure": "cka", "missing": []}
     panel["results"] = [os.path.relpath(cka, folder)]
     record = {"name": "fig01", "zoo": "mini", "caption": "C. d", "rows": [["p"]], "panels": [panel]}
+    record |= {"width": "column", "captioned": True, "abreast": 2}
     (folder / "figure.json").write_text(json.dumps(record))
     row = {"claim": "c", "figure": "fig01", "statement": "s", "statistic": "x (above is claimed)"}
     row |= {"value": 0.1, "low": 0.0, "high": 0.2, "threshold": 0.05, "holds": "undecided"}
@@ -464,10 +467,15 @@ def test_a_composed_figure_is_drawn(composed_figure):
     assert [path.name for path in plot(composed_figure)] == ["fig01.png", "claims.png"]
 
 
+def empty(panel, folder, figure, place, read) -> Drawn:
+    """A panel without axes."""
+    return Drawn(figure.add_subfigure(place), slice(0, 1), 3.0, 2.0, Part(2.0))
+
+
 @pytest.mark.parametrize("wrong", [7, "text", [[]], {}], ids=str)
 def test_a_figure_json_that_was_changed_is_drawn_or_refused(wrong, composed_figure, monkeypatch):
     """By `plot`, and by `report`, whatever part of it was changed to whatever."""
-    monkeypatch.setattr("vitsee.papers.composing.draw_panel", lambda *_: (3.0, 2.0))
+    monkeypatch.setattr("vitsee.papers.composing.draw_panel", empty)
     monkeypatch.setattr("vitsee.results.folder.Results.save_figures", lambda *_, **__: [])
     path = composed_figure / "figure.json"
     for other in changed(json.loads(path.read_text()), wrong):

@@ -457,3 +457,8 @@ def test_long_names_of_models_do_not_clip_a_legend_of_a_figure_that_stands_alone
     legend = figure.legends[0].get_window_extent()
     assert legend.x0 >= 0
     assert legend.x1 <= figure.bbox.x1
+
+
+def test_a_figure_json_that_asks_for_no_panels_side_by_side_gets_one():
+    rows = composing.rows_of(Made("fig01").record() | {"abreast": 0}, FOLDER, 3.25)
+    assert [len(row.panels) for row in rows] == [1, 1, 1, 1]

@@ -200,8 +200,9 @@ def rows_of(record: dict[str, Any], folder: Path, width: float = WIDTHS["text"])
                 first[key]["title"] += f" and {panel['title']}"
             else:
                 row.append(first.setdefault(key, panel))
-        most = min(len(row), record.get("abreast", 1) if width < WIDTHS["text"] else len(row))
-        rows += [Row(row[i : i + most], most) for i in range(0, len(row), most or 1)]
+        most = record.get("abreast", 1) if width < WIDTHS["text"] else len(row)
+        most = max(1, min(len(row), most))
+        rows += [Row(row[i : i + most], most) for i in range(0, len(row), most)]
     return rows
 
 
