@@ -246,17 +246,13 @@ def smallest(name: str, reasons: dict[str, str]) -> list[str]:
     reasons: those at the model's own size.
     """
     for side in SIDES:
-        for option in (
-            {"args": {"img_size": side, "depth": 3}},
-            {"args": {"img_size": side}},
-            {"overlay": {"input_size": [3, side, side]}},
-        ):
+        size = {"overlay": {"input_size": [3, side, side]}}
+        for args in ({"img_size": side, "depth": 3}, {"img_size": side}, {}):
+            options = size | ({"args": args} if args else {})
             with contextlib.suppress(UserError, AssertionError):
-                if reasons == {
-                    a: why and reason(why) for a, why in verdicts(name, **option).items()
-                }:
-                    ((key, value),) = option.items()
-                    return [override(f"model.{key}", value)]
+                said = verdicts(name, **options).items()
+                if reasons == {analysis: why and reason(why) for analysis, why in said}:
+                    return [override(f"model.{key}", value) for key, value in options.items()]
     return []
 
 
