@@ -63,7 +63,7 @@ def test_presets_select_the_layers_of_the_paper(name, paper, four, blocks):
         "four": four,
         "blocks": blocks,
         "last": 1,
-        "logits": 1,
+        "logits": int(net.num_classes > 0),
         "low": 5,
         "penultimate": 1,
         "last_stage": 3 if name.startswith("resnet") else 1,
