@@ -180,7 +180,8 @@ class Localization(Analysis):
         return list(dict.fromkeys(warnings))  # layers with the same grid share their patches
 
     def caption(self, figure: str, tables: dict[str, pd.DataFrame]) -> str:
-        return "The square marks the token; colour: CKA of token and patch, one scale per map"
+        own = "" if self.scale is Scale.common else ", one scale per map"
+        return f"The square marks the token; colour: CKA of token and patch{own}"
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         """CKA maps of the chosen tokens, one row per layer; own minus mean CKA, one map per layer."""
