@@ -911,6 +911,10 @@ def towers(tmp_path_factory):
         "CLIP": lambda: hf.CLIPModel(hf.CLIPConfig(**both)),
         "SigLIP": lambda: hf.SiglipModel(hf.SiglipConfig(**both)),
         "BEiT": lambda: hf.BeitModel(hf.BeitConfig(**small)),
+        "BEiT of patches": lambda: hf.BeitForImageClassification(hf.BeitConfig(**small)),
+        "BEiT of a token": lambda: hf.BeitForImageClassification(
+            hf.BeitConfig(**small, use_mean_pooling=False)
+        ),
         "Swin": lambda: hf.SwinModel(
             hf.SwinConfig(
                 **{"image_size": SIDE, "patch_size": 4, "embed_dim": 16, "window_size": 4},
@@ -952,6 +956,46 @@ def test_an_image_tower_of_transformers_is_loaded_with_its_tokens(name, towers):
     place, prefix, class_token, grid = TOKENS[name]
     layer = layers[place]
     assert (layer.prefix, layer.class_token, layer.grid) == (prefix, class_token, grid)
+
+
+@elsewhere
+@pytest.mark.parametrize(
+    ("name", "reads"),
+    [("classifier", True), ("CLIP", True), ("BEiT of patches", False), ("BEiT of a token", True)],
+)
+def test_whether_the_head_reads_the_class_token_is_measured(name, reads, towers):
+    from vitsee.models.taps import SURVEY
+
+    net = loader.load(of_transformers(towers[name]), "cpu").net
+    layer = SURVEY["attention"](net, SIZE)[-1]
+    assert (layer.class_token, layer.reads_class) == (True, reads)
+
+
+class Tokens(nn.Module):
+    """A small ViT of one's own, whose head reads the class token, or the mean of the patches."""
+
+    def __init__(self, *, mean: bool) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 8, stride=8)
+        self.cls_token = nn.Parameter(torch.randn(1, 1, 16))
+        self.block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True)
+        self.head = nn.Linear(16, 3)
+        self.mean = mean
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).mT
+        x = self.block(torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1))
+        return self.head(x[:, 1:].mean(1) if self.mean else x[:, 0])
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_rollout_through_a_network_of_one_s_own_starts_where_its_head_reads(mean, measure):
+    torch.manual_seed(0)
+    net = Tokens(mean=mean).train()
+    result = measure("analysis=attention_rollout", images=2, model=mine(net))
+    assert net.training
+    total = result.tables["attention_rollout"].groupby("image")["weight"].sum()
+    assert ((total > 0.5) == mean).all()  # (A + I) / 2: where it starts, it keeps more than half
 
 
 @elsewhere

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from vitsee.errors import UserError
@@ -24,7 +24,7 @@ def say_tokens(net: nn.Module, input_size: tuple[int, int, int]) -> None:
 
     The patch embedding is the first convolution, if its steps are as long as its patches; its output is the grid.
     What most layers have more than one token for each patch are prefix tokens. Whether the first one is a class token
-    only a parameter's name says.
+    only a parameter's name says; whether the head reads it, the gradient of the network's output.
     """
     from torch import nn
 
@@ -55,8 +55,53 @@ def say_tokens(net: nn.Module, input_size: tuple[int, int, int]) -> None:
         places = _positions(named, (patches, patches + prefix))
         if places is not None:
             said["pos_embed"] = places
+        tokens = [
+            name
+            for name, shape in shapes.items()
+            if shape and len(shape) == 3 and shape[1] == patches + prefix
+        ]
+        if said["has_class_token"] and _reads_patches_alone(net, tokens, prefix, input_size):
+            said["global_pool"] = "avg"
         # past nn.Module, which would register them a second time
         vars(net).update({key: value for key, value in said.items() if not hasattr(net, key)})
+
+
+def _reads_patches_alone(
+    net: nn.Module, tokens: Sequence[str], prefix: int, input_size: tuple[int, int, int]
+) -> bool:
+    """Return whether the output of the network depends on the patches and on no prefix token, after the last block.
+
+    tokens: modules that give tokens, in running order; the last one that the output depends on counts. False if that
+    cannot be measured: without values (on the meta device), or without gradients.
+    """
+    import torch
+
+    from vitsee.models.outputs import tensor_of
+
+    some = next(net.parameters())
+    if some.is_meta:
+        return False
+    drawn = torch.randn(1, *input_size, generator=torch.Generator().manual_seed(0))
+    pixels = drawn.to(some).requires_grad_()
+    kept: dict[str, Tensor | None] = {}
+
+    def hook(name: str) -> Callable[[nn.Module, object, object], None]:
+        return lambda module, args, output: kept.update({name: tensor_of(output)})
+
+    with ExitStack() as stack, suppress(RuntimeError):  # no gradient reaches the pixels
+        stack.callback(net.train, net.training)
+        stack.enter_context(torch.enable_grad())
+        for name in tokens:
+            handle = net.get_submodule(name).register_forward_hook(hook(name))
+            stack.callback(handle.remove)
+        output = tensor_of(net.eval()(pixels))
+        last = [there for name in tokens if (there := kept[name]) is not None]
+        if output is None:
+            return False
+        slopes = torch.autograd.grad(output.square().sum(), last, allow_unused=True)
+        slope = [slope for slope in slopes if slope is not None][-1]
+        return bool(slope[:, prefix:].any()) and not slope[:, :prefix].any()
+    return False
 
 
 def _positions(named: Mapping[str, Tensor], lengths: tuple[int, int]) -> Tensor | None:
