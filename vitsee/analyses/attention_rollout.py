@@ -40,7 +40,7 @@ class AttentionRollout(Analysis):
     reads: ClassVar[tuple[str, str]] = ("attention and pooling", "attention and pooling")
     default_images: ClassVar[int] = 8
     default_batch_size: ClassVar[int] = 8
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     ungrouped: ClassVar[tuple[str, ...]] = ("",)
 
     columns: ClassVar[dict[str, Table]] = {

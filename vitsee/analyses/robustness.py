@@ -50,6 +50,7 @@ class Robustness(Analysis):
     reads: ClassVar[tuple[str, str]] = ("outputs", "attention and pooling")
     default_images: ClassVar[int] = 512
     default_batch_size: ClassVar[int] = 64
+    version: ClassVar[int] = 2
     standard_errors: ClassVar[bool] = True
 
     columns: ClassVar[dict[str, Table]] = {
