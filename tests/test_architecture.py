@@ -41,6 +41,7 @@ ROOMS = {
         "errors",
         "gpus",
         "io",
+        "names",
         "options",
         "parallel",
         "plotting",

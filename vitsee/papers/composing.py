@@ -351,8 +351,8 @@ def share_bars(rows: list[list[Drawn]], figure: Figure, grid: GridSpec) -> dict[
         some = list(group)
         if len(same) == 1 and same != {None}:
             place = grid[2 * some[-1] + 1, :]
-            draw_bar(figure.add_subfigure(place), rows[some[0]][0], 2)
-            heights[some[-1]] = BAR
+            panel, part = rows[some[0]][0], figure.add_subfigure(place)
+            heights[some[-1]] = draw_bar(part, panel, figure.get_figwidth(), 1 / 2)
             continue
         for i in some:
             for panel in rows[i]:
@@ -361,8 +361,8 @@ def share_bars(rows: list[list[Drawn]], figure: Figure, grid: GridSpec) -> dict[
                         panel.part.colorbar(image, ax=axes, label=label, **options)
                 elif colours(panel):
                     place = grid[2 * i + 1, panel.columns]
-                    draw_bar(figure.add_subfigure(place), panel, 6)
-                    heights[i] = BAR
+                    height = draw_bar(figure.add_subfigure(place), panel, panel.width, 3 / 4)
+                    heights[i] = max(height, heights.get(i, 0))
     return heights
 
 
@@ -374,13 +374,15 @@ def colours(panel: Drawn) -> tuple[Any, ...] | None:
     return label, image.cmap.name, *image.get_clim(), options.get("extend", "neither")
 
 
-def draw_bar(part: SubFigure, panel: Drawn, width: float) -> None:
-    """Draw the panel's colour bar into a part of the page, so many times as wide as the space beside it."""
+def draw_bar(part: SubFigure, panel: Drawn, width: float, share: float) -> float:
+    """Draw the panel's colour bar into a part of the page, over this share of its width; return its height."""
     image, _, label, options = panel.asked.bars[0]
-    place = part.add_gridspec(1, 3, width_ratios=[1, width, 1])[1]
+    place = part.add_gridspec(1, 3, width_ratios=[(1 - share) / 2, share, (1 - share) / 2])[1]
     axes = part.add_subplot(place, label="<colorbar>")  # as matplotlib calls those it makes itself
     extend = options.get("extend", "neither")
+    label = style.wrapped(" ".join(label.split()), width * share, style.SMALL)
     part.colorbar(image, cax=axes, orientation="horizontal", label=label, extend=extend)
+    return BAR + label.count("\n") * LINE
 
 
 def write_caption(part: SubFigure, caption: str, width: float) -> float:

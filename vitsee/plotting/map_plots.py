@@ -136,11 +136,12 @@ def maps(
     columns = max(len(row.maps) for row in rows)
     tallest = [max(shape_ratio(m.values) for m in row.maps) for row in rows]
     highest = max(least, *(_highest(m) for row in rows for m in row.maps))
+    shared = common and on_page()
     with look():
         wide = 1.55 * columns + 0.8 if common else 1.95 * columns + 0.4
         size = (max(3.5, wide), sum(1.2 * r + 0.75 for r in tallest) + 0.45)
         if on_page():
-            side = (room(0) - 0.4) / columns - 0.3 if common else room(0) / columns - 0.7
+            side = room(0) / columns - (0.3 if shared else 0.7)  # beside labels and colour bar
             size = (room(0), sum(side * r + 0.5 for r in tallest))
         figure = canvas(size)
         cells = figure.subplots(len(rows), columns, squeeze=False, height_ratios=tallest)
@@ -151,10 +152,13 @@ def maps(
             for cell, one in zip(line, row.maps, strict=False):
                 image = _draw_map(cell, one, highest if common else max(least, _highest(one)))
                 cell.set_xlabel(xlabel)
-                if not common or one is row.maps[-1]:
+                if not shared and (not common or one is row.maps[-1]):
                     beside = cell.inset_axes((1.05, 0, 0.06, 1))  # as tall as the map
                     figure.colorbar(image, cax=beside, ticks=MaxNLocator(nbins=4))
-        headline(figure, f"{title}\nColour: {colour_label}{_undefined(rows)}")
+        undefined = _undefined(rows)
+        if shared:
+            colour_bar(figure, image, list(cells.flat), f"{colour_label}{undefined}")
+        headline(figure, f"{title}\nColour: {colour_label}{undefined}")
     return figure
 
 
