@@ -199,6 +199,10 @@ def test_places_of_a_window_are_in_rows_and_windows_follow_each_other_in_rows(na
         FAMILIES["Swin"],
         FAMILIES["Swin, second version"],
         ("swinv2_cr_tiny_224", {"embed_dim": 24, "depths": [2, 1], "num_heads": [1, 2]}),
+        (
+            "swin_tiny_patch4_window7_224",  # padded, too
+            {"img_size": 40, "embed_dim": 24, "depths": [2, 1], "num_heads": [1, 2]},
+        ),
     ],
 )
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (9, 2)])

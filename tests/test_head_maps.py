@@ -357,11 +357,3 @@ def test_a_planted_offset_is_found_within_windows_that_are_shifted():
     assert inside.nonzero()[:, 0].unique().tolist() == [0, 4, 5], "the window wraps around"
     assert inside.nonzero()[:, 1].unique().tolist() == [0, 4, 5]
     assert (seen[0][inside].sum(), seen[0, 0, 5]) == (1, 1)
-
-
-def test_windows_whose_places_are_unknown_are_refused_by_name():
-    layer = Layer("blocks.4.attn", (3, 9, 1), 0, False, (3, 3), (1, 1), windows=4)
-    with pytest.raises(
-        UserError, match=r"blocks\.4\.attn attends within windows whose places .*not known"
-    ):
-        HeadMaps().check({"model": [planted()[1], layer]})

@@ -40,8 +40,8 @@ class Layer:
         back, and `shape` begins with this number. 1 where the first axis is the images. Of attention within
         windows, grid and shape are those of one window.
     image_grid: of attention within windows, rows and columns of the grid of the whole image.
-    window_places: where on `image_grid`, in row-major order, each token of each window is; -1 for padding. Empty if
-        that is unknown.
+    window_places: where on `image_grid`, in row-major order, each token of each window is; -1 for padding.
+        Empty where attention is in the whole image.
     """
 
     name: str

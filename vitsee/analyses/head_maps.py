@@ -95,12 +95,6 @@ class HeadMaps(Analysis):
             raise UserError(f"analysis.fixed must be between 0 and 1, got {self.fixed}")
 
     def check(self, layers: dict[str, list[Layer]]) -> None:
-        for layer in layers["model"]:
-            if layer.windows > 1 and not layer.window_places:
-                raise UserError(
-                    f"analysis={self.name}: {layer.name} attends within windows whose places in the image are not "
-                    f"known; use analysis=attention_distance, or choose other layers with analysis.layers"
-                )
         rows, columns = _grid(layers["model"][0])
         if self.query and (self.query[0] >= rows or self.query[1] >= columns):
             raise UserError(
