@@ -40,6 +40,8 @@ WIDTHS = {"text": 6.75, "column": 3.25}
 """Inches across the text of a page, and across one of its two columns."""
 TITLE, LINE, BAR = 8.0, 0.125, 0.42
 """Points of a panel's title; inches of a line of text, and of a colour bar that panels share."""
+LOWEST = 0.05
+"""Height in inches of a row of the page that holds nothing: much lower ones make matplotlib's layout fail at times."""
 
 
 def draw(folder: Path, *, formats: Formats = PNG, read: Read = read) -> list[Path]:
@@ -158,7 +160,8 @@ def compose(record: dict[str, Any], folder: Path, read: Read) -> Figure | None:
             heights[2 * i] = max(panel.height for panel in panels)
         if record.get("captioned", True):
             heights[-1] = write_caption(figure.add_subfigure(grid[-1, :]), record["caption"], width)
-        grid.set_height_ratios([max(height, 1e-3) for height in heights])
+        heights = [max(height, LOWEST) for height in heights]
+        grid.set_height_ratios(heights)
         figure.set_size_inches(width, sum(heights))
         lay_out(figure)
         for panels in drawn:
