@@ -104,6 +104,9 @@ class AttentionRollout(Analysis):
         broken = (~sums.terms["weight"].isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
         return [f"the attention of images {broken} is NaN or Inf"] if broken else []
 
+    def caption(self, figure: str, tables: dict[str, pd.DataFrame]) -> str:
+        return "Below each image: how many times the weight of a black patch that of a fully lit one is"
+
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         """Each image next to a copy that is lit where the output attends."""
         from vitsee.plotting import map_plots

@@ -345,6 +345,8 @@ def _range(weights: np.ndarray) -> str:
     if np.isnan(weights).all():
         return "undefined"
     low, high = np.nanmin(weights), np.nanmax(weights)
+    if low > 0 and on_page():  # where there is no room for more
+        return f"× {high / low:.2g}"
     times = f" (× {high / low:.2g})" if low > 0 else ""
     return f"{low:.2g} … {high:.2g}{times}"
 
