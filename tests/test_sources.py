@@ -998,6 +998,19 @@ def test_rollout_through_a_network_of_one_s_own_starts_where_its_head_reads(mean
     assert ((total > 0.5) == mean).all()  # (A + I) / 2: where it starts, it keeps more than half
 
 
+class Aside(Tokens):
+    """Its tokens are computed, and do not reach its output."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        super().forward(x)
+        return x.mean((2, 3))
+
+
+def test_a_network_whose_output_does_not_depend_on_its_tokens_is_loaded(measure):
+    net = Aside(mean=True)
+    assert len(measure("analysis=attention_distance", images=2, model=mine(net)).tables) == 1
+
+
 @elsewhere
 def test_the_attention_by_which_a_tower_s_head_reads_its_tokens_is_found(towers):
     from vitsee.models.taps import SURVEY

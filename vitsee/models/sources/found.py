@@ -55,9 +55,7 @@ def built(model: Model, build: Callable[[], T]) -> T:
 
 def missing(extra: str, package: str) -> UserError:
     """Return the error for a library that is not installed."""
-    named = extra.replace(
-        "_", "-"
-    )  # older versions of pip do not know an extra by another spelling
+    named = extra.replace("_", "-")  # the only spelling that older versions of pip know
     return UserError(f"model={extra} needs the {package} library: pip install 'vitsee[{named}]'")
 
 

@@ -95,12 +95,13 @@ def _reads_patches_alone(
             handle = net.get_submodule(name).register_forward_hook(hook(name))
             stack.callback(handle.remove)
         output = tensor_of(net.eval()(pixels))
-        last = [there for name in tokens if (there := kept[name]) is not None]
-        if output is None:
+        last = [there for name in tokens if (there := kept.get(name)) is not None]
+        if output is None or not last:
             return False
         slopes = torch.autograd.grad(output.square().sum(), last, allow_unused=True)
-        slope = [slope for slope in slopes if slope is not None][-1]
-        return bool(slope[:, prefix:].any()) and not slope[:, :prefix].any()
+        for slope in reversed(slopes):
+            if slope is not None:
+                return bool(slope[:, prefix:].any()) and not slope[:, :prefix].any()
     return False
 
 
