@@ -1160,7 +1160,8 @@ def reachable_hub(monkeypatch, tmp_path):
         def download(*args, **more):
             raise error
 
-        monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+        for name in ("get_hf_file_metadata", "hf_hub_download"):
+            monkeypatch.setattr(huggingface_hub, name, download)
 
     return answers
 

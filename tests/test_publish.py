@@ -275,7 +275,7 @@ def test_the_claims_are_scored_on_any_two_models_and_what_one_cannot_give_is_lef
     ("words", "message"),
     [
         (["figure=fig1"], r"there is no figure=fig1; .*Did you mean fig"),
-        (["figure=fig01", "zoo=big"], "there is no zoo=big; zoo can be: mini, paper"),
+        (["figure=fig01", "zoo=big"], "there is no zoo=big; zoo can be: mini, paper, small"),
         (["figure=fig01", "analysis=cka"], "analysis=cka cannot be combined with figure=fig01"),
         (
             ["figure=fig01", "model=vit_mini"],
