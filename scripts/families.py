@@ -148,7 +148,7 @@ xcit: xcit_nano_12_p16_224
 """
 """Small models of each module of timm: one, or several where their blocks differ."""
 
-SIDES = (64, 96, 128, 160)
+SIDES = (64, 84, 96, 128, 160)
 """Sides of images to try for a run, smallest first."""
 
 NEEDS = {

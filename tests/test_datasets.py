@@ -907,25 +907,6 @@ def test_a_folder_that_lacks_the_split_is_told_to_be_removed_before_anything_is_
     assert len(datasets.load(Dataset(**asked), 32)) == 6
 
 
-def test_an_archive_is_fetched_under_another_name_and_takes_its_own_when_it_is_whole(
-    archive, monkeypatch
-):
-    content, names = archive.read_bytes(), []
-    archive.unlink()
-
-    def fetched(url: str, root: Path, filename: str, md5: str) -> None:
-        names.append(filename)
-        (Path(root) / filename).write_bytes(content)
-        assert not archive.exists()
-
-    monkeypatch.setattr("vitsee.io.reachable._ask", lambda url, seconds: "")
-    monkeypatch.setattr("torchvision.datasets.utils.download_url", fetched)
-    asked = Dataset(name="imagenette", kind="imagenette", root=str(archive.parent))
-    assert len(datasets.load(asked, 32)) == 6
-    assert archive.read_bytes() == content
-    assert names[0].startswith(".imagenette2-320.tgz.")
-
-
 def test_cifar_is_unpacked_whole_or_not_at_all(tmp_path, monkeypatch):
     from torchvision.datasets import CIFAR10
 

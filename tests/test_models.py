@@ -28,6 +28,7 @@ from vitsee.config import CONF
 from vitsee.errors import UserError
 from vitsee.listing import model_options
 from vitsee.models import fitting, hub, layout, loader, timm_architecture, weight_files
+from vitsee.models.sources.found import nonfinite
 from vitsee.models.sources.timm import _with_weights, without_classifier
 from vitsee.options import Model
 
@@ -789,6 +790,17 @@ def test_position_embeddings_of_another_resolution_are_resampled_and_the_log_say
     assert "small.safetensors was resampled to another shape: pos_embed" in caplog.text
 
 
+def test_an_infinite_buffer_is_no_damage_unless_it_is_a_running_statistic():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    net.register_buffer("highest", torch.tensor(torch.inf))
+    assert nonfinite(net) is None
+    net.register_buffer("highest", torch.tensor(torch.nan))
+    assert nonfinite(net) == "highest"
+    net.register_buffer("highest", torch.tensor(torch.inf))
+    net[1].running_var[0] = torch.inf
+    assert nonfinite(net) == "1.running_var"
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_damaged_weights_are_refused(value, saved, tmp_path):
     weights = load_file(saved)
@@ -1148,7 +1160,8 @@ def reachable_hub(monkeypatch, tmp_path):
         def download(*args, **more):
             raise error
 
-        monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+        for name in ("get_hf_file_metadata", "hf_hub_download"):
+            monkeypatch.setattr(huggingface_hub, name, download)
 
     return answers
 

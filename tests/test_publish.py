@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from math import nan
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -20,7 +21,7 @@ from vitsee.errors import UserError
 from vitsee.papers import atlas, composing, evidence
 from vitsee.papers.plot import plot
 from vitsee.papers.publish import Request, overrides, publish
-from vitsee.papers.verdicts import COLUMNS
+from vitsee.papers.verdicts import COLUMNS, moved
 from vitsee.plotting.scorecard import scorecard
 from vitsee.results import reading
 
@@ -37,6 +38,18 @@ def quickly_composed() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vitsee.papers.publish.composed", lambda words: composed(*words))
         yield
+
+
+@pytest.fixture
+def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Receptive fields are those of one channel, and intervals come from 20 draws: other tests look at the numbers."""
+
+    def one_channel(panel: atlas.Panel, *rest: Any) -> list[str]:
+        fewer = ["analysis.channels=1"] if panel.analysis == "receptive_field" else []
+        return [*overrides(panel, *rest), *fewer]
+
+    monkeypatch.setattr("vitsee.papers.publish.overrides", one_channel)
+    monkeypatch.setattr("vitsee.papers.verdicts.moved", lambda gathered, _: moved(gathered, 20))
 
 
 @pytest.mark.parametrize("name", [*PAPER, *APPENDIX, *VIT, *EXTRA, "claims"])
@@ -232,7 +245,7 @@ def test_a_panel_that_another_process_measures_is_waited_for(monkeypatch):
 
 
 def test_the_claims_are_scored_on_any_two_models_and_what_one_cannot_give_is_left_out(
-    tmp_path, images, undrawn
+    tmp_path, images, undrawn, cheap
 ):
     tiny = ["model=timm", "model.timm=test_resnet", "model.pretrained=false"]
     tiny += ["model@other=timm", "other.timm=test_vit", "other.pretrained=false", "other.name=mine"]
@@ -262,7 +275,7 @@ def test_the_claims_are_scored_on_any_two_models_and_what_one_cannot_give_is_lef
     ("words", "message"),
     [
         (["figure=fig1"], r"there is no figure=fig1; .*Did you mean fig"),
-        (["figure=fig01", "zoo=big"], "there is no zoo=big; zoo can be: mini, paper"),
+        (["figure=fig01", "zoo=big"], "there is no zoo=big; zoo can be: mini, paper, small"),
         (["figure=fig01", "analysis=cka"], "analysis=cka cannot be combined with figure=fig01"),
         (
             ["figure=fig01", "model=vit_mini"],

@@ -16,7 +16,7 @@ Tab completion: eval "$(vitsee -sc install=bash)", for zsh eval "$(vitsee -sc in
 
 
 RUN_HELP = """usage: vitsee run [analysis=NAME] [model=NAME] [model@other=NAME] [dataset=NAME] [key=value …]
-       vitsee run figure=NAME[,NAME…]|all [zoo=mini|paper] [key=value …]
+       vitsee run figure=NAME[,NAME…]|all [zoo=mini|small|paper] [key=value …]
 
 Measures one experiment, writes its tables (CSV) and draws its figures (PNG). The same command resumes an
 interrupted run; if everything is already measured, it only redraws.

@@ -12,6 +12,7 @@ from vitsee.data.image_files import in_folder
 from vitsee.data.images import Arrays, Images
 from vitsee.errors import UserError, expanded, unknown
 from vitsee.io import writing
+from vitsee.io.fetching import fetch
 from vitsee.io.reachable import require
 from vitsee.options import Dataset
 
@@ -77,7 +78,7 @@ def _download(dataset: Dataset, url: str, md5: str, unpack: Callable[[], Any]) -
     A complete archive, downloaded before or copied by hand, needs no network. Raises UserError that says
     what to do.
     """
-    from torchvision.datasets.utils import check_integrity, download_url
+    from torchvision.datasets.utils import check_integrity
 
     root = cache_of(dataset)
     archive = root / Path(url).name
@@ -92,8 +93,7 @@ def _download(dataset: Dataset, url: str, md5: str, unpack: Callable[[], Any]) -
         root.mkdir(parents=True, exist_ok=True)
         writing.clear(root)
         if not fetched:
-            with writing.whole(archive) as partial:
-                download_url(url, root, partial.name, md5)
+            fetch(url, archive, md5, f"dataset={dataset.name}")
         return unpack()
     except (OSError, RuntimeError) as error:
         raise UserError(f"downloading dataset={dataset.name} failed ({error}); {remedy}") from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -11,11 +13,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vitsee.errors import UserError, nearest, unknown
+from vitsee.io.fetching import megabytes
 from vitsee.io.reachable import require
 from vitsee.models.weight_files import few, line
 from vitsee.options import Model
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
+
+LARGE = 2**20
+"""Bytes from which a download is announced."""
 
 REMEDY = (
     "download it on a machine with network access and set HF_HUB_CACHE to that cache, or name a local file with "
@@ -156,7 +164,7 @@ def fetch_from_hub(
     model: Model, place: str, revision: str | None, *names: str, remedy: str = REMEDY
 ) -> Path:
     """Return the local path of the first of these files that a repository has, downloading it if it is not cached."""
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import constants, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     for file in names:
@@ -171,7 +179,7 @@ def fetch_from_hub(
     require(constants.ENDPOINT, what, remedy)
     for file in names:
         try:
-            return Path(hf_hub_download(place, file, revision=revision))
+            return _download(place, file, revision, what)
         except Exception as error:
             # LocalEntryNotFoundError means that the hub did not answer, not that the file does not exist
             absent = isinstance(error, EntryNotFoundError)
@@ -180,3 +188,23 @@ def fetch_from_hub(
             reason = " ".join(str(error).split())
             raise UserError(f"{what} could not be downloaded ({reason}); {remedy}") from error
     raise UserError(f"{what} does not contain {' or '.join(names)}; {remedy}")
+
+
+def _download(place: str, file: str, revision: str | None, what: str) -> Path:
+    """Download a file into the hub's cache, or what is missing of it. Raises OSError if it is damaged."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+    expected = get_hf_file_metadata(hf_hub_url(place, file, revision=revision))
+    if (expected.size or 0) > LARGE:
+        log.info(
+            "%s: downloading %s into %s, once",
+            *(what, megabytes(expected.size or 0), constants.HF_HUB_CACHE),
+        )
+    path = Path(hf_hub_download(place, file, revision=revision))
+    digest = expected.etag or ""
+    if re.fullmatch("[0-9a-f]{64}", digest):  # of a large file; that of a small one is git's
+        with path.open("rb") as content:
+            if hashlib.file_digest(content, "sha256").hexdigest() != digest:
+                path.resolve().unlink()
+                raise OSError(f"{file} was damaged on the way and is removed: repeat the command")
+    return path

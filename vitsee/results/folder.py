@@ -206,13 +206,18 @@ class Results:
         Text in PDF and SVG is text, in TrueType fonts, and the cells of heatmaps stay cells.
         """
         import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
 
         written = []
         for name, figure in figures.items():
+            figure.set_dpi(200)
             for ending in formats:
                 buffer = io.BytesIO()
                 with matplotlib.rc_context(EMBEDDED), cells(figure, ending):
-                    figure.savefig(buffer, format=ending, dpi=200, metadata=DATELESS[ending])
+                    if ending == "png":  # savefig draws everything twice
+                        FigureCanvasAgg(figure).print_png(buffer, metadata=DATELESS[ending])
+                    else:
+                        figure.savefig(buffer, format=ending, dpi=200, metadata=DATELESS[ending])
                 written.append(self.write(f"{name}.{ending}", buffer.getvalue()))
         return written
 
@@ -220,14 +225,9 @@ class Results:
 @contextmanager
 def cells(figure: Figure, ending: str) -> Iterator[None]:
     """Within the block, a vector format has an image's own pixels, not those of a raster of the page."""
-    from matplotlib.image import AxesImage
-
-    images = [
-        image
-        for image in figure.findobj(AxesImage)
-        if isinstance(image, AxesImage) and image.get_interpolation() == "nearest"
-    ]
-    for image in images if ending in VECTOR else []:
+    every = [image for axes in figure.axes for image in axes.images] if ending in VECTOR else []
+    images = [image for image in every if image.get_interpolation() == "nearest"]
+    for image in images:
         image.set_interpolation("none")
     try:
         yield

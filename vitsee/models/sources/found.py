@@ -60,10 +60,15 @@ def missing(extra: str, package: str) -> UserError:
 
 
 def nonfinite(net: nn.Module) -> str | None:
-    """Return the name of a weight with NaN or Inf, which its extremes show; None if there is none."""
+    """Return the name of a weight with NaN or Inf, which its extremes show; None if there is none.
+
+    Buffers may be infinite, as the limits of a clamp and masks are, but not running statistics.
+    """
+    weights = {name for name, _ in net.named_parameters(remove_duplicate=False)}
     for name, tensor in net.state_dict().items():
         if tensor.is_floating_point() and tensor.numel():
             lowest, highest = tensor.aminmax()
-            if not (lowest.isfinite() and highest.isfinite()):
+            limits = name not in weights and "running_" not in name
+            if lowest.isnan() or (not limits and (lowest.isinf() or highest.isinf())):
                 return name
     return None

@@ -1,0 +1,85 @@
+"""Downloads of large files: announced with their size, continued where an earlier one stopped, and checked."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import urllib.error
+import urllib.request
+from contextlib import suppress
+from http.client import HTTPException
+from pathlib import Path
+from typing import BinaryIO
+
+log = logging.getLogger(__name__)
+
+PIECE = 2**20
+"""Bytes read at a time."""
+PATIENCE = 30
+"""Seconds after which a server that sends nothing is given up."""
+
+
+def fetch(url: str, path: Path, md5: str, what: str) -> None:
+    """Download a file to a hidden name beside `path`, which appears when it is whole and has this MD5.
+
+    What is interrupted stays, and the next call continues there. Of several processes, one downloads and the others
+    wait for it. what: names it in the log. Raises OSError if it is not whole or damaged.
+    """
+    partial = path.with_name(f".{path.name}.download")
+    with partial.open("ab") as file:
+        with suppress(OSError):  # some file systems have no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if _has(path, md5):  # from the process that was waited for
+            partial.unlink(missing_ok=True)
+            return
+        _append(url, file, path.parent, what)
+        if not _has(partial, md5):
+            partial.unlink()
+            raise OSError(f"{path.name} was damaged on the way and is removed: repeat the command")
+        os.replace(partial, path)
+
+
+def _has(path: Path, md5: str) -> bool:
+    if not path.exists():
+        return False
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "md5").hexdigest() == md5
+
+
+def _append(url: str, file: BinaryIO, folder: Path, what: str) -> None:
+    """Append what is missing of the file at this address."""
+    from tqdm import tqdm
+
+    there = os.fstat(file.fileno()).st_size
+    request = urllib.request.Request(url, headers={"Range": f"bytes={there}-"} if there else {})
+    try:
+        answer = urllib.request.urlopen(request, timeout=PATIENCE)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and there:  # there is no more of it
+            return
+        raise
+    with answer:
+        if answer.status != 206:  # from the beginning
+            file.truncate(0)
+            there = 0
+        length = int(answer.headers.get("Content-Length") or 0)
+        log.info("%s: downloading %s into %s, once", what, megabytes(there + length), folder)
+        with tqdm(
+            total=there + length, initial=there, unit="B", unit_scale=True, disable=None
+        ) as bar:
+            try:
+                while piece := answer.read(PIECE):
+                    file.write(piece)
+                    bar.update(len(piece))
+            except HTTPException as error:
+                raise OSError(f"{type(error).__name__}: repeat the command to continue") from error
+    file.flush()
+    if os.fstat(file.fileno()).st_size < there + length:
+        raise OSError("the connection broke off: repeat the command to continue")
+
+
+def megabytes(size: int) -> str:
+    """Return the size as people say it."""
+    return f"{size / 1e6:,.0f} MB" if size >= 1e6 else f"{size:,} bytes"
