@@ -17,7 +17,7 @@ import fcntl, json, multiprocessing, os, resource, signal, sys, traceback
 from fnmatch import fnmatch
 import matplotlib.pyplot
 import timm
-from vitsee import cli, gpus
+from vitsee import cli, gpus, runner
 from vitsee.papers import publish
 from vitsee.report import write
 from vitsee.training import examples, recipes, trainer
@@ -38,10 +38,11 @@ def strike(pattern, nth, number):
     os.replace = replace
 
 
-def command(words, limit, moment, environment, spawn):
+def command(words, limit, moment, environment, drawn):
     os.environ.update(environment)
-    if not spawn:
-        gpus.get_context = examples.get_context = lambda kind: by_fork
+    if not drawn:
+        runner.draw = lambda *path, **options: []
+    gpus.get_context = examples.get_context = lambda kind: by_fork
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     if moment:
@@ -165,12 +166,13 @@ class Forks:
         limit: int | None = None,
         moment: Moment | None = None,
         environment: Mapping[str, str] | None = None,
-        spawn: bool = False,
+        drawn: bool = True,
     ) -> Fork:
         """A new `vitsee …`. limit: bytes that a file may have. moment: when it sends itself a signal.
-        spawn: the processes that it starts import torch again, as they do outside tests.
+        drawn: else it writes the tables of a run, but no figures.
         """
-        return Fork(self, self.ask("start", words, limit, moment, dict(environment or {}), spawn))
+        asked = words, limit, moment, dict(environment or {}), drawn
+        return Fork(self, self.ask("start", *asked))
 
     def run(self, words: list[str]) -> Fork:
         """A new `vitsee …` that ends well."""

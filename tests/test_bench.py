@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,13 +16,24 @@ import torch
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> Callable[..., list]:
-    """The last lines that `bench.py …` prints: one process per case, as always, but this one reads the words."""
+    """The last lines that `bench.py …` prints: one process per case, as always, but forked from this one."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")  # as the script sets it
     import bench
 
+    def forked(words: list[str], check: bool) -> subprocess.CompletedProcess[bytes]:
+        process = get_context("fork").Process(target=case, args=(words[1:],))
+        process.start()
+        process.join()
+        return subprocess.CompletedProcess(words, process.exitcode)
+
+    def case(words: list[str]) -> None:
+        sys.argv = words
+        bench.main()
+
     def call(*words: str) -> list[str]:
         monkeypatch.setattr(sys, "argv", ["bench.py", "--rounds", "1", *words])
+        monkeypatch.setattr(bench, "subprocess", SimpleNamespace(run=forked))
         bench.main()
         return capfd.readouterr().out.strip().splitlines()[-3:]
 

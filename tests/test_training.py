@@ -77,6 +77,21 @@ def wee(
 ALONE = Ranks()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def without_curves():
+    """Trainings draw no curves here; one of test_faults.py draws its own, again and again to the byte."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "training_curve", lambda *words, **tables: None)
+        patch.setattr(Results, "save_figures", lambda self, figures: [])
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """The folder of a training as `wee` asks for it, which no test changes."""
+    return train(wee(tmp_path_factory.mktemp("whole")))
+
+
 def splits_of(asked: Training, tmp_path: Path) -> Splits:
     return Splits.of(asked, 28, tmp_path)
 
@@ -115,14 +130,14 @@ AUGMENTED = {
     ids=["at once", "late", "bf16", "shifted and mixed", "sgd", "augmented, with dropout"],
 )
 def test_an_interrupted_training_goes_on_and_gives_the_same_weights(
-    changes, steps, tmp_path, monkeypatch
+    changes, steps, trained, tmp_path, monkeypatch
 ):
     def asked(name: str) -> Training:
         return wee(
             tmp_path / name, **{k: dict(v) if k == "model" else v for k, v in changes.items()}
         )
 
-    whole = train(asked("whole"))
+    whole = train(asked("whole")) if changes else trained
     with monkeypatch.context() as during:
         stop_after(steps, during)
         with pytest.raises(Interrupted):
@@ -170,10 +185,9 @@ def stopped(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> dict[str, bytes]:
+def whole(trained) -> dict[str, bytes]:
     """What the same training ends with when nothing happens to it."""
-    folder = train(wee(tmp_path_factory.mktemp("whole")))
-    return {name: (folder / name).read_bytes() for name in ("wee.safetensors", "metrics.csv")}
+    return {name: (trained / name).read_bytes() for name in ("wee.safetensors", "metrics.csv")}
 
 
 class TestCheckpoints:
@@ -613,8 +627,8 @@ def test_a_decoding_process_that_dies_in_a_training_is_explained(tmp_path, monke
 
 
 class TestFineTuning:
-    def test_it_begins_with_the_weights_and_a_classifier_of_zeros(self, tmp_path):
-        start = train(wee(tmp_path)) / "wee.safetensors"
+    def test_it_begins_with_the_weights_and_a_classifier_of_zeros(self, trained, tmp_path):
+        start = trained / "wee.safetensors"
         trainer = Trainer(wee(tmp_path, start=str(start)))
         before, after = load_file(start), trainer.net.state_dict()
         same = {name for name in before if before[name].equal(after[name])}
@@ -622,8 +636,8 @@ class TestFineTuning:
         assert not after["head.weight"].any()
         assert not after["head.bias"].any()
 
-    def test_other_classes_and_a_higher_resolution_are_what_it_is_for(self, tmp_path):
-        start = train(wee(tmp_path)) / "wee.safetensors"
+    def test_other_classes_and_a_higher_resolution_are_what_it_is_for(self, trained, tmp_path):
+        start = trained / "wee.safetensors"
         larger = {
             "args": {"img_size": 42, "num_classes": 16},
             "overlay": {"input_size": [3, 42, 42], "mean": [0.5] * 3, "std": [0.5] * 3},
@@ -642,8 +656,8 @@ class TestFineTuning:
         assert "fine-tuned on the data set" in (folder / "wee.md").read_text()
         assert cards.read(folder / "wee.md").started_from.startswith("wee.safetensors (SHA-256 ")
 
-    def test_weights_that_do_not_fit_are_refused(self, tmp_path):
-        start = train(wee(tmp_path)) / "wee.safetensors"
+    def test_weights_that_do_not_fit_are_refused(self, trained, tmp_path):
+        start = trained / "wee.safetensors"
         with pytest.raises(UserError, match="does not fit the model: 12 missing"):
             Trainer(wee(tmp_path, start=str(start), model={"args": {"depth": 3}}))
         with pytest.raises(UserError, match="there is no checkpoint"):
@@ -670,14 +684,13 @@ class TestPool:
 class TestWatching:
     """heads.csv and metrics.csv say where a ViT looks while it is trained."""
 
-    def test_the_distances_of_heads_are_those_of_the_analysis(self, tmp_path):
+    def test_the_distances_of_heads_are_those_of_the_analysis(self, trained, tmp_path):
         asked = wee(tmp_path)
-        folder = train(asked)
-        heads = pd.read_csv(folder / "heads.csv")
+        heads = pd.read_csv(trained / "heads.csv")
         assert heads["step"].unique().tolist() == [2, 4, 6]
         assert len(heads) == 3 * 2 * 2
         net = timm_architecture.build(asked.model).eval()
-        net.load_state_dict(load_file(folder / "wee.safetensors"))
+        net.load_state_dict(load_file(trained / "wee.safetensors"))
         images = np.stack([Scenes("test", 0, 28).image(i) for i in range(32)])
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
         last = heads[heads["step"] == 6]["distance"].to_numpy()
@@ -737,8 +750,8 @@ class TestCard:
         expected = 2 * (16 * patch * width + 2 * block + width * 16)
         assert counted == expected
 
-    def test_it_says_again_what_was_trained(self, tmp_path):
-        card = cards.read(train(wee(tmp_path)) / "wee.md")
+    def test_it_says_again_what_was_trained(self, trained):
+        card = cards.read(trained / "wee.md")
         assert (card.name, card.images_seen, card.train_images) == ("wee", 96, 64)
         assert card.training_flops == 3 * card.flops_per_image * 96
         assert card.recipe["lr"] == 1e-3

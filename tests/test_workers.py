@@ -38,18 +38,24 @@ SHARED = [
 def start(forks: Forks, images: Path) -> Callable[..., Fork]:
     """Starts `vitsee run` with two processes."""
 
-    def start(outputs: Path, *overrides: str, spawn: bool = False) -> Fork:
+    def start(outputs: Path, *overrides: str) -> Fork:
         words = [*tiny_overrides(images, outputs), "run.gpus=2", "run.save_every=1", *overrides]
-        return forks.start(["run", *words], spawn=spawn)
+        return forks.start(["run", *words], drawn=False)
 
     return start
 
 
-def members_of(pid: int) -> list[int]:
-    """Processes that this one started to measure, in that order."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    words = {int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
-    return [pid for pid, command in words.items() if "spawn_main" in command]
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def spawned_by(pid: int) -> list[int]:
+    """Processes that this one started to measure, each with an interpreter of its own, in that order."""
+    return [
+        child
+        for child in children_of(pid)
+        if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()
+    ]
 
 
 @pytest.mark.parametrize("name", [of_analysis(name) for name in SHARED])
@@ -104,7 +110,7 @@ def test_a_killed_process_is_told_and_the_same_command_goes_on(tiny, tmp_path, m
 
     def kill() -> None:
         wait_until(lambda: list(tmp_path.rglob("o/**/001-of-002.pt")))
-        os.kill(members_of(os.getpid())[1], signal.SIGKILL)
+        os.kill(spawned_by(os.getpid())[1], signal.SIGKILL)
         killed.set()
 
     def once_killed(meeting: list[Connection]) -> None:
@@ -127,9 +133,9 @@ def test_a_killed_process_is_told_and_the_same_command_goes_on(tiny, tmp_path, m
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes by /proc")
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])
 def test_when_the_command_is_stopped_its_processes_save_and_end(stop, start, tmp_path):
-    process = start(tmp_path, "repeats=4000", spawn=True)
+    process = start(tmp_path, "repeats=4000")
     wait_until(lambda: list(tmp_path.rglob("001-of-002.pt")), process)
-    members = members_of(process.pid)
+    members = children_of(process.pid)
     assert len(members) == 2
     process.send(stop)
     if stop is signal.SIGKILL:

@@ -6,11 +6,15 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import yaml
+from forks import Forks
 from hydra import compose, initialize_config_dir
 
 from vitsee.config import CONF
@@ -43,20 +47,39 @@ def script() -> ModuleType:
     return module
 
 
-def zoo(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "zoo.py"), *words],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def zoo_here(forks: Forks) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The script in this process, whose trainings are forks."""
+
+    class Training:
+        def __init__(self, words: list[str], **how: object) -> None:
+            self.fork = forks.start(words[1:])
+
+        def poll(self) -> int:
+            self.returncode = self.fork.end()
+            return self.returncode
+
+        def communicate(self) -> tuple[str, str]:
+            return self.fork.out, self.fork.err
+
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        out, err, module = StringIO(), StringIO(), script()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.setattr(sys, "argv", ["zoo.py", *words])
+            patch.setattr(module, "subprocess", SimpleNamespace(Popen=Training, PIPE=None))
+            code = module.main()
+        return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+    return call
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> tuple[list[str], subprocess.CompletedProcess[str], Path]:
+def trained(zoo_here, tmp_path_factory) -> tuple[list[str], subprocess.CompletedProcess[str], Path]:
     """Two tiny trainings side by side, one of which fails: the command, what it did, and its folder."""
     into = tmp_path_factory.mktemp("zoo")
     words = ["vit_nano", "resnet_mini", "vit_nano_gap", "--together=2", f"--into={into}"]
-    words += [f"--vitsee={sys.executable} -m vitsee", "--", *TINY, f"run.outputs={into / 'out'}"]
-    return words, zoo(*words), into
+    words += ["--vitsee=vitsee", "--", *TINY, f"run.outputs={into / 'out'}"]
+    return words, zoo_here(*words), into
 
 
 def test_it_trains_what_can_be_trained_and_names_what_failed(trained):
@@ -68,17 +91,20 @@ def test_it_trains_what_can_be_trained_and_names_what_failed(trained):
     assert (card.name, card.images_seen, card.classes) == ("vit_nano", 192, 64)
 
 
-def test_again_it_goes_on_from_where_it_was(trained):
+def test_again_it_goes_on_from_where_it_was(trained, zoo_here):
     words, done, into = trained
     before = (into / "vit_nano.safetensors").read_bytes()
-    again = zoo("vit_nano", *words[3:])
+    again = zoo_here("vit_nano", *words[3:])
     assert again.returncode == 0, again.stderr
     assert again.stdout in done.stdout
     assert (into / "vit_nano.safetensors").read_bytes() == before
 
 
 def test_a_name_that_it_does_not_know_is_refused_with_those_it_does():
-    done = zoo("vit_mino")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "zoo.py"), "vit_mino"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 2
     assert "there is no model vit_mino to train; there are vit_mini, vit_nano," in done.stderr
 
