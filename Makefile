@@ -53,13 +53,9 @@ zoo: setup ## Train the next small models on contours (minutes on a GPU, days on
 docs: .venv/.installed-dev ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict --quiet
 
-# Types are checked while the tests run, and told at the end. Modules are compiled once, not in each process.
-test: .venv/.installed-dev ## Check format, lint and types, and run the tests
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	types=$$(mktemp); $(BIN)/mypy >$$types 2>&1 & mypy=$$!; \
-	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -q --numprocesses=auto; tests=$$?; \
-	wait $$mypy; mypy=$$?; cat $$types; rm $$types; exit $$((tests + mypy))
+# Modules are compiled once, not in each process.
+test: .venv/.installed-dev lint ## Check format, lint and types, and run the tests
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -q --numprocesses=auto
 
 LOWEST ?= attention block_similarity datasets kernels laws layers layout models receptive_field report state verdicts
 # torch finds CUDA's libraries, which are gigabytes, in .venv.
