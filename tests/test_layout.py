@@ -483,7 +483,9 @@ ANSWERED = {
     functional.linear: ([(2, 5, 4), (3, 4), (3,)], [(2, 5), (3, 4)]),
     functional.layer_norm: ([(2, 5, 4), [5, 4]], [(2, 5, 4), [5]]),
     functional.batch_norm: ([WIDE, (3,), (3,)], [WIDE, (4,), (4,)]),
-    functional.gelu: ([WIDE], []),
+    functional.group_norm: ([WIDE, 3], [WIDE, 2]),
+    **dict.fromkeys(layout.ACTIVATIONS, ([WIDE], [])),
+    **dict.fromkeys(layout.ELEMENTWISE, ([WIDE, WIDE], [WIDE, (2, 3, 5, 5)])),
     functional.scaled_dot_product_attention: ([WIDE] * 3, [WIDE, (2, 3, 5, 6), (2, 3, 5, 6)]),
 }
 """What dry runs answer themselves, with shapes of tensors (tuples) that fit, and that torch refuses."""
@@ -501,3 +503,17 @@ def test_a_dry_run_answers_usual_functions_as_torch_does_and_leaves_misfits_to_t
         assert layout._KNOWN[function](*refused) is None
         with pytest.raises(RuntimeError):
             function(*refused)
+
+
+@pytest.mark.parametrize("activation", layout.ACTIVATIONS[1:])
+def test_a_dry_run_answers_an_activation_in_place_with_its_input(activation):
+    x = torch.empty(WIDE, device="meta")
+    with layout._OnMeta():
+        assert activation(x, inplace=True) is x
+        assert activation(x) is not x
+
+
+def test_a_dry_run_leaves_sums_of_different_shapes_to_torch():
+    x = torch.empty(WIDE, device="meta")
+    with layout._OnMeta():
+        assert (x[:, :1] + x).shape == torch.add(x[:1], other=x).shape == (2 * x).shape == WIDE
