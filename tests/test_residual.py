@@ -20,11 +20,12 @@ NARROW = {"embed_dim": 48, "num_heads": 3}
 MODELS = {
     "ViT": ("vit_tiny_patch16_224", {"depth": 2}),
     "ViT with LayerScale": ("deit3_small_patch16_224", NARROW | {"depth": 2, "init_values": 0.3}),
-    "ViT with registers": ("vit_betwixt_patch16_reg4_gap_256", NARROW | {"depth": 2}),
+    "ViT with registers": ("vit_betwixt_patch16_reg4_gap_256", NARROW | {
+        "depth": 2, "init_values": 0.3}),
     "ViT with norms after": ("vit_base_patch16_rpn_224", NARROW | {"depth": 2}),
     "ViT-22B": ("vit_tiny_patch16_224", {"depth": 2, "block_fn": "ParallelScalingBlock"}),
     "differential ViT": ("vit_tiny_patch16_224", {"depth": 2, "block_fn": "DiffParallelScalingBlock"}),
-    "relative positions": ("vit_relpos_medium_patch16_224", NARROW | {"depth": 2}),
+    "relative positions": ("vit_relpos_medium_patch16_224", NARROW | {"depth": 2, "init_values": 0.3}),
     "relative positions, norms after": ("vit_relpos_base_patch16_224", NARROW | {
         "depth": 2, "block_fn": "ResPostRelPosBlock"}),
     "BEiT": ("beit_base_patch16_224", NARROW | {"depth": 2, "init_values": 0.3}),
