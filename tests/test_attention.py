@@ -121,18 +121,25 @@ def test_weights_come_in_chunks_of_images_that_add_up_to_all(monkeypatch):
 
 
 REFUSED = {
-    "blocks of tokens": ("nest_tiny", r"Attention\) attends within windows of 196 tokens"),
+    "blocks of tokens": ("nest_tiny", {}, r"Attention\) attends within windows of 196 tokens"),
     "another formula": (
         "coat_lite_tiny",
+        {},
         "its FactorAttnConvRelPosEnc compute attention by a formula",
     ),
     "channels": (
         "xcit_nano_12_p16_224",
+        {"depth": 2},
         r"XCA\) attends among 32 entries, which are not the model's",
     ),
-    "the class token only": ("cait_xxs24_224", r"ClassAttn\) attends from 1 to 197 tokens"),
+    "the class token only": (
+        "cait_xxs24_224",
+        {"depth": 2},
+        r"ClassAttn\) attends from 1 to 197 tokens",
+    ),
     "no attention": (
         "resnet18",
+        {},
         "ResNet has no softmax attention .*: none of its modules computes attention",
     ),
 }
@@ -140,9 +147,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_attention_that_is_not_from_every_token_to_every_token_is_refused_with_the_reason(kind):
-    name, message = REFUSED[kind]
+    name, args, message = REFUSED[kind]
     with torch.device("meta"):
-        net = timm.create_model(name).eval()
+        net = timm.create_model(name, **args).eval()
     with pytest.raises(UserError, match=message):
         attention_hooks.survey(net, (3, 224, 224))
 
@@ -159,7 +166,7 @@ def test_attention_that_is_not_from_every_token_to_every_token_is_refused_with_t
         ("swinv2_cr_tiny_224", {"embed_dim": 24, "depths": [1, 1], "num_heads": [1, 2]}),
         ("tiny_vit_5m_224", {"embed_dims": [16, 24, 32, 32], "depths": [1] * 4, "num_heads": [1, 2, 2, 2]}),
         ("gcvit_xxtiny", {}),
-        ("davit_tiny", {}),
+        ("davit_tiny", {"embed_dims": [16, 32, 32, 32], "depths": [1] * 4, "num_heads": [1, 2, 2, 2]}),
     ],
 )  # fmt: skip
 def test_places_of_a_window_are_in_rows_and_windows_follow_each_other_in_rows(name, args):

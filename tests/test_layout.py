@@ -54,17 +54,17 @@ def of(name: str, size: tuple[int, int] | None = None, **args: object) -> dict[s
 @pytest.mark.parametrize(
     ("name", "args", "size", "steps"),
     [
-        ("vit_tiny_patch16_224", {}, None, {"patch_embed.proj": 16, "blocks.0": 16}),
-        ("vit_tiny_patch16_224", {"img_size": 30, "patch_size": 8}, None, {"blocks.0": 8}),
-        ("vit_tiny_patch16_224", {"img_size": 70, "patch_size": 11}, None, {"blocks.0": 11}),
-        ("vit_tiny_patch16_224", {"img_size": 64, "dynamic_img_size": True}, None, {"norm": 16}),
-        ("vit_tiny_patch16_224", {"img_size": 64, "patch_size": (8, 16)}, None, {"norm": (8, 16)}),
+        ("vit_tiny_patch16_224", {"depth": 1}, None, {"patch_embed.proj": 16, "blocks.0": 16}),
+        ("vit_tiny_patch16_224", {"depth": 1, "img_size": 30, "patch_size": 8}, None, {"blocks.0": 8}),
+        ("vit_tiny_patch16_224", {"depth": 1, "img_size": 70, "patch_size": 11}, None, {"blocks.0": 11}),
+        ("vit_tiny_patch16_224", {"depth": 1, "img_size": 64, "dynamic_img_size": True}, None, {"norm": 16}),
+        ("vit_tiny_patch16_224", {"depth": 1, "img_size": 64, "patch_size": (8, 16)}, None, {"norm": (8, 16)}),
         ("vit_tiny_patch16_224", {"img_size": (64, 96)}, None, {"blocks.1": 16}),
-        ("vit_small_r26_s32_224", {}, None, {"blocks.0": 32}),
-        ("vit_tiny_r_s16_p8_224", {}, None, {"patch_embed.backbone.pool": 4, "blocks.0": 32}),
-        ("deit_tiny_distilled_patch16_224", {}, None, {"blocks.0": 16}),
-        ("beit_base_patch16_224", {}, None, {"blocks.0": 16}),
-        ("eva02_tiny_patch14_224", {}, None, {"blocks.0": 14}),
+        ("vit_small_r26_s32_224", {"depth": 1}, None, {"blocks.0": 32}),
+        ("vit_tiny_r_s16_p8_224", {"depth": 1}, None, {"patch_embed.backbone.pool": 4, "blocks.0": 32}),
+        ("deit_tiny_distilled_patch16_224", {"depth": 1}, None, {"blocks.0": 16}),
+        ("beit_base_patch16_224", {"depth": 1}, None, {"blocks.0": 16}),
+        ("eva02_tiny_patch14_224", {"depth": 1}, None, {"blocks.0": 14}),
         ("mixer_s32_224", {}, None, {"stem": 32, "blocks.0": 32}),
         ("resnet18", {}, None, {"conv1": 2, "layer1.0": 4, "layer2.0": 8, "layer4.1": 32}),
         ("resnet18", {}, (30, 30), {"conv1": 2, "layer3.0": 16, "layer4.1": 32}),
@@ -483,7 +483,9 @@ ANSWERED = {
     functional.linear: ([(2, 5, 4), (3, 4), (3,)], [(2, 5), (3, 4)]),
     functional.layer_norm: ([(2, 5, 4), [5, 4]], [(2, 5, 4), [5]]),
     functional.batch_norm: ([WIDE, (3,), (3,)], [WIDE, (4,), (4,)]),
-    functional.gelu: ([WIDE], []),
+    functional.group_norm: ([WIDE, 3], [WIDE, 2]),
+    **dict.fromkeys(layout.ACTIVATIONS, ([WIDE], [])),
+    **dict.fromkeys(layout.ELEMENTWISE, ([WIDE, WIDE], [WIDE, (2, 3, 5, 5)])),
     functional.scaled_dot_product_attention: ([WIDE] * 3, [WIDE, (2, 3, 5, 6), (2, 3, 5, 6)]),
 }
 """What dry runs answer themselves, with shapes of tensors (tuples) that fit, and that torch refuses."""
@@ -501,3 +503,17 @@ def test_a_dry_run_answers_usual_functions_as_torch_does_and_leaves_misfits_to_t
         assert layout._KNOWN[function](*refused) is None
         with pytest.raises(RuntimeError):
             function(*refused)
+
+
+@pytest.mark.parametrize("activation", layout.ACTIVATIONS[1:])
+def test_a_dry_run_answers_an_activation_in_place_with_its_input(activation):
+    x = torch.empty(WIDE, device="meta")
+    with layout._OnMeta():
+        assert activation(x, inplace=True) is x
+        assert activation(x) is not x
+
+
+def test_a_dry_run_leaves_sums_of_different_shapes_to_torch():
+    x = torch.empty(WIDE, device="meta")
+    with layout._OnMeta():
+        assert (x[:, :1] + x).shape == torch.add(x[:1], other=x).shape == (2 * x).shape == WIDE

@@ -165,7 +165,8 @@ VIT = ["model=timm", "model.timm=vit_tiny_patch16_224", "model.pretrained=false"
 RESNET = [
     "model=timm",
     "model.timm=resnet18",
-    "model.args={zero_init_last: false}",
+    "model.args={layers: [1, 1, 1, 1], zero_init_last: false}",
+    "model.overlay.input_size=[3,128,128]",
     "model.pretrained=false",
 ]
 WIDE = [
@@ -197,7 +198,7 @@ SWIN = [
     "model.args={embed_dim: 24, depths: [1, 1, 1, 1], num_heads: [1, 1, 1, 1]}",
 ]
 MODELS = {
-    "ViT-Ti": VIT,
+    "ViT-Ti": [*VIT, "model.args.img_size=96"],
     "ResNet-18": RESNET,
     "ViT of 6 x 10 tokens": WIDE,
     "ViT of 24 of 30 pixels": UNFILLED,

@@ -1099,52 +1099,68 @@ def hub_cache(folder: Path, name: str) -> None:
 
 CACHED, ABSENT, ON_HUB = "test_vit.r160_in1k", "test_vit2.r160_in1k", "hf-hub:someone/model"
 LOADING = """
-import sys
-from vitsee.errors import UserError
-from vitsee.models import loader
-from vitsee.models.sources.timm import _with_weights, without_classifier
-from vitsee.options import Model
-for name in sys.argv[1:]:
-    try:
-        loaded = loader.load(Model(name="tiny", timm=name), "cpu")
-        print(loaded, loaded.digest, end="\\0")
-    except UserError as error:
-        print("UserError", error, end="\\0")
+import json, os, sys
+import torch, torchvision  # once: the hub's library is imported below, and reads its settings then
+for environment, names in json.loads(sys.argv[1]):
+    if child := os.fork():
+        assert os.waitpid(child, 0)[1] == 0
+        continue
+    os.environ.update(environment)
+    from vitsee.errors import UserError
+    from vitsee.models import loader
+    from vitsee.models.sources.timm import _with_weights, without_classifier
+    from vitsee.options import Model
+    for name in names:
+        try:
+            loaded = loader.load(Model(name="tiny", timm=name), "cpu")
+            print(loaded, loaded.digest, end="\\0")
+        except UserError as error:
+            print("UserError", error, end="\\0")
+    sys.stdout.flush()
+    os._exit(0)
 """
 
+of_the_hub = pytest.mark.xdist_group("settings of the hub")
 
-def load_in_a_new_process(*names: str, **environment: str) -> dict[str, str]:
-    """What becomes of each model, where the hub's settings, which are read at once, are these."""
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+    """What becomes of models in new processes: where the hub must not be asked, and where it cannot be reached."""
+    full, empty = tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("empty")
+    hub_cache(full, CACHED)
+    asked = [
+        ({"HF_HUB_CACHE": str(full), "HF_HUB_OFFLINE": "1"}, [CACHED, ABSENT]),
+        ({"HF_HUB_CACHE": str(empty), "HF_ENDPOINT": "http://127.0.0.1:9"}, [CACHED, ON_HUB]),
+    ]
     done = subprocess.run(
-        [sys.executable, "-c", LOADING, *names],
+        [sys.executable, "-c", LOADING, json.dumps(asked)],
         capture_output=True,
         text=True,
-        env=os.environ | environment,
         check=True,
     )
     assert "Retrying" not in done.stderr
-    return dict(zip(names, done.stdout.split("\0")[:-1], strict=True))
+    said = iter(done.stdout.split("\0")[:-1])
+    return [{name: next(said) for name in names} for _, names in asked]
 
 
-def test_offline_weights_in_the_hub_s_cache_are_loaded_and_others_refused_with_what_to_do(tmp_path):
-    hub_cache(tmp_path, CACHED)
-    offline = {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    answers = load_in_a_new_process(CACHED, ABSENT, **offline)
-    assert loader.digest(timm_architecture.build(tiny(), seed=9).state_dict()) in answers[CACHED]
-    assert f"weights='hf-hub timm/{CACHED}'" in answers[CACHED]
+@of_the_hub
+def test_offline_weights_in_the_hub_s_cache_are_loaded_and_others_refused_with_what_to_do(answers):
+    offline, _ = answers
+    assert loader.digest(timm_architecture.build(tiny(), seed=9).state_dict()) in offline[CACHED]
+    assert f"weights='hf-hub timm/{CACHED}'" in offline[CACHED]
     refused = f"UserError model=tiny (timm/{ABSENT} of the Hugging Face hub) is not in"
-    assert refused in answers[ABSENT]
-    assert "model.checkpoint=PATH" in answers[ABSENT]
+    assert refused in offline[ABSENT]
+    assert "model.checkpoint=PATH" in offline[ABSENT]
 
 
-def test_no_network_is_an_error_within_seconds_that_says_what_to_do(tmp_path):
+@of_the_hub
+def test_no_network_is_an_error_within_seconds_that_says_what_to_do(answers):
     """For weights that timm names, and for a model that is described on the hub."""
-    nowhere = {"HF_HUB_CACHE": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
-    answers = load_in_a_new_process(CACHED, ON_HUB, **nowhere)
-    for answer in answers.values():
+    _, nowhere = answers
+    for answer in nowhere.values():
         assert "must be downloaded, but 127.0.0.1 cannot be reached" in answer
-    assert "HF_HUB_CACHE" in answers[CACHED]
-    assert "model.pretrained=false" in answers[CACHED]
+    assert "HF_HUB_CACHE" in nowhere[CACHED]
+    assert "model.pretrained=false" in nowhere[CACHED]
 
 
 @pytest.fixture
@@ -1203,8 +1219,8 @@ def test_a_host_that_never_answers_is_given_up(monkeypatch):
 
 
 REAL = {
-    "vit_tiny_patch16_224": ({}, 0.9, "bicubic", 0.65),
-    "mobilenetv2_100": ({"pad_type": "same"}, 0.875, "bicubic", 0.7),
+    "vit_tiny_patch16_224": ({}, 0.9, "bicubic", 20, 0.65),
+    "mobilenetv2_100": ({"pad_type": "same"}, 0.875, "bicubic", 10, 0.7),
 }
 
 
@@ -1216,7 +1232,7 @@ def test_real_weights_recognise_photographs(name, test_data):
 
     from vitsee.data.minibatches import transform_of
 
-    args, crop, interpolation, least = REAL[name]
+    args, crop, interpolation, every, least = REAL[name]
     half = [0.5, 0.5, 0.5]
     loaded = loader.load(
         Model(
@@ -1231,10 +1247,10 @@ def test_real_weights_recognise_photographs(name, test_data):
     transform, index = transform_of(loaded.data), ImageNetInfo().label_names()
     pixels, truth = [], []
     with tarfile.open(test_data / "imagen_200x5.tar") as tar:
-        members = [m for m in tar if m.isfile() and m.name.split("/")[-2] in index][:600:6]
+        members = [m for m in tar if m.isfile() and m.name.split("/")[-2] in index][:600:every]
         for member in members:
             pixels.append(transform(Image.open(tar.extractfile(member)).convert("RGB")))
             truth.append(index.index(member.name.split("/")[-2]))
-    with torch.inference_mode():
-        found = loaded.net(torch.stack(pixels)).argmax(1)
+    with torch.inference_mode():  # few at a time are faster
+        found = torch.cat([loaded.net(few) for few in torch.stack(pixels).split(5)]).argmax(1)
     assert (found == torch.tensor(truth)).float().mean() > least

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import os
 import re
+import runpy
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import vitsee.cli
 
 PAGE = (Path(__file__).parents[1] / "docs" / "own_model.md").read_text(encoding="utf-8")
 FILES = dict(
@@ -18,23 +21,7 @@ FILES = dict(
 )
 LINES = re.findall(r"^    ((?:vitsee|python) .*)$", PAGE, flags=re.MULTILINE)
 
-pytestmark = pytest.mark.xdist_group("own model")
-
-ONE_AFTER_ANOTHER = """
-import json, os, runpy, sys
-sys.path.insert(0, os.getcwd())
-from vitsee import cli
-for words in json.loads(sys.argv[1]):
-    sys.argv = words[:]
-    try:
-        if words[0] == "python":
-            runpy.run_path(words[1], run_name="__main__")
-        else:
-            cli.main()
-    except SystemExit as stop:
-        assert not stop.code, words
-    print(end="\\0")
-"""
+pytestmark = pytest.mark.xdist_group("elsewhere")
 
 
 @pytest.fixture(scope="module")
@@ -44,26 +31,26 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for name, content in FILES.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(content, encoding="utf-8")
-    home = Path(__file__).parents[1]
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            ONE_AFTER_ANOTHER,
-            json.dumps([shlex.split(line) for line in LINES]),
-        ],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(home), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    outputs = done.stdout.split("\0")[:-1]
-    return {
-        line: re.sub(r"(?m)^outputs/", f"{folder}/outputs/", out)
-        for line, out in zip(LINES, outputs, strict=True)
-    }
+    modules = {name.removesuffix(".py") for name in FILES}
+    outputs = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(folder)
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        for line in LINES:
+            patch.setattr(sys, "argv", shlex.split(line))
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                if sys.argv[0] == "python":
+                    runpy.run_path(sys.argv[1], run_name="__main__")
+                else:
+                    try:
+                        vitsee.cli.main()
+                    except SystemExit as stop:
+                        assert not stop.code, line  # noqa: PT017
+            outputs[line] = re.sub(r"(?m)^outputs/", f"{folder}/outputs/", out.getvalue())
+    for name in modules & sys.modules.keys():
+        del sys.modules[name]
+    return outputs
 
 
 def test_there_is_an_example_of_each_source():

@@ -67,7 +67,7 @@ def measured(folder, *overrides: str):
     return run(composed(*words, *quiet, *overrides))[0].parent
 
 
-def test_accuracy_is_the_share_of_images_that_are_classified_right(tmp_path):
+def test_accuracy_is_the_share_of_images_that_are_classified_right(tmp_path, undrawn):
     (row,) = pd.read_csv(measured(tmp_path) / "scaling.csv").to_dict("records")
     scenes, net = Scenes("test", resolution=56), loader.load(configured("vit_mini"), "cpu").net
     images = np.stack([scenes.image(i) for i in range(48)])
@@ -78,7 +78,7 @@ def test_accuracy_is_the_share_of_images_that_are_classified_right(tmp_path):
     assert row["se"] == pytest.approx(math.sqrt(right * (1 - right) / 48))
 
 
-def test_what_the_training_took_is_read_from_the_card_beside_the_weights(tmp_path):
+def test_what_the_training_took_is_read_from_the_card_beside_the_weights(tmp_path, undrawn):
     weights = tmp_path / "mine.safetensors"
     shutil.copy(shipped("vit_mini"), weights)
     card = replace(CARD, name="mine", train_images=7, images_seen=70, training_flops=7e9)
@@ -95,7 +95,9 @@ def test_what_the_training_took_is_read_from_the_card_beside_the_weights(tmp_pat
 
 
 @pytest.mark.parametrize("beside", [None, "# Notes of mine"])
-def test_without_a_card_the_accuracy_stands_alone_and_a_warning_says_so(beside, tmp_path, caplog):
+def test_without_a_card_the_accuracy_stands_alone_and_a_warning_says_so(
+    beside, tmp_path, caplog, undrawn
+):
     weights = tmp_path / "mine.safetensors"
     shutil.copy(shipped("vit_mini"), weights)
     if beside:

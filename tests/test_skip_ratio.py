@@ -109,9 +109,9 @@ def by_hand(study: Study, walk) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("model", "arguments", "walk"),
     [
-        ("vit_tiny_patch16_224", ["depth:3"], vit),
-        ("deit3_small_patch16_224", ["depth:3", "init_values:0.3"], vit),
-        ("resnet50_gn", ["layers:[1,2,2,1]", "zero_init_last:false"], resnet),
+        ("vit_tiny_patch16_224", ["depth:3", "img_size:64"], vit),
+        ("deit3_small_patch16_224", ["depth:3", "img_size:64", "init_values:0.3"], vit),
+        ("resnet50_gn", ["layers:[1,2,1,1]", "zero_init_last:false"], resnet),
         ("resnetv2_50x1_bit", ["zero_init_last:false"], bit),
     ],
 )

@@ -833,7 +833,6 @@ PAIRS = {"vit": hugging_vit, "dino": hugging_dino, "clip": open_clip_tower}
 ANALYSES = {
     "cka": ["images=24", "analysis.tokens=all"],
     "attention_distance": ["images=24"],
-    "attention_rollout": ["images=8"],
     "linear_probe": [
         *("analysis.train_split=null", "analysis.shots=3", "analysis.held_out=2"),
         *("analysis.features=[cls,gap_patches]", "analysis.seeds=[0]"),
@@ -885,7 +884,7 @@ def test_the_same_weights_give_the_same_through_timm_and_through_another_library
 ):
     ours, theirs = through_two(PAIRS[pair])[analysis]
     assert ours.path != theirs.path
-    (column,) = {"cka", "distance_px", "weight", "accuracy"} & set(ours.table)
+    (column,) = {"cka", "distance_px", "accuracy"} & set(ours.table)
     np.testing.assert_allclose(theirs.table[column], ours.table[column], atol=1e-6, rtol=1e-6)
     assert ours.table[column].nunique() > 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -163,10 +164,15 @@ def _enlarged(net: nn.Module, size: tuple[int, ...], attach: Attach) -> Shapes:
 
 def on_meta(net: nn.Module) -> nn.Module:
     """Return a copy of the model on the meta device, whose tensors have shapes but no values."""
-    numbers: dict[int, Any] = {id(x): x.to("meta") for x in net.buffers()}
+    copies: dict[int, Any] = {id(x): x.to("meta") for x in net.buffers()}
     for x in net.parameters():
-        numbers[id(x)] = nn.Parameter(x.detach().to("meta"), requires_grad=False)
-    return copy.deepcopy(net, numbers)
+        copies[id(x)] = nn.Parameter(x.detach().to("meta"), requires_grad=False)
+    for (
+        module
+    ) in net.modules():  # a dozen dictionaries for hooks, which take deepcopy half of its time
+        empty = [x for x in vars(module).values() if type(x) is OrderedDict and not x]
+        copies |= {id(x): OrderedDict() for x in empty}
+    return copy.deepcopy(net, copies)
 
 
 def _run(
@@ -246,8 +252,19 @@ def _layer_norm(x: Tensor, shape: Sequence[int], *rest: Any, **options: Any) -> 
     return x.new_empty(x.shape) if x.shape[-len(shape) :] == tuple(shape) else None
 
 
-def _batch_norm(x: Tensor, mean: Tensor | None, *rest: Any, **options: Any) -> Tensor | None:
-    return torch.empty_like(x) if mean is not None and x.shape[1] == len(mean) else None
+def _batch_norm(
+    x: Tensor, *statistics: Tensor | None, weight: Tensor | None = None, **options: Any
+) -> Tensor | None:
+    of_channels = [values for values in (*statistics, weight) if values is not None]
+    fits = all(values.shape[0] == x.shape[1] for values in of_channels)
+    return torch.empty_like(x) if fits and x.numel() > x.shape[1] else None
+
+
+def _group_norm(
+    x: Tensor, groups: int, *, weight: Tensor | None = None, **options: Any
+) -> Tensor | None:
+    fits = x.shape[1] % groups == 0 and (weight is None or weight.shape[0] == x.shape[1])
+    return torch.empty_like(x) if fits and x.numel() > x.shape[1] else None
 
 
 def _attention(
@@ -259,15 +276,36 @@ def _attention(
     )
 
 
+def _elementwise(*args: Any, **options: Any) -> Tensor | None:
+    if len(args) != 2 or options or not all(isinstance(x, Tensor) for x in args):
+        return None
+    x, y = args
+    fits = x.shape == y.shape and x.stride() == y.stride() and x.dtype == y.dtype
+    return torch.empty_like(x) if fits else None
+
+
+def _activation(x: Tensor, *, inplace: bool = False, **options: Any) -> Tensor:
+    return x if inplace else torch.empty_like(x)
+
+
+ELEMENTWISE = (torch.add, Tensor.add, Tensor.__add__, torch.mul, Tensor.mul, Tensor.__mul__)
+ACTIVATIONS = (
+    *(functional.gelu, functional.relu, functional.relu6, functional.hardtanh),
+    *(functional.silu, functional.hardswish, functional.hardsigmoid),
+)
+
 _KNOWN: dict[Any, Callable[..., Tensor | None]] = {
     functional.linear: _linear,
     functional.layer_norm: _layer_norm,
     functional.batch_norm: _batch_norm,
-    functional.gelu: lambda x, **options: torch.empty_like(x),
+    functional.group_norm: _group_norm,
     functional.scaled_dot_product_attention: _attention,
+    **dict.fromkeys(ELEMENTWISE, _elementwise),
+    **dict.fromkeys(ACTIVATIONS, _activation),
 }
 """Outputs of usual functions without values; None where torch might refuse the input. On the meta device torch
-itself finds their shapes in Python, which takes most of the time."""
+itself finds their shapes in Python, which takes most of the time. Functions that torch has in Python are called with
+all but their input by name."""
 
 
 def _lstm(x: Tensor, hidden: tuple[Tensor, Tensor], *options: Any) -> tuple[Tensor, ...]:

@@ -60,7 +60,9 @@ def skeleton(model: Model) -> nn.Module:
     """Build the architecture on torch's meta device: shapes and names at no cost."""
     import torch
 
-    with torch.device("meta"):
+    from vitsee.models.undrawn import Undrawn
+
+    with torch.device("meta"), Undrawn():
         return _create(model)
 
 

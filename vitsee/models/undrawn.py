@@ -12,6 +12,7 @@ DRAWS = {
     Tensor.uniform_,
     Tensor.normal_,
     Tensor.erfinv_,  # makes a normal distribution of a uniform one
+    Tensor.clamp_,  # and cuts it off
     nn.init.uniform_,
     nn.init.normal_,
     nn.init.kaiming_uniform_,
