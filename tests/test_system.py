@@ -187,15 +187,15 @@ def test_from_python_a_refusal_is_a_mistake_too(tmp_path, refuse):
 # --- what lies where files are expected ----------------------------------------------------------
 
 
-def test_a_state_that_is_no_file_is_set_aside(run_tiny, caplog):
-    _, out, _ = run_tiny()
+def test_a_state_that_is_no_file_is_set_aside(run_tiny, undrawn, caplog):
+    _, out, _ = run_tiny("analysis.layers=blocks", "images=16")
     (folder,) = {Path(line).parent for line in out.split()}
     before = (folder / "cka.csv").read_bytes()
     for name in ("000-of-001.pt", "000-of-001.json", "001-of-003.pt"):
         for make in (os.mkfifo, os.mkdir):
             (folder / "state" / name).unlink(missing_ok=True)
             make(folder / "state" / name)
-            code, _, err = run_tiny()
+            code, _, err = run_tiny("analysis.layers=blocks", "images=16")
             assert code == 0, err
             assert f"{name} is set aside" in caplog.text
             caplog.clear()
@@ -387,7 +387,7 @@ SHELLS = {
 def test_streams_of_a_shell(line, code, tmp_path):
     if "/dev/full" in line and not Path("/dev/full").exists():
         pytest.skip("this system has no full device")
-    command = line.format(f"{sys.executable} -m vitsee list figures")
+    command = line.format(f"{sys.executable} -m vitsee list protocols")
     done = subprocess.run(
         ["bash", "-c", command],
         capture_output=True,
