@@ -319,6 +319,17 @@ def test_an_experiment_of_a_stranger_runs_nothing(text, command, tmp_path):
     assert not trace.exists()
 
 
+@pytest.mark.timeout(60)  # parsed to its end, it would take hours
+def test_an_experiment_that_is_nested_more_than_30_levels_deep_is_refused_at_once(tmp_path):
+    path = tmp_path / "e.yaml"
+    for text in ("a: " + "[" * 29 + "1" + "]" * 29, "[" * plain.LARGEST):
+        path.write_text(text)
+        with pytest.raises(UserError, match="nested more than 30 levels deep"):
+            plain.read(path)
+    path.write_text("a: " + "[" * 28 + "1" + "]" * 28)
+    assert plain.read(path).keys() == {"a"}
+
+
 def test_an_experiment_of_megabytes_is_refused(tmp_path):
     (tmp_path / "e.yaml").write_bytes(b"#" * (plain.LARGEST + 1))
     with pytest.raises(UserError, match="is larger than 1048576 bytes"):
