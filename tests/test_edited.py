@@ -124,8 +124,9 @@ import sys
 from pathlib import Path
 from vitsee.results.drawing import draw
 for line in sys.stdin:
-    print(*(path.name for path in draw(Path(line[:-1]))), sep="/", flush=True)
+    drawn = draw(Path(line[:-1]))
     assert "torch" not in sys.modules, line
+    print(*(path.name for path in drawn), sep="/", flush=True)
 """
 """Draws the result folder that each line names."""
 
@@ -145,7 +146,9 @@ def without_torch() -> Iterator[Callable[[Path], list[Path]]]:
         def draw(folder: Path) -> list[Path]:
             drawer.stdin.write(f"{folder}\n")
             drawer.stdin.flush()
-            return [folder / name for name in drawer.stdout.readline().strip().split("/")]
+            names = drawer.stdout.readline().strip()
+            assert names, "it is not drawn, or torch is imported"
+            return [folder / name for name in names.split("/")]
 
         yield draw
         drawer.stdin.close()
