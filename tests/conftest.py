@@ -50,7 +50,7 @@ NEEDED: dict[str, list[str]] = {
         "other.timm=test_vit2",
         "other.pretrained=false",
     ],
-    "head_maps": ["images=12", "batch_size=4"],
+    "head_maps": ["analysis.layers=[blocks.0.attn,blocks.5.attn]", "images=12", "batch_size=4"],
     "head_similarity": [
         "model@other=timm",
         "other.timm=test_resnet",
@@ -63,11 +63,19 @@ NEEDED: dict[str, list[str]] = {
         "analysis.held_out=5",
         "analysis.features=[gap,each_token]",
         "analysis.seeds=[0,1]",
+        "images=12",
         "batch_size=4",
     ],
-    "receptive_field": ["analysis.channels=1", "images=12", "batch_size=4"],
+    "receptive_field": [
+        "analysis.channels=1",
+        "analysis.layers=[blocks.0.*,blocks.5.*]",
+        "images=12",
+        "batch_size=4",
+    ],
     "robustness": ["analysis.drops=[0.5]", "analysis.shuffles=[2]"],
     "scaling": ["model.args={num_classes: 2}"],
+    "skip_ratio": ["analysis.layers=[blocks.0.*,blocks.5.*]"],
+    "token_norm": ["analysis.layers=[blocks.0,blocks.5]"],
 }
 """What an analysis cannot do without, or not fast enough, by name, as overrides."""
 
@@ -185,7 +193,7 @@ def measured(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
         outputs = tmp_path_factory.mktemp("laws")
         overrides = tiny_overrides(images, outputs)
         asked = [word for word in overrides if not word.startswith("run.outputs=")]
-        return measure([*asked, f"analysis={name}", *NEEDED.get(name, [])], outputs)
+        return measure([*asked, "images=24", f"analysis={name}", *NEEDED.get(name, [])], outputs)
 
     return measured
 

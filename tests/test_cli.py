@@ -214,7 +214,7 @@ def test_a_last_partial_minibatch_is_left_out_and_the_log_says_so(tiny, caplog):
     assert "6 of 30 images are left out because they do not fill a last minibatch" in caplog.text
 
 
-def test_an_experiment_file_repeats_the_experiment(command, run_tiny, tmp_path):
+def test_an_experiment_file_repeats_the_experiment(command, run_tiny, tmp_path, undrawn):
     _, out, _ = run_tiny("analysis.layers=blocks", "seed=3")
     folder = Path(out.split()[0]).parent
     again = tmp_path / "again"
@@ -298,7 +298,7 @@ def test_an_incomplete_result_exits_with_3_and_says_what_is_missing(run_tiny):
     assert "shard 1 of 2 is done, but 3 of 5 minibatches are missing [0, 2, 4]" in err
 
 
-def test_an_interrupt_saves_the_state_and_exits_with_130(run_tiny, monkeypatch, tmp_path):
+def test_an_interrupt_saves_the_state_and_exits_with_130(run_tiny, monkeypatch, tmp_path, undrawn):
     from vitsee.parallel.interrupt import Interruptible
 
     real = Interruptible.check
@@ -324,7 +324,7 @@ def test_sigterm_is_an_interrupt(forks, images, tmp_path):
     assert "state saved" in process.err
 
 
-def test_a_sweep_runs_every_experiment(command, images, tmp_path):
+def test_a_sweep_runs_every_experiment(command, images, tmp_path, undrawn):
     words = tiny_overrides(images, tmp_path)
     code, out, _ = command("run", *words, "-m", "analysis.layers=blocks", "seed=0,1")
     assert code == 0
@@ -339,7 +339,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_anything_is_measured(ru
     assert "choose another folder with run.outputs=PATH" in err
 
 
-def test_a_full_disk_loses_nothing(run_tiny, monkeypatch, tmp_path):
+def test_a_full_disk_loses_nothing(run_tiny, monkeypatch, tmp_path, undrawn):
     real, calls = os.fsync, []
 
     def full_after_two_states(descriptor):
@@ -523,10 +523,12 @@ def test_lists_have_a_line_for_each_choice(kind, command):
         ("vitsee train recipe=res", ["recipe=resnet_mini", "recipe=resnet_mini_deep"]),
     ],
 )
-def test_tab_offers_what_fits(line, offers):
-    asked = vitsee_command("-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)))
-    assert asked.returncode == 0, asked.stderr
-    assert set(offers) <= set(asked.stdout.split())
+def test_tab_offers_what_fits(line, offers, command, monkeypatch):
+    monkeypatch.setenv("COMP_LINE", line)
+    monkeypatch.setenv("COMP_POINT", str(len(line)))
+    code, out, err = command("-sc", "query=bash")
+    assert code == 0, err
+    assert set(offers) <= set(out.split())
 
 
 def test_tab_completion_can_be_installed_for_bash_and_zsh():

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import of_analysis
+from conftest import composed, of_analysis
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from vitsee import __version__, cli, config, listing
+from vitsee import __version__, cli, listing
 from vitsee.analysis import REGISTERED, Analysis
 from vitsee.config import CONF, quoted
 from vitsee.models import cards, presets
@@ -67,8 +67,8 @@ def options(analysis: str) -> dict[str, Any]:
     """Every option of an analysis that a user can set, with its default as `vitsee run` composes it."""
     kind = REGISTERED[analysis]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = compose("run", [f"analysis={analysis}"]).analysis
-    plain = OmegaConf.to_container(composed, enum_to_str=True)
+        chosen = compose("run", [f"analysis={analysis}"]).analysis
+    plain = OmegaConf.to_container(chosen, enum_to_str=True)
     assert isinstance(plain, dict)
     unread = {"name"}
     if kind.weights_only:  # no layers are watched
@@ -224,13 +224,15 @@ def test_pages_of_the_site_fetch_nothing_from_elsewhere(site):
 
 
 def commands() -> list[tuple[str, str]]:
-    """Each line of a page that begins with `vitsee`, with the page; those of examples (`--import`) are tested below."""
-    found = []
+    """Each line that begins with `vitsee`, and the first page that has it; examples (`--import`) are tested below."""
+    found: dict[str, str] = {}
     for name in ["../README.md", *PAGES]:
         if name != "extending.md":
             lines = re.findall(r"^    (vitsee .*)$", page(name), flags=re.MULTILINE)
-            found += [(name, " ".join(line.split())) for line in lines if "--import" not in line]
-    return found
+            for line in lines:
+                if "--import" not in line:
+                    found.setdefault(" ".join(line.split()), name)
+    return [(name, line) for line, name in found.items()]
 
 
 def singly(words: list[str]) -> list[list[str]]:
@@ -254,11 +256,12 @@ def test_a_command_that_a_page_shows_can_be_given(name, line):
             request.check(atlas.published(figure))
         assert atlas.zoo(request.zoo).roles
     elif verb in ("run", "train"):
-        for overrides in singly([quoted(word) for word in words]):
+        for overrides in singly(words):
+            if verb == "run":
+                assert composed(*overrides).model.name
+                continue
             with initialize_config_dir(str(CONF), version_base="1.3"):
-                composed = compose(verb, overrides)
-            made = {"run": config.build, "train": recipes.build}[verb](composed)
-            assert made.model.name
+                assert recipes.build(compose(verb, [quoted(word) for word in overrides])).model.name
     elif verb == "list":
         assert set(words[0].split("|")) <= set(listing.KINDS)
     else:
@@ -376,10 +379,10 @@ def test_the_example_of_a_data_set_is_read(extended, said):
 
 @together
 def test_the_example_of_a_recipe_is_composed(said):
-    composed = yaml.safe_load(said["recipe"])
-    assert composed["recipe"]["images_seen"] == 24000
-    assert composed["recipe"]["name"] == "${model.name}"
-    assert composed["model"]["name"] == "vit_nano"
+    recipe = yaml.safe_load(said["recipe"])
+    assert recipe["recipe"]["images_seen"] == 24000
+    assert recipe["recipe"]["name"] == "${model.name}"
+    assert recipe["model"]["name"] == "vit_nano"
 
 
 @pytest.mark.parametrize("path", sorted(EMBEDDED.glob("*.md")), ids=lambda path: path.stem)

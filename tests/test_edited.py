@@ -8,7 +8,9 @@ import itertools
 import json
 import os
 import string
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,6 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from matplotlib.figure import Figure
 
 import vitsee
 from vitsee.analysis import REGISTERED
@@ -28,11 +31,12 @@ from vitsee.models import cards
 from vitsee.models.cards import Card
 from vitsee.papers.composing import Drawn
 from vitsee.papers.plot import plot
-from vitsee.plotting.style import Part
+from vitsee.plotting.style import STYLE, Part
 from vitsee.report import assets, page, show_results
 from vitsee.report.collect import collect
 from vitsee.report.write import report
 from vitsee.results import replicates
+from vitsee.results.folder import Results
 from vitsee.results.reading import read
 from vitsee.training.card_plots import plot_cards
 
@@ -115,15 +119,48 @@ def analysis(request: pytest.FixtureRequest) -> str:
 # --- tables --------------------------------------------------------------------------------------
 
 
-def test_every_analysis_says_what_its_tables_have_and_draws_them(analysis, tmp_path):
-    folder = result(tmp_path, analysis)
-    assert REGISTERED[analysis].columns
-    assert plot(folder)
+DRAWER = """
+import sys
+from pathlib import Path
+from vitsee.results.drawing import draw
+for line in sys.stdin:
+    drawn = draw(Path(line[:-1]))
+    assert "torch" not in sys.modules, line
+    print(*(path.name for path in drawn), sep="/", flush=True)
+"""
+"""Draws the result folder that each line names."""
 
 
-def test_more_columns_and_rows_in_another_order_draw_the_same(analysis, tmp_path):
+@pytest.fixture(scope="module")
+def without_torch() -> Iterator[Callable[[Path], list[Path]]]:
+    """Draws a result folder in a process that ends as soon as torch is imported."""
+    paths = [str(Path(__file__).parents[1]), *filter(None, sys.path)]
+    with subprocess.Popen(
+        [sys.executable, "-c", DRAWER],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as drawer:
+
+        def draw(folder: Path) -> list[Path]:
+            drawer.stdin.write(f"{folder}\n")
+            drawer.stdin.flush()
+            names = drawer.stdout.readline().strip()
+            assert names, "it is not drawn, or torch is imported"
+            return [folder / name for name in names.split("/")]
+
+        yield draw
+        drawer.stdin.close()
+        assert drawer.wait() == 0
+
+
+def test_tables_are_drawn_without_torch_and_the_same_with_more_columns_and_in_another_order(
+    analysis, without_torch, tmp_path
+):
+    assert REGISTERED[analysis].columns, "it does not say what its tables have"
     folder = result(tmp_path, analysis)
-    before = {path.name: path.read_bytes() for path in plot(folder)}
+    before = {path.name: path.read_bytes() for path in without_torch(folder)}
     for name, table in tables(analysis):
         path = folder / f"{name}.csv"
         rows = pd.read_csv(path, dtype=str).assign(note="mine")
@@ -187,13 +224,33 @@ def test_a_row_that_is_missing_of_a_grid_is_told(analysis, tmp_path):
             path.write_text(whole)
 
 
+@pytest.fixture
+def laid_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are laid out and their texts and images made, but no file is written of them."""
+
+    def save(results: Results, figures: dict[str, Figure], **_: Any) -> list[Path]:
+        for figure in figures.values():
+            figure.draw_without_rendering()
+        return [results.path / f"{name}.png" for name in figures]
+
+    monkeypatch.setattr(Results, "save_figures", save)
+
+
 @pytest.mark.parametrize("rows", [slice(0, 0), slice(None)], ids=["in one row", "in all"])
-def test_undefined_values_are_drawn(rows, analysis, tmp_path):
+def test_undefined_values_are_drawn_and_names_as_they_are_whatever_dollars_they_have(
+    rows, analysis, laid_out, tmp_path
+):
+    assert STYLE["text.parse_math"] is False
     folder = result(tmp_path, analysis)
     for name, table in tables(analysis):
         changed = pd.read_csv(folder / f"{name}.csv")
         changed.loc[rows, [n for n, kind in table.columns.items() if kind in REAL]] = np.nan
+        texts = [column for column, kind in table.columns.items() if kind is str]
+        changed[texts] = changed[texts].replace({"x.0": NAMES[0], "x.1": NAMES[2]})
         changed.to_csv(folder / f"{name}.csv", index=False)
+    labels = dict(zip(("model", "other", "dataset"), NAMES, strict=False))
+    record = MADE | {"labels": LABELS | labels}
+    (folder / "made_with.json").write_text(json.dumps(record))
     assert plot(folder)
 
 
@@ -361,7 +418,8 @@ def test_a_record_that_was_changed_is_shown_or_left_out_of_a_report(wrong, cka):
         assert bool(damaged) == bool(misfit(record, MADE_WITH)) == (len(found.results) == 1)
         assert good in [each.path for each in found.results]
         for each in found.results:
-            show_results.show_result(each, assets.PageFiles(cka, []), "here")
+            if each.path == cka:
+                show_results.show_result(each, assets.PageFiles(cka, []), "here")
         page.overview(found)
 
 
@@ -529,25 +587,8 @@ NAMES = [
 ]
 
 
-def test_names_are_drawn_as_they_are_whatever_dollars_they_have(analysis, tmp_path):
-    from vitsee.plotting.style import STYLE
-
-    assert STYLE["text.parse_math"] is False
-    folder = result(tmp_path, analysis)
-    for name, table in tables(analysis):
-        path = folder / f"{name}.csv"
-        texts = [column for column, kind in table.columns.items() if kind is str]
-        rows = pd.read_csv(path)
-        rows[texts] = rows[texts].replace({"x.0": NAMES[0], "x.1": NAMES[2]})
-        rows.to_csv(path, index=False)
-    labels = dict(zip(("model", "other", "dataset"), NAMES, strict=False))
-    record = MADE | {"labels": LABELS | labels}
-    (folder / "made_with.json").write_text(json.dumps(record))
-    assert plot(folder)
-
-
 @pytest.mark.filterwarnings("ignore:Glyph")
-def test_any_name_can_be_drawn(cka):
+def test_any_name_can_be_drawn(cka, laid_out):
     for name in (*NAMES, string.printable, "größe ﷽ 日本", "\ud800", "\x1b[31m", "a\nb", ""):
         (cka / "made_with.json").write_text(json.dumps({"labels": LABELS | {"model": name}}))
         assert plot(cka)

@@ -40,7 +40,7 @@ def folder(photos: Path) -> ImageFolder:
 
 
 @pytest.fixture
-def measure(tmp_path):
+def measure(undrawn, tmp_path):
     """`vitsee.run_experiment` of CKA of a small model."""
 
     def call(*words: str, **options: Any) -> vitsee.Result:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
 from conftest import NEEDED
-from test_edited import result
 
 from vitsee.analysis import REGISTERED
 from vitsee.errors import Incomplete, UserError
@@ -24,7 +21,7 @@ from vitsee.testing import LAWS, Law, Measured, drawn_without_torch
         )
         for name in sorted(REGISTERED)
         for law in LAWS
-        if law is not drawn_without_torch or name == "cka"  # of all analyses, it is tested below
+        if law is not drawn_without_torch or name == "cka"  # of all: test_edited.py
     ],
 )
 def test_every_analysis_obeys_every_law(
@@ -33,18 +30,6 @@ def test_every_analysis_obeys_every_law(
     found = measured(name)
     request.getfixturevalue("undrawn")  # but for what a law draws itself
     law(found, tmp_path / "law")
-
-
-def test_no_analysis_draws_with_torch(tmp_path):
-    folders = [str(result(tmp_path / name, name)) for name in sorted(REGISTERED)]
-    code = (
-        f"import sys; sys.path[:0] = {sys.path!r}\n"
-        "from pathlib import Path; from vitsee.results.drawing import draw\n"
-        "for folder in sys.argv[1:]:\n"
-        "    assert draw(Path(folder)), folder\n"
-        "    assert 'torch' not in sys.modules, folder"
-    )
-    subprocess.run([sys.executable, "-c", code, *folders], check=True)
 
 
 def test_every_law_says_what_it_demands():

@@ -83,7 +83,7 @@ def test_a_python_value_that_no_option_can_have_is_refused(measure, value, messa
         measure(images=value)
 
 
-def test_numbers_of_numpy_are_numbers(measure):
+def test_numbers_of_numpy_are_numbers(measure, undrawn):
     assert measure(images=np.int64(16)).labels.images == 16
 
 
@@ -125,7 +125,7 @@ def test_a_result_can_be_loaded_without_torch_and_shows_itself(measure):
     assert loaded.stdout.splitlines() == [f"cka cka cka {layers**2}", f"16 {identity} b'PNG'"]
 
 
-def test_a_matrix_is_in_the_order_of_the_layers(measure):
+def test_a_matrix_is_in_the_order_of_the_layers(measure, undrawn):
     result = measure()
     layers = result.made_with["models"]["model"]["layers"]
     assert layers != sorted(layers), "the order of the alphabet would do"
@@ -137,7 +137,7 @@ def test_a_matrix_is_in_the_order_of_the_layers(measure):
             assert wide.loc[row.model_layer, row.other_layer] == getattr(row, column)
 
 
-def test_a_matrix_of_two_models_has_the_layers_of_the_other_as_columns(measure):
+def test_a_matrix_of_two_models_has_the_layers_of_the_other_as_columns(measure, undrawn):
     other = [word.replace("model.", "other.") for word in TINY[1:]]
     result = measure("model@other=timm", *other, "analysis.other_layers=[blocks.*.attn]")
     models = result.made_with["models"]
@@ -146,7 +146,7 @@ def test_a_matrix_of_two_models_has_the_layers_of_the_other_as_columns(measure):
     assert result.matrix().shape[0] != result.matrix().shape[1]
 
 
-def test_what_is_no_matrix_says_so(measure):
+def test_what_is_no_matrix_says_so(measure, undrawn):
     with pytest.raises(vitsee.UserError, match="attention_distance is not a matrix"):
         measure("analysis=attention_distance").matrix()
     with pytest.raises(vitsee.UserError, match=r"no column ckaa; it has: .*Did you mean cka\?"):
@@ -168,7 +168,7 @@ def test_importing_vitsee_imports_neither_torch_nor_hydra():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_an_experiment_can_run_in_another_thread_than_the_main_one(measure):
+def test_an_experiment_can_run_in_another_thread_than_the_main_one(measure, undrawn):
     found = []
     thread = threading.Thread(target=lambda: found.append(measure(images=16)))
     thread.start()
@@ -176,7 +176,7 @@ def test_an_experiment_can_run_in_another_thread_than_the_main_one(measure):
     assert len(found[0].table) > 0
 
 
-def test_an_interrupted_experiment_goes_on_with_the_same_call(measure, monkeypatch):
+def test_an_interrupted_experiment_goes_on_with_the_same_call(measure, monkeypatch, undrawn):
     with monkeypatch.context() as patch:
         patch.setattr(
             "vitsee.analyses.cka.u_centre_",
@@ -187,7 +187,7 @@ def test_an_interrupted_experiment_goes_on_with_the_same_call(measure, monkeypat
     assert len(measure("analysis.layers=[norm]").made_with["launches"]) == 2
 
 
-def test_one_process_runs_one_experiment_after_another(measure):
+def test_one_process_runs_one_experiment_after_another(measure, undrawn):
     first, second = measure(images=16), measure(images=16, analysis="attention_distance")
     again = measure(images=16)
     assert first.path == again.path != second.path
@@ -196,7 +196,7 @@ def test_one_process_runs_one_experiment_after_another(measure):
     pd.testing.assert_frame_equal(first.table, again.table)
 
 
-def test_a_process_that_uses_hydra_keeps_its_own_configuration(measure, tmp_path):
+def test_a_process_that_uses_hydra_keeps_its_own_configuration(measure, tmp_path, undrawn):
     mine = tmp_path / "conf"
     mine.mkdir()
     (mine / "mine.yaml").write_text("answer: 42\n")

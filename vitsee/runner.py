@@ -52,7 +52,7 @@ def run(experiment: Experiment, team: Alone | None = None) -> list[Path]:
         study.analysis.check_kept(len(study.plan), study.plan.batch_size)
     results.prepare()
     changes.refuse_foreign(study, results)
-    results.save_experiment(experiment.what())
+    results.save_experiment(study.what)
     changes.tell(study, results)
     totals = [of_weights(study)] if experiment.analysis.weights_only else []
     for stage in range(len(study.passes)):

@@ -70,6 +70,11 @@ class Study:
     experiment: Experiment
 
     @cached_property
+    def what(self) -> dict[str, Any]:
+        """Everything that was asked for but how it is run, as plain values."""
+        return self.experiment.what()
+
+    @cached_property
     def device(self) -> torch.device:
         device = choose_device(self.experiment.run.device)
         if self.experiment.precision is Precision.tf32 and device.type != "cuda":
@@ -271,12 +276,12 @@ class Study:
         """The analysis's options. Layers count by the names that they select, and later options if they are used."""
         analysis = self.experiment.analysis
         unread = UNREAD["analysis"] | analysis.unread
-        options, later = _without(unread, self.experiment.what()["analysis"]), analysis.later
+        options, later = _without(unread, self.what["analysis"]), analysis.later
         return {key: value for key, value in options.items() if (key, value) not in later.items()}
 
     def _architecture(self, role: str) -> dict[str, Any]:
         """What defines the model of this role besides its weights."""
-        options = _without(UNREAD["model"], self.experiment.what()[role])
+        options = _without(UNREAD["model"], self.what[role])
         source = self.experiment.models[role].source
         read = {key: value for key, value in options.items() if source in readers(key)}
         more = {"made_of": found} if (found := self.models[role].made_of) else {}

@@ -7,10 +7,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -35,12 +36,12 @@ TINY = (
 class Measured:
     """An analysis as laws need it.
 
-    overrides: those of `vitsee run` that choose it, but for where results go. analysis: as it is in its last
-    pass. parts: what each minibatch of that pass contributes; of weights alone there is one part. folder: the
-    result of an undisturbed run, which no law changes.
+    asked: the experiment that was run. analysis: as it is in its last pass. parts: what each minibatch of that
+    pass contributes; of weights alone there is one part. folder: the result of an undisturbed run, which no law
+    changes.
     """
 
-    overrides: list[str]
+    asked: Experiment
     analysis: Analysis
     parts: list[Sums]
     folder: Path
@@ -49,9 +50,9 @@ class Measured:
     def total(self) -> Sums:
         return reduce(add, self.parts)
 
-    def experiment(self, outputs: Path, *more: str) -> Experiment:
-        """The same experiment with more overrides, its results elsewhere."""
-        return composed([*self.overrides, f"run.outputs={outputs}", *more])
+    def experiment(self, outputs: Path, **how: Any) -> Experiment:
+        """The same experiment, its results elsewhere. how: options of `run`."""
+        return replace(self.asked, run=replace(self.asked.run, outputs=str(outputs), **how))
 
 
 def check_analysis(analysis: type[Analysis], *overrides: str) -> None:
@@ -73,12 +74,9 @@ def check_analysis(analysis: type[Analysis], *overrides: str) -> None:
 
 def measure(overrides: list[str], outputs: Path) -> Measured:
     """Measure an experiment undisturbed, and once more minibatch by minibatch."""
-    quiet = [
-        *overrides,
-        *("run.device=cpu", "run.workers=0", "run.progress=false"),
-    ]
-    experiment = composed([*quiet, f"run.outputs={outputs}"])
-    return Measured(quiet, *last_pass(experiment), run(experiment)[0].parent)
+    quiet = ("run.device=cpu", "run.workers=0", "run.progress=false")
+    experiment = composed([*overrides, *quiet, f"run.outputs={outputs}"])
+    return Measured(experiment, *last_pass(experiment), run(experiment)[0].parent)
 
 
 def last_pass(experiment: Experiment) -> tuple[Analysis, list[Sums]]:
@@ -127,7 +125,7 @@ def shards(measured: Measured, folder: Path) -> None:
         return
     waited = 0
     for shard in [2, 0, 1] * len(measured.analysis.splits):  # a pass needs all of the one before
-        experiment = measured.experiment(folder, "run.shards=3", f"run.shard={shard}")
+        experiment = measured.experiment(folder, shards=3, shard=shard)
         try:
             written = run(experiment)
             break
@@ -144,7 +142,7 @@ def gaps(measured: Measured, folder: Path) -> None:
     if measured.analysis.weights_only:
         return
     try:
-        run(measured.experiment(folder, "run.shards=3", "run.shard=1"))
+        run(measured.experiment(folder, shards=3, shard=1))
         raise AssertionError("one of three shards is taken for the whole")
     except Incomplete:
         pass
@@ -217,7 +215,7 @@ def any_batch_size(measured: Measured, folder: Path) -> None:
     analysis = measured.analysis
     if analysis.weights_only or analysis.equal_minibatches:
         return
-    one, parts = last_pass(measured.experiment(folder, "batch_size=1"))
+    one, parts = last_pass(replace(measured.asked, batch_size=1))
     assert_same(
         analysis.tables(measured.total), one.tables(reduce(add, parts).complete()), 1e-4, 1e-4
     )
@@ -225,11 +223,10 @@ def any_batch_size(measured: Measured, folder: Path) -> None:
 
 def number_of_models(measured: Measured, folder: Path) -> None:
     """More or fewer models than it measures are refused before anything is measured."""
-    other = ["model@other=timm", "other.timm=test_vit2", "other.pretrained=false"]
-    alone = [word for word in measured.overrides if "other" not in word.partition("=")[0]]
-    for count, overrides in ((1, alone), (2, [*alone, *other])):
+    asked = measured.asked
+    for count, other in ((1, None), (2, asked.other or asked.model)):
         try:
-            accepted = len(composed(overrides).models) == count
+            accepted = len(replace(asked, other=other).models) == count
         except UserError:
             accepted = False
         assert accepted == (count in measured.analysis.models)

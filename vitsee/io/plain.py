@@ -32,9 +32,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         if len(content) > LARGEST:
             raise UserError(f"{path} is not an experiment: it is larger than {LARGEST} bytes")
-        for event in yaml.parse(content, yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):
-                raise UserError(f"{path} has an alias (*{event.anchor}); {_ONLY}")
+        _refuse_aliases_and_depth(path, content)
         stored = yaml.safe_load(content)
     except (yaml.YAMLError, UnicodeError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
@@ -43,7 +41,7 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not an experiment: {reason}") from error
     if not isinstance(stored, dict):
         raise UserError(f"{path} is not an experiment: it is not a mapping of names to values")
-    _refuse_interpolations(path, stored, DEEPEST)
+    _refuse_interpolations(path, stored)
     return stored
 
 
@@ -58,15 +56,26 @@ def analysis_of(stored: dict[str, Any], path: Path) -> str:
 _ONLY = "an experiment.yaml may contain plain values only"
 
 
-def _refuse_interpolations(path: Path, value: Any, depth: int) -> None:
-    if depth == 0:
-        raise UserError(
-            f"{path} is not an experiment: it is nested more than {DEEPEST} levels deep"
-        )
+def _refuse_aliases_and_depth(path: Path, content: bytes) -> None:
+    """As it is parsed: of a file that is nested very deeply, the rest would take hours."""
+    depth = 0
+    for event in yaml.parse(content, yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise UserError(f"{path} has an alias (*{event.anchor}); {_ONLY}")
+        if isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        elif isinstance(event, yaml.NodeEvent) and depth == DEEPEST:
+            raise UserError(
+                f"{path} is not an experiment: it is nested more than {DEEPEST} levels deep"
+            )
+        depth += isinstance(event, yaml.CollectionStartEvent)
+
+
+def _refuse_interpolations(path: Path, value: Any) -> None:
     if isinstance(value, str) and "${" in value:
         raise UserError(f"{path} has an interpolation (${{…}}); {_ONLY}")
     if isinstance(value, dict):
         value = [*value, *value.values()]
     if isinstance(value, (list, tuple, set)):
         for one in value:
-            _refuse_interpolations(path, one, depth - 1)
+            _refuse_interpolations(path, one)
