@@ -193,9 +193,14 @@ def measured(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
         outputs = tmp_path_factory.mktemp("laws")
         overrides = tiny_overrides(images, outputs)
         asked = [word for word in overrides if not word.startswith("run.outputs=")]
-        return measure([*asked, "images=24", f"analysis={name}", *NEEDED.get(name, [])], outputs)
+        return measure([*asked, *asked_by_laws(name)], outputs)
 
     return measured
+
+
+def asked_by_laws(name: str) -> list[str]:
+    """What `measured` asks of an analysis beside `tiny_overrides`, as overrides."""
+    return ["images=24", f"analysis={name}", *NEEDED.get(name, [])]
 
 
 def of_analysis(name: str) -> Any:

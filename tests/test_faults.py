@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import NEEDED, SMALL, of_analysis, tiny_overrides
+from conftest import SMALL, asked_by_laws, of_analysis, tiny_overrides
 from forks import Fork, Forks, Moment
 
 from vitsee.analysis import REGISTERED
@@ -90,9 +90,10 @@ def command_of(forks: Forks, images: Path, tmp_path: Path):
     outputs = tmp_path / "outputs"
 
     def of_analysis(name: str) -> Command:
-        words = [*tiny_overrides(images, outputs), "run.save_every=1", f"analysis={name}"]
-        few = ["repeats=2", "analysis.layers=blocks"] if name == "cka" else NEEDED.get(name, [])
-        return Command(forks, ["run", *words, *few], outputs, drawn=kills_of(name) > 0)
+        words = [*tiny_overrides(images, outputs), "run.save_every=1"]
+        few = ["repeats=2", "analysis.layers=blocks"] if name == "cka" else []
+        asked = ["run", *words, *asked_by_laws(name), *few]
+        return Command(forks, asked, outputs, drawn=kills_of(name) > 0)
 
     def figure() -> Command:
         few = ["images=12", "batch_size=4", "run.save_every=1"]
