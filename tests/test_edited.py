@@ -38,7 +38,6 @@ from vitsee.report.write import report
 from vitsee.results import replicates
 from vitsee.results.folder import Results
 from vitsee.results.reading import read
-from vitsee.training.card_plots import plot_cards
 
 LABELS = {"model": "a", "other": "b", "dataset": "photos", "images": 8, "repeats": 1}
 MADE = {
@@ -611,17 +610,17 @@ def test_a_card_comes_back_as_it_was_written(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [None, True, 10**400, [], "text"], ids=lambda x: str(x)[:9])
-def test_a_card_that_was_changed_is_drawn_or_refused_in_one_line(wrong, tmp_path):
+def test_a_card_that_was_changed_is_read_or_refused_in_one_line(wrong, tmp_path):
     """Whatever fact of it, and whatever it was changed to."""
     path = tmp_path / "a.md"
     for facts in changed(asdict(CARD), wrong):
         path.write_text(f"---\n{yaml.safe_dump(facts)}---\n")
         if reason := misfit(facts, cards.SHAPE):
             with pytest.raises(UserError, match=r"a\.md is not a model card") as caught:
-                plot_cards([path])
+                cards.read(path)
             assert str(caught.value).endswith(reason)
         else:
-            assert plot_cards([path])
+            assert cards.read(path)
 
 
 def test_a_card_whose_accuracy_is_no_share_is_refused(tmp_path):
@@ -634,7 +633,7 @@ def test_a_card_whose_accuracy_is_no_share_is_refused(tmp_path):
 def test_a_card_that_is_a_pipe_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "a.md")
     with pytest.raises(UserError, match=r"a\.md is a pipe or a device"):
-        plot_cards([tmp_path / "a.md"])
+        cards.read(tmp_path / "a.md")
 
 
 # --- pages ---------------------------------------------------------------------------------------

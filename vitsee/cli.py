@@ -190,8 +190,7 @@ def plot() -> None:
     """redraw result folders from their CSVs; several of one analysis also in one figure"""
     if wants_help() or len(sys.argv) == 1:
         return print(
-            "usage: vitsee plot [--pdf] [--svg] PATH…   (result folders, e.g. outputs/cka/vit_mini/*, or model "
-            "cards, *.md)"
+            "usage: vitsee plot [--pdf] [--svg] PATH…   (result folders, e.g. outputs/cka/vit_mini/*)"
         )
     from vitsee.papers.plot import plot, plot_joined
     from vitsee.results.folder import VECTOR
@@ -206,10 +205,6 @@ def plot() -> None:
     paths = [Path(path) for path in sys.argv[1:] if not path.startswith("--")]
     if not paths:
         raise UserError(f"vitsee plot --{asked[0]} needs a result folder: outputs/cka/vit_mini/*")
-    if all(path.suffix == ".md" for path in paths):
-        from vitsee.training.card_plots import plot_cards
-
-        return print(*plot_cards(paths, formats=formats), sep="\n")
     for path in paths:
         print(*plot(path, formats=formats), sep="\n")
     for joined in plot_joined(paths, formats=formats) if len(paths) > 1 else []:

@@ -120,6 +120,6 @@ class Scaling(Analysis):
         data = results[0][1].dataset
         return {
             "scaling_accuracy": line_plots.accuracies(table, data),
-            "scaling_images": line_plots.scaling(table, data, ["train_images"]),
-            "scaling_compute": line_plots.scaling(table, data, ["training_flops"]),
+            "scaling_images": line_plots.scaling(table, data, "train_images"),
+            "scaling_compute": line_plots.scaling(table, data, "training_flops"),
         }

@@ -397,27 +397,25 @@ def training_curve(name: str, metrics: pd.DataFrame, heads: pd.DataFrame | None 
 SCALED = {"train_images": "Number of training images", "training_flops": "Training FLOPs"}
 
 
-def scaling(table: pd.DataFrame, data: str, columns: list[str]) -> Figure:
-    """Accuracy against training images or compute: one plot per column, one line per model family.
+def scaling(table: pd.DataFrame, data: str, column: str) -> Figure:
+    """Accuracy against training images or compute: one line per model family.
 
     table: columns model, family, accuracy, se and those in SCALED. A family is named after its model with
     the shortest name.
     """
     with look():
-        figure, every = _row(len(columns), (0.8 + 4.0 * len(columns), 3.8))
-        for axes, column in zip(every, columns, strict=True):
-            for i, (_, rows) in enumerate(table.groupby("family")):
-                ordered = rows.sort_values(column)
-                axes.errorbar(
-                    ordered[column], ordered["accuracy"], ordered["se"],
-                    marker=MARKERS[i % len(MARKERS)], markersize=4, linewidth=1.2, capsize=2,
-                    label=min(rows["model"], key=len),
-                )  # fmt: skip
-            axes.set(xlabel=SCALED[column])
-            _log_axis(axes, table[column])
-            _grid_lines(axes)
-        every[0].set(ylabel=f"Accuracy on held-out {data}", ylim=(0, 1))
-        _names(figure, every[0], 3, frameon=False, fontsize=8)
+        figure, (axes,) = _row(1, (4.8, 3.8))
+        for i, (_, rows) in enumerate(table.groupby("family")):
+            ordered = rows.sort_values(column)
+            axes.errorbar(
+                ordered[column], ordered["accuracy"], ordered["se"],
+                marker=MARKERS[i % len(MARKERS)], markersize=4, linewidth=1.2, capsize=2,
+                label=min(rows["model"], key=len),
+            )  # fmt: skip
+        axes.set(xlabel=SCALED[column], ylabel=f"Accuracy on held-out {data}", ylim=(0, 1))
+        _log_axis(axes, table[column])
+        _grid_lines(axes)
+        _names(figure, axes, 3, frameon=False, fontsize=8)
     return figure
 
 
