@@ -53,8 +53,10 @@ zoo: setup ## Train the next small models on contours (minutes on a GPU, days on
 docs: .venv/.installed-dev ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict --quiet
 
-# Modules are compiled once, not in each process.
-test: .venv/.installed-dev lint ## Check format, lint and types, and run the tests
+# One of the tests checks types. Modules are compiled once, not in each process.
+test: .venv/.installed-dev ## Check format, lint and types, and run the tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -q --numprocesses=auto
 
 LOWEST ?= attention block_similarity datasets kernels laws layers layout models receptive_field report state verdicts

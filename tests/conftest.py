@@ -87,7 +87,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What mostly waits, and what one worker does alone, begins first."""
-    early = ("slurm", "laws", "elsewhere", "scenes", "published")
+    early = ("slurm", "types", "laws", "elsewhere", "scenes", "published")
 
     def turn(item: pytest.Item) -> int:
         mark = item.get_closest_marker("xdist_group")

@@ -23,7 +23,7 @@ from vitsee.analysis import REGISTERED
 from vitsee.sums import Damaged, Sums
 from vitsee.testing import Measured
 
-KILLS = int(os.environ.get("VITSEE_KILLS", "8"))
+KILLS = int(os.environ.get("VITSEE_KILLS", "6"))
 SEED = int(os.environ.get("VITSEE_KILLS_SEED", "0"))
 
 QUIET = ["run.device=cpu", "run.workers=0", "run.progress=false"]
