@@ -23,7 +23,7 @@ INSTALL = $(PYTHON) -m venv .venv && $(BIN)/pip install --quiet --constraint con
 
 .venv-lowest/.installed: constraints-lowest.txt
 	$(PYTHON) -m venv --clear .venv-lowest
-	.venv-lowest/bin/pip install --quiet --no-deps --requirement constraints-lowest.txt
+	.venv-lowest/bin/pip install --quiet --no-deps --no-compile --requirement constraints-lowest.txt
 	touch $@
 
 run: setup ## Start here: CKA of a small trained ViT, on CPU or GPU
@@ -63,7 +63,7 @@ LOWEST ?= attention block_similarity datasets kernels laws layers layout models 
 # torch finds CUDA's libraries, which are gigabytes, in .venv.
 test-lowest: .venv-lowest/.installed .venv/.installed-dev ## Run many tests with the lowest supported versions (LOWEST='kernels state': a few)
 	LD_LIBRARY_PATH=$$(printf '%s:' $(CURDIR)/.venv/lib/python3*/site-packages/nvidia/*/lib) PYTHONPATH=$(CURDIR) \
-		OMP_NUM_THREADS=1 .venv-lowest/bin/pytest -q --numprocesses=auto -p no:cacheprovider \
+		OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= .venv-lowest/bin/pytest -q --numprocesses=auto -p no:cacheprovider \
 		$(LOWEST:%=tests/test_%.py)
 
 lint: .venv/.installed-dev ## Check format, lint and types only
