@@ -32,10 +32,7 @@ COMMANDS = (*sorted(REGISTERED), "figure", "report", "train")
 
 def kills_of(name: str) -> int:
     """At random moments; every command is killed once more when it has saved something."""
-    few = KILLS // 20
-    return {"cka": KILLS, "figure": max(1, few), "report": max(1, few), "train": max(1, few)}.get(
-        name, few
-    )
+    return KILLS if name == "cka" else KILLS // 20
 
 
 class Command:
@@ -137,7 +134,7 @@ def midway(name: str) -> Moment:
 def measured_afresh(name: str) -> bool:
     """Whether a command is compared with itself undisturbed; else with what the laws measured."""
     # safetensors puts metadata in another order in each process, but for forks of one.
-    return kills_of(name) > 0 or name == "grams"
+    return kills_of(name) > 0 or name not in REGISTERED or name == "grams"
 
 
 def tables_of(measured: Measured) -> dict[str, bytes]:
