@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run figures report zoo docs test test-lowest lint bench gpu-check soak sweep slurm-figures clean
+.PHONY: help setup run figures report zoo docs test test-lowest style lint bench gpu-check soak sweep slurm-figures clean
 .NOTPARALLEL: # two targets would both install into .venv
 
 help: ## Show this help
@@ -54,9 +54,7 @@ docs: .venv/.installed-dev ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict --quiet
 
 # One of the tests checks types. Modules are compiled once, not in each process.
-test: .venv/.installed-dev ## Check format, lint and types, and run the tests
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+test: style ## Check format, lint and types, and run the tests
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -q --numprocesses=auto
 
 LOWEST ?= attention block_similarity datasets kernels laws layers layout models receptive_field report state verdicts
@@ -66,9 +64,11 @@ test-lowest: .venv-lowest/.installed .venv/.installed-dev ## Run many tests with
 		OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= .venv-lowest/bin/pytest -q --numprocesses=auto -p no:cacheprovider \
 		$(LOWEST:%=tests/test_%.py)
 
-lint: .venv/.installed-dev ## Check format, lint and types only
+style: .venv/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+lint: style ## Check format, lint and types only
 	$(BIN)/mypy
 
 bench: setup ## Measure time, memory and error of the analyses relative to bare forward passes

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import write_images
-from safetensors.torch import save_file
+from test_models import hub_cache
 
 from vitsee.data import datasets
 from vitsee.errors import UserError
@@ -184,20 +184,12 @@ def test_sizes_are_said_as_people_say_them():
     ]  # fmt: skip
 
 
-def hub_cache(folder: Path, name: str) -> None:
-    """A Hugging Face cache that holds weights of this model, as the library lays it out."""
-    snapshot = folder / f"models--timm--{name}" / "snapshots" / f"{0:040}"
-    snapshot.mkdir(parents=True)
-    (snapshot.parents[1] / "refs").mkdir()
-    (snapshot.parents[1] / "refs" / "main").write_text(snapshot.name)
-    net = timm_architecture.build(Model(name="made", timm=name), seed=9).half()
-    save_file(net.state_dict(), snapshot / "model.safetensors")
-
-
 def test_a_figure_of_zoo_small_needs_no_network_once_its_downloads_are_there(tmp_path, monkeypatch):
     import huggingface_hub
 
-    hub_cache(tmp_path, "vit_small_patch32_224.augreg_in21k")
+    name = "vit_small_patch32_224.augreg_in21k"
+    net = timm_architecture.build(Model(name="made", timm=name), seed=9).half()
+    hub_cache(tmp_path, name, net)
     write_images(tmp_path / "imagenette2-320" / "val", 4, side=64)
     monkeypatch.setenv("VITSEE_CACHE", str(tmp_path))
     look = partial(huggingface_hub.try_to_load_from_cache, cache_dir=tmp_path)

@@ -1087,14 +1087,14 @@ def test_the_size_a_model_was_built_for_is_the_size_it_is_given():
     assert timm_architecture.data_config(net)["input_size"] == (3, 96, 96)
 
 
-def hub_cache(folder: Path, name: str) -> None:
-    """A Hugging Face cache that holds weights of a tiny model, as the library lays it out."""
+def hub_cache(folder: Path, name: str, net: torch.nn.Module) -> None:
+    """A Hugging Face cache that holds these weights, as the library lays it out."""
     repository = folder / f"models--timm--{name}"
     snapshot = repository / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
     snapshot.mkdir(parents=True)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(snapshot.name)
-    save_file(timm_architecture.build(tiny(), seed=9).state_dict(), snapshot / "model.safetensors")
+    save_file(net.state_dict(), snapshot / "model.safetensors")
 
 
 CACHED, ABSENT, ON_HUB = "test_vit.r160_in1k", "test_vit2.r160_in1k", "hf-hub:someone/model"
@@ -1127,7 +1127,7 @@ of_the_hub = pytest.mark.xdist_group("settings of the hub")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     """What becomes of models in new processes: where the hub must not be asked, and where it cannot be reached."""
     full, empty = tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("empty")
-    hub_cache(full, CACHED)
+    hub_cache(full, CACHED, timm_architecture.build(tiny(), seed=9))
     asked = [
         ({"HF_HUB_CACHE": str(full), "HF_HUB_OFFLINE": "1"}, [CACHED, ABSENT]),
         ({"HF_HUB_CACHE": str(empty), "HF_ENDPOINT": "http://127.0.0.1:9"}, [CACHED, ON_HUB]),

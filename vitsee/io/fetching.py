@@ -31,21 +31,22 @@ def fetch(url: str, path: Path, md5: str, what: str) -> None:
     with partial.open("ab") as file:
         with suppress(OSError):  # some file systems have no locks
             fcntl.flock(file, fcntl.LOCK_EX)
-        if _has(path, md5):  # from the process that was waited for
+        if has(path, "md5", md5):  # from the process that was waited for
             partial.unlink(missing_ok=True)
             return
         _append(url, file, path.parent, what)
-        if not _has(partial, md5):
-            partial.unlink()
+        if not has(partial, "md5", md5):
+            partial.unlink(missing_ok=True)  # another process may have been here
             raise OSError(f"{path.name} was damaged on the way and is removed: repeat the command")
         os.replace(partial, path)
 
 
-def _has(path: Path, md5: str) -> bool:
+def has(path: Path, algorithm: str, digest: str) -> bool:
+    """Return whether there is a file with this content."""
     if not path.exists():
         return False
     with path.open("rb") as content:
-        return hashlib.file_digest(content, "md5").hexdigest() == md5
+        return hashlib.file_digest(content, algorithm).hexdigest() == digest
 
 
 def _append(url: str, file: BinaryIO, folder: Path, what: str) -> None:

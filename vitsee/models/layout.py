@@ -167,9 +167,8 @@ def on_meta(net: nn.Module) -> nn.Module:
     copies: dict[int, Any] = {id(x): x.to("meta") for x in net.buffers()}
     for x in net.parameters():
         copies[id(x)] = nn.Parameter(x.detach().to("meta"), requires_grad=False)
-    for (
-        module
-    ) in net.modules():  # a dozen dictionaries for hooks, which take deepcopy half of its time
+    # A module has a dozen dictionaries for hooks, which take deepcopy half of its time.
+    for module in net.modules():
         empty = [x for x in vars(module).values() if type(x) is OrderedDict and not x]
         copies |= {id(x): OrderedDict() for x in empty}
     return copy.deepcopy(net, copies)

@@ -225,8 +225,14 @@ class Results:
 @contextmanager
 def cells(figure: Figure, ending: str) -> Iterator[None]:
     """Within the block, a vector format has an image's own pixels, not those of a raster of the page."""
-    every = [image for axes in figure.axes for image in axes.images] if ending in VECTOR else []
-    images = [image for image in every if image.get_interpolation() == "nearest"]
+    from matplotlib.image import AxesImage
+
+    every = figure.findobj(AxesImage) if ending in VECTOR else []
+    images = [
+        image
+        for image in every
+        if isinstance(image, AxesImage) and image.get_interpolation() == "nearest"
+    ]
     for image in images:
         image.set_interpolation("none")
     try:
