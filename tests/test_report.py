@@ -561,24 +561,24 @@ def lopsided(outputs: Path) -> tuple[Path, pd.DataFrame]:
     return outputs, table
 
 
-@pytest.mark.parametrize("width", [390, 840, 1100, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_figure_shows_and_nothing_is_wider_than_the_window(opened, outputs, width, scheme):
-    page = opened(report([outputs]), width=width, scheme=scheme)
-    assert page.locator(".plot").count() == 2
-    loaded = "images => images.every(image => image.naturalWidth > 0)"
-    assert page.locator("img").evaluate_all(loaded)
-    assert page.locator(".map canvas").first.is_visible()
-    assert page.locator("#figures img").is_visible()
-    overflow = "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
-    wide, window = page.evaluate(overflow)
-    assert wide <= window
+def test_every_figure_shows_and_nothing_is_wider_than_the_window(opened, outputs, scheme):
+    page = opened(report([outputs]), width=390, scheme=scheme)
+    for width in (390, 840, 1100, 1280):
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.locator(".plot").count() == 2
+        loaded = "images => images.every(image => image.naturalWidth > 0)"
+        assert page.locator("img").evaluate_all(loaded)
+        assert page.locator(".map canvas").first.is_visible()
+        assert page.locator("#figures img").is_visible()
+        overflow = "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+        wide, window = page.evaluate(overflow)
+        assert wide <= window == width, width
     paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
 
 
-@pytest.mark.parametrize(("width", "medium"), [(1000, "screen"), (1400, "screen"), (700, "print")])
-def test_a_long_message_leaves_the_other_columns_their_width(opened, outputs, width, medium):
+def test_a_long_message_leaves_the_other_columns_their_width(opened, outputs):
     path = outputs / "figures/fig01-mini/figure.json"
     about = json.loads(path.read_text())
     about["panels"][1] |= {
@@ -587,15 +587,16 @@ def test_a_long_message_leaves_the_other_columns_their_width(opened, outputs, wi
         "analysis": "attention_distance",
     }
     path.write_text(json.dumps(about))
-    page = opened(report([outputs]), width=width)
-    page.emulate_media(media=medium)
+    page = opened(report([outputs]))
     lines = """cells => cells.map(cell =>
         new Set([...cell.firstElementChild.getClientRects()].map(box => box.top)).size)"""
-    rows = page.locator(".panels tbody tr").all()
-    for row in rows:
-        assert row.locator("td").evaluate_all(lines)[:2] == [1, 1]
     heads = "heads => heads.every(head => head.scrollWidth <= head.clientWidth)"
-    assert page.locator(".claims th").evaluate_all(heads)
+    for width, medium in ((1000, "screen"), (1400, "screen"), (700, "print")):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.emulate_media(media=medium)
+        for row in page.locator(".panels tbody tr").all():
+            assert row.locator("td").evaluate_all(lines)[:2] == [1, 1], width
+        assert page.locator(".claims th").evaluate_all(heads), width
 
 
 def test_on_paper_no_heading_is_the_last_line_of_a_page_or_broken(opened, outputs):

@@ -250,13 +250,16 @@ class Moved(Mapping[str, pd.DataFrame]):
         weights: np.ndarray,
     ) -> None:
         self._tables, self._deviations, self._weights = tables, deviations, weights
+        self._moved: dict[str, pd.DataFrame] = {}
 
     def __getitem__(self, name: str) -> pd.DataFrame:
-        table = self._tables[name]
-        by_column = self._deviations.get(name, {})
-        return table.assign(
-            **{column: table[column] + self._weights @ by for column, by in by_column.items()}
-        )
+        if name not in self._moved:
+            table = self._tables[name]
+            by_column = self._deviations.get(name, {})
+            self._moved[name] = table.assign(
+                **{column: table[column] + self._weights @ by for column, by in by_column.items()}
+            )
+        return self._moved[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tables)
