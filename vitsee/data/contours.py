@@ -18,7 +18,7 @@ import numpy as np
 
 from vitsee.data.scenes import SPLITS, Canvas, clutter, shaded
 
-VERSION = 1
+VERSION = 2
 """Increased when the generator changes."""
 SHAPES = 16
 LINES = ("smooth", "waves", "teeth", "notches")
@@ -46,13 +46,13 @@ TURN = 0.15
 """Largest rotation, in radians."""
 STRETCH = 0.15
 """Largest logarithm of the stretch of one axis relative to the other."""
-CONTRASTS = (0.04, 0.6)
+CONTRASTS = (0.06, 0.6)
 """Distance of the colour of the shape from the mean colour of the background."""
-NOISES = (0.01, 0.12)
+NOISES = (0.005, 0.08)
 """Standard deviation of the noise of pixels, the same number of images in each octave."""
 SHIFT = 0.12
 """Largest distance of the middle of a contour from that of the image, along each axis."""
-HIDDEN = 3
+HIDDEN = 2
 """Largest number of leaves in front of the contour."""
 
 
@@ -237,5 +237,5 @@ def pattern(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, *, spotted: 
     if spotted:
         across = np.float32(-k * np.sin(angle)) * x + np.float32(k * np.cos(angle)) * y
         wave = wave * np.sin(across + np.float32(rng.uniform(0, 2 * np.pi)))
-    tint = rng.uniform(0.04, 0.35) * (1 + rng.normal(0, 0.3, 3))
+    tint = rng.uniform(0.06, 0.35) * (1 + rng.normal(0, 0.3, 3))
     return wave[..., None] * tint.astype(np.float32)
