@@ -47,21 +47,24 @@ ROOMS = {
         "plotting",
         "results",
     },
-    "report": {"analyses", "comparing", "analysis", "errors", "io", "results"},
+    "report": {"analyses", "comparing", "analysis", "errors", "io", "results", "version"},
     "training": {
         *("config", "data", "errors", "estimators", "io", "models", "options", "parallel"),
         *("plotting", "results", "setting", "study"),
     },
 }
 """What each folder may import of the rest of vitsee: other folders, and modules that lie beside them."""
+THERE = {path.stem for path in (ROOT / "vitsee").iterdir()}
 DRAWING = ("vitsee", "vitsee.cli", "vitsee.listing", "vitsee.papers.plot", "vitsee.report.write")
 """What is imported to list, to draw again and to report."""
 
 
-def room(module: str) -> str:
-    """The folder of a module, or the module itself where it lies beside the folders."""
-    parts = module.split(".")
-    return parts[1] if len(parts) > 1 else ""
+def room(name: str) -> str:
+    """The folder of a module, or the module itself where it lies beside the folders; "" outside of vitsee."""
+    package, *inside = name.split(".")
+    if package != "vitsee":
+        return ""
+    return inside[0] if inside and inside[0] in THERE else "__init__"
 
 
 def arrows() -> dict[str, set[str]]:
@@ -70,8 +73,7 @@ def arrows() -> dict[str, set[str]]:
     for path in SOURCES:
         inside = path.relative_to(ROOT).with_suffix("").parts
         here = room(".".join(inside))
-        there = {room(name) for name in imports(path) if name.startswith("vitsee.")}
-        found.setdefault(here, set()).update(there - {here, "__version__"})
+        found.setdefault(here, set()).update({room(name) for name in imports(path)} - {here, ""})
     return found
 
 

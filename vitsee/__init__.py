@@ -4,8 +4,8 @@ from vitsee.errors import Incomplete, UserError
 from vitsee.given import Model
 from vitsee.library import Comparison, Result, compare, load, run_experiment
 from vitsee.parallel.interrupt import Interrupted
+from vitsee.version import __version__
 
-__version__ = "0.1.0"
 __all__ = [
     "Comparison",
     "Incomplete",
@@ -13,6 +13,7 @@ __all__ = [
     "Model",
     "Result",
     "UserError",
+    "__version__",
     "compare",
     "load",
     "run_experiment",

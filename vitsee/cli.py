@@ -23,6 +23,7 @@ from vitsee.parallel import interrupt
 from vitsee.parallel.interrupt import Interrupted
 from vitsee.plugins import import_asked
 from vitsee.streams import steady
+from vitsee.version import __version__
 
 CONF = str(config.CONF)
 MISTAKE, INCOMPLETE, INTERRUPTED = 2, 3, 130
@@ -43,8 +44,6 @@ def obey() -> None:
     if verb in ("--help", "-h", "help"):
         return print(usage({name: do.__doc__ or "" for name, do in VERBS.items()}))
     if verb in ("--version", "-V"):
-        from vitsee import __version__
-
         return print(f"vitsee {__version__}")
     if verb not in VERBS:
         fail(

@@ -8,7 +8,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from vitsee import __version__
 from vitsee.errors import UserError
 from vitsee.io.files import visible
 from vitsee.report.assets import Names, PageFiles, integrity, palette
@@ -17,6 +16,7 @@ from vitsee.report.show_comparisons import show_comparison
 from vitsee.report.show_figures import scorecards, show_claim, show_composed
 from vitsee.report.show_results import by_analysis, label, show_result
 from vitsee.report.words import first_line, uncramped
+from vitsee.version import __version__
 
 
 def page(contents: Contents, home: Path) -> str:

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-import vitsee
 from vitsee.options import Model, Source
 from vitsee.study import Pass, Study
 from vitsee.sums import Sums
@@ -104,7 +103,7 @@ def git_commit() -> str | None:
 
     git's environment variables are removed: in a git hook they refer to another repository.
     """
-    home = Path(vitsee.__file__).parents[1]
+    home = Path(__file__).parents[2]
     asked = [
         "git",
         "-C",

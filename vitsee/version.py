@@ -1,0 +1,3 @@
+"""The version of vitsee."""
+
+__version__ = "0.1.0"
