@@ -349,7 +349,7 @@ def test_an_experiment_that_two_figures_share_is_measured_and_read_once(
         *("panels.csv", "claims.csv", "vit_fig14.png"),
     ]
     assert runs == ["attention_rollout"]
-    assert len(reads) == 2  # once for each figure
+    assert len(reads) == 1
 
 
 def test_all_figures_are_those_of_the_two_papers_whose_models_are_in_the_zoos():

@@ -47,10 +47,10 @@ def publish(words: list[str]) -> Iterator[Path]:
         request.check(figure)
     measured: dict[str, Path] = {}
     failed: dict[str, UserError] = {}
-    folders = []
+    folders, reader = [], Reader()
     for figure in figures:
         try:
-            written = publish_one(figure, request, measured)
+            written = publish_one(figure, request, measured, reader)
         except UserError as reason:
             if len(figures) == 1:
                 raise
@@ -71,12 +71,14 @@ def publish(words: list[str]) -> Iterator[Path]:
         )
 
 
-def publish_one(figure: Published, request: Request, measured: dict[str, Path]) -> list[Path]:
+def publish_one(
+    figure: Published, request: Request, measured: dict[str, Path], reader: Reader
+) -> list[Path]:
     """Measure and compose one figure and test its claims; return the files written.
 
     measured: result folders by experiment; these are reused, and new ones are added.
     """
-    zoo, reader = atlas.zoo(request.zoo), evidence.Reader()
+    zoo = atlas.zoo(request.zoo)
     shown: dict[str, Shown] = {}
     waiting: list[str] = []
     for name, panel in figure.panels.items():
