@@ -90,13 +90,17 @@ def test_two_processes_share_an_analysis_in_a_file(run_tiny, tmp_path):
 
 
 def test_changed_code_is_another_result_even_with_the_same_version(forks, tmp_path):
-    path, folders = write(tmp_path, "changing"), []
-    for more in ("", "\n# changed\n"):
-        path.write_text(path.read_text() + more)
+    """That of the file, and that of a file beside it that it imports."""
+    path, beside, folders = write(tmp_path, "changing"), tmp_path / "beside_changing.py", []
+    path.write_text(f"{path.read_text()}\nimport {beside.stem}")
+    beside.write_text("")
+    for edited in (None, path, beside):
+        if edited:
+            edited.write_text(f"{edited.read_text()}\n# changed\n")
         words = ["run", f"--import={path}", "analysis=changing", *TINY, "images=8", "batch_size=4"]
         words += ["dataset=scenes", "run.device=cpu", "run.workers=0", f"run.outputs={tmp_path}"]
         folders.append(Path(forks.run(words).out.splitlines()[0]).parent)
-    assert folders[0] != folders[1]
+    assert len({*folders}) == 3
 
 
 def test_without_its_file_a_result_cannot_be_drawn_and_the_message_says_how(

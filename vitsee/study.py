@@ -21,7 +21,8 @@ from vitsee.data.images import Images
 from vitsee.data.plan import Plan
 from vitsee.errors import UserError, printable
 from vitsee.models import loader, presets
-from vitsee.models.structure import source_of, structure
+from vitsee.models.code import source_of
+from vitsee.models.structure import structure
 from vitsee.models.taps import SURVEY
 from vitsee.names import folder_name
 from vitsee.options import Experiment, Precision, readers

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vitsee.errors import UserError
-from vitsee.models.structure import as_text, source_of
+from vitsee.models.code import source_of
+from vitsee.models.structure import as_text
 from vitsee.models.weight_files import line
 
 _TRIED = ((96, 64), (64, 96))

@@ -1,10 +1,8 @@
-"""Digests of a network's modules and their settings, independent of its weights, and of code."""
+"""Digests of a network's modules and their settings, independent of its weights."""
 
 from __future__ import annotations
 
 import hashlib
-import inspect
-import sys
 from collections.abc import Mapping
 from enum import Enum
 from functools import partial
@@ -43,56 +41,6 @@ def structure(net: nn.Module) -> str:
         if name not in stored:
             total.update(f"{name}={as_text(buffer)}\n".encode())
     return total.hexdigest()
-
-
-LIBRARIES = (
-    "builtins",
-    "functools",
-    "torch",
-    "torchvision",
-    "timm",
-    "transformers",
-    "open_clip",
-    "PIL",
-    "vitsee",
-)
-"""Packages whose versions identify their code."""
-
-
-def source_of(*things: Any) -> list[str]:
-    """Return the SHA-256, as hex, of the code of classes or functions that are not of a well-known library.
-
-    Of a module the whole file counts, because a class may use the rest of it; of a script or notebook, where the
-    rest changes for other reasons, the class or function alone. Code that cannot be read is left out.
-    """
-    texts: dict[str, None] = {}
-    for thing in things:
-        module = getattr(thing, "__module__", None) or "builtins"
-        if module.split(".")[0] in LIBRARIES:
-            continue
-        try:
-            place = thing if module == "__main__" else sys.modules[module]
-            texts[inspect.getsource(place)] = None
-        except (KeyError, OSError, TypeError):
-            continue
-    return [hashlib.sha256(text.encode()).hexdigest() for text in texts]
-
-
-def own_code(net: nn.Module) -> list[str]:
-    """Return digests of the code and private settings of a network's modules that are not of a known library."""
-    own = [
-        (n, m) for n, m in net.named_modules() if type(m).__module__.split(".")[0] not in LIBRARIES
-    ]
-    private = [
-        f"{name}.{key}={as_text(value)}"
-        for name, module in own
-        for key, value in sorted(vars(module).items())
-        if key.startswith("_") and key not in _OF_TORCH
-    ]
-    return [*source_of(*(type(module) for _, module in own)), *private]
-
-
-_OF_TORCH = vars(nn.Module()).keys() | {"_is_torch_compile"}
 
 
 def as_text(value: Any) -> str:

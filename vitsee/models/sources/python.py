@@ -30,7 +30,7 @@ def found(thing: Any, weights: str) -> Found:
     from torch import nn
 
     from vitsee.models import preprocessing
-    from vitsee.models.structure import own_code
+    from vitsee.models.code import own_code
 
     asked = given.Model(thing) if isinstance(thing, nn.Module) else thing
     if not isinstance(asked, given.Model) or not isinstance(asked.net, nn.Module):

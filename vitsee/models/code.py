@@ -1,0 +1,188 @@
+"""Digests of the user's own code: of classes and functions, and of what their files import from the same project."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import sys
+import sysconfig
+import textwrap
+from functools import cache
+from importlib.util import find_spec, resolve_name
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+from torch import nn
+
+from vitsee.models.structure import as_text
+
+LIBRARIES = (
+    "builtins",
+    "functools",
+    "torch",
+    "torchvision",
+    "timm",
+    "transformers",
+    "open_clip",
+    "PIL",
+    "vitsee",
+)
+"""Packages whose versions identify their code."""
+INSTALLED = tuple(
+    Path(sysconfig.get_path(name)).resolve()
+    for name in ("stdlib", "platstdlib", "purelib", "platlib")
+)
+"""Folders of installed packages, which a file's project does not include."""
+SCRIPT = "__main__"
+
+
+def source_of(*things: Any) -> list[str]:
+    """Return the SHA-256, as hex, of the code of classes or functions that are not of a well-known library.
+
+    Of a module the whole file counts, because a class may use the rest of it, and so does every module that it
+    imports from its own package or from outside the folders of installed packages, in functions too. Of a script or
+    notebook, where the rest changes for other reasons, the class or function counts, and the functions, classes and
+    constants of the same script that it uses. Code that cannot be read is left out.
+    """
+    texts: dict[str, None] = {}
+    waiting: list[Any] = [_place(thing) for thing in things]
+    seen = set()
+    while waiting:
+        place = waiting.pop(0)
+        if place is None or place in seen:
+            continue
+        seen.add(place)
+        if (text := _text(place)) is None:
+            continue
+        texts[text] = None
+        if isinstance(place, str):
+            waiting += _used_by_module(place, text)
+        else:
+            waiting += _used_in_script(text)
+            texts |= dict.fromkeys(_constants(text))
+    return [hashlib.sha256(text.encode()).hexdigest() for text in texts]
+
+
+def own_code(net: nn.Module) -> list[str]:
+    """Return digests of the code and private settings of a network's modules that are not of a known library."""
+    own = [
+        (n, m) for n, m in net.named_modules() if type(m).__module__.split(".")[0] not in LIBRARIES
+    ]
+    private = [
+        f"{name}.{key}={as_text(value)}"
+        for name, module in own
+        for key, value in sorted(vars(module).items())
+        if key.startswith("_") and key not in _OF_TORCH
+    ]
+    return [*source_of(*(type(module) for _, module in own)), *private]
+
+
+_OF_TORCH = vars(nn.Module()).keys() | {"_is_torch_compile"}
+
+
+def _place(thing: Any) -> Any:
+    """Return the name of the module whose file counts, the thing itself if it is of a script, or None."""
+    module = getattr(thing, "__module__", None) or "builtins"
+    if module.split(".")[0] in LIBRARIES:
+        return None
+    return thing if module == SCRIPT else module
+
+
+def _text(place: Any) -> str | None:
+    try:
+        if not isinstance(place, str):
+            return textwrap.dedent(inspect.getsource(place))
+        if place in sys.modules:
+            return inspect.getsource(sys.modules[place])
+        file = _file(place)
+        return file.read_text(encoding="utf-8") if file else None
+    except (OSError, TypeError, UnicodeDecodeError):
+        return None
+
+
+def _file(module: str) -> Path | None:
+    """Return the file of a module without importing anything."""
+    try:
+        parent = module.rpartition(".")[0]
+        known = module in sys.modules or not parent or parent in sys.modules
+        spec = find_spec(module) if known else None
+    except (ImportError, ValueError, AttributeError):
+        return None
+    origin = spec.origin if spec and spec.has_location else None
+    return Path(origin).resolve() if origin and origin.endswith(".py") else None
+
+
+def _used_by_module(module: str, text: str) -> list[str]:
+    """Return the modules that a module imports from its project."""
+    package = module
+    if not hasattr(sys.modules.get(module), "__path__"):
+        package = module.rpartition(".")[0]
+    return [name for name in _imported(text, package) if _is_own(name, module.split(".")[0])]
+
+
+@cache
+def _imported(text: str, package: str) -> list[str]:
+    """Return names of modules that this code imports, and of what could be one."""
+    try:
+        tree = ast.parse(text)
+    except SyntaxError:
+        return []
+    found: dict[str, None] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            if node.level:
+                if not package:
+                    continue
+                base = resolve_name(base, package)
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            found |= dict.fromkeys(".".join(parts[: i + 1]) for i in range(len(parts)))
+    return list(found)
+
+
+def _is_own(module: str, package: str = "") -> bool:
+    """Return whether a module is of this package, or not of an installed one."""
+    top = module.split(".")[0]
+    if top in LIBRARIES or top in sys.stdlib_module_names or not (file := _file(module)):
+        return False
+    return top == package or not any(folder in file.parents for folder in INSTALLED)
+
+
+def _used_in_script(text: str) -> list[Any]:
+    """Return what the code of a script's class or function uses of its project: things of the script, and modules."""
+    found: list[Any] = [name for name in _imported(text, "") if _is_own(name)]
+    for value in _globals(text).values():
+        if isinstance(value, ModuleType):
+            found.append(value.__name__ if _is_own(value.__name__) else None)
+        elif isinstance(value, (type, FunctionType)):
+            of = _place(value)
+            found.append(of if not isinstance(of, str) or _is_own(of) else None)
+    return found
+
+
+def _constants(text: str) -> list[str]:
+    """Return the constants of a script that the code of its class or function uses."""
+    plain = (bool, int, float, complex, str, bytes, tuple)
+    return [
+        f"{name}={as_text(value)}"
+        for name, value in _globals(text).items()
+        if isinstance(value, plain) and not name.startswith("__")
+    ]
+
+
+def _globals(text: str) -> dict[str, Any]:
+    """Return the globals of the script that this code names."""
+    try:
+        names = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
+    except SyntaxError:
+        return {}
+    there = vars(sys.modules[SCRIPT])
+    return {name: there[name] for name in sorted(names & there.keys())}
