@@ -60,6 +60,30 @@ MISTAKES = {
         ["run", "batchsize=8"],
         "no option batchsize; .*Did you mean batch_size?",
     ),
+    "an option without its group": (["run", "layers=blocks"], "Did you mean analysis.layers?"),
+    "one added with + without its group": (["run", "+device=cpu"], "Did you mean run.device?"),
+    "a misspelt figure=": (["run", "figre=fig01"], "Did you mean figure?"),
+    "a figure without its zero": (["run", "figure=fig1"], r"Did you mean fig01\?"),
+    "a second model as in Python": (["run", "other=r50x1"], "second model with model@other=NAME"),
+    "no name of timm": (["run", "model=timm"], "model.timm is missing: give model.timm=VALUE"),
+    "several values": (["run", "model=vit_nano,vit_mini"], "run -m model=vit_nano,vit_mini"),
+    "an option with dashes": (
+        ["run", "--batch-size", "8"],
+        r"no flag --batch-size \(options are written without dashes: batch_size=VALUE\)",
+    ),
+    "a misspelt flag": (["run", "--form", "x.yaml"], r"no flag --form.*Did you mean --from\?"),
+    "layers of a second model that is missing": (
+        ["run", "analysis.other_layers=[blocks.0]"],
+        "analysis.other_layers is for a second model: name it with model@other=NAME",
+    ),
+    "two models of what measures one, and draws several": (
+        ["run", "analysis=token_norm", "model@other=vit_nano"],
+        "model=NAME,NAME .several results are drawn in one figure by `vitsee plot",
+    ),
+    "two models of what measures one": (
+        ["run", "analysis=head_maps", "model@other=vit_nano"],
+        "analysis=head_maps model=NAME,NAME$",
+    ),
     "an option added with +": (
         ["run", "+batchsize=8"],
         "no option batchsize; .*Did you mean batch_size?",

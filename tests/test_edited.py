@@ -36,6 +36,7 @@ from vitsee.report import assets, page, show_results
 from vitsee.report.collect import collect
 from vitsee.report.write import report
 from vitsee.results import replicates
+from vitsee.results.drawing import draw_joined
 from vitsee.results.folder import Results
 from vitsee.results.reading import read
 
@@ -251,6 +252,16 @@ def test_undefined_values_are_drawn_and_names_as_they_are_whatever_dollars_they_
     record = MADE | {"labels": LABELS | labels}
     (folder / "made_with.json").write_text(json.dumps(record))
     assert plot(folder)
+
+
+def test_results_that_have_no_common_figure_say_so(tmp_path, caplog):
+    caplog.set_level("INFO")
+    names = ("attention_distance", "attention_distance", "fourier")
+    folders = [result(tmp_path / str(i), name) for i, name in enumerate(names)]
+    assert draw_joined(folders[:2]) == []
+    assert "attention_distance has no figure of several results" in caplog.text
+    assert draw_joined(folders[1:]) == []
+    assert "there is no figure of attention_distance and fourier together" in caplog.text
 
 
 HEAD = "model_layer,other_layer,cka,se\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,15 @@ from vitsee.analysis import REGISTERED
 from vitsee.config import CONF
 from vitsee.errors import UserError
 from vitsee.papers import atlas, composing, evidence
+from vitsee.papers.claims import CLAIMS
 from vitsee.papers.plot import plot
-from vitsee.papers.publish import Request, overrides, publish
+from vitsee.papers.publish import (
+    Request,
+    check_claims,
+    overrides,
+    publish,
+    tell_what_is_replaced,
+)
 from vitsee.papers.verdicts import COLUMNS, moved
 from vitsee.plotting.scorecard import scorecard
 from vitsee.results import reading
@@ -333,6 +341,53 @@ def test_of_several_figures_the_failed_one_is_named_at_the_end_and_the_others_ar
     assert re.search(
         r"1 of 2 figures are not done: figure=vit_fig06: dataset.root=\S+ does not", err
     )
+
+
+@pytest.mark.parametrize(
+    ("claims", "message"),
+    [
+        ({"unifrm": {"square": ["tokens"]}}, r"claim unifrm of .* does not exist.*mean uniform\?"),
+        ({"class_token_first": {"x": ["tokens"]}}, r"class_token_first of .* needs \w+; got x"),
+        (
+            {
+                "class_token_first": {
+                    key: ["toekns"] for key in CLAIMS["class_token_first"].evidence
+                }
+            },
+            r"class_token_first of figure=fig07 names a panel toekns; .*Did you mean tokens\?",
+        ),
+    ],
+    ids=["a claim", "its evidence", "a panel"],
+)
+def test_a_figure_whose_claims_are_misspelt_is_refused_before_it_is_measured(claims, message):
+    with pytest.raises(UserError, match=message):
+        check_claims(replace(atlas.published("fig07"), claims=claims))
+
+
+def test_a_figure_of_models_is_called_after_them():
+    words = ["model=timm", "model.timm=test_vit", "model@other=import", "other.import=net:make"]
+    request = Request.read(["figure=claims", *words])
+    assert request.folder(atlas.published("claims")) == "claims-test_vit-vs-net_make"
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('{"panels": [{"name": "a", "results": ["x"]}, {"name": "b", "results": ["y"]}]}', True),
+        ('{"panels": [{"name": "a", "results": ["z"]}, {"name": "b", "results": []}]}', False),
+        ('{"panels": [{"name": "c", "results": ["x"]}]}', False),
+        ("{}", False),
+        ("[", False),
+    ],
+    ids=["another result", "the same and more", "another panel", "nothing", "damaged"],
+)
+def test_a_figure_that_takes_the_place_of_one_of_other_results_says_so(
+    content, told, tmp_path, caplog
+):
+    (tmp_path / "figure.json").write_text(content)
+    new = [{"name": "a", "results": ["z"]}, {"name": "b", "results": ["y"]}]
+    tell_what_is_replaced(tmp_path, {"panels": new})
+    assert caplog.text.count("showed other results (x), and is replaced") == told
 
 
 def test_an_experiment_that_two_figures_share_is_measured_and_read_once(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -43,8 +43,8 @@ class Analysis:
     the question that the analysis answers; `vitsee list analyses` shows it.
     """
 
-    models: ClassVar[tuple[int, ...]] = (1, 2)
-    """How many models it can measure at once."""
+    models: ClassVar[tuple[int, ...]] = (1,)
+    """How many models it can measure at once: (1,), (2,) or (1, 2)."""
     reads: ClassVar[tuple[str, str]] = ("outputs", "outputs")
     """What `reduce` is given, of the model and of the other one: "outputs" of layers, "attention" of
     attention modules, "attention and pooling" (also that by which the head reads the tokens), "residuals"
@@ -163,6 +163,19 @@ class Analysis:
     ) -> dict[str, Figure]:
         """Figures that show several results, by file name without ending; empty if there are none."""
         return {}
+
+    @property
+    def selects_other(self) -> bool:
+        """Whether `other_layers` is not its default."""
+        (option,) = (field for field in fields(self) if field.name == "other_layers")
+        default = option.default_factory() if callable(option.default_factory) else option.default
+        by_default = None if default is None else _patterns("other_layers", default)
+        return self.other_layers != by_default
+
+    @property
+    def draws_several(self) -> bool:
+        """Whether it has a figure of several results."""
+        return type(self).joined is not Analysis.joined
 
     def caption(self, figure: str, tables: dict[str, pd.DataFrame]) -> str:
         """What bands, error bars and marks of the figure of this name mean, for captions; empty if it has none."""

@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from vitsee import config, listing, mistakes, options
-from vitsee.errors import Incomplete, UserError, nearest, printable, speak_plainly
+from vitsee.errors import Incomplete, UserError, nearest, printable, speak_plainly, unknown
 from vitsee.help import RUN_HELP, usage
 from vitsee.parallel import interrupt
 from vitsee.parallel.interrupt import Interrupted
@@ -116,6 +116,7 @@ def run() -> None:
             raise UserError("--from needs the path of an experiment.yaml")
         path, overrides = Path(sys.argv[at + 1]), sys.argv[1:at] + sys.argv[at + 2 :]
         return perform(config.load_experiment(path, overrides))
+    refuse_unknown_flags()
     flags = [word for word in sys.argv[1:] if word in ("-m", "--multirun")]
     rest = [word for word in sys.argv[1:] if word not in flags]
     if any("glob:" in word for word in rest):
@@ -126,6 +127,32 @@ def run() -> None:
     compose_and_run()
     if waiting:
         fail(f"vitsee run: incomplete: {'; '.join(waiting.values())}", INCOMPLETE)
+
+
+OF_HYDRA = (
+    *(
+        "--cfg",
+        "--config-dir",
+        "--config-name",
+        "--config-path",
+        "--experimental-rerun",
+        "--hydra-help",
+    ),
+    *("--info", "--multirun", "--package", "--resolve", "--run", "--shell-completion", "--version"),
+)
+"""Flags that Hydra takes."""
+
+
+def refuse_unknown_flags() -> None:
+    """Raise UserError for a flag that `vitsee run` does not have."""
+    for word in sys.argv[1:]:
+        flag, _, _ = word.partition("=")
+        if flag.startswith("--") and flag not in OF_HYDRA:
+            written = (
+                f" (options are written without dashes: {flag.strip('-').replace('-', '_')}=VALUE)"
+            )
+            valid = ["--from", "--import", "--help", *OF_HYDRA]
+            raise unknown(f"there is no flag {flag}{written}", flag, valid, "vitsee run has")
 
 
 waiting: dict[str, str] = {}

@@ -26,8 +26,8 @@ import vitsee.analyses  # noqa: F401  (declares the schema of every analysis)
 from vitsee.analysis import REGISTERED, Analysis
 from vitsee.errors import UserError, unknown
 from vitsee.io import plain
-from vitsee.mistakes import explain
-from vitsee.options import Dataset, Experiment, spoken
+from vitsee.mistakes import explain, undeclared
+from vitsee.options import Dataset, Experiment
 
 _PACKAGED = Path(__file__).parent / "conf"
 
@@ -139,8 +139,7 @@ def refuse_undeclared(node: DictConfig, prefix: str = "") -> None:
     names = [f.name for f in fields(kind)]
     for key in map(str, node):
         if key not in names:
-            asked = f"there is no option {prefix}{key}"
-            raise unknown(asked, key, map(spoken, names), f"{kind.__name__} has")
+            raise undeclared(kind, f"{prefix}{key}")
         if not OmegaConf.is_missing(node, key) and OmegaConf.is_dict(node[key]):
             refuse_undeclared(node[key], f"{prefix}{key}.")
 

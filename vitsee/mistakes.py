@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import traceback
+from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
+from typing import Any
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException, ValidationError
 
+from vitsee.analysis import REGISTERED
 from vitsee.errors import UserError, refused, unknown
-from vitsee.options import spoken
+from vitsee.options import Dataset, Experiment, Model, Run, spoken
 
 
 def of_composition(error: BaseException) -> bool:
@@ -47,7 +51,13 @@ def explain(error: BaseException) -> str:
     while not isinstance(error, ends):
         deeper = error.__cause__ or error.__context__
         if deeper is None:
-            return str(error).splitlines()[0]
+            said = str(error).splitlines()[0]
+            several = re.fullmatch(r"Ambiguous value for argument '(.*)'", said)
+            return (
+                f"{several[1]}: for several experiments, vitsee run -m {several[1]}"
+                if several
+                else said
+            )
         error = deeper
     if isinstance(error, UserError):
         return str(error)
@@ -55,12 +65,37 @@ def explain(error: BaseException) -> str:
         return _no_such_choice(error)
     if isinstance(error, OSError):
         return refused(error)
-    kind = error.object_type
+    kind, said = error.object_type, str(error.msg).splitlines()[0]
     names = [f.name for f in fields(kind)] if kind and is_dataclass(kind) else []
     if kind and names and error.key not in names:
-        asked = f"there is no option {error.full_key}"
-        return str(unknown(asked, str(error.key), map(spoken, names), f"{kind.__name__} has"))
-    return f"{error.full_key}: {str(error.msg).splitlines()[0]}"
+        return str(undeclared(kind, str(error.full_key)))
+    if error.full_key == "other" and isinstance(error, ValidationError):
+        return "other: choose the second model with model@other=NAME, and change it with other.OPTION=VALUE"
+    if missing := re.search(r"Missing mandatory value: (\S+)", said):
+        return f"{missing[1]} is missing: give {missing[1]}=VALUE"
+    return f"{error.full_key}: {said}"
+
+
+def undeclared(kind: type, key: str) -> UserError:
+    """Return the error for an option that this dataclass of options does not have. key: with its groups."""
+    asked, name = f"there is no option {key}", key.rpartition(".")[2]
+    names = [spoken(f.name) for f in fields(kind)]
+    if kind is not Experiment:
+        return unknown(asked, name, names, f"{kind.__name__} has")
+    groups: dict[str, Iterable[Any]] = {
+        "analysis": REGISTERED.values(),
+        "dataset": [Dataset],
+        "model": [Model],
+        "run": [Run],
+    }
+    inside = [
+        f"{group}.{name}"
+        for group, kinds in groups.items()
+        if any(name == spoken(f.name) for one in kinds for f in fields(one))
+    ]
+    if inside:
+        return UserError(f"{asked}. Did you mean {' or '.join(inside)}?")
+    return unknown(asked, name, [*names, "figure", "protocol", "zoo"], "vitsee run has")
 
 
 def _no_such_choice(error: MissingConfigException) -> str:

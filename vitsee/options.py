@@ -307,17 +307,25 @@ class Experiment:
 
 
 def _check_models(e: Experiment) -> None:
-    """Raise UserError if the analysis does not measure this many models."""
+    """Raise UserError if the analysis does not measure this many models, or has options for one that is missing."""
+    if e.other is None and e.analysis.selects_other:
+        raise UserError(
+            "analysis.other_layers is for a second model: name it with model@other=NAME, or leave the option out"
+        )
     if len(e.models) in e.analysis.models:
         return
     if e.other is None:
         raise UserError(
             f"analysis={e.analysis.name} compares two models; name the second one: model@other=NAME"
         )
+    together = (
+        " (several results are drawn in one figure by `vitsee plot FOLDER FOLDER`)"
+        if e.analysis.draws_several
+        else ""
+    )
     raise UserError(
         f"analysis={e.analysis.name} measures one model, but model@other is given; measure each model "
-        f"alone: vitsee run -m analysis={e.analysis.name} model=NAME,NAME (several results are drawn in one "
-        f"figure by `vitsee plot FOLDER FOLDER`)"
+        f"alone: vitsee run -m analysis={e.analysis.name} model=NAME,NAME{together}"
     )
 
 

@@ -48,6 +48,7 @@ class CKA(Analysis):
     not clipped: those of unrelated layers scatter around 0.
     """
 
+    models: ClassVar[tuple[int, ...]] = (1, 2)
     equal_minibatches: ClassVar[bool] = True
     standard_errors: ClassVar[bool] = True
 

@@ -47,6 +47,7 @@ class ReceptiveField(Analysis):
     sublayer of a transformer, and for the first convolution and each unit of a CNN.
     """
 
+    models: ClassVar[tuple[int, ...]] = (1, 2)
     reads: ClassVar[tuple[str, str]] = ("stream", "stream")
     default_images: ClassVar[int] = 32
     default_batch_size: ClassVar[int] = 8

@@ -47,6 +47,7 @@ class Robustness(Analysis):
     ones. Which patches are salient says the attention rollout of the second model.
     """
 
+    models: ClassVar[tuple[int, ...]] = (1, 2)
     reads: ClassVar[tuple[str, str]] = ("outputs", "attention and pooling")
     default_images: ClassVar[int] = 512
     default_batch_size: ClassVar[int] = 64

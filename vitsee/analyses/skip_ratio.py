@@ -43,6 +43,7 @@ class SkipRatio(Analysis):
     are averaged within each image first.
     """
 
+    models: ClassVar[tuple[int, ...]] = (1, 2)
     reads: ClassVar[tuple[str, str]] = ("residuals", "residuals")
     default_images: ClassVar[int] = 1024
     ungrouped: ClassVar[tuple[str, ...]] = ("histogram",)

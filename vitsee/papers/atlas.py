@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
@@ -132,7 +133,8 @@ def _names(group: str) -> list[str]:
 
 def _load(group: str, name: str, kind: type) -> Any:
     if name not in _names(group):
-        raise unknown(f"there is no {group}={name}", name, _names(group), f"{group} can be")
+        near = re.sub(r"^(?:fig)?(\d)$", r"fig0\1", name)
+        raise unknown(f"there is no {group}={name}", near, _names(group), f"{group} can be")
     path: Path = CONF / group / f"{name}.yaml"
     return deepcopy(_parsed(path, path.read_text(encoding="utf-8"), kind))
 

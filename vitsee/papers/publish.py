@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -45,6 +46,7 @@ def publish(words: list[str]) -> Iterator[Path]:
     figures = [atlas.published(name) for name in request.figures]
     for figure in figures:
         request.check(figure)
+        check_claims(figure)
     measured: dict[str, Path] = {}
     failed: dict[str, UserError] = {}
     folders, reader = [], Reader()
@@ -69,6 +71,20 @@ def publish(words: list[str]) -> Iterator[Path]:
         raise (Incomplete if incomplete else UserError)(
             f"{len(failed)} of {len(figures)} figures are not done: {reasons}"
         )
+
+
+def check_claims(figure: Published) -> None:
+    """Raise UserError for a claim that does not exist, or that is given other evidence than it needs."""
+    for name, given in figure.claims.items():
+        asked = f"the claim {name} of figure={figure.name}"
+        if name not in CLAIMS:
+            raise unknown(f"{asked} does not exist", name, CLAIMS, "there are")
+        needed = sorted(CLAIMS[name].evidence)
+        if sorted(given) != needed:
+            raise UserError(f"{asked} needs {', '.join(needed)}; got {', '.join(sorted(given))}")
+        for panel in (panel for panels in given.values() for panel in panels):
+            if panel not in figure.panels:
+                raise unknown(f"{asked} names a panel {panel}", panel, figure.panels, "there are")
 
 
 def publish_one(
@@ -102,7 +118,9 @@ def publish_one(
     asked = request.settings
     results = Results(Path(asked.outputs) / "figures" / request.folder(figure))
     results.prepare()
-    results.save_json("figure.json", describe(figure, zoo, request, shown, results.path, reader))
+    about = describe(figure, zoo, request, shown, results.path, reader)
+    tell_what_is_replaced(results.path, about)
+    results.save_json("figure.json", about)
     folders = {name: panel.folders for name, panel in shown.items()}
     written = results.save_tables(
         {
@@ -193,8 +211,7 @@ class Request:
     @property
     def asked(self) -> list[str]:
         """Names of the models from the command line."""
-        given = [dict(word.partition("=")[::2] for word in words) for words in self.models.values()]
-        return [one.get("model.name", one.get("model", "")) for one in given if one]
+        return [composed(words).model.name for words in self.models.values() if words]
 
     def check(self, figure: Published) -> None:
         """Raise UserError for models that the figure does not take, or that it needs and are missing."""
@@ -353,6 +370,25 @@ def describe(
         "rows": figure.rows,
         "panels": panels,
     }
+
+
+def tell_what_is_replaced(folder: Path, about: dict[str, Any]) -> None:
+    """Log a warning if the figure that lies in this folder shows other results than the new one."""
+    try:
+        panels = json.loads((folder / "figure.json").read_text(encoding="utf-8"))["panels"]
+        former = {panel["name"]: panel["results"] for panel in panels}
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    new = {panel["name"]: panel["results"] for panel in about["panels"]}
+    kept = {result for results in new.values() for result in results}
+    before = dict.fromkeys(result for name in new if new[name] for result in former.get(name, []))
+    if gone := [result for result in before if result not in kept]:
+        log.warning(
+            "warning: the figure in %s showed other results (%s), and is replaced; to keep both, use another "
+            "run.outputs, or name a model of yours with model.name=NAME",
+            folder,
+            ", ".join(gone),
+        )
 
 
 def caption(figure: Published, zoo: Zoo, shown: dict[str, Shown], reader: Reader) -> str:

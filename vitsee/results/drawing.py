@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from vitsee import returned
 from vitsee.parallel.interrupt import Interruptible
 from vitsee.results.folder import PNG, Formats, Results
 from vitsee.results.reading import read
+
+log = logging.getLogger(__name__)
 
 
 def draw(path: Path, *, formats: Formats = PNG) -> list[Path]:
@@ -32,9 +35,13 @@ def draw_joined(paths: list[Path], *, formats: Formats = PNG) -> list[Path]:
 
     with Interruptible():  # as above
         stored = [read(path) for path in paths]
-        if len({result.analysis.name for result in stored}) > 1:
+        if len(names := {result.analysis.name: None for result in stored}) > 1:
+            log.info("there is no figure of %s together", " and ".join(names))
             return []
         analysis = stored[0].analysis
+        if not analysis.draws_several:
+            log.info("%s has no figure of several results", analysis.name)
+            return []
         figures = analysis.joined([(result.tables, result.labels) for result in stored])
         resolved = [str(path.resolve()) for path in paths]
         digest = hashlib.sha256("\0".join(resolved).encode()).hexdigest()[:8]
