@@ -158,7 +158,7 @@ NEEDS = {
 """Further options that a run with 8 images needs."""
 
 REASONS = {
-    "no skip connections: nothing is added to its own input": "no skip connections",
+    "no skip connections (nothing is added to its own input)": "no skip connections",
     "no attention": "none of its modules computes attention",
     "attention by a formula other than softmax over tokens": "by a formula of their own",
     "attention among channels": "attends among",
