@@ -36,13 +36,13 @@ ZOO ?= mini
 $(FIGURES): setup
 	$(BIN)/vitsee run figure=$@ zoo=$(ZOO)
 
-report: setup ## Write one HTML page of all results
+report: setup ## Write one HTML page with all results
 	$(BIN)/vitsee report
 
-figures: setup ## Draw every published figure (make fig01: just one; ZOO=paper: with the paper's models)
+figures: setup ## Draw every published figure (make fig01: only this one; ZOO=paper: with the paper's models)
 	$(BIN)/vitsee run figure=all zoo=$(ZOO)
 
-slurm-figures: setup ## The same as SLURM jobs, one per figure (SBATCH='--partition=gpu --gpus=1')
+slurm-figures: setup ## Draw them in SLURM jobs, one per figure (SBATCH='--partition=gpu --gpus=1')
 	for figure in $(filter-out claims extra_%,$(FIGURES)); do \
 		sbatch $(SBATCH) --job-name=$$figure --wrap "$(BIN)/vitsee run figure=$$figure zoo=$(ZOO)"; \
 	done
@@ -59,7 +59,7 @@ test: style ## Check format, lint and types, and run the tests
 
 LOWEST ?= attention block_similarity datasets kernels laws layers layout models receptive_field report state verdicts
 # torch finds CUDA's libraries, which are gigabytes, in .venv.
-test-lowest: .venv-lowest/.installed .venv/.installed-dev ## Run many tests with the lowest supported versions (LOWEST='kernels state': a few)
+test-lowest: .venv-lowest/.installed .venv/.installed-dev ## Run many tests with the lowest supported versions (LOWEST='kernels state': only these)
 	LD_LIBRARY_PATH=$$(printf '%s:' $(CURDIR)/.venv/lib/python3*/site-packages/nvidia/*/lib) PYTHONPATH=$(CURDIR) \
 		OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= .venv-lowest/bin/pytest -q --numprocesses=auto -p no:cacheprovider \
 		$(LOWEST:%=tests/test_%.py)
@@ -81,7 +81,7 @@ gpu-check: setup ## Run every analysis on the CPU and on the GPU, and print the 
 soak: .venv/.installed-dev ## Kill runs at 1,000 random moments, with other faults in between (an hour)
 	VITSEE_KILLS=1000 VITSEE_KILLS_SEED=$$(date +%s) $(BIN)/pytest -q -rP tests/test_faults.py
 
-sweep: .venv/.installed-dev ## Try every analysis on every architecture of timm, and write their table (an hour)
+sweep: .venv/.installed-dev ## Try every analysis on every timm architecture, and write the table of results (an hour)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q --numprocesses=auto -m sweep tests/test_layers.py
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/families.py
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/families.py --run

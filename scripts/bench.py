@@ -54,7 +54,7 @@ class Case:
 
 
 def cases(on_gpu: bool, tools: list[str]) -> list[Case]:
-    """The cases of the published table, for a GPU or a CPU."""
+    """The cases of the tables in docs/benchmarks.md, for a GPU or a CPU."""
     if on_gpu:
         large, resnet = ["vit_large_patch16_224"], ["resnetv2_50x1_bit"]
         rows = [
@@ -82,12 +82,12 @@ def load(name: str, device: torch.device) -> loader.Loaded:
 
 @cache
 def as_timm_lays_it_out(net: nn.Module) -> nn.Module:
-    """The same weights in the memory layout in which timm creates them."""
+    """The same weights in timm's own memory layout."""
     return copy.deepcopy(net).to(memory_format=torch.contiguous_format)
 
 
 class Bench:
-    """The models of a case, their watched layers, and minibatches of noise, all in memory."""
+    """The models of a case, their measured layers, and minibatches of noise, all in memory."""
 
     def __init__(self, case: Case, minibatches: int) -> None:
         self.case, self.precision = case, Precision(case.precision)
@@ -173,7 +173,7 @@ class Bench:
         return torch.stack([kept[name] for name in names(self.watched[i])])
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """How long the work takes; on a GPU by CUDA events."""
+        """Seconds that the work takes; on a GPU by CUDA events."""
         if self.device.type != "cuda":
             began = time.perf_counter()
             work()
@@ -193,10 +193,10 @@ class Bench:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
     def floor_seconds(self) -> float:
-        """The least that the Gram matrices can cost: their products and one reading of the outputs.
+        """The lowest possible cost of the Gram matrices: their products, and reading the outputs once.
 
-        At the speed of a large product and of a large copy, measured on the spot. Products are those of float32,
-        on a GPU of TF32: three where they are to be exact.
+        At the speed of a large product and of a large copy, measured on the spot. Products are float32 on a CPU
+        and TF32 on a GPU, where an exact product takes three.
         """
         flops = outputs = 0
         for layer in (l for watched in self.watched for l in watched):
@@ -230,7 +230,7 @@ def names(watched: list[Layer]) -> list[str]:
 
 
 def measure(bench: Bench, rounds: int) -> dict[str, float]:
-    """Ratios from the fastest of several rounds, taken in turn so that all see the same machine."""
+    """Ratios from the fastest of several rounds, interleaved so that all see the same machine."""
     bench.bare(bench.nets)
     bench.bare(bench.usual)
     bench.tool()
@@ -274,7 +274,7 @@ def line(case: Case, row: dict[str, float]) -> str:
 
 
 def together(todo: list[Case], on_gpu: bool) -> list[list[Case]]:
-    """Cases that one process measures: all of the same models on a GPU, one on a CPU, whose peak memory never falls."""
+    """Groups of cases, one per process: by models on a GPU; single cases on a CPU, where peak memory never falls."""
     if on_gpu:
         return [list(group) for _, group in groupby(todo, key=lambda case: case.models)]
     return [[case] for case in todo]

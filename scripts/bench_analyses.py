@@ -1,4 +1,4 @@
-"""`make bench`: what the other analyses cost relative to bare forward passes over the same images in memory."""
+"""`make bench`: the cost of the other analyses relative to bare forward passes over the same images in memory."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Noise(Images):
 
 @dataclass
 class Passes:
-    """The images of each pass of an analysis, by index, cut into minibatches. analysis: with its layers."""
+    """The images of each pass of an analysis, by index, in minibatches. analysis: with its layers."""
 
     data: list[Images]
     orders: list[list[int]]
@@ -75,7 +75,7 @@ class Passes:
 
 
 def whole(bench: Bench, analysis: Analysis, watched: list[Layer], passes: Passes) -> None:
-    """All passes of an analysis and its tables, as `vitsee run` makes them."""
+    """Run all passes of an analysis and make its tables, as `vitsee run` does."""
     totals: list[Sums] = []
     axes = {"model": [layer.name for layer in watched]}
     pixels = bench.batches[0]
@@ -115,7 +115,7 @@ def seen(
 
 
 def measure(name: str, model: str, minibatches: int, batch_size: int, rounds: int) -> dict:
-    """Ratio to bare forward passes over as many images, from the fastest of several rounds."""
+    """Ratio to bare forward passes over the same number of images, from the fastest of several rounds."""
     bench = Bench(Case([model], "12 layers", batch_size), 1)
     net, analysis = bench.nets[0], REGISTERED[name]()
     size = tuple(bench.batches[0].shape[1:])
@@ -146,7 +146,7 @@ def measure(name: str, model: str, minibatches: int, batch_size: int, rounds: in
     whole(bench, analysis, watched, passes)
     added = bench.peak_mb() - before
     took: dict[str, list[float]] = {"bare": [], "unfused": [], "whole": []}
-    for _ in range(rounds):  # taken in turn, so that all see the same machine
+    for _ in range(rounds):  # interleaved, so that all see the same machine
         took["bare"].append(bench.seconds(bare))
         took["unfused"].append(bench.seconds(unfused))
         took["whole"].append(bench.seconds(lambda: whole(bench, analysis, watched, passes)))
@@ -177,7 +177,7 @@ def line(name: str, model: str, row: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--analysis", choices=ANALYSES, help="one of them, in this process, as JSON"
+        "--analysis", choices=ANALYSES, help="measure one, in this process, and print JSON"
     )
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--minibatches", type=int, default=2)

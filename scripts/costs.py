@@ -1,7 +1,7 @@
 """Writes the cost of each figure, with the paper's models, into its YAML file: `python scripts/costs.py [FIGURE…]`.
 
-Images are those of the last pass, counted once per model with public weights; the data set may have fewer. GPU
-minutes are the floating-point operations of this pass at 40 % of an A100's peak in the precision of the run. They
+Images are counted for the last pass, once per model with public weights; the data set may have fewer. GPU minutes
+are the time of this pass's floating-point operations at 40 % of an A100's peak in the precision of the run. They
 do not include passes that train probes, the analysis's own work, decoding, or downloads.
 """
 
@@ -72,7 +72,7 @@ def flops(model: Model, asked: Experiment) -> float:
     forward = _forward(OmegaConf.to_yaml(OmegaConf.structured(model)))
     if not asked.analysis.gradients:
         return forward
-    # A backward pass costs two forward ones, and on average a layer lies half-way up: one forward pass per channel.
+    # A backward pass costs two forward passes, but on average starts halfway up: one forward pass per channel.
     net = timm_architecture.skeleton(model).eval()
     data = timm_architecture.data_config(net)
     survey = SURVEY[asked.analysis.reads_of("model")](net, tuple(data["input_size"]))

@@ -1,8 +1,8 @@
 """Tries every analysis on models of all timm modules, and writes the table of docs/models.md.
 
-Without options, models are built on the meta device, where nothing is computed: layers are surveyed, chosen and
-checked as a run does before it reads an image. With --run, every analysis measures 8 images with one small model
-of each module.
+Without options, models are built on the meta device, where nothing is computed: layers are surveyed, selected and
+checked as in a run before it reads any image. With --run, every analysis measures 8 images with one small model
+per module.
 """
 
 from __future__ import annotations
@@ -146,21 +146,21 @@ xception: legacy_xception
 xception_aligned: xception41
 xcit: xcit_nano_12_p16_224
 """
-"""Small models of each module of timm: one, or several where their blocks differ."""
+"""Small models of each timm module: one, or several if their blocks differ."""
 
 SIDES = (64, 84, 96, 128, 160)
-"""Sides of images to try for a run, smallest first."""
+"""Image sizes to try for a run, smallest first."""
 
 NEEDS = {
     "linear_probe": ["analysis.train_split=null", "analysis.shots=1", "analysis.held_out=1"],
     "receptive_field": ["analysis.channels=1"],
 }
-"""What else a run with 8 images asks for."""
+"""Further options that a run with 8 images needs."""
 
 REASONS = {
-    "none adds to its own input: no skip connections": "no skip connections",
+    "no skip connections (nothing is added to its own input)": "no skip connections",
     "no attention": "none of its modules computes attention",
-    "attention by another formula than softmax over tokens": "by a formula of their own",
+    "attention by a formula other than softmax over tokens": "by a formula of their own",
     "attention among channels": "attends among",
     "fewer keys than queries, or queries of the class token only": "attends from",
     "several attentions whose weights are combined": "combines their weights",
@@ -168,7 +168,7 @@ REASONS = {
     "stages or blocks with different tokens": "attend among different tokens",
     "tokens that are not in rows and columns": "no rows and columns|have no rows|neither a sequence",
 }
-"""Why an analysis refuses a model, and by which words of the message that is known."""
+"""Why an analysis refuses a model, and the words of its message that identify the reason."""
 
 
 def representatives() -> dict[str, list[str]]:
@@ -181,16 +181,16 @@ def representatives() -> dict[str, list[str]]:
 
 
 def verdicts(name: str, **options: dict[str, Any]) -> dict[str, str]:
-    """Return what a run of each analysis with its default layers would say: "" if it goes on, else why it is refused.
+    """Return why a run of each analysis with its default layers would be refused; "" if it would not.
 
     options: `args` and `overlay` of the model. Raises UserError if the model cannot be built with them,
-    AssertionError for an empty preset, and whatever is not meant for users.
+    AssertionError for an empty preset, and any error that is not meant for users.
     """
     net = timm_architecture.skeleton(Model(name=name, timm=name, **options)).eval()
     size = tuple(timm_architecture.data_config(net)["input_size"])
     once = cache(layers.survey)
     surveyed: dict[str, list[Layer] | UserError] = {}
-    with mock.patch.object(layers, "survey", once):  # other surveys begin with this one
+    with mock.patch.object(layers, "survey", once):  # other surveys start from this one
         for kind, survey in SURVEY.items():
             try:
                 surveyed[kind] = survey(net, size)
@@ -215,7 +215,7 @@ def verdicts(name: str, **options: dict[str, Any]) -> dict[str, str]:
 
 
 def reason(message: str) -> str:
-    """Return the reason in a message as one of REASONS. Raises ValueError for another."""
+    """Return the reason in a message as one of REASONS. Raises ValueError if it is none of them."""
     for why, words in REASONS.items():
         if re.search(words, message):
             return why
@@ -241,9 +241,9 @@ def table(said: dict[str, dict[str, str]]) -> str:
 
 
 def smallest(name: str, reasons: dict[str, str]) -> list[str]:
-    """Return the options of a run with the smallest images at which each analysis goes on or is refused as usual.
+    """Return the options of a run with the smallest images at which each analysis works, or is refused, as usual.
 
-    reasons: those at the model's own size.
+    reasons: why analyses refuse the model at its own size.
     """
     for side in SIDES:
         size = {"overlay": {"input_size": [3, side, side]}}
@@ -257,9 +257,10 @@ def smallest(name: str, reasons: dict[str, str]) -> list[str]:
 
 
 def run(module: str, draw: bool = True) -> list[str]:
-    """Measure 8 images with each analysis and the first model of a module. Return a line for each, and for each fault.
+    """Measure 8 images with each analysis and the first model of a module. Return one line per analysis.
 
-    A fault is a traceback, a refusal that `verdicts` does not foresee, or values that are not finite without a warning.
+    The line says WRONG for a traceback, a refusal that `verdicts` does not predict, or non-finite values without a
+    warning.
     """
     name, lines = representatives()[module][0], []
     torch.set_num_threads(1)
@@ -286,7 +287,7 @@ def run(module: str, draw: bool = True) -> list[str]:
 
 
 def once(survey: Callable[..., list[Layer]]) -> Callable[..., list[Layer]]:
-    """Return the survey, which is not made again: all runs are of one model."""
+    """Return the survey, cached after its first call: all runs use the same model."""
     found: list[list[Layer]] = []
 
     def look(*model: Any) -> list[Layer]:
@@ -297,9 +298,9 @@ def once(survey: Callable[..., list[Layer]]) -> Callable[..., list[Layer]]:
 
 
 def outcome(words: list[str]) -> tuple[str, str]:
-    """Run this experiment. Return what to say of it, with its warnings, and why it is refused ("" if it is not).
+    """Run this experiment. Return a summary with its warnings, and why it was refused ("" if it was not).
 
-    Raises AssertionError for values that are not finite without a warning.
+    Raises AssertionError for non-finite values without a warning.
     """
     silent = io.StringIO()
     with tempfile.TemporaryDirectory() as folder:
@@ -324,7 +325,7 @@ def outcome(words: list[str]) -> tuple[str, str]:
 
 
 def measure_all(modules: list[str], processes: int, draw: bool) -> None:
-    """Run each of these modules and print what comes of it. Exit with 1 if any went wrong."""
+    """Run each of these modules and print the outcome. Exit with 1 if any went wrong."""
     wrong = []
     with Pool(processes, maxtasksperchild=1) as pool:
         for lines in pool.imap(partial(run, draw=draw), modules):

@@ -1,4 +1,4 @@
-"""Runs every analysis on the CPU and on the GPU, and prints the largest difference of any cell of its tables."""
+"""Runs every analysis on the CPU and on the GPU, and prints the largest difference in any cell of its tables."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NEEDS = {
     "linear_probe": {"images": 500, "analysis.layers": "[last]"},
     "receptive_field": {"images": 8, "batch_size": 4},
 }
-"""Options without which an analysis does not run, or takes long."""
+"""Options without which an analysis does not run or takes too long."""
 
 
 def tables(name: str, options: dict, device: str, folder: str) -> dict:
@@ -42,7 +42,7 @@ def tables(name: str, options: dict, device: str, folder: str) -> dict:
 
 
 def compare(cases: list[tuple[str, dict]], devices: tuple[str, str]) -> None:
-    """Print a row for each column of each table."""
+    """Print one row per column of each table."""
     print("| analysis | options | table | column | largest value | largest difference | seconds |")
     print("|" + "---|" * 7, flush=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Other tools that compute CKA, each called as its documentation says; used by `make bench`."""
+"""Other tools that compute CKA, each called as in its documentation; used by `make bench`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def torch_cka(net: nn.Module, layers: list[str], batches: list[Tensor]) -> np.nd
         warnings.simplefilter("ignore")
         cka = CKA(net, net, model1_layers=layers, model2_layers=layers, device=_device(batches))
         cka.compare(_Loader(batches))
-    for module in net.modules():  # it never removes its hooks
+    for module in net.modules():  # torch_cka never removes its hooks
         module._forward_hooks.clear()
     return cka.export()["CKA"].numpy()
 
@@ -32,7 +32,7 @@ def pytorch_cka(net: nn.Module, layers: list[str], batches: list[Tensor]) -> np.
 
 
 class _Loader(list):
-    """Minibatches (images, labels) in memory, with the attributes that the tools expect of a DataLoader."""
+    """Minibatches (images, labels) in memory, with the DataLoader attributes that the tools expect."""
 
     def __init__(self, batches: list[Tensor]) -> None:
         super().__init__((pixels, 0) for pixels in batches)

@@ -1,9 +1,9 @@
-"""Claims that several outputs folders tested, as one Markdown table with a column each.
+"""Writes the claims tested in several output folders as one Markdown table, with one column per folder.
 
     python scripts/scorecards.py NAME=FOLDER …            # print the table
     python scripts/scorecards.py --page [NAME=FOLDER …]   # keep the claims in docs/scorecards/, fill in docs/claims.md
 
-FOLDER is an outputs folder, a composed figure's folder or a claims.csv. On the page, NAME is one of COLUMNS.
+FOLDER is an output folder, a composed figure's folder or a claims.csv. On the page, NAME is one of COLUMNS.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main(words: list[str]) -> None:
     for name, folder in asked.items():
         if name not in COLUMNS:
             raise unknown(f"the page has no column {name}", name, COLUMNS, "columns")
-        read(Path(folder))  # nothing is kept of a folder that cannot be shown
+        read(Path(folder))  # keep nothing from a folder that cannot be shown
         kept(DOCS).mkdir(exist_ok=True)
         shutil.copyfile(claims_in(Path(folder)), kept(DOCS) / f"{name}.csv")
     fill_in(DOCS)
@@ -48,14 +48,14 @@ def main(words: list[str]) -> None:
 
 
 def fill_in(docs: Path) -> None:
-    """Write the table of all that is kept into the page."""
+    """Write the table of all stored claims into the page."""
     path = docs / "claims.md"
     before, _, rest = path.read_text().partition(BEGIN)
     path.write_text(before + BEGIN + "\n" + page_table(docs) + "\n" + END + rest.partition(END)[2])
 
 
 def page_table(docs: Path) -> str:
-    """The page's table; a column says if its claims are not kept yet."""
+    """The page's table; a column without stored claims says so."""
     paths = {heading: kept(docs) / f"{name}.csv" for name, heading in COLUMNS.items()}
     empty = pd.DataFrame({"holds": []})
     return table({name: read(path) if path.exists() else empty for name, path in paths.items()})
@@ -97,7 +97,7 @@ def table(columns: Mapping[str, pd.DataFrame]) -> str:
 
 
 def cell(claims: pd.DataFrame, name: str) -> str:
-    """The verdict, the statistic with its interval, that of untrained networks, and why it is not testable."""
+    """The verdict, the statistic with its interval and its untrained value, and why it is not testable."""
     if name not in claims.index:
         return "not measured" if claims.empty else "not tested"
     row = claims.loc[name]
@@ -115,7 +115,7 @@ def cell(claims: pd.DataFrame, name: str) -> str:
 
 
 def counts(claims: pd.DataFrame) -> str:
-    """How often each verdict was given."""
+    """The number of claims with each verdict."""
     count = claims["holds"].value_counts()
     return ", ".join(f"{count[verdict]} {verdict}" for verdict in VERDICTS if verdict in count)
 

@@ -2,7 +2,7 @@
 # Splits one experiment over the jobs of an array:
 #   sbatch --array=0-7 --gpus-per-node=1 --time=4:00:00 scripts/slurm_array.sh analysis=cka model=vit_h14 …
 # Two minutes before its time limit a job saves and requeues itself; SLURM requeues a preempted job.
-# The last job to finish writes the tables. To fill in what lost jobs left, submit the same with --array=0.
+# The last job to finish writes the tables. To complete the work of lost jobs, submit the same with --array=0.
 #SBATCH --job-name=vitsee
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
@@ -12,7 +12,7 @@
 set -u
 : "${SLURM_ARRAY_TASK_COUNT:?submit this with sbatch --array=0-N}"
 if [ "$SLURM_ARRAY_TASK_MIN" -ne 0 ] || [ "$SLURM_ARRAY_TASK_MAX" -ne $((SLURM_ARRAY_TASK_COUNT - 1)) ]; then
-  echo "the array must be 0-N, so that its jobs know their shares; --array=0 fills any gaps" >&2
+  echo "the array must be 0-N, so that its jobs know their shares; --array=0 completes the work of lost jobs" >&2
   exit 2
 fi
 

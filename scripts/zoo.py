@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Trains the next small models on contours: `scripts/zoo.py [NAME…]`, by default all, most important first.
 
-On a GPU several train side by side. The same command resumes where it was stopped. Finished models wait in
-outputs/zoo. Once all are there, `--ship` replaces the models that ship with vitsee by them as a whole: weights,
-cards, conf/model and conf/zoo/mini.yaml. Whatever follows `--` is passed on to `vitsee train`.
+On a GPU several models train at the same time. After an interruption, the same command resumes. Finished models are
+kept in outputs/zoo. Once all are there, `--ship` replaces the models that ship with vitsee all at once: weights,
+cards, conf/model and conf/zoo/mini.yaml. Arguments after `--` are passed on to `vitsee train`.
 """
 
 from __future__ import annotations
@@ -54,16 +54,18 @@ TRAININGS = {
     "resnet_mini_seed_1": f"{RESNET} recipe.seed=1",
     "resnet_mini_seed_2": f"{RESNET} recipe.seed=2",
 }
-"""Options of `vitsee train`. Models of other seeds show the scatter between trainings: of them, only cards ship."""
+"""Options of `vitsee train`. Models with other seeds show the variation between seeds; only their cards ship."""
 AFTER = {"vit_nano_finetuned": "vit_nano"}
 
 
 def main() -> int:
-    """Train all that are asked for, or ship them. Return 1 if any is missing."""
+    """Train the requested models, or ship all. Return 1 if any is missing."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="by default all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="models to train (default: all)")
     parser.add_argument("--together", type=int, help="how many at a time (default: GPU 6, CPU 1)")
-    parser.add_argument("--into", type=Path, default=Path("outputs/zoo"), help="of what is trained")
+    parser.add_argument(
+        "--into", type=Path, default=Path("outputs/zoo"), help="folder for the trained models"
+    )
     parser.add_argument("--ship", action="store_true", help="replace the models that ship")
     parser.add_argument("--vitsee", default=str(ROOT / ".venv" / "bin" / "vitsee"))
     own = sys.argv[1:]
@@ -89,7 +91,7 @@ def main() -> int:
 def train(
     waiting: list[str], together: int, command: Callable[[str], list[str]], into: Path
 ) -> list[str]:
-    """Train the models, so many at a time, and copy them. Return the names of those that failed."""
+    """Train the models, several at a time, and copy them. Return the names of those that failed."""
     running: dict[str, subprocess.Popen[str]] = {}
     failed = []
     while waiting or running:
@@ -113,7 +115,7 @@ def train(
 
 
 def options(name: str, into: Path, gpu: bool) -> list[str]:
-    """Return the options of a model's training. Blocks of ViTs and Mixers are compiled on a GPU."""
+    """Return the options for training a model. Blocks of ViTs and Mixers are compiled on a GPU."""
     words = TRAININGS[name].format(into=into.resolve()).split()
     compiled = gpu and not name.startswith("resnet") and name not in AFTER
     faster = ["recipe.compile=true"] if compiled else []
@@ -141,7 +143,7 @@ def ship(into: Path, root: Path) -> int:
 
 
 def configuration(path: Path) -> str:
-    """Return the file in conf/model of the model that a card describes."""
+    """Return the text of the file in conf/model for the model that a card describes."""
     import yaml
 
     from vitsee.models import cards

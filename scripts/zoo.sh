@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Retrains the small models that ship with vitsee: `scripts/zoo.sh [NAME…]`, by default all. Takes hours on two CPU
-# cores, a minute per model on a GPU. The same command resumes where it was stopped.
+# cores, a minute per model on a GPU. After an interruption, the same command resumes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 vitsee=${VITSEE:-.venv/bin/vitsee}
@@ -34,5 +34,5 @@ train mixer_mini recipe=mixer_mini
 train hybrid_mini recipe=hybrid_mini
 train resnet_mini_deep recipe=resnet_mini_deep recipe.images_seen=96000
 train vit_nano_finetuned recipe=vit_nano_finetuned
-# Only if named: with it, all weights together would exceed 40 MB.
+# Only if named: including it, the weights would exceed 40 MB in total.
 [ "$wanted" = "  " ] || train resnet_mini_data_30 recipe=resnet_mini recipe.fraction=0.3 recipe.images_seen=96000
