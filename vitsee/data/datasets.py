@@ -82,7 +82,7 @@ def _folder(dataset: Dataset, resolution: int) -> Images:
     if not dataset.root:
         raise UserError(
             f"dataset={dataset.name} needs a folder or .tar of images: dataset.root=PATH"
-            f" (`vitsee list datasets` names environment variables that set it too)"
+            f" (`vitsee list datasets` shows the environment variables that also set it)"
         )
     root = expanded(dataset.root)
     if not root.exists():
@@ -130,7 +130,7 @@ READERS = {
     "resolution": GENERATED,
     "size": GENERATED,
 }
-"""The kinds that read an option; the others would pass over it in silence."""
+"""The kinds that read an option; the others would silently ignore it."""
 
 KINDS: dict[str, Callable[[Dataset, int], Images]] = {
     "contours": _contours,

@@ -1,4 +1,4 @@
-"""Conversion of decoded images to 8-bit RGB. Formats without a defined white are refused."""
+"""Conversion of decoded images to 8-bit RGB, which refuses formats that do not define white."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPL
 LONGEST = 1000
 """Largest aspect ratio. Resizing a thin line of pixels would take gigabytes."""
 SIGNED = 2
-"""TIFF's sample format of signed integers."""
+"""TIFF's sample format for signed integers."""
 
 
 def rgb(image: Image.Image) -> Image.Image:

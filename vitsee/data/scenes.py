@@ -139,7 +139,7 @@ def clutter(rng: np.random.Generator, base: np.ndarray) -> list[Callable[[Canvas
 def parts(
     rng: np.random.Generator, texture: int, arrangement: int, contrasts: tuple[float, float]
 ) -> list[Callable[[Canvas], None]]:
-    """Return the textured disks: sometimes a distractor of another texture, then the two that carry the class."""
+    """Return the textured disks: sometimes a distractor with a different texture, then the two that carry the class."""
     angle = np.pi / 4 * arrangement + rng.uniform(-TURN, TURN)
     half = rng.uniform(*DISTANCES) / 2 * np.array([np.cos(angle), -np.sin(angle)])
     radius = rng.uniform(*PART_RADII)
