@@ -541,7 +541,7 @@ def test_two_models_of_one_name_are_told_apart_by_what_differs():
 def test_models_of_other_sources_are_not_trained(command):
     code, _, err = command("train", "recipe=vit_nano", "model=torchvision", "model.id=resnet18")
     assert code == 2
-    assert "vitsee trains architectures of timm: model=timm model.timm=NAME" in err
+    assert "vitsee trains only timm's architectures: model=timm model.timm=NAME" in err
 
 
 # ---- torch's own attention ----

@@ -15,8 +15,8 @@ Array = TypeVar("Array", "Tensor", np.ndarray)
 def cka_terms(ab: Tensor, aa: Tensor, bb: Tensor, fresh: float) -> dict[str, Tensor]:
     """Return what one minibatch adds to the sums that `cka_and_error` takes.
 
-    ab: HSIC_1 of every layer a with every layer b, (A, B), or of pairs, (P,). aa: (A,) or (P,), and bb: (B,) or
-    (P,), of each layer with itself. fresh: the share of the images that no earlier minibatch contains
+    ab: HSIC_1 of every layer a with every layer b, (A, B), or of pairs, (P,). aa, (A,) or (P,), and bb, (B,) or
+    (P,): HSIC_1 of each layer with itself. fresh: share of the images that no earlier minibatch contains
     (`View.fresh`).
     """
     a, b = _along(ab, aa, bb)
@@ -63,5 +63,5 @@ def cka_and_error(terms: dict[str, np.ndarray], minibatches: int) -> tuple[np.nd
 
 
 def _along(ab: Array, aa: Array, bb: Array) -> tuple[Array, Array]:
-    """aa along the rows and bb along the columns of ab; as they are for pairs."""
+    """Return aa along the rows and bb along the columns of ab; unchanged for pairs."""
     return (aa, bb) if ab.ndim == 1 else (aa[:, None], bb[None, :])

@@ -202,5 +202,5 @@ def _download(place: str, file: str, revision: str | None, what: str) -> Path:
     known = re.fullmatch("[0-9a-f]{64}", digest)  # of a large file; that of a small one is git's
     if known and not has(path, "sha256", digest):
         path.resolve().unlink()
-        raise OSError(f"{file} was damaged on the way and is removed: repeat the command")
+        raise OSError(f"{file} was damaged in transit and removed: repeat the command")
     return path
