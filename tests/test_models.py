@@ -351,9 +351,7 @@ def test_a_file_that_is_no_checkpoint_is_refused_by_what_it_is(what, tmp_path):
 
 def test_another_protocol_of_pickles_is_told(tmp_path):
     torch.save({"w": torch.zeros(1)}, tmp_path / "x.pt", pickle_protocol=4)
-    said = (
-        "was pickled by another protocol than torch.save's own, 2; save it without pickle_protocol"
-    )
+    said = "was pickled with a protocol other than torch.save's own, 2; save it without pickle_protocol"
     refused(said, checkpoint=str(tmp_path / "x.pt"))
 
 

@@ -1,4 +1,4 @@
-"""Digests of a network's modules and their settings, independent of its weights, and of code."""
+"""Digests of code, and of a network's modules and settings without its weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 _UNREAD = {
     "training",
     "fused_attn",  # which of two equivalent formulas timm calls; depends on machine and analysis
-    "pretrained_cfg",  # where published weights are, and how images are preprocessed
+    "pretrained_cfg",  # where to find published weights, and how images are preprocessed
     "default_cfg",
     "pretrained_cfg_overlay",
 }
@@ -27,8 +27,8 @@ _UNREAD = {
 def structure(net: nn.Module) -> str:
     """Return the SHA-256, as hex, of the classes, settings and buffers of all modules, but not of the weights.
 
-    Two networks with equal weights differ here if their numbers of heads, windows, activations or epsilons
-    differ. Settings are public attributes of plain types. Buffers outside the state dict (position indices,
+    Two networks with equal weights get different digests if their numbers of heads, windows, activations or
+    epsilons differ. Settings are public attributes of plain types. Buffers outside the state dict (position indices,
     masks, rotations) count by value.
     """
     total = hashlib.sha256()
@@ -60,10 +60,10 @@ LIBRARIES = (
 
 
 def source_of(*things: Any) -> list[str]:
-    """Return the SHA-256, as hex, of the code of classes or functions that are not of a well-known library.
+    """Return the SHA-256, as hex, of the code of classes or functions that are not from a well-known library.
 
-    Of a module the whole file counts, because a class may use the rest of it; of a script or notebook, where the
-    rest changes for other reasons, the class or function alone. Code that cannot be read is left out.
+    For code in a module the whole file counts, because a class may use the rest of it; in a script or notebook,
+    where the rest changes for other reasons, only the class or function. Code that cannot be read is left out.
     """
     texts: dict[str, None] = {}
     for thing in things:
@@ -79,7 +79,7 @@ def source_of(*things: Any) -> list[str]:
 
 
 def own_code(net: nn.Module) -> list[str]:
-    """Return digests of the code and private settings of a network's modules that are not of a known library."""
+    """Return digests of the code and private settings of a network's modules that are not from a known library."""
     own = [
         (n, m) for n, m in net.named_modules() if type(m).__module__.split(".")[0] not in LIBRARIES
     ]
