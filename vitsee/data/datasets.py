@@ -105,7 +105,7 @@ def _folder(dataset: Dataset, resolution: int) -> Images:
 def _part(dataset: Dataset, root: Path, there: set[str]) -> str:
     """Return the split's folder below the root, or an empty string if the root itself is the split.
 
-    The root is the split if it has the split's name, or if `split_is_root` and it has no folder of another split.
+    The root is the split if it has the split's name, or if `split_is_root` and it has no folder of a different split.
     there: names of the folders in the root.
     """
     split = dataset.split

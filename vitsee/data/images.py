@@ -1,4 +1,4 @@
-"""The interface of data sets, its implementations in memory, and the option `images_list` that names images."""
+"""The interface of data sets, its implementations in memory, and the option `images_list` that chooses images."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Images(ABC):
     def open(self, index: int) -> Image.Image:
         """Return the decoded RGB image. EXIF orientation is not applied, as in common evaluation code.
 
-        Raises whatever the decoder raises, and OSError with an `errno` if the system cannot read the file.
+        Raises the decoder's own errors, and OSError with an `errno` if the system cannot read the file.
         """
 
     def changed_since(self, moment: float) -> list[str]:

@@ -36,7 +36,7 @@ class Undecodable(Exception):
 
 
 def decoded(images: Images, index: int) -> Image.Image:
-    """Return the decoded image. Raises Undecodable if it cannot be decoded, whatever its decoder raised.
+    """Return the decoded image. Raises Undecodable for any error of its decoder.
 
     Raises UserError for a system failure, which must not lead to skipped images: a lost file system, too
     many open files, no memory.

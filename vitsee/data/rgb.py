@@ -19,7 +19,7 @@ def rgb(image: Image.Image) -> Image.Image:
 
     Raises ValueError for signed integers, 32-bit integers (mode I) and floats (F): nothing in the file says
     which value is white, and guessing from each image's range would make some images brighter and others
-    darker than they are. Raises ValueError also for extreme aspect ratios, and for EPS, which is a program.
+    darker than they are. Also raises ValueError for extreme aspect ratios, and for EPS, which is a program.
     """
     width, height = image.size
     if not 0 < max(image.size) <= LONGEST * min(image.size):

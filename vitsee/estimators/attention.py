@@ -1,4 +1,4 @@
-"""Attention weights, mean attention distance and attention rollout."""
+"""Attention weights, mean attention distance, attention rollout and attention by offset."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ def u_centre_(k: Tensor) -> Tensor:
 
 
 def u_means(k: Tensor) -> Tensor:
-    """Return m, (..., N), with which U-centring makes K_ij - m_i - m_j of matrices with zero diagonals."""
+    """Return m, (..., N), such that U-centring turns matrices with zero diagonals into K_ij - m_i - m_j."""
     n = k.shape[-1]
     means = k.sum(-1) / (n - 2)
     means -= means.sum(-1, keepdim=True) / (2 * (n - 1))

@@ -37,7 +37,7 @@ def cka_terms(ab: Tensor, aa: Tensor, bb: Tensor, fresh: float) -> dict[str, Ten
 def cka_and_error(terms: dict[str, np.ndarray], minibatches: int) -> tuple[np.ndarray, np.ndarray]:
     """Return CKA and its standard error from sums over minibatches, each (A, B), or (P,) for pairs.
 
-    The error is that of a ratio of sums by the delta method: minibatch i moves the ratio by
+    The standard error of this ratio of sums is by the delta method: minibatch i moves the ratio by
     ab_i / sqrt(aa bb) - cka / 2 (aa_i / aa + bb_i / bb), and the squares of these add up. Images that
     are drawn again count once: all minibatches contribute to the variance of one minibatch, but only fresh
     images reduce the error. It is NaN for one minibatch, and not resolved below about 1e-8. Undefined

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CHANNEL = 8.0
-"""A channel stands out if its standard deviation is above this many times that of the median channel."""
+"""A channel stands out if its standard deviation is above this many times the median over channels."""
 TOKEN = 3.0
 """A token stands out if its norm is above this many times the median of the patch tokens of its image."""
 REMOVED = 3

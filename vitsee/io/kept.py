@@ -86,7 +86,7 @@ class Kept:
 
 
 def read(path: Path) -> Kept:
-    """Open a file of Gram matrices. Raises UserError if it is damaged, edited, or of another version."""
+    """Open a file of Gram matrices. Raises UserError if it is damaged, edited, or from a different version."""
     opened(path).close()
     try:
         with safe_open(path, framework="numpy") as file:
@@ -99,7 +99,7 @@ def read(path: Path) -> Kept:
     stored = json.loads(about["index"])
     if stored.get("format") != FORMAT:
         raise UserError(
-            f"{path} was written by another version of vitsee; move its folder away and repeat the same "
+            f"{path} was written by a different version of vitsee; move its folder away and repeat the same "
             f"`vitsee run`"
         )
     if reason := misfit(stored, _SHAPE):

@@ -103,7 +103,7 @@ def cosines(x: Tensor) -> Tensor:
 
 
 def _embedding(net: nn.Module) -> nn.Module | None:
-    """Return the module that makes the patch tokens; MLP-Mixer calls it stem."""
+    """Return the module that outputs the patch tokens; MLP-Mixer calls it stem."""
     return getattr(net, "patch_embed", None) or getattr(net, "stem", None)
 
 

@@ -94,7 +94,7 @@ class Taken:
     def warnings(self) -> list[str]:
         """Warnings about weights that differ from the trained ones."""
         names = ", ".join(self.resampled)
-        return [f"{self.file} was resampled to another shape: {names}"] if names else []
+        return [f"{self.file} was resampled to a different shape: {names}"] if names else []
 
     def say(self) -> None:
         """Log what may surprise the user about the loaded weights."""
@@ -335,7 +335,7 @@ def _fit(net: nn.Module, state: dict[str, Tensor], prefix: str, keep: Iterable[s
     problems = {
         "missing": [name for name in own if name not in weights],
         "unexpected": strangers,
-        "with another shape": other,
+        "with a different shape": other,
     }
     return _Fit(
         prefix=prefix,
@@ -428,7 +428,7 @@ def _remedy(net: nn.Module, fit: _Fit, state: dict[str, Tensor], key: str) -> st
         return " All weights of the model are there, among others: save them without the others"
     if not fit.matching:
         return (
-            " None of the model's names match: the checkpoint is for another architecture, or not from timm. "
+            " None of the model's names match: the checkpoint is for a different architecture, or not from timm. "
             "Choose the architecture that it was made with: model.timm=NAME"
         )
     return (

@@ -1,4 +1,4 @@
-"""Patterns over timm's models in sweeps: `-m model=timm 'model.timm=glob:vit_*augreg*'`."""
+"""Expands patterns of timm's model names in sweeps: `-m model=timm 'model.timm=glob:vit_*augreg*'`."""
 
 from __future__ import annotations
 

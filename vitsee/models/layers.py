@@ -109,7 +109,7 @@ def _pools_class_token(net: nn.Module) -> bool:
 
 
 def _embedding_module(net: nn.Module) -> nn.Module | None:
-    """Return the module that makes the patch tokens; MLP-Mixer calls it stem."""
+    """Return the module that outputs the patch tokens; MLP-Mixer calls it stem."""
     return getattr(net, "patch_embed", None) or getattr(net, "stem", None)
 
 

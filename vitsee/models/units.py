@@ -164,8 +164,8 @@ _GATES = re.compile("squeeze|^se|eca", re.IGNORECASE)
 class Part:
     """A part of a unit. name: its full name.
 
-    role: norm, attention, mixer (of tokens, where there is no attention), mlp, or hidden (what enters the last
-    layer of an MLP). direct: whether it is a child of the unit.
+    role: norm, attention, mixer (of tokens, without attention), mlp, or hidden (the input of an MLP's last layer).
+    direct: whether it is a child of the unit.
     """
 
     name: str

@@ -57,7 +57,7 @@ class Gaze:
 
 
 def near_minus_far(net: nn.Module) -> float:
-    """Return the mean cosine of the embeddings of neighbouring positions minus that of all other pairs.
+    """Return the mean cosine of the embeddings of neighbouring positions minus the mean over all other pairs.
 
     NaN for a model without position embeddings.
     """

@@ -49,7 +49,7 @@ MIXED, SHIFTED = 1, 2
 FEW = 2000
 """Up to this many images are generated without extra processes."""
 PIECE = 2**24
-"""Bytes read at a time to compute a checksum."""
+"""Number of bytes read at a time to compute a checksum."""
 
 
 @dataclass(frozen=True)

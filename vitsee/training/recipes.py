@@ -49,7 +49,7 @@ class Recipe:
     images_seen: int | None = None
     """Length of the training in images. Give either this or `epochs`."""
     epochs: float | None = None
-    """Length of the training in passes over the whole training set, whatever `fraction` of it is used."""
+    """Length of the training in passes over the whole training set, regardless of `fraction`."""
     fraction: float = 1.0
     """Share of the training images in use: the first of a seeded shuffle, so small subsets are part of larger
     ones."""

@@ -1,4 +1,4 @@
-"""What a source of models returns, and what all sources share."""
+"""A model as its source returns it, and the checks and errors that all sources share."""
 
 from __future__ import annotations
 
