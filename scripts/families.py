@@ -160,7 +160,7 @@ NEEDS = {
 REASONS = {
     "no skip connections (nothing is added to its own input)": "no skip connections",
     "no attention": "none of its modules computes attention",
-    "attention by a formula other than softmax over tokens": "by a formula of their own",
+    "attention by a formula other than softmax over tokens": "by their own formula",
     "attention among channels": "attends among",
     "fewer keys than queries, or queries of the class token only": "attends from",
     "several attentions whose weights are combined": "combines their weights",

@@ -125,7 +125,7 @@ REFUSED = {
     "another formula": (
         "coat_lite_tiny",
         {},
-        "its FactorAttnConvRelPosEnc compute attention by a formula",
+        "its FactorAttnConvRelPosEnc compute attention by their own formula",
     ),
     "channels": (
         "xcit_nano_12_p16_224",

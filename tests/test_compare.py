@@ -671,7 +671,7 @@ def test_a_pattern_that_cannot_be_used_is_told(command):
     assert "stands for several models; add -m: vitsee run -m 'model.timm=glob:test_vit*'" in err
     code, _, err = command("run", "-m", "model=timm", "model.timm=glob:vit_bas_patch16_224*")
     assert code == 2
-    assert "timm has no model with published weights of such a name. Did you mean vit_base" in err
+    assert "timm has no model with published weights of that name. Did you mean vit_base" in err
 
 
 def test_a_sweep_over_a_pattern_measures_each_model(run_tiny, tmp_path):

@@ -476,7 +476,9 @@ def test_missing_roots_are_refused(tmp_path):
     (tmp_path / "photos").mkdir()
     refused("dataset=folder needs a folder or .tar of images: dataset.root=PATH")
     refused(r"photoss does not exist\. Did you mean photos\?", root=str(tmp_path / "photoss"))
-    refused(r"dataset=imagenet_val needs .*`vitsee list datasets` names env", name="imagenet_val")
+    refused(
+        r"dataset=imagenet_val needs .*`vitsee list datasets` shows the env", name="imagenet_val"
+    )
 
 
 def test_an_empty_folder_or_tar_is_refused(tmp_path):
@@ -681,7 +683,7 @@ def test_tars_joined_by_cat_are_refused_as_the_second_would_be_left_out(tmp_path
     path = tar_of(write_images(tmp_path / "images", 8), tmp_path / "images.tar")
     path.write_bytes(path.read_bytes() * 2)
     refused(
-        r"cannot read .*images\.tar .*more data follows its end .*joined by cat", root=str(path)
+        r"cannot read .*images\.tar .*more data follows its end .*joined with cat", root=str(path)
     )
 
 

@@ -118,9 +118,9 @@ def test_other_models_that_embed_patches_by_a_convolution_have_filters(name):
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("resnet18", "this ResNet does not embed patches by one convolution"),
-        ("convnext_atto", "this ConvNeXt does not embed patches by one convolution"),
-        ("levit_128", "does not embed patches by one convolution"),
+        ("resnet18", "this ResNet does not embed patches with a single convolution"),
+        ("convnext_atto", "this ConvNeXt does not embed patches with a single convolution"),
+        ("levit_128", "does not embed patches with a single convolution"),
         ("vit_tiny_r_s16_p8_224", r"follows a CNN \(patch_embed.backbone\), so its filters see"),
     ],
 )
@@ -133,7 +133,7 @@ def test_models_without_such_filters_are_refused_with_the_reason(name, why):
 
 def test_filters_of_an_image_without_three_channels_are_refused():
     net = timm.create_model("test_vit", in_chans=1)
-    with pytest.raises(UserError, match="sees 1 channels and not an RGB image"):
+    with pytest.raises(UserError, match="sees 1 channels instead of an RGB image"):
         EmbeddingFilters().of_weights({"model": net})
 
 

@@ -99,7 +99,7 @@ def test_a_download_that_was_whole_before_it_had_its_name_is_not_repeated(server
 
 def test_a_damaged_download_is_removed_and_the_next_one_begins_anew(server, tmp_path):
     (tmp_path / ".file.tgz.download").write_bytes(b"something else")
-    with pytest.raises(OSError, match=r"file.tgz was damaged on the way and is removed: repeat"):
+    with pytest.raises(OSError, match=r"file.tgz was damaged in transit and removed: repeat"):
         fetch(server.url, tmp_path / "file.tgz", MD5, "dataset=x")
     fetch(server.url, tmp_path / "file.tgz", MD5, "dataset=x")
     assert server.ranges == ["bytes=14-", None]
@@ -173,7 +173,7 @@ def test_weights_of_the_hub_say_how_large_they_are(of_hub, caplog):
 
 def test_weights_that_are_damaged_on_the_way_are_removed_and_refused(of_hub):
     there = of_hub(CONTENT[:-1] + b"x")
-    with pytest.raises(UserError, match=r"model.safetensors was damaged on the way and is removed"):
+    with pytest.raises(UserError, match=r"model.safetensors was damaged in transit and removed"):
         hub.fetch_from_hub(Model(name="vit_s32"), "timm/vit_s32", None, "model.safetensors")
     assert not there.path.exists()
 

@@ -162,13 +162,19 @@ class Augmented(Dataset):
 
 
 REFUSED: dict[str, tuple[Callable[[ImageFolder], Any], str]] = {
-    "a stream": (lambda folder: Stream(), r"this Stream is not; a stream can become one by list"),
-    "a number": (lambda folder: 5, "such as a torch Dataset or a list, but this int is not"),
+    "a stream": (
+        lambda folder: Stream(),
+        r"this Stream lacks them; turn a stream into a list with list",
+    ),
+    "a number": (lambda folder: 5, "like a torch Dataset or a list, but this int lacks them"),
     "nothing": (lambda folder: [], r"given from Python .list. is empty"),
-    "augmentation": (lambda folder: Augmented(), "another image each time: leave out its random"),
+    "augmentation": (
+        lambda folder: Augmented(),
+        "returns a different image each time: leave out its random",
+    ),
     "normalised pixels": (
         lambda folder: TensorDataset(torch.linspace(-2, 2, 9 * 3 * 64).view(9, 3, 8, 8)),
-        r"values are from -2 to -1.*normalised already.*vitsee.Model\(…, mean=…, std=…\)",
+        r"values range from -2 to -1.*already normalised.*vitsee.Model\(…, mean=…, std=…\)",
     ),
     "whole numbers": (
         lambda folder: TensorDataset(torch.zeros(9, 3, 8, 8, dtype=torch.int64)),
@@ -326,22 +332,20 @@ def test_shards_that_cannot_be_read_are_refused_with_the_reason(
         "null": r"needs shards: dataset.root='shards-\{000..009\}.tar', or a folder of .tar files",
         shards.replace(
             "002", "003"
-        ): r"shard-003.tar does not exist \(4 shards are named\).*Did you mean",
+        ): r"shard-003.tar does not exist \(one of 4 shards\).*Did you mean",
         "https://a.b/{000..001}.tar": "which a stream does not allow; download them first",
         f"{tmp_path}": "there are no .tar files in",
     }
     for root, message in refusals.items():
         with pytest.raises(vitsee.UserError, match=message):
             of_shards(root)
-    with pytest.raises(vitsee.UserError, match="a folder with a folder for each"):
+    with pytest.raises(vitsee.UserError, match="a folder with one folder per split"):
         of_shards(shards, "dataset.split=val")
-    with pytest.raises(
-        vitsee.UserError, match=r"no sample of .* has one; endings there are: cls, png"
-    ):
+    with pytest.raises(vitsee.UserError, match=r"no sample of .* has one; it has: cls, png"):
         of_shards(shards, "dataset.column=pgn")
     assert len(of_shards(shards, "dataset.column=png")) == 24
     wrong = write_shards(tmp_path / "wrong", folder, label=lambda label: b"cat")
-    with pytest.raises(vitsee.UserError, match="is not the number of a class: b'cat'"):
+    with pytest.raises(vitsee.UserError, match="is not a class number: b'cat'"):
         of_shards(wrong).label(0)
     monkeypatch.setitem(__import__("sys").modules, "webdataset.shardlists", None)
     with pytest.raises(vitsee.UserError, match=r"pip install 'vitsee\[webdataset\]'"):
@@ -384,7 +388,7 @@ def test_what_a_data_set_on_disk_does_not_have_is_refused(on_disk):
     for change, message in {
         "dataset.split=val": "has no dataset.split=val; it has: few, test",
         "dataset.column=foto": "the columns are: id, photo, label; those with images are: photo",
-        "dataset.take=5": r"is read in place, without dataset.take: leave it out \(images=N says",
+        "dataset.take=5": r"is read in place, without dataset.take: leave it out \(images=N sets",
     }.items():
         with pytest.raises(vitsee.UserError, match=message):
             of_disk(on_disk, change)

@@ -249,7 +249,7 @@ def test_an_npz_of_another_resolution_is_resampled_and_the_log_says_so(tmp_path,
     args = {"depth": 1, "num_classes": 10}
     path = npz(tmp_path / "small.npz", **args, img_size=96)
     loader.load(tiny(timm="vit_tiny_patch16_224", args=args, checkpoint=path), "cpu")
-    assert re.search(r"small\.npz was resampled to another shape: .*pos_embedding", caplog.text)
+    assert re.search(r"small\.npz was resampled to a different shape: .*pos_embedding", caplog.text)
 
 
 def jax_layout(net: torch.nn.Module) -> dict[str, np.ndarray]:
@@ -351,9 +351,7 @@ def test_a_file_that_is_no_checkpoint_is_refused_by_what_it_is(what, tmp_path):
 
 def test_another_protocol_of_pickles_is_told(tmp_path):
     torch.save({"w": torch.zeros(1)}, tmp_path / "x.pt", pickle_protocol=4)
-    said = (
-        "was pickled by another protocol than torch.save's own, 2; save it without pickle_protocol"
-    )
+    said = "was pickled with a protocol other than torch.save's own, 2; save it without pickle_protocol"
     refused(said, checkpoint=str(tmp_path / "x.pt"))
 
 
@@ -479,7 +477,7 @@ def test_other_classes_behind_a_prefix_are_told_as_such(tmp_path):
     ten = timm_architecture.build(tiny(args={"num_classes": 10}), seed=5).state_dict()
     torch.save(under("module.backbone.", ten), tmp_path / "x.pth")
     refused(
-        r"2 with another shape \(head\.weight .* If it has other classes: model\.args=\{num_classes: 10\}",
+        r"2 with a different shape \(head\.weight .* If it has other classes: model\.args=\{num_classes: 10\}",
         checkpoint=str(tmp_path / "x.pth"),
     )
     assert loaded(tmp_path / "x.pth", args={"num_classes": 10})
@@ -492,7 +490,7 @@ def test_a_checkpoint_that_timm_cannot_convert_names_what_differs(prefix, tmp_pa
     ]  # no square and a class token: timm cannot resample it
     torch.save(under(prefix, WEIGHTS | {"pos_embed": positions}), tmp_path / "x.pth")
     refused(
-        r"1 with another shape \(pos_embed \(1, 16, .*timm cannot convert it \(.* model\.args=",
+        r"1 with a different shape \(pos_embed \(1, 16, .*timm cannot convert it \(.* model\.args=",
         checkpoint=str(tmp_path / "x.pth"),
     )
 
@@ -697,7 +695,7 @@ def test_what_was_taken_and_resampled_is_in_the_record(run_tiny, tmp_path, caplo
         "prefix": "module.",
         "resampled": ["pos_embed"],
     }
-    said = "x.pth was resampled to another shape: pos_embed"
+    said = "x.pth was resampled to a different shape: pos_embed"
     assert record["warnings"] == [said]
     assert caplog.text.count(said) == 1
 
@@ -765,7 +763,7 @@ def test_a_checkpoint_that_does_not_fit_names_the_keys(saved, tmp_path):
     save_file(weights, tmp_path / "odd.safetensors")
     refused(
         r"does not fit the model: 1 missing \(norm\.weight\); 1 unexpected \(stranger\.weight\); "
-        r"1 with another shape \(blocks\.0\.mlp\.fc1\.bias \(3,\) instead of",
+        r"1 with a different shape \(blocks\.0\.mlp\.fc1\.bias \(3,\) instead of",
         checkpoint=str(tmp_path / "odd.safetensors"),
     )
 
@@ -787,7 +785,7 @@ def test_position_embeddings_of_another_resolution_are_resampled_and_the_log_say
     save_file(timm_architecture.build(small).state_dict(), tmp_path / "small.safetensors")
     path = str(tmp_path / "small.safetensors")
     loader.load(tiny(timm="vit_tiny_patch16_224", args={"depth": 1}, checkpoint=path), "cpu")
-    assert "small.safetensors was resampled to another shape: pos_embed" in caplog.text
+    assert "small.safetensors was resampled to a different shape: pos_embed" in caplog.text
 
 
 def test_an_infinite_buffer_is_no_damage_unless_it_is_a_running_statistic():

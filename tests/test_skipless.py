@@ -78,7 +78,7 @@ def test_only_sublayers_with_a_skip_have_a_ratio():
     ("timm_name", "without", "message"),
     [
         ("vit_tiny_patch16_224", [12], r"remove_skip: there is no block 12; the blocks are 0 … 11"),
-        ("vit_tiny_patch16_224", [3, -9], "remove_skip names block -9 twice"),
+        ("vit_tiny_patch16_224", [3, -9], "remove_skip lists block -9 twice"),
         (
             "resnet18",
             [0],

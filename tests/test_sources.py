@@ -261,7 +261,7 @@ MISTAKES = {
     ),
     "a network that is random": (
         lambda: mine(nn.Sequential(nn.Flatten(), Noise())),
-        "gives another output each time.*something in Sequential is random even in evaluation mode",
+        "returns a different output each time.*something in Sequential is random even in evaluation mode",
     ),
     "damaged weights": (
         lambda: mine(damaged()),
@@ -269,7 +269,7 @@ MISTAKES = {
     ),
     "a random transform": (
         lambda: mine(transform=random_crop()),
-        "gives another result each time; use the one for evaluation",
+        "returns a different result each time; use the transform for evaluation",
     ),
     "a transform to several sizes": (
         lambda: mine(transform=to_tensor(v2.Resize(16))),
@@ -281,11 +281,11 @@ MISTAKES = {
     ),
     "a transform to integers": (
         lambda: mine(transform=v2.Compose([v2.Resize((8, 8)), v2.PILToTensor()])),
-        r"must turn an RGB PIL image into a float tensor.*gives \(3, 8, 8\) torch.uint8",
+        r"must turn an RGB PIL image into a float tensor.*returns \(3, 8, 8\) torch.uint8",
     ),
     "a transform that squares": (
         lambda: mine(transform=to_tensor(v2.Resize((8, 8)), torch.square)),
-        r"cannot tell by which mean and deviation; give them: vitsee.Model\(…, mean=…, std=…\)",
+        r"cannot tell its mean and standard deviation; give them: vitsee.Model\(…, mean=…, std=…\)",
     ),
 }
 
@@ -440,8 +440,8 @@ def test_a_function_of_one_s_own_gives_the_model(module, command, photos, tmp_pa
 
 UNIMPORTED = {
     "elsewhere_net": "must name a module and a function: model.import=package.module:function",
-    "elsewhere_nett:make": "there is no module elsewhere_nett; it is looked for in the current folder "
-    "and in PYTHONPATH. Did you mean elsewhere_net",
+    "elsewhere_nett:make": "there is no module elsewhere_nett in the current folder "
+    "or in PYTHONPATH. Did you mean elsewhere_net",
     "elsewhere_net:mak": "elsewhere_net has no mak; it has: .*make.* Did you mean make",
     "elsewhere_net:failing": r"failed: KeyError: 'x' \(.*elsewhere_net.py, line",
     "elsewhere_net:number": "number is not a function",
@@ -482,7 +482,9 @@ def test_position_embeddings_are_found_by_their_length_under_any_name_of_positio
 
 
 def test_a_network_for_images_of_another_size_is_told_how_to_say_so_and_the_advice_works(measure):
-    with pytest.raises(vitsee.UserError, match=r"on images of 3 x 224 x 224.*for another size: "):
+    with pytest.raises(
+        vitsee.UserError, match=r"on images of 3 x 224 x 224.*for a different size: "
+    ):
         measure("analysis=position_similarity", model=Placed())
     measure(
         "analysis=position_similarity", model=vitsee.Model(Placed(), input_size=(3, SIDE, SIDE))
@@ -541,7 +543,7 @@ def test_two_models_of_one_name_are_told_apart_by_what_differs():
 def test_models_of_other_sources_are_not_trained(command):
     code, _, err = command("train", "recipe=vit_nano", "model=torchvision", "model.id=resnet18")
     assert code == 2
-    assert "vitsee trains architectures of timm: model=timm model.timm=NAME" in err
+    assert "vitsee trains only timm's architectures: model=timm model.timm=NAME" in err
 
 
 # ---- torch's own attention ----
@@ -1087,7 +1089,7 @@ BROKEN = {
     ),
     "another kind of model": (
         lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'),
-        "BertConfig, which is not a model of images",
+        "BertConfig, which transformers does not list as an image model",
     ),
     "an unknown kind of model": (
         lambda folder: (folder / "config.json").write_text('{"model_type": "vitt"}'),
@@ -1260,14 +1262,14 @@ def test_weights_of_open_clip_run_with_the_activation_that_they_were_trained_wit
 def test_a_folder_without_weights_is_refused_and_random_ones_are_asked_for(clip, tmp_path):
     (tmp_path / "open_clip_config.json").write_text(json.dumps(CLIP))
     with pytest.raises(
-        vitsee.UserError, match=r"no weights in .*; use random ones with model.weights"
+        vitsee.UserError, match=r"no weights in .*; use random weights with model.weights"
     ):
         loader.load(of_open_clip(tmp_path), "cpu")
     assert loader.load(of_open_clip(tmp_path, "model.weights=none"), "cpu").label.endswith(
         "weights)"
     )
     with pytest.raises(
-        vitsee.UserError, match="the weights of a folder are those in it; leave it out"
+        vitsee.UserError, match="a folder has its own weights; leave this option out"
     ):
         loader.load(of_open_clip(clip, "model.weights=openai"), "cpu")
 

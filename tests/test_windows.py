@@ -114,9 +114,7 @@ def test_a_network_of_torchvision_s_windows_is_measured_in_all_its_blocks():
 
 @pytest.mark.parametrize("option", ["shuffled", "turned"])
 def test_windows_whose_tokens_are_no_grid_or_whose_images_are_out_of_order_are_refused(option):
-    message = (
-        r"its part \(Parted\) attends within 4 windows of 16 tokens, whose places are not known"
-    )
+    message = r"its part \(Parted\) attends within 4 windows of 16 tokens, whose places are unknown"
     with pytest.raises(UserError, match=message):
         attention_hooks.survey(Own(**{option: True}).eval(), (3, 32, 32))
 

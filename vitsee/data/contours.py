@@ -1,4 +1,4 @@
-"""`contours`, a built-in data set: procedurally generated shapes, told by their contours, at any resolution.
+"""`contours`, a built-in data set: procedurally generated shapes, distinguished by their contours, at any resolution.
 
 One closed contour per image, r(angle) = r0 (1 + sum over k of a_k cos(k angle + phase_k)), as in the radial
 contours of Kataoka et al. (2022), carries the class: which of 16 shapes it is (global), and how its inside is
@@ -60,7 +60,7 @@ HIDDEN = 2
 class Contours:
     """Images of one split. Image i depends only on (seed, split, i) and has label i modulo 64.
 
-    resolution: side in pixels. size: number of images. lines: labels say the line and the size, not the shape
+    resolution: side in pixels. size: number of images. lines: labels give the line and the size, not the shape
     and the surface.
     """
 
@@ -110,8 +110,8 @@ class Contours:
 def shapes() -> tuple[np.ndarray, np.ndarray]:
     """Return amplitudes and phases of the 16 shapes, (16, 5) each.
 
-    Of random contours, each in turn is the one that differs most from those before it, at the nearest rotation
-    within twice the largest.
+    They are chosen from random contours one by one: each is the one that differs most from those already chosen,
+    at the closest rotation within twice the largest.
     """
     rng = np.random.default_rng(0)
     amplitudes: np.ndarray = rng.exponential(1, (CANDIDATES, len(HARMONICS))) / HARMONICS**0.5
@@ -160,7 +160,7 @@ LINE_OF = (smooth, waves, teeth, notches)
 
 
 def placed(rng: np.random.Generator, diameter: float) -> np.ndarray:
-    """Return a place for the middle of a contour, (x, y): nearly all of it lies within the image."""
+    """Return a place for the middle of a contour, (x, y): nearly all of the contour is within the image."""
     shift = min(SHIFT, 0.5 - 0.42 * diameter)
     return 0.5 + rng.uniform(-shift, shift, 2)
 
@@ -214,7 +214,7 @@ def draw(
 
 
 def beyond(x: np.ndarray, y: np.ndarray, radius: np.float32, contour: np.ndarray) -> np.ndarray:
-    """Return about how far each place lies outside the contour, negative within: (h, w).
+    """Return roughly how far each place is outside the contour, negative inside: (h, w).
 
     x, y: offsets from the middle, (1, w) and (h, 1).
     """

@@ -82,7 +82,7 @@ def _folder(dataset: Dataset, resolution: int) -> Images:
     if not dataset.root:
         raise UserError(
             f"dataset={dataset.name} needs a folder or .tar of images: dataset.root=PATH"
-            f" (`vitsee list datasets` names environment variables that set it too)"
+            f" (`vitsee list datasets` shows the environment variables that also set it)"
         )
     root = expanded(dataset.root)
     if not root.exists():
@@ -105,7 +105,7 @@ def _folder(dataset: Dataset, resolution: int) -> Images:
 def _part(dataset: Dataset, root: Path, there: set[str]) -> str:
     """Return the split's folder below the root, or an empty string if the root itself is the split.
 
-    The root is the split if it has the split's name, or if `split_is_root` and it has no folder of another split.
+    The root is the split if it has the split's name, or if `split_is_root` and it has no folder of a different split.
     there: names of the folders in the root.
     """
     split = dataset.split
@@ -130,7 +130,7 @@ READERS = {
     "resolution": GENERATED,
     "size": GENERATED,
 }
-"""The kinds that read an option; the others would pass over it in silence."""
+"""The kinds that read an option; the others would silently ignore it."""
 
 KINDS: dict[str, Callable[[Dataset, int], Images]] = {
     "contours": _contours,

@@ -34,7 +34,7 @@ def imagenette(dataset: Dataset, resolution: int) -> Images:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Unpack the archive's only folder atomically: torchvision would take a partial folder for a whole one."""
+    """Unpack the archive's only folder atomically: torchvision would take a partial folder for a complete one."""
     from torchvision.datasets.utils import extract_archive
 
     partial = writing.unfinished(folder)
@@ -75,7 +75,7 @@ def at_home(path: Path) -> str:
 def _download(dataset: Dataset, url: str, md5: str, unpack: Callable[[], Any]) -> Any:
     """Download the archive into the cache folder if needed, and return what `unpack` returns.
 
-    A complete archive, downloaded before or copied by hand, needs no network. Raises UserError that says
+    A complete archive, downloaded earlier or copied by hand, needs no network. Raises a UserError that says
     what to do.
     """
     from torchvision.datasets.utils import check_integrity
@@ -100,7 +100,7 @@ def _download(dataset: Dataset, url: str, md5: str, unpack: Callable[[], Any]) -
 
 
 def cache_of(dataset: Dataset) -> Path:
-    """Return the folder that downloads are kept in."""
+    """Return the folder for downloads."""
     return expanded(dataset.root or "~/.cache/vitsee")
 
 

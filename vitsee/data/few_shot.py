@@ -1,4 +1,4 @@
-"""Draws the training and held-out images of linear probes, from labels, shots and seeds alone."""
+"""Draws the training and held-out images of linear probes from labels, shots and seeds alone."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class Draw:
 def draw(images: Images, shots: int, held_out: int | None, seeds: list[int]) -> Draw:
     """Draw the training images of every seed, and the held-out images.
 
-    With shots: of each class, `held_out` images (default: `shots`) are held out once, and every seed draws
+    With shots: `held_out` images per class (default: `shots`) are held out once, and every seed draws
     `shots` of the others. With shots=0: the last `held_out` images of each class are held out, and all
-    others train. By default these are the last tenth of the images (the last 5,000 of CIFAR, as in Raghu
-    et al. 2021), or of each class if the images are sorted by class. Raises UserError if a class has too
+    others are for training. By default these are the last tenth of the images (the last 5,000 of CIFAR, as in
+    Raghu et al. 2021), or of each class if the images are sorted by class. Raises UserError if a class has too
     few images, or if there are fewer than two classes.
     """
     labels = np.array([images.label(i) for i in range(len(images))])
@@ -71,14 +71,14 @@ def draw(images: Images, shots: int, held_out: int | None, seeds: list[int]) -> 
 
 
 def _last_tenth(labels: np.ndarray, members: list[np.ndarray]) -> list[int]:
-    """Return how many images of each class are in the last tenth; a tenth of each if sorted by class."""
+    """Return how many images of each class are in the last tenth; a tenth of each class if sorted by class."""
     if (np.diff(labels) >= 0).all():
         return [-(-len(m) // 10) for m in members]
     return [int((m >= len(labels) * 9 // 10).sum()) for m in members]
 
 
 def _shots(pools: list[np.ndarray], shots: int, seed: int) -> np.ndarray:
-    """Draw this many images of every pool, ascending; 0: all."""
+    """Draw this many images from every pool, ascending; 0: all."""
     rng = np.random.default_rng(seed)
     drawn = [rng.permutation(pool)[:shots] if shots else pool for pool in pools]
     return np.sort(np.concatenate(drawn))

@@ -23,13 +23,13 @@ from vitsee.options import Dataset
 log = logging.getLogger(__name__)
 
 SAMPLE = 1000
-"""Most images, spread over the data set, whose pixels and labels are its digest."""
+"""Largest number of images, spread over the data set, whose pixels and labels enter the digest."""
 LABELS = ("label", "labels", "fine_label", "target", "class")
 """Names of labels in items that are mappings."""
 
 
 def from_python(dataset: Dataset, resolution: int) -> Images:
-    """Return the images that `vitsee.run_experiment` was given. Raises UserError if it cannot read them."""
+    """Return the images that were passed to `vitsee.run_experiment`. Raises UserError if they cannot be read."""
     source, split = given.what_is("dataset"), dataset.split
     if isinstance(source, Mapping):
         if split is None and len(source) == 1:
@@ -51,11 +51,11 @@ def from_python(dataset: Dataset, resolution: int) -> Images:
 
 
 class Given(Images):
-    """Images by index of an object with a length, each an image or (image, label), or a mapping with both.
+    """An object with a length that can be indexed; items are images, (image, label), or mappings with both.
 
     An image is a PIL image, (H, W, 3) or (H, W) uint8, or a (C, H, W) tensor: uint8, or floats from 0 to 1, which are
-    rounded to 8 bits. Raises UserError for an object without length or order, or one that gives an image anew each
-    time.
+    rounded to 8 bits. Raises UserError for an object without a length or order, or one that returns a different
+    image each time.
     """
 
     def __init__(self, source: Any, name: str) -> None:
@@ -65,8 +65,8 @@ class Given(Images):
         readable = hasattr(source, "__len__") and hasattr(source, "__getitem__")
         if isinstance(source, (IterableDataset, Mapping, str, bytes)) or not readable:
             raise UserError(
-                f"a data set is an object with a length and images by number, such as a torch Dataset or a list, but "
-                f"this {kind} is not; a stream can become one by list(stream), or use dataset=webdataset"
+                f"a data set needs a length and images by index, like a torch Dataset or a list, but "
+                f"this {kind} lacks them; turn a stream into a list with list(stream), or use dataset=webdataset"
             )
         if len(source) == 0:
             raise UserError(f"the data set given from Python ({kind}) is empty")
@@ -75,12 +75,12 @@ class Given(Images):
         first, again = (self._read(0, "the first image of the data set") for _ in range(2))
         if first[0].tobytes() != again[0].tobytes():
             raise UserError(
-                f"the data set given from Python ({kind}) gives another image each time: leave out its random "
+                f"the data set given from Python ({kind}) returns a different image each time: leave out its random "
                 f"augmentation"
             )
 
     @cached_property
-    def classes(self) -> list[str]:  # type: ignore[override]  # read when they are asked for
+    def classes(self) -> list[str]:  # type: ignore[override]  # read on demand
         there = getattr(self.source, "classes", None)
         if (column := self._column) is not None:  # of a Hugging Face Dataset
             there = getattr(self.source.features[column], "names", None)
@@ -96,7 +96,7 @@ class Given(Images):
             try:
                 image, label = self._read(index, self.id(index))
             except UserError:
-                digest.update(b"\0")  # a bad image, judged when it is used
+                digest.update(b"\0")  # a bad image, dealt with when it is used
                 continue
             digest.update(f"{image.size} {label}\n".encode() + image.tobytes())
         return f"python/{digest.hexdigest()}"
@@ -116,7 +116,7 @@ class Given(Images):
 
     @cached_property
     def _listed(self) -> Any:
-        """The labels of all images, if they can be had without the images; None if not."""
+        """The labels of all images if they are available without decoding images, else None."""
         if (column := self._column) is not None:
             return list(self.source[column])
         listed = getattr(self.source, "targets", None)  # of torchvision's data sets
@@ -133,13 +133,13 @@ class Given(Images):
         )
 
     def _item(self, index: int) -> Any:
-        """Return an item; the last one is kept, because its image and its label are asked for one by one."""
+        """Return an item; the last one is cached, because its image and its label are requested separately."""
         if self._last[0] != index:
             self._last = index, self.source[index]
         return self._last[1]
 
     def _read(self, index: int, what: str) -> tuple[Image.Image, int]:
-        """Return an image and its label. Raises UserError if it is neither of what a data set may give."""
+        """Return an image and its label. Raises UserError if the item is nothing that a data set may return."""
         try:
             image, label = parts(self.source[index])
             return as_image(image), label
@@ -170,7 +170,7 @@ def parts(item: Any) -> tuple[Any, int]:
 def as_image(thing: Any) -> Image.Image:
     """Return a PIL image, array or tensor as an 8-bit RGB image. Raises ValueError if it cannot be one."""
     if isinstance(thing, Image.Image):
-        # rgb forgets the transparency, and this image is somebody's
+        # rgb drops the transparency in place, and this image belongs to the caller
         return rgb(thing.copy() if "transparency" in thing.info else thing)
     if isinstance(thing, np.ndarray) and thing.dtype == np.uint8 and thing.ndim in (2, 3):
         return rgb(Image.fromarray(thing))
@@ -188,7 +188,7 @@ def as_image(thing: Any) -> Image.Image:
         low, high = (float(x) for x in pixels.aminmax())
         if not (low >= 0 and high <= 1):
             raise ValueError(
-                f"its values are from {low:g} to {high:g}, so it is normalised already: give images as uint8, or as "
+                f"its values range from {low:g} to {high:g}, so it is already normalised: give images as uint8, or as "
                 f"floats from 0 to 1, and leave Normalize to the model (vitsee.Model(…, mean=…, std=…))"
             )
         pixels = (pixels * 255).round().to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, streamed once into a tar, and those on disk, read in place."""
+"""Hugging Face data sets: from the hub, streamed once into a tar, or on disk, read in place."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vitsee.io.reachable import require
 from vitsee.options import Dataset
 
 BUFFER = 1000
-"""Size of the shuffle buffer while streaming. In a data set sorted by class, no farther images are mixed."""
+"""Size of the shuffle buffer while streaming. Images farther apart are not mixed, e.g. if sorted by class."""
 
 
 def streamed(dataset: Dataset, resolution: int) -> Images:
@@ -39,17 +39,17 @@ def streamed(dataset: Dataset, resolution: int) -> Images:
 
 
 SAVED = ("state.json", "dataset_dict.json")
-"""What `Dataset.save_to_disk` and `DatasetDict.save_to_disk` leave in a folder."""
+"""The files that `Dataset.save_to_disk` and `DatasetDict.save_to_disk` write into a folder."""
 
 
 def _in_place(dataset: Dataset) -> Images:
-    """Return the images of a folder of `save_to_disk`, which can be read in any order, so without a copy."""
+    """Return the images of a `save_to_disk` folder without copying them: they can be read in any order."""
     datasets = _library()
     for name in ("take", "seed", "config"):
         if getattr(dataset, name) != getattr(Dataset, name):
             raise UserError(
-                f"dataset.path={dataset.path} is read in place, without dataset.{name}: leave it out (images=N says "
-                f"how many are drawn, seed=N which)"
+                f"dataset.path={dataset.path} is read in place, without dataset.{name}: leave it out (images=N sets "
+                f"how many images are drawn, and seed=N which)"
             )
     there = datasets.load_from_disk(str(dataset.path))
     if isinstance(there, datasets.DatasetDict):
@@ -78,7 +78,7 @@ def _library() -> Any:
 
 
 def _asked(dataset: Dataset) -> str:
-    """Return a file name for the requested images, unique to the options that select them."""
+    """Return a file name for the requested images that is unique to the options that select them."""
     keys = ("path", "config", "split", "column", "take", "seed")
     asked = {key: value for key, value in asdict(dataset).items() if key in keys}
     if Path(str(dataset.path)).exists():
@@ -106,7 +106,7 @@ def _stream_to(path: Path, dataset: Dataset) -> None:
         with writing.whole(path) as partial, tarfile.open(partial, "w") as tar:
             for i, example in enumerate(stream):
                 _append(tar, _class_of(example, features), i, example[column])
-    except Exception as error:  # each library raises errors of its own for an interrupted stream
+    except Exception as error:  # each library raises its own errors for an interrupted stream
         reason = next(iter(str(error).splitlines()), "")
         raise UserError(
             f"cannot stream dataset.path={dataset.path} (config={dataset.config}, "
@@ -136,13 +136,13 @@ def _class_of(example: dict[str, Any], features: Any) -> str:
 def _append(tar: tarfile.TarFile, folder: str, index: int, image: dict[str, Any] | None) -> None:
     """Add an image under a name with a hash of its content, so that the fingerprint depends on the content.
 
-    A missing or damaged image is stored as it is. `on_bad_image` decides what happens when it is used.
+    A missing or damaged image is stored unchanged. `on_bad_image` decides what happens when it is used.
     """
     content = _content(image or {"bytes": b""})
     digest = hashlib.sha256(content).hexdigest()[:8]
     member = tarfile.TarInfo(
         f"{folder}/{index:06d}-{digest}.jpg"
-    )  # Pillow goes by content, not by name
+    )  # Pillow identifies formats by content, not by name
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))
 

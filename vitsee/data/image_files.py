@@ -35,16 +35,16 @@ NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 """System errors for a broken link."""
 
 SAMPLE = 64
-"""Number of files, spread over the set, whose bytes tell it from a set of the same names and sizes."""
+"""Number of files, spread over the set, whose bytes distinguish it from one with the same names and sizes."""
 
 HEAD = 2**20
-"""Bytes that are read of each of them."""
+"""Bytes that are read from each of these files."""
 
 PADDING = 2**20
-"""Bytes after the end of a tar that must be zeros; programs pad to blocks of up to this size."""
+"""Bytes after the end of a tar that must be zero; programs pad to blocks of up to this size."""
 
 WAYS = 1000
-"""Most paths through nested links to one folder; a few links can turn a few images into billions."""
+"""Largest number of paths to one folder through nested links; a few links can turn a few images into billions."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Files(Images):
         self.labels = [index[name] for name in folders]
 
     @cached_property
-    def fingerprint(self) -> str:  # type: ignore[override]  # read when it is asked for
+    def fingerprint(self) -> str:  # type: ignore[override]  # read on demand
         """SHA-256 of the names and sizes of all files, and of the bytes of some.
 
         Raises UserError if the system fails to read one of these.
@@ -84,7 +84,7 @@ class Files(Images):
             except OSError as error:
                 if error.errno is not None:
                     raise unreadable(entry.name, error) from error
-                digest.update(b"\0")  # a bad image, judged when it is used
+                digest.update(b"\0")  # a bad image, dealt with when it is used
         return f"files/{digest.hexdigest()}"
 
     def __len__(self) -> int:
@@ -104,7 +104,7 @@ class Files(Images):
             return rgb(image)
 
     def _path(self, entry: Entry) -> Path:
-        """Return the file on disk that has the image in it."""
+        """Return the file on disk that contains the image."""
         return self.root if self.tar else self.root / entry.name
 
     def _read(self, entry: Entry) -> bytes:
@@ -127,7 +127,7 @@ class Files(Images):
 
 
 def in_folder(root: Path) -> Files:
-    """Return the image files below a folder. Links to folders are followed, but not in circles.
+    """Return the image files below a folder. Links to folders are followed, but not in cycles.
 
     Raises UserError if there are no images, if a folder cannot be listed, or if nested links lead to one
     folder along too many paths.
@@ -202,7 +202,7 @@ def _listing(folder: str) -> _Listing:
 
 
 def _counts(name: str, endings: tuple[str, ...] = ENDINGS) -> bool:
-    """Return whether this is such a file by its ending, neither hidden nor in a hidden folder."""
+    """Return whether the name has one of these endings and is neither hidden nor in a hidden folder."""
     hidden = any(part.startswith(".") for part in name.split("/"))
     return name.lower().endswith(endings) and not hidden
 
@@ -223,7 +223,7 @@ def tar_entries(path: Path, endings: tuple[str, ...] = ENDINGS) -> list[Entry]:
     refuse_pipes("dataset.root", path)
     try:
         with tarfile.open(path, "r:") as tar:
-            # as unpacking it would: of several members of one name the last
+            # like unpacking: if several members have the same name, the last one counts
             members = {_plain(member.name): member for member in _members(tar)}
             entries = [
                 Entry(name, data.size, data.offset_data)
@@ -238,7 +238,7 @@ def tar_entries(path: Path, endings: tuple[str, ...] = ENDINGS) -> list[Entry]:
                 raise tarfile.ReadError(f"damaged or truncated at byte {end}")
             if any(file.read(PADDING)):
                 raise tarfile.ReadError(
-                    f"more data follows its end at byte {end}, as when tars are joined by cat: unpack them "
+                    f"more data follows its end at byte {end}, as if tars had been joined with cat: unpack them "
                     f"into one folder"
                 )
     except (tarfile.TarError, KeyError, OSError, ValueError, RecursionError) as error:
@@ -276,7 +276,7 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def _data(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Return the member that stores the bytes: for a hard link, the first member of that file."""
+    """Return the member that stores the bytes: for a hard link, the member that it links to."""
     return tar.getmember(member.linkname) if member.islnk() else member
 
 
@@ -284,5 +284,5 @@ def _natural(name: str) -> list[Any]:
     """Return a sorting key in which img2 comes before img10."""
     parts = re.split(r"(\d{1,18})", name.lower())
     numbered = [int(part) if i % 2 else part for i, part in enumerate(parts)]
-    # img1, img01 and IMG1 tie: the name breaks the tie, on every machine in the same way.
+    # img1, img01 and IMG1 tie: the name breaks the tie, the same way on every machine.
     return [numbered, name]

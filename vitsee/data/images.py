@@ -1,4 +1,4 @@
-"""The interface of a data set: images in a fixed order, each with an id and a label."""
+"""The interface of data sets, its implementations in memory, and the option `images_list` that chooses images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitsee.errors import UserError, nearest
 
 
 class Images(ABC):
-    """Images by index.
+    """Images in a fixed order, each with an id and a label.
 
     classes: class names in the order of the labels. fingerprint: changes when the set of images changes.
     """
@@ -35,7 +35,7 @@ class Images(ABC):
     def open(self, index: int) -> Image.Image:
         """Return the decoded RGB image. EXIF orientation is not applied, as in common evaluation code.
 
-        Raises whatever the decoder raises, and OSError with an `errno` if the system cannot read the file.
+        Raises the decoder's own errors, and OSError with an `errno` if the system cannot read the file.
         """
 
     def changed_since(self, moment: float) -> list[str]:
@@ -69,7 +69,7 @@ def _number(asked: Any, numbers: dict[str, int]) -> int:
 
 
 def unreadable(name: str, error: OSError) -> UserError:
-    """Return the error of a system that failed to read an image, which is not the image's fault."""
+    """Return the error for a read failure outside the image."""
     return UserError(
         f"cannot read image {name} ({error.strerror or error}): the system failed, not the image, or the file "
         f"was moved. Once the file can be read again, the same command resumes"

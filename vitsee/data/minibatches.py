@@ -27,18 +27,18 @@ from vitsee.parallel.interrupt import OF_TERMINALS
 
 Transform = Callable[[Image.Image], Tensor]
 Frame = Callable[[Image.Image], Any]
-"""Resizes and crops an image; or a model's own transform, which returns its (C, H, W) pixels."""
+"""Resizes and crops an image, or is a model's own transform, which returns its (C, H, W) pixels."""
 LABELS = "labels"
 
 
 class Undecodable(Exception):
-    """An image file cannot be decoded, and only the file is at fault. The message says why."""
+    """An image file cannot be decoded, and only the file is to blame. The message says why."""
 
 
 def decoded(images: Images, index: int) -> Image.Image:
-    """Return the decoded image. Raises Undecodable if it cannot be decoded, whatever its decoder raised.
+    """Return the decoded image. Raises Undecodable for any error of its decoder.
 
-    Raises UserError for a failure of the system, for which no image may be skipped: a lost file system, too
+    Raises UserError for a system failure, which must not lead to skipped images: a lost file system, too
     many open files, no memory.
     """
     try:
@@ -52,7 +52,7 @@ def decoded(images: Images, index: int) -> Image.Image:
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise unreadable(images.id(index), error) from error
-        if isinstance(error, UnidentifiedImageError):  # names an object in memory
+        if isinstance(error, UnidentifiedImageError):  # its message gives an object's address
             raise Undecodable("its content is not in a known image format") from error
         raise Undecodable(f"{type(error).__name__}: {error}") from error
 
@@ -74,9 +74,9 @@ class Minibatch:
 
 
 PIECE = 16
-"""Images that a worker decodes at a time, so that all workers share a minibatch."""
+"""Number of images that a worker decodes at a time, so that all workers share a minibatch."""
 PIECES = 64
-"""The most pieces of a minibatch: each takes a file descriptor while it waits for the others."""
+"""Largest number of pieces per minibatch: each takes a file descriptor while it waits for the others."""
 
 Item = tuple[int, dict[str, Tensor] | None, int, Exception | None]
 """An image's index, its pixels by preprocessing, its label, and why it has no pixels."""
@@ -86,8 +86,8 @@ class Piece(NamedTuple):
     """A few images of a minibatch, decoded.
 
     ids: data set indices of its N images. pixels: by preprocessing, (N, H, W, 3) uint8, resized and cropped, or
-    (N, C, H, W) float32 of a model's own transform.
-    labels: one for each. bad: why the other images could not be decoded.
+    (N, C, H, W) float32 from a model's own transform.
+    labels: one per image. bad: why the other images could not be decoded.
     """
 
     ids: list[int]
@@ -124,10 +124,10 @@ def transform_of(data: dict[str, Any]) -> Transform:
 
 
 def in_two(transform: Any) -> tuple[Frame, Tensor]:
-    """Return what timm's evaluation transform does to an image, and what it then makes of each value.
+    """Split timm's evaluation transform into its resizing and cropping, and a table of the resulting values.
 
-    The latter is (3, 256) float32. ToTensor and Normalize, which come last, treat each value by itself, so a
-    table says all of them, and images can stay at one byte a value until they are on the device.
+    The table is (3, 256) float32. ToTensor and Normalize, which come last, treat each value separately, so a
+    table describes them completely, and images can stay at one byte per value until they are on the device.
     """
     *frame, to_tensor, normalise = transform.transforms
     every = np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, axis=2)
@@ -137,10 +137,10 @@ def in_two(transform: Any) -> tuple[Frame, Tensor]:
 class Minibatches:
     """Iterates over the minibatches `todo` of a plan. Each image is decoded once for all models.
 
-    data: each role's data configuration (timm's `resolve_model_data_config`, or one with a `transform` of its own,
-    which makes an image the network's pixels). An image that cannot be
-    decoded raises UserError, or is skipped for all models with `on_bad_image=skip`. Workers are at most two
-    minibatches ahead, or two pieces each if that is more.
+    data: each role's data configuration (timm's `resolve_model_data_config`, or one with its own `transform`,
+    which turns an image into the network's input). An image that cannot be decoded raises UserError, or is
+    skipped for all models with `on_bad_image=skip`. Workers are at most two minibatches ahead, or two pieces each
+    if that is more.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class Minibatches:
 
     @property
     def waited(self) -> float:
-        """Seconds that measuring has waited for minibatches, the first one included."""
+        """Seconds that measuring has waited for minibatches, including the first."""
         return self.uploads.waited
 
     def __len__(self) -> int:
@@ -194,7 +194,7 @@ class Minibatches:
             self.uploads.measured()
 
     def _next(self, index: int, loaded: Iterator[Piece]) -> Minibatch:
-        """Return this minibatch, made of the next pieces."""
+        """Return this minibatch, assembled from the next pieces."""
         with decoding():
             pieces = [next(loaded) for _ in self._pieces(index)]
         ids = [i for piece in pieces for i in piece.ids]
@@ -205,7 +205,7 @@ class Minibatches:
         return Minibatch(index, ids, list(bad), pixels, tensors[LABELS])
 
     def _pieces(self, index: int) -> list[list[int]]:
-        """Return the images of a minibatch, cut into pieces."""
+        """Return the indices of a minibatch's images, cut into pieces."""
         batch = self.plan.batch(index)
         return [batch[at : at + self.piece] for at in range(0, len(batch), self.piece)]
 
@@ -251,7 +251,7 @@ class Minibatches:
 
 
 def _key(config: dict[str, Any]) -> str:
-    """Return what models with the same preprocessing share; a transform of its own is shared with none but itself."""
+    """Return a key that models with the same preprocessing share; a model's own transform is a key of its own."""
     return repr(sorted({**config, "transform": id(config.get("transform"))}.items()))
 
 
@@ -266,7 +266,7 @@ def _collate(items: list[Item]) -> Piece:
 
 @contextmanager
 def decoding() -> Iterator[None]:
-    """Within the block, turn a worker's death or UserError into a UserError without the worker's traceback."""
+    """Turn a worker's death or UserError in the block into a UserError without the worker's traceback."""
     try:
         yield
     except UserError as error:
@@ -284,7 +284,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def workers_for(device: torch.device, processes: int = 1) -> int:
-    """Return the number of decoding processes for each of the measuring processes on this machine.
+    """Return the number of decoding processes per measuring process on this machine.
 
     On a CPU, the model needs cores too. On a GPU, decoding must keep up with the model.
     """
@@ -293,7 +293,7 @@ def workers_for(device: torch.device, processes: int = 1) -> int:
 
 
 def cores() -> int:
-    """Return how many cores this process may use: no more than a container's quota."""
+    """Return how many cores this process may use, at most the container's quota."""
     there = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
@@ -301,7 +301,7 @@ def cores() -> int:
 
 
 def _quotas() -> list[int]:
-    """Return the cores that the container may use at a time, if it says so (cgroup, versions 2 and 1)."""
+    """Return the container's limits on cores, if it has any (cgroup, versions 2 and 1)."""
     shares = []
     for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
         try:
@@ -314,7 +314,7 @@ def _quotas() -> list[int]:
 
 
 def prepare_worker(worker: int) -> None:
-    """Set up a worker process: one thread, and no reaction to a terminal's signals, which the main process handles."""
+    """Set up a worker process: one thread, ignoring the terminal's signals, which the main process handles."""
     torch.set_num_threads(1)
     for number in OF_TERMINALS:
         signal.signal(number, signal.SIG_IGN)

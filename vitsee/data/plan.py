@@ -1,4 +1,4 @@
-"""Assigns images to minibatches, as a function of the experiment alone, so that all machines agree."""
+"""Assigns images to minibatches, depending only on the experiment, so that all machines agree."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from vitsee.errors import UserError
 class Plan:
     """`images` of `size` images, drawn without replacement and cut into minibatches, `repeats` times.
 
-    Each repeat draws and shuffles again. equal: drop a last, smaller minibatch. chosen: use these images in
-    this order instead of a draw.
+    Each repeat draws and shuffles again. equal: drop a smaller last minibatch. chosen: use these images in
+    this order instead of drawing.
     """
 
     size: int
@@ -33,13 +33,13 @@ class Plan:
 
     @property
     def per_repeat(self) -> int:
-        """Minibatches in a repeat."""
+        """Number of minibatches per repeat."""
         full, rest = divmod(self.images, self.batch_size)
         return full if self.equal else full + (rest > 0)
 
     @property
     def left_out(self) -> int:
-        """Images of each repeat that are dropped because they do not fill a minibatch."""
+        """Number of images per repeat that are dropped because they do not fill a minibatch."""
         return self.images % self.batch_size if self.equal else 0
 
     @property
@@ -64,7 +64,7 @@ class Plan:
         return list(dict.fromkeys(i for b in range(minibatches) for i in self.batch(b)))
 
     def positions(self, index: int, ids: list[int]) -> list[int]:
-        """Return the positions of these images of a minibatch among all planned images."""
+        """Return the positions of these images of minibatch `index` among all planned images."""
         repeat, within = divmod(index, self.per_repeat)
         start = repeat * (self.images - self.left_out) + within * self.batch_size
         place = {image: start + i for i, image in enumerate(self.batch(index))}
@@ -79,7 +79,7 @@ class Plan:
         return 1 - _drawn_before(self, repeat)[batch].mean().item()
 
     def todo(self, seen: Tensor, shard: int, shards: int) -> list[int]:
-        """Return the minibatches of this shard that `seen` does not count yet."""
+        """Return the minibatches of this shard that are not yet counted in `seen`."""
         return [b for b in range(shard, len(self), shards) if not seen[b]]
 
 

@@ -1,4 +1,4 @@
-"""Conversion of decoded images to 8-bit RGB. Formats without a defined white are refused."""
+"""Conversion of decoded images to 8-bit RGB, which refuses formats that do not define white."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPL
 LONGEST = 1000
 """Largest aspect ratio. Resizing a thin line of pixels would take gigabytes."""
 SIGNED = 2
-"""TIFF's sample format of signed integers."""
+"""TIFF's sample format for signed integers."""
 
 
 def rgb(image: Image.Image) -> Image.Image:
@@ -19,7 +19,7 @@ def rgb(image: Image.Image) -> Image.Image:
 
     Raises ValueError for signed integers, 32-bit integers (mode I) and floats (F): nothing in the file says
     which value is white, and guessing from each image's range would make some images brighter and others
-    darker than they are. Raises ValueError also for extreme aspect ratios, and for EPS, which is a program.
+    darker than they are. Also raises ValueError for extreme aspect ratios, and for EPS, which is a program.
     """
     width, height = image.size
     if not 0 < max(image.size) <= LONGEST * min(image.size):

@@ -3,7 +3,7 @@
 The background is a dead-leaves image (occluding disks with scale-free radii: Matheron 1968), whose
 statistics are those of natural images (Lee, Mumford and Huang 2001). Two textured disks on it carry the
 class: which of four textures both have (local), and the direction of the line between them (global). A
-quarter of the images contains a third disk with another texture as a distractor. Position, distance,
+quarter of the images contains a third disk with a different texture as a distractor. Position, distance,
 size, colour, contrast, phase and clutter vary independently of the class. Some images are faint, with low
 contrast and strong noise: the clear images are learned early, the faint ones only with much data.
 """
@@ -139,7 +139,7 @@ def clutter(rng: np.random.Generator, base: np.ndarray) -> list[Callable[[Canvas
 def parts(
     rng: np.random.Generator, texture: int, arrangement: int, contrasts: tuple[float, float]
 ) -> list[Callable[[Canvas], None]]:
-    """Return the textured disks: sometimes a distractor of another texture, then the two that carry the class."""
+    """Return the textured disks: sometimes a distractor with a different texture, then the two that carry the class."""
     angle = np.pi / 4 * arrangement + rng.uniform(-TURN, TURN)
     half = rng.uniform(*DISTANCES) / 2 * np.array([np.cos(angle), -np.sin(angle)])
     radius = rng.uniform(*PART_RADII)

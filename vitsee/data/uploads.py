@@ -1,4 +1,4 @@
-"""Brings minibatches to the device, on CUDA beside the measuring of the one before, and times the waiting."""
+"""Copies minibatches to the device, overlapping the previous one on CUDA, and times the wait."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def look_up(values: Tensor, pixels: Tensor, into: Tensor) -> None:
     """Write values[channel, pixel] for each pixel and channel.
 
     values: (3, 256) float32. pixels: (N, H, W, 3) uint8. into: (N, 3, H, W) float32. A table gives the same
-    bits on every device, which arithmetic need not.
+    bits on every device; arithmetic may not.
     """
     for channel, table in enumerate(values):
         plane = pixels[..., channel]
@@ -24,32 +24,32 @@ def look_up(values: Tensor, pixels: Tensor, into: Tensor) -> None:
 
 
 class Uploads:
-    """Nothing is uploaded on a CPU; whatever passes between two minibatches is waiting."""
+    """On a CPU nothing is uploaded, and all time between two minibatches counts as waiting."""
 
     def __init__(self) -> None:
         self._since, self._waited = time.perf_counter(), 0.0
 
     @property
     def waited(self) -> float:
-        """Seconds that measuring has waited for minibatches, the first one included."""
+        """Seconds that measuring has waited for minibatches, including the first."""
         return self._waited
 
     def measured(self) -> None:
-        """Note that the measuring of a minibatch has been asked for, so that waiting for the next one begins."""
+        """Note that a minibatch has been submitted for measuring, so waiting for the next one begins."""
         self._since = time.perf_counter()
 
     def bring(self, made: Callable[[], Tensors]) -> Tensors:
-        """Return the tensors that this function makes of the next minibatch on the device."""
+        """Return the next minibatch's tensors on the device, which `made` creates."""
         tensors = made()
         self._waited += time.perf_counter() - self._since
         return tensors
 
 
 class CudaUploads(Uploads):
-    """Uploads on a stream of its own, while the device measures the minibatch before.
+    """Uploads on a separate stream while the device measures the previous minibatch.
 
-    At most two minibatches are on the device: the one that is measured, and the next. The device's own
-    clock says how long it waited, because this process only asks for the work and runs ahead of it.
+    At most two minibatches are on the device: the one being measured, and the next. The device's own
+    clock times the waiting, because this process only queues the work and runs ahead of it.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -76,7 +76,7 @@ class CudaUploads(Uploads):
             tensors = made()
         measuring.wait_stream(self.stream)
         for tensor in tensors.values():
-            tensor.record_stream(measuring)  # it is not to be overwritten before it was measured
+            tensor.record_stream(measuring)  # must not be overwritten before it is measured
         if self._ends:
             self._gaps.append((self._ends[-1], self._now()))
             self._add_up(but=2)
@@ -86,13 +86,13 @@ class CudaUploads(Uploads):
         return tensors
 
     def _now(self) -> torch.cuda.Event:
-        """Return an event that has the time when the device gets to here."""
+        """Return an event that records the time when the device reaches this point."""
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self.device))
         return event
 
     def _add_up(self, but: int) -> None:
-        """Add the gaps between two minibatches, but for the last ones, which the device may not have reached."""
+        """Add the gaps between minibatches, except the last `but`, which the device may not have reached."""
         while len(self._gaps) > but:
             end, start = self._gaps.popleft()
             self._waited += end.elapsed_time(start) / 1000

@@ -1,4 +1,4 @@
-"""Images in WebDataset shards: tars in which files of one name, but for its endings, are a sample; read in place."""
+"""WebDataset shards, read in place: tars in which files that share a name apart from the extension form a sample."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from vitsee.errors import UserError, expanded, nearest, unknown
 from vitsee.options import Dataset
 
 LABELS = (".cls", ".json")
-"""Endings of files with labels: a number, or a mapping with a number under `label`."""
+"""Extensions of files with labels: a number, or a mapping with a number under `label`."""
 EXAMPLE = "dataset.root='shards-{000..009}.tar'"
 
 
 @dataclass(frozen=True)
 class Sample(Entry):
-    """The image of a sample, named after its shard and key, and its label if there is one."""
+    """The image of a sample, named after its shard and key, and its label, if any."""
 
     shard: Path = Path()
     labelled: Entry | None = None
 
 
 class Shards(Files):
-    """The samples of several shards, in the order of the shards and, in each, of its files.
+    """The samples of several shards, in the order of the shards and of the files in each shard.
 
-    Any image can be read at any time, so images are drawn from all shards, minibatches can be shared out and
-    resumed, and of all shards only the headers and the images that are used are read.
+    Any image can be read at any time, so images are drawn from all shards, minibatches can be distributed and
+    resumed, and only the headers and the images in use are read.
     """
 
     def __init__(self, samples: Iterable[Sample]) -> None:
@@ -49,7 +49,7 @@ class Shards(Files):
         return f"webdataset/{digest.hexdigest()}"
 
     @cached_property
-    def classes(self) -> list[str]:  # type: ignore[override]  # read when they are asked for
+    def classes(self) -> list[str]:  # type: ignore[override]  # read on demand
         return [str(i) for i in range(max(map(self._label, self.samples)) + 1)]
 
     def label(self, index: int) -> int:
@@ -67,7 +67,7 @@ class Shards(Files):
             return int(value.get("label", 0) if isinstance(value, dict) else value)
         except (ValueError, TypeError, RecursionError) as error:
             raise UserError(
-                f"{sample.shard}: {sample.labelled.name} is not the number of a class: {text[:40]!r}"
+                f"{sample.shard}: {sample.labelled.name} is not a class number: {text[:40]!r}"
             ) from error
 
     def _path(self, entry: Entry) -> Path:
@@ -87,7 +87,7 @@ def shards(dataset: Dataset, resolution: int) -> Images:
 
 
 def _paths(root: str, split: str | None) -> list[Path]:
-    """Return the paths of all shards: those in a folder (the split's, if any), or those that braces name.
+    """Return the paths of all shards: those in a folder (the split's, if any), or those that braces expand to.
 
     Raises UserError if one is missing.
     """
@@ -111,14 +111,14 @@ def _paths(root: str, split: str | None) -> list[Path]:
         return found
     if split:
         raise UserError(
-            f"dataset.split={split}: shards have splits only where dataset.root is a folder with a folder for each; "
-            f"leave it out (linear_probe: analysis.train_split=null), or name such a folder"
+            f"dataset.split={split}: shards have splits only where dataset.root is a folder with one folder per split; "
+            f"leave it out (linear_probe: analysis.train_split=null), or use such a folder"
         )
     paths = [Path(path) for path in expand_urls(str(folder))]
     for path in paths:
         if not path.exists():
             beside = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
-            of = f" ({len(paths)} shards are named)" if len(paths) > 1 else ""
+            of = f" (one of {len(paths)} shards)" if len(paths) > 1 else ""
             raise UserError(
                 f"dataset.root={root}: {path} does not exist{of}.{nearest(path.name, beside)}"
             )
@@ -126,7 +126,7 @@ def _paths(root: str, split: str | None) -> list[Path]:
 
 
 def _samples(shard: Path, column: str | None) -> list[Sample]:
-    """Return the samples of a shard that have an image, in order. column: the ending of the image, e.g. jpg.
+    """Return the samples of a shard that have an image, in order. column: the image's extension, e.g. jpg.
 
     Raises UserError if the shard cannot be read, or if no sample has the image.
     """
@@ -149,7 +149,7 @@ def _samples(shard: Path, column: str | None) -> list[Sample]:
     if not images:
         if column:
             problem = f"dataset.column={column}: no sample of {shard} has one"
-            raise unknown(problem, column, {e.lstrip(".") for e in endings}, "endings there are")
+            raise unknown(problem, column, {e.lstrip(".") for e in endings}, "it has")
         raise UserError(f"there are no images in {shard}; looked for {', '.join(ENDINGS)}")
     return [
         Sample(f"{shard.name}/{key}", image.size, image.offset, shard, labels.get(key))

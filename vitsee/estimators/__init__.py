@@ -1,1 +1,1 @@
-"""Estimators: one function per equation, without options or files."""
+"""Estimators, free of files and figures, with the options that choose tokens and remove outliers."""

@@ -11,7 +11,7 @@ from vitsee.options import Precision
 
 @contextmanager
 def forward(precision: Precision, device: str) -> Iterator[None]:
-    """Within the block, the forward pass runs in exactly this precision, whatever torch's defaults are."""
+    """Run the block with forward passes in exactly this precision, whatever torch's defaults are."""
     with (
         tf32(precision is Precision.tf32),
         torch.autocast(device, torch.bfloat16, enabled=precision is Precision.bf16),
@@ -21,14 +21,14 @@ def forward(precision: Precision, device: str) -> Iterator[None]:
 
 @contextmanager
 def exact(device: str) -> Iterator[None]:
-    """Within the block, float32 is exact: for statistics inside a forward pass of any precision."""
+    """Run the block with exact float32, for statistics inside a forward pass of any precision."""
     with tf32(False), torch.autocast(device, enabled=False):
         yield
 
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Within the block, let CUDA round the factors of float32 products to TF32 (10-bit mantissa), or not."""
+    """Run the block with CUDA allowed, or not, to round the factors of float32 products to TF32 (10-bit mantissa)."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed

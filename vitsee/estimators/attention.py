@@ -1,4 +1,4 @@
-"""Attention weights, mean attention distance and attention rollout."""
+"""Attention weights, mean attention distance, attention rollout and attention by offset."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _CHUNK_BYTES = {"cpu": 2**20, "cuda": 2**28}
-"""Size of the attention weights computed at a time: they fit into a CPU's cache, and take little GPU memory."""
+"""Size of the attention weights computed at a time: they fit into a CPU's cache and take little GPU memory."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Attention:
     """What an attention module computed for a minibatch: output = softmax(scale query keyᵀ + bias) value.
 
     query, key: (N, heads, tokens, features), after q/k norm and rotation. bias: broadcasts to
-    (N, heads, tokens, tokens), or None. output: (N, heads, tokens, features), before the projection. Where the
-    attention is within windows, N counts the windows of all images, one image after another.
+    (N, heads, tokens, tokens), or None. output: (N, heads, tokens, features), before the projection. For
+    attention within windows, N counts the windows of all images, one image after another.
     """
 
     query: Tensor
@@ -49,7 +49,7 @@ class Attention:
         """Yield slices of the minibatch and their weights, (images, heads, tokens, tokens) float32.
 
         Each slice covers few images and is computed on demand, so that the weights are never all in memory.
-        windows: how many windows of an image there are; each slice then has all windows of its images.
+        windows: number of windows per image; each slice then has all windows of its images.
         """
         n, heads, queries, keys = self.shape
         limit = _CHUNK_BYTES.get(self.device.type, 2**28)
@@ -85,15 +85,15 @@ class Weights(Attention):
 def require_no_windows(
     layers: Sequence[Layer], analysis: str, option: str = "analysis.layers"
 ) -> None:
-    """Raise UserError if one of these modules attends within windows: its weights are not among all tokens.
+    """Raise UserError if one of these modules attends within windows: its weights do not cover all tokens.
 
-    option: the one that chooses them.
+    option: the option that chooses them.
     """
     for layer in layers:
         if layer.windows > 1:
             raise UserError(
-                f"analysis={analysis}: {layer.name} attends within windows, and not from every token to every "
-                f"token; use analysis=attention_distance, or choose other layers with {option}"
+                f"analysis={analysis}: {layer.name} attends within windows, not across the whole "
+                f"image; use analysis=attention_distance, or choose other layers with {option}"
             )
 
 
@@ -102,7 +102,8 @@ def require_same_tokens(
 ) -> None:
     """Raise UserError if these modules do not all attend among the same tokens, as rollout needs.
 
-    Nor may the pooling be missing by which the head reads them. option: the one that chooses them.
+    If the head reads the tokens by attention pooling, the pooling must be chosen too. option: the option that
+    chooses the modules.
     """
     require_no_windows(layers, analysis, option)
     for layer in layers:
@@ -122,7 +123,7 @@ def require_same_tokens(
 def token_distances(layer: Layer) -> Tensor:
     """Return the distance in pixels between the patches of every pair of tokens, (tokens, tokens) float32.
 
-    It is 0 from and to prefix tokens (class, registers), so that they drop out of sums.
+    It is 0 from and to prefix tokens (class, registers), so they drop out of sums.
     """
     assert layer.grid is not None
     assert layer.pitch is not None
@@ -137,13 +138,13 @@ def token_distances(layer: Layer) -> Tensor:
 
 
 def attention_distance(attention: Attention, layer: Layer, *, renormalize: bool = False) -> Tensor:
-    """Return the mean attention distance in pixels of every head, (N, heads) float64.
+    """Return the mean attention distance in pixels per head, (N, heads) float64.
 
     This is the mean over patches q of sum_k A[q, k] |position(q) - position(k)|, with k over patches only
     (Dosovitskiy et al. 2021, Fig. 7; Raghu et al. 2021, Fig. 3). Attention to prefix tokens counts as
     distance 0, as in the authors' code. renormalize: divide by the attention to patches instead. At most
-    one chunk of the weights is in memory. In layers with windows, patches are those of a window, and the mean is
-    over all windows of an image.
+    one chunk of the weights is in memory. In layers with windows, k runs over the patches of q's window, and the
+    mean is over all windows of an image.
     """
     prefix = layer.prefix or 0
     between = token_distances(layer).to(attention.device)
@@ -166,7 +167,7 @@ def uniform_distance(layer: Layer, *, renormalize: bool = False) -> float:
 def rollout(weights: Sequence[Tensor], start: Tensor) -> Tensor:
     """Return how input tokens contribute to output tokens through attention and residual connections.
 
-    weights: of every block in running order, (N, tokens, tokens), with rows that sum to 1. start: (Q, tokens) or
+    weights: one per block in running order, (N, tokens, tokens), with rows that sum to 1. start: (Q, tokens) or
     (N, Q, tokens) weights over the output tokens. Returns start Â_L … Â_2 Â_1, (N, Q, tokens), where Â = (A + I) / 2
     (Abnar and Zuidema 2020, eq. 1 and 2).
     """
@@ -179,9 +180,9 @@ def rollout(weights: Sequence[Tensor], start: Tensor) -> Tensor:
 def reached(weights: Sequence[Tensor], layers: Sequence[Layer]) -> Tensor:
     """Return the weight of each patch in the output by `rollout`, (N, rows, columns).
 
-    weights: of every one of these attention modules, averaged over heads, (N, tokens, tokens). The output is what
-    the model's head reads: the class token, the mean of all patches, or the tokens by the weights of its own
-    attention, (N, 1, tokens), perhaps without prefix tokens, which then come last.
+    weights: one per attention module, averaged over heads, (N, tokens, tokens). The output is what the model's
+    head reads: the class token, the mean of all patches, or the tokens weighted by the head's own attention,
+    which comes last: (N, 1, tokens), perhaps without prefix tokens.
     """
     layer = layers[-1]
     prefix = layer.prefix or 0
@@ -204,11 +205,11 @@ def offsets(layer: Layer) -> list[tuple[int, int]]:
 
 
 def offset_means(weights: Tensor, layer: Layer) -> Tensor:
-    """Return the mean attention from a patch to the one at each of `offsets`, over patches that have one there.
+    """Return the mean attention from a patch to the patch at each of `offsets`, over patches that have one there.
 
     weights: (N, windows, heads, patches, patches). Returns (N, heads, offsets). It is 1 for a head that always looks
-    there (Walmer et al. 2023, "offset local attention heads"). Padding is no patch, and neighbours within a window
-    that are on opposite sides of the image (Swin's shifted windows) are not at the offset.
+    there (Walmer et al. 2023, "offset local attention heads"). Padding does not count as a patch, and neighbours
+    within a window that are on opposite sides of the image (Swin's shifted windows) are not at the offset.
     """
     (height, width), places = layer.places, window_places(layer).to(weights.device)
     columns = (layer.image_grid or layer.places)[1]

@@ -18,8 +18,8 @@ def dropped_first(
 ) -> Tensor:
     """Return the patches of each image in the order in which they are dropped, (N, grid * grid) int64.
 
-    images: numbers of the images, which draw a random order together with the seed. saliency: (N, grid * grid),
-    the largest first; equal ones in that random order.
+    images: numbers of the images, which determine a random order together with the seed. saliency: (N, grid * grid),
+    largest first; ties are in that random order.
     """
     drawn = [np.random.default_rng([seed, 0, i]).permutation(grid * grid) for i in images]
     order = torch.from_numpy(np.stack(drawn))
@@ -46,13 +46,13 @@ def drop(pixels: Tensor, order: Tensor, grid: int, share: float, colour: Sequenc
 
 
 def shuffled(grid: int, images: Sequence[int], seed: int) -> Tensor:
-    """Return which tile comes to each place, (N, grid * grid) int64, drawn for each image number and the seed."""
+    """Return which tile goes to each place, (N, grid * grid) int64, drawn from the image number and the seed."""
     drawn = [np.random.default_rng([seed, grid, i]).permutation(grid * grid) for i in images]
     return torch.from_numpy(np.stack(drawn))
 
 
 def shuffle(pixels: Tensor, grid: int, order: Tensor) -> Tensor:
-    """Return (N, 3, H, W) pixels whose grid x grid tiles are those of `order`.
+    """Return (N, 3, H, W) pixels whose grid x grid tiles are rearranged by `order`.
 
     Tiles have H // grid rows and W // grid columns; pixels beyond the last whole tile stay where they are.
     """

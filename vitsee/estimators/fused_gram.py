@@ -1,4 +1,4 @@
-"""Gram matrices on CUDA in one reading: a Triton kernel centres, rounds and multiplies features in registers."""
+"""Gram matrices on CUDA in one pass: a Triton kernel centres, rounds and multiplies features in registers."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 LONGEST = 16384
-"""Most features whose products are added in float32. Such sums are added in float64."""
+"""Largest number of features whose products are added in float32. These sums are added in float64."""
 CENTRE = 16
 """Number of examples, evenly spaced in the minibatch, whose mean is the centre."""
 SMALL = 64
-"""Up to this many examples, one block holds them all."""
+"""Up to this many examples fit into one block."""
 TILE, CHUNK, FLAT = 16, 16, 512
 """`_finish`: the side of the piece of K that a program writes, and how many parts and sums it reads at once."""
 PIECE = 1024
-"""Features of which one program computes the centre."""
+"""Number of features whose centre one program computes."""
 
 
 @dataclass(frozen=True)
 class Tuning:
     """How `_multiply` is launched: examples in a block of K, features read at once, warps, pipeline stages, and
-    programs for each multiprocessor."""
+    programs per multiprocessor."""
 
     side: int
     step: int
@@ -41,14 +41,14 @@ TUNING = {
     "tf32": Tuning(128, 32, 4, 4, 2),
     "tf32x3": Tuning(64, 32, 4, 3, 4),
 }
-"""By arithmetic: the fastest of those tried on an H100."""
+"""The fastest settings of those tried on an H100, by arithmetic."""
 
 
 def gram(rows: Tensor, rounding: str, noise: float) -> Tensor:
     """Return the Gram matrix of (N, F) float32, bfloat16 or float16 features: (N, N) float64.
 
-    N is at least 4. An example's values are adjacent; the examples may be any distance apart. Terms a_i + a_j
-    are wrong, because features are centred only roughly or not at all: U-centring removes them.
+    N is at least 4. An example's values are adjacent; the examples may be any distance apart. Terms of the form
+    a_i + a_j are wrong, because features are centred only roughly or not at all: U-centring removes them.
     rounding: of the factors, see `kernels.gram`. noise: features that vary by no more than this share of an
     example's norm are constant, and their Gram matrix is exactly 0.
     """
@@ -110,7 +110,7 @@ def _multiprocessors(device: torch.device) -> int:
 def _describe(
     rows, centre, norms, stride, features, apart, count, PIECE: tl.constexpr, CENTRED: tl.constexpr
 ):
-    """Write the mean of `count` examples, `apart` examples from each other, and the first one's squared norm.
+    """Write the mean of `count` examples, spaced `apart`, and the squared norm of the first.
 
     centre: (pieces * PIECE,), 0 beyond the last feature. norms: (pieces,), which add up to the norm.
     """

@@ -1,4 +1,4 @@
-"""Gram matrices, unbiased HSIC and summed absolute gradients, one function per equation.
+"""Gram matrices, unbiased HSIC and summed absolute gradients.
 
 Axes: A, B layers of the two models; N examples of a minibatch; F features of one example.
 """
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _AT_ONCE = {"cpu": 2_560_000, "cuda": 2**24}
-"""Values (features times examples) that are centred and multiplied at once: 10 MB fit into a CPU's cache, 64 MB
+"""Number of values (features times examples) centred and multiplied at once: 10 MB fit into a CPU's cache, 64 MB
 keep a GPU busy."""
 _PIECE = {"cpu": 1000, "cuda": 16384}
-"""Features whose products are accumulated in float32. Few enough that features with outliers stay exact to
-1e-6. Pieces that are multiplied at once are added in float32, all others in float64."""
+"""Number of features whose products are accumulated in float32, few enough that features with outliers stay exact
+to 1e-6. Pieces that are multiplied at once are added in float32, all others in float64."""
 _ROWS = {"cpu": 64, "cuda": 128}
-"""Fewest examples in a block of the Gram matrix. Blocks below the diagonal are mirrored, not computed."""
+"""Smallest number of examples in a block of the Gram matrix. Blocks below the diagonal are mirrored, not computed."""
 _CENTRE = 16
 """Number of examples, evenly spaced in the minibatch, whose mean is the centre. Few, because reading is slow."""
 
@@ -154,7 +154,7 @@ def _scratch(size: int) -> Tensor:
 
 
 def _products(x: Tensor, y: Tensor) -> Tensor:
-    """Return the sum of x yᵀ over pieces, in float32 whatever the type of the factors."""
+    """Return the sum of x yᵀ over pieces, in float32 for factors of any type."""
     if x.dtype == torch.bfloat16 and x.device.type == "cuda":
         products = torch.bmm(x, y.mT, out_dtype=torch.float32)
     else:
@@ -188,7 +188,7 @@ def u_centre(k: Tensor) -> Tensor:
 
 
 def u_centre_(k: Tensor) -> Tensor:
-    """Do what `u_centre` does in place."""
+    """Do what `u_centre` does, in place."""
     n = k.shape[-1]
     if n < 4:
         raise ValueError(f"unbiased HSIC needs at least 4 examples in a minibatch, got {n}")
@@ -201,7 +201,7 @@ def u_centre_(k: Tensor) -> Tensor:
 
 
 def u_means(k: Tensor) -> Tensor:
-    """Return m, (..., N), with which U-centring makes K_ij - m_i - m_j of matrices with zero diagonals."""
+    """Return m, (..., N), such that U-centring turns matrices with zero diagonals into K_ij - m_i - m_j."""
     n = k.shape[-1]
     means = k.sum(-1) / (n - 2)
     means -= means.sum(-1, keepdim=True) / (2 * (n - 1))
@@ -215,7 +215,7 @@ def hsic(u: Tensor, v: Tensor) -> Tensor:
     layers. For a layer with itself it is a squared norm, so >= 0.
     """
     n = u.shape[-1]
-    if u.device.type == "cuda":  # one product of so few rows would keep few multiprocessors busy
+    if u.device.type == "cuda":  # one product of so few rows would leave most of it idle
         pieces = max(size for size in range(1, 33) if n % size == 0)
         a, b = (w.reshape(len(w), pieces, -1).transpose(0, 1) for w in (u, v))
         return (a @ b.mT).sum(0) / (n * (n - 3))
@@ -244,7 +244,7 @@ def absolute_gradients(values: Tensor, pixels: Tensor, at_once: int) -> Tensor:
 
 
 def _gradients(values: Tensor, pixels: Tensor, seeds: Tensor, vectorised: bool) -> Iterator[Tensor]:
-    """Yield the gradients with respect to the pixels for all seeds, (some, N, 3, H, W) at a time."""
+    """Yield the gradients of all seeds with respect to the pixels, (some, N, 3, H, W) at a time."""
     if vectorised:
         try:
             yield torch.autograd.grad(

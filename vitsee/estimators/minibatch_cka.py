@@ -15,8 +15,8 @@ Array = TypeVar("Array", "Tensor", np.ndarray)
 def cka_terms(ab: Tensor, aa: Tensor, bb: Tensor, fresh: float) -> dict[str, Tensor]:
     """Return what one minibatch adds to the sums that `cka_and_error` takes.
 
-    ab: HSIC_1 of every layer a with every layer b, (A, B), or of pairs, (P,). aa: (A,) or (P,), and bb: (B,) or
-    (P,), of each layer with itself. fresh: the share of the images that no earlier minibatch contains
+    ab: HSIC_1 of every layer a with every layer b, (A, B), or of pairs, (P,). aa, (A,) or (P,), and bb, (B,) or
+    (P,): HSIC_1 of each layer with itself. fresh: share of the images that no earlier minibatch contains
     (`View.fresh`).
     """
     a, b = _along(ab, aa, bb)
@@ -37,7 +37,7 @@ def cka_terms(ab: Tensor, aa: Tensor, bb: Tensor, fresh: float) -> dict[str, Ten
 def cka_and_error(terms: dict[str, np.ndarray], minibatches: int) -> tuple[np.ndarray, np.ndarray]:
     """Return CKA and its standard error from sums over minibatches, each (A, B), or (P,) for pairs.
 
-    The error is that of a ratio of sums by the delta method: minibatch i moves the ratio by
+    The standard error of this ratio of sums is by the delta method: minibatch i moves the ratio by
     ab_i / sqrt(aa bb) - cka / 2 (aa_i / aa + bb_i / bb), and the squares of these add up. Images that
     are drawn again count once: all minibatches contribute to the variance of one minibatch, but only fresh
     images reduce the error. It is NaN for one minibatch, and not resolved below about 1e-8. Undefined
@@ -63,5 +63,5 @@ def cka_and_error(terms: dict[str, np.ndarray], minibatches: int) -> tuple[np.nd
 
 
 def _along(ab: Array, aa: Array, bb: Array) -> tuple[Array, Array]:
-    """aa along the rows and bb along the columns of ab; as they are for pairs."""
+    """Return aa along the rows and bb along the columns of ab; unchanged for pairs."""
     return (aa, bb) if ab.ndim == 1 else (aa[:, None], bb[None, :])

@@ -1,4 +1,4 @@
-"""Channels and tokens that stand out from all others, and features without them."""
+"""Removes channels and tokens that stand out from all others, as the option `analysis.without` asks."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CHANNEL = 8.0
-"""A channel stands out if its standard deviation is above this many times that of the median channel."""
+"""A channel stands out if its standard deviation is above this many times the median over channels."""
 TOKEN = 3.0
 """A token stands out if its norm is above this many times the median of the patch tokens of its image."""
 REMOVED = 3
-"""How many numbers say what was removed."""
+"""How many numbers describe what was removed."""
 
 
 def without_outliers(x: Tensor, prefix: int = 0) -> tuple[Tensor, Tensor]:
     """Return (N, tokens, channels) features without outlier channels and tokens, and what was removed.
 
-    Standard deviations of channels are over the images, pooled over tokens. Once outlier channels are left
-    out, an outlier token gets the mean of the other images' tokens at its place (0 if it stands out in all
-    images), so that it adds nothing to a centred Gram matrix. prefix: the number of tokens before the
-    patches. Removed, (3,) float64: channels; tokens, mean over images; share of the centred variance. NaN
-    never stands out.
+    Standard deviations of channels are over the images, pooled over tokens. Once outlier channels are
+    removed, an outlier token becomes the mean of the other images' tokens at its place (0 if it stands out in all
+    images), so it adds nothing to a centred Gram matrix. prefix: number of tokens before the patches. Removed,
+    (3,) float64: channels; tokens, averaged over images; share of the centred variance. NaN never stands out.
     """
     x = x.float()
     variance = x.var(0, correction=0)
@@ -56,20 +55,20 @@ class Without(Enum):
     outliers = "outliers"
 
     def require(self, layers: Mapping[str, Sequence[Layer]]) -> None:
-        """Raise UserError if it is unknown which axis of one of these layers (by role) is its channels."""
+        """Raise UserError if the channel axis of one of these layers (by role) is unknown."""
         if self is Without.nothing:
             return
         for role, watched in layers.items():
             for layer in watched:
                 if layer.prefix is None and not layer.is_map and len(layer.shape) > 1:
                     raise UserError(
-                        f"analysis.without=outliers: which axis of {layer.name} of the {role} is its channels "
+                        f"analysis.without=outliers: the channel axis of {layer.name} of the {role} "
                         f"is unknown (its output is {' x '.join(map(str, layer.shape))}, neither tokens nor "
                         f"a feature map); choose other layers with analysis.layers, such as blocks"
                     )
 
     def of(self, layer: Layer, output: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
-        """Return the features of these tokens of an output, (N, ...), and what was removed; None if nothing may be."""
+        """Return the features of these tokens, (N, ...), and what was removed; None if nothing is to be removed."""
         features = tokens.of(layer, output)
         if self is Without.nothing:
             return features, None
@@ -79,7 +78,7 @@ class Without(Enum):
 
 
 def beside(matrix: Tensor, removed: Tensor | None) -> Tensor:
-    """Return a (N, N) matrix with what was removed in one more column, then zeros; as it is if that is None."""
+    """Return an (N, N) matrix with one more column: what was removed, then zeros. Unchanged if `removed` is None."""
     if removed is None:
         return matrix
     column = matrix.new_zeros(len(matrix), 1)

@@ -1,4 +1,4 @@
-"""Gram matrices and HSIC of single places: tokens of a layer or patches of the input.
+"""Gram matrices and HSIC of single places (tokens of a layer or patches of the input), and pooled maps.
 
 Axes: T, P places (tokens, patches) in row-major order; N examples of a minibatch; F features of a place;
 M = N (N - 1) / 2 pairs of examples.
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _FEATURES = 4096
-"""Features whose products are accumulated in float32; these sums are added in float64."""
+"""Number of features whose products are accumulated in float32; these sums are added in float64."""
 _WORKSPACE = 2**22
-"""Entries of float64 Gram matrices (32 MiB) in memory at a time."""
+"""Number of entries of float64 Gram matrices in memory at a time (32 MiB)."""
 _PAIRS = 16384
-"""Pairs of examples multiplied in float64 at a time."""
+"""Number of pairs of examples multiplied in float64 at a time."""
 
 
 def tokens(layer: Layer, output: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def patches(
 
     step: height and width of the model's own patches, counted from the upper left. Pixels beyond the last
     patch are dropped. Without it, patch (r, c) contains the pixels (y, x) with floor(y * rows / H) = r and
-    floor(x * columns / W) = c, so that every pixel is in one patch. Smaller patches are padded with zeros,
+    floor(x * columns / W) = c, so every pixel is in exactly one patch. Smaller patches are padded with zeros,
     which do not vary and so do not count. The grid must not be finer than the pixels.
     """
     (height, width), (rows, columns) = pixels.shape[2:], grid
@@ -72,8 +72,7 @@ def pair_grams(x: Tensor) -> Tensor:
 
     Only the pairs i < j are kept: the matrices are symmetric with zero diagonal (`kernels.u_centre`).
     Features are centred over the examples. As in `kernels.gram`, a place that varies by no more than
-    rounding gives exact zeros. Besides the result, a few places are copied at a time. Raises ValueError
-    if N < 4.
+    rounding gives exact zeros. Only a few places are copied at a time. Raises ValueError if N < 4.
     """
     places, n = x.shape[:2]
     if n < 4:

@@ -1,7 +1,7 @@
-"""Ridge regression in closed form, from sums or rows, for all penalties at once.
+"""Ridge regression in closed form, from sums or from rows, for all penalties at once.
 
 Axes: ... independent probes; N examples; D features; K classes; R components.
-The regression is in float64, for small penalties and for features with means far above their deviations.
+The regression is in float64, to allow small penalties and features with means far above their deviations.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Ridge:
 
     mean, scale: (..., D), z = (x - mean) scale, with scale 0 for constant features. basis: (..., D, R)
     and projections: (..., R, K), W = basis (eigenvalues + l2)^-1 projections. bias: (..., K).
-    defined: (...), whether the training features are finite, some of them vary, and there are two classes.
+    defined: (...), whether the training features are finite, some of them vary, and two classes are present.
     """
 
     mean: Tensor
@@ -54,7 +54,7 @@ class Ridge:
         return weights, self.bias - (self.mean[..., None, :] @ weights)[..., 0, :]
 
     def scores_of_each(self, x: Tensor, grid: list[float]) -> list[Tensor]:
-        """Return the scores, (..., N, K), for every penalty of the grid. The features are projected once."""
+        """Return the scores, (..., N, K), for each penalty of the grid. The features are projected once."""
         components = self.standardised(x) @ self.basis
         return [
             (components / (self.eigenvalues + l2)[..., None, :]) @ self.projections
@@ -126,7 +126,7 @@ def _scale(mean: Tensor, variance: Tensor) -> Tensor:
 
 
 def _solvable(scale: Tensor, counts: Tensor) -> Tensor:
-    """Return whether some feature varies and there are examples of at least two classes."""
+    """Return whether any feature varies and at least two classes have examples."""
     return (scale > 0).any(-1) & ((counts > 0).sum(-1) >= 2)
 
 
@@ -141,7 +141,7 @@ def correct(scores: Tensor, labels: Tensor, defined: Tensor) -> Tensor:
 
 
 def best(held_out: Tensor, grid: list[float]) -> Tensor:
-    """Return the penalty with the most correct held-out examples, on ties the largest: (..., G) -> (...).
+    """Return the penalty with the most correct held-out examples, the largest on ties: (..., G) -> (...).
 
     NaN where any count is NaN.
     """

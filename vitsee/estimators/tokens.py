@@ -1,4 +1,4 @@
-"""Which tokens of a transformer represent a layer."""
+"""The option `analysis.tokens`: which tokens of a transformer represent a layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gram matrices packed for keeping: U-centred products and distances of all pairs of examples.
+"""What is stored of layers: packed Gram matrices (U-centred products and distances) and pooled features.
 
 Axes: L layers; N examples of a minibatch; M = N (N + 1) / 2 entries on and above the diagonal, row by row.
 """
@@ -18,8 +18,8 @@ def triangles(k: Tensor) -> Tensor:
     """Return the upper triangles of U-centred Gram matrices, with their diagonals, (L, N, N) -> (L, M) float64.
 
     Above the diagonal is u_ij = K_ij - m_i - m_j (Szekely and Rizzo 2014, eq. 2.6), of which HSIC_1 is the inner
-    product. U-centring forgets the diagonal, and with it distances, so that s_i = K_ii - 2 m_i takes its
-    place: the squared distance of two examples is K_ii + K_jj - 2 K_ij = s_i + s_j - 2 u_ij.
+    product. U-centring drops the diagonal, and with it the distances, so s_i = K_ii - 2 m_i takes its
+    place: the squared distance between two examples is K_ii + K_jj - 2 K_ij = s_i + s_j - 2 u_ij.
     """
     n = k.shape[-1]
     u = k.clone()
@@ -35,7 +35,7 @@ def to_scale(values: Tensor) -> tuple[Tensor, Tensor]:
     """Return rows of values divided by a power of two that makes the largest at most 1, and these powers.
 
     (L, M) float64 -> (L, M), (L,). The division is exact, and then even float16 can hold the values. Rows of
-    zeros, and those with NaN or Inf, are left as they are.
+    zeros, and rows with NaN or Inf, are left unchanged.
     """
     largest = values.abs().amax(1)
     usable = (largest > 0) & largest.isfinite()
@@ -46,8 +46,8 @@ def to_scale(values: Tensor) -> tuple[Tensor, Tensor]:
 def pooled(output: Tensor, prefix: int | None, class_token: bool, channels_last: bool) -> Tensor:
     """Return pooled features, (N, ...) -> (N, F) float32: the mean over the patches, then the class token.
 
-    prefix: number of class and other tokens before the patches, None if the output is no sequence of tokens.
-    Maps are averaged over their places, and outputs of one axis are taken as they are.
+    prefix: number of class and other tokens before the patches, None if the output is not a sequence of tokens.
+    Maps are averaged over their places, and outputs with one axis are left unchanged.
     """
     x = output.float()
     if prefix is not None:

@@ -1,1 +1,1 @@
-"""Safe reading and atomic writing of files."""
+"""Safe reading and atomic writing of files, downloads, and a check for a network connection."""

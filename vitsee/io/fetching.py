@@ -1,4 +1,4 @@
-"""Downloads of large files: announced with their size, continued where an earlier one stopped, and checked."""
+"""Downloads of large files: announced with their size, resumed where an earlier one stopped, and checked."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ log = logging.getLogger(__name__)
 PIECE = 2**20
 """Bytes read at a time."""
 PATIENCE = 30
-"""Seconds after which a server that sends nothing is given up."""
+"""Seconds of silence after which a server is given up on."""
 
 
 def fetch(url: str, path: Path, md5: str, what: str) -> None:
-    """Download a file to a hidden name beside `path`, which appears when it is whole and has this MD5.
+    """Download a file under a hidden name beside `path`, and rename it to `path` once it is complete with this MD5.
 
-    What is interrupted stays, and the next call continues there. Of several processes, one downloads and the others
-    wait for it. what: names it in the log. Raises OSError if it is not whole or damaged.
+    An interrupted download is kept, and the next call resumes it. If several processes call this, one downloads and
+    the others wait. what: the file's name in the log. Raises OSError if the file is incomplete or damaged.
     """
     partial = path.with_name(f".{path.name}.download")
     with partial.open("ab") as file:
         with suppress(OSError):  # some file systems have no locks
             fcntl.flock(file, fcntl.LOCK_EX)
-        if has(path, "md5", md5):  # from the process that was waited for
+        if has(path, "md5", md5):  # the process that held the lock has downloaded it
             partial.unlink(missing_ok=True)
             return
         _append(url, file, path.parent, what)
         if not has(partial, "md5", md5):
             partial.unlink(missing_ok=True)  # another process may have been here
-            raise OSError(f"{path.name} was damaged on the way and is removed: repeat the command")
+            raise OSError(f"{path.name} was damaged in transit and removed: repeat the command")
         os.replace(partial, path)
 
 
 def has(path: Path, algorithm: str, digest: str) -> bool:
-    """Return whether there is a file with this content."""
+    """Return whether a file with this content exists."""
     if not path.exists():
         return False
     with path.open("rb") as content:
@@ -50,7 +50,7 @@ def has(path: Path, algorithm: str, digest: str) -> bool:
 
 
 def _append(url: str, file: BinaryIO, folder: Path, what: str) -> None:
-    """Append what is missing of the file at this address."""
+    """Append the missing part of the file at this address."""
     from tqdm import tqdm
 
     there = os.fstat(file.fileno()).st_size
@@ -58,7 +58,7 @@ def _append(url: str, file: BinaryIO, folder: Path, what: str) -> None:
     try:
         answer = urllib.request.urlopen(request, timeout=PATIENCE)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and there:  # there is no more of it
+        if error.code == 416 and there:  # the file is complete
             return
         raise
     with answer:
@@ -78,9 +78,9 @@ def _append(url: str, file: BinaryIO, folder: Path, what: str) -> None:
                 raise OSError(f"{type(error).__name__}: repeat the command to continue") from error
     file.flush()
     if os.fstat(file.fileno()).st_size < there + length:
-        raise OSError("the connection broke off: repeat the command to continue")
+        raise OSError("the connection was lost: repeat the command to continue")
 
 
 def megabytes(size: int) -> str:
-    """Return the size as people say it."""
+    """Return the size in readable units."""
     return f"{size / 1e6:,.0f} MB" if size >= 1e6 else f"{size:,} bytes"

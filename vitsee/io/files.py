@@ -16,11 +16,11 @@ def opened(path: Path) -> BinaryIO:
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         return file
     file.close()
-    raise UserError(f"{path} is a pipe or a device, not a file; remove it or name another")
+    raise UserError(f"{path} is a pipe or a device, not a file; remove it or give a different path")
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """Open without blocking: opening a pipe would wait until something is written to it."""
+    """Open without blocking: opening a pipe would wait until something writes to it."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
@@ -31,6 +31,6 @@ def content(path: Path) -> bytes:
 
 
 def visible(folder: Path, ending: str) -> list[Path]:
-    """Return the folder's regular files with this ending, without hidden ones (editors and systems leave some)."""
+    """Return the folder's regular files with this ending, except hidden ones (editors and systems leave some)."""
     paths = sorted(folder.glob(f"*{ending}"))
     return [path for path in paths if not path.name.startswith(".") and path.is_file()]

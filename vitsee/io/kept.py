@@ -20,17 +20,17 @@ from vitsee.io.tidy import wrong
 
 NAME = "grams.safetensors"
 FORMAT = 1
-"""Raised when the content of such files changes its meaning."""
+"""Increased when the meaning of such a file's content changes."""
 
 
 @dataclass(frozen=True)
 class Index:
-    """What a file of Gram matrices is of.
+    """Describes the content of a file of Gram matrices.
 
-    model: its name. data: the fingerprint of the images' data set. layers: their names, in the order they run.
-    minibatches: the ids of each one's images, in order. fresh: of each minibatch, the share of its images that no
+    model: its name. data: the fingerprint of the images' data set. layers: their names, in running order.
+    minibatches: the ids of the images in each, in order. fresh: the share of each minibatch's images that no
     earlier one contains. tokens, precision: how the features were taken. pooled: whether pooled
-    features are kept too.
+    features are stored too.
     """
 
     model: str
@@ -58,9 +58,9 @@ def packed(tensors: Mapping[str, np.ndarray], index: Index) -> bytes:
 
 @dataclass(frozen=True)
 class Kept:
-    """A file of Gram matrices. Tensors are read when they are asked for.
+    """A file of Gram matrices. Tensors are read on demand.
 
-    path: of the file. digest: SHA-256 of all its content, which has been checked.
+    digest: SHA-256 of the file's whole content, which has been checked.
     """
 
     path: Path
@@ -68,7 +68,7 @@ class Kept:
     digest: str
 
     def _tensor(self, name: str) -> np.ndarray:
-        with safe_open(self.path, framework="numpy") as file:  # mapped only for so long
+        with safe_open(self.path, framework="numpy") as file:  # mapped only this long
             return file.get_tensor(name)
 
     def grams(self, minibatch: int, layers: list[int]) -> np.ndarray:
@@ -86,7 +86,7 @@ class Kept:
 
 
 def read(path: Path) -> Kept:
-    """Open a file of Gram matrices. Raises UserError if it is damaged, edited, or of another version."""
+    """Open a file of Gram matrices. Raises UserError if it is damaged, edited, or from a different version."""
     opened(path).close()
     try:
         with safe_open(path, framework="numpy") as file:
@@ -99,7 +99,7 @@ def read(path: Path) -> Kept:
     stored = json.loads(about["index"])
     if stored.get("format") != FORMAT:
         raise UserError(
-            f"{path} was written by another version of vitsee; move its folder away and repeat the same "
+            f"{path} was written by a different version of vitsee; move its folder away and repeat the same "
             f"`vitsee run`"
         )
     if reason := misfit(stored, _SHAPE):
@@ -109,7 +109,7 @@ def read(path: Path) -> Kept:
 
 
 class _Lazily(Mapping[str, np.ndarray]):
-    """The tensors of an open file, of which one is in memory at a time."""
+    """The tensors of an open file, one in memory at a time."""
 
     def __init__(self, file: Any, names: list[str]) -> None:
         self.file, self.names = file, names

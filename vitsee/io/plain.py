@@ -20,14 +20,14 @@ def read(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file. Raises UserError if it is not a mapping of plain values.
 
     Aliases can make a small file fill the memory, and interpolations read the environment. The parsed
-    values are checked, so that escapes such as "\\x24{" are found too.
+    values are checked, which finds escapes such as "\\x24{" too.
     """
     try:
         with opened(path) as file:
             content = file.read(LARGEST + 1)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise UserError(
-            f"there is no file {path}; name the experiment.yaml of a result folder"
+            f"there is no file {path}; give the experiment.yaml of a result folder"
         ) from error
     try:
         if len(content) > LARGEST:
@@ -57,7 +57,7 @@ _ONLY = "an experiment.yaml may contain plain values only"
 
 
 def _refuse_aliases_and_depth(path: Path, content: bytes) -> None:
-    """As it is parsed: of a file that is nested very deeply, the rest would take hours."""
+    """Refuse them during parsing: the rest of a very deeply nested file would take hours."""
     depth = 0
     for event in yaml.parse(content, yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):

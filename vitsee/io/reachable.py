@@ -13,8 +13,8 @@ from vitsee.errors import UserError
 def require(url: str, what: str, remedy: str, seconds: float = 8) -> None:
     """Raise UserError (what, why, remedy) unless the host of `url` answers within the time limit.
 
-    Looking up a host's name can hang for longer than any socket timeout, hence the thread. The proxies of
-    the environment are used, as for the downloads themselves.
+    Looking up a host's name can hang for longer than any socket timeout, hence the thread. The environment's
+    proxies are used, as for the downloads themselves.
     """
     answer: list[str] = []
     asking = threading.Thread(target=lambda: answer.append(_ask(url, seconds)), daemon=True)

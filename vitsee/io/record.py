@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 Shape = Any
-"""A type; a tuple of alternative shapes (None: null); [shape] for a list; {str: shape} for a mapping of any
-names; {name: shape} for a mapping with these names, of which those that end with `?` are optional. Other names
-are allowed."""
+"""A type; a tuple of alternative shapes (None: null); [shape] for a list; {str: shape} for a mapping with any
+names; {name: shape} for a mapping with these names (optional if they end with `?`), and perhaps others."""
 
 LABELS: Shape = {
     "model": str,

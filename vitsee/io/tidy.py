@@ -27,11 +27,11 @@ class Error(float):
 
 
 Kind = type[str] | type[float] | Whole | tuple[str, ...]
-"""What a column contains: text, numbers (NaN where undefined), whole numbers, or one of these words."""
+"""What a column contains: text, numbers (NaN if undefined), whole numbers, or one of these words."""
 LONGEST = 2**12
-"""Characters of the longest name, and bytes of the first line that are inspected."""
+"""Length of the longest name in characters, and of the inspected part of the first line in bytes."""
 MODELS = ("model", "other")
-"""The values of a column that says which of two models a row belongs to."""
+"""The values of a column that gives which of two models a row belongs to."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Table:
     optional: bool = False
 
     def read(self, path: Path) -> pd.DataFrame:
-        """Return the table in a CSV, each grid in order. Raises UserError that says where it is wrong."""
+        """Return the table in a CSV, each grid in order. Raises a UserError that says where the table is wrong."""
         texts = [n for n, kind in self.columns.items() if kind is str or isinstance(kind, tuple)]
         table = read(path, texts)
         for name in self.columns:
@@ -106,7 +106,7 @@ class Table:
 
 
 def indices(shape: Sequence[int], *axes: str) -> dict[str, np.ndarray]:
-    """The columns that say where each value of a flattened array of this shape was, one per axis."""
+    """Return the columns that give each value's index in an array of this shape before flattening, one per axis."""
     return {name: index.ravel() for name, index in zip(axes, np.indices(shape), strict=True)}
 
 
@@ -153,7 +153,7 @@ def wrong(path: Path, reason: str) -> UserError:
 
 
 def _checked(path: Path, column: pd.Series, kind: Kind) -> pd.Series:
-    """Return the column with its kind's type. Raises UserError that names the first line that does not fit."""
+    """Return the column with its kind's type. Raises a UserError that gives the first line that does not fit."""
     if kind is str:
         values = column.fillna("")
         bad, needed = values.str.len() > LONGEST, f"a name of at most {LONGEST} characters"

@@ -23,7 +23,7 @@ def unfinished(path: Path) -> Path:
 def whole(path: Path) -> Iterator[Path]:
     """Yield the name of a temporary file to write, which becomes `path` when the block ends.
 
-    If anything fails, no new file appears, and a previous one stays.
+    If anything fails, no new file appears, and a previous one is kept.
     """
     partial = unfinished(path)
     try:

@@ -1,4 +1,4 @@
-"""Finds where a block adds to its own input, while it runs."""
+"""Finds where a block adds to its own input while it runs."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _RESHAPES = {
     *(Tensor.reshape, Tensor.view, Tensor.permute, Tensor.transpose, Tensor.flatten),
     *(Tensor.unflatten, Tensor.contiguous, Tensor.squeeze, Tensor.unsqueeze),
 }
-"""Functions whose result still is what entered the block, in another shape."""
+"""Functions that only reshape: their result is still what entered the block."""
 
 
 def record_additions(
     name: str, block: nn.Module, seen: Record, *, everything: bool
 ) -> list[RemovableHandle]:
-    """Add hooks that report the branches that a block adds to its input, when it ends.
+    """Add hooks that report, when a block ends, the branches that it adds to its input.
 
-    name: of the block. A single addition has this name; of several, each is named after the part that computed
-    its branch as well, e.g. `layers.0.blocks.1.+attn`. everything: a block that adds nothing reports its output.
+    name: of the block. A single addition has this name; if there are several, each name also contains the part that
+    computed the branch, e.g. `layers.0.blocks.1.+attn`. everything: a block that adds nothing reports its output.
     """
     branches: dict[str, Tensor] = {}
 
@@ -51,7 +51,7 @@ def meet_addition(
 ) -> list[RemovableHandle]:
     """Add hooks that deliver the addition of this label, as `record_additions` names it, without a copy.
 
-    None: the only addition of the block, or its output, with None for the skip, if it adds nothing.
+    None: the only addition of the block; if it adds nothing, its output, with None for the skip.
     """
     met: list[str] = []
 
@@ -115,7 +115,7 @@ def _hooks(
     ]
     handles += [modules[label].register_forward_pre_hook(started(label)) for label in labels]
     handles += [modules[label].register_forward_hook(passed) for label in labels]
-    # what enters a norm, an attention or an MLP is the stream, even if it is no longer the block's input
+    # the input of a norm, an attention or an MLP is the stream, even if it is no longer the block's input
     entries = [n for n, role in roles.items() if role != "hidden"]
     handles += [modules[n].register_forward_pre_hook(fed) for n in entries]
     shortcuts = [n for n in modules if n.rpartition(".")[2] in ("downsample", "shortcut")]
@@ -134,7 +134,7 @@ class _Tracer(TorchFunctionMode):
         self.begin()
 
     def begin(self, *inputs: object) -> None:
-        """Follow these tensors, and no longer those before."""
+        """Follow these tensors instead of the previous ones."""
         self.stream: dict[int, Tensor] = {}
         self.labels: Counter[str] = Counter()
         self.running: list[str] = []
@@ -159,7 +159,7 @@ class _Tracer(TorchFunctionMode):
         return result
 
     def _adds(self, one: Any, other: Any) -> bool:
-        """Return whether one of the two is in the stream, and report the addition."""
+        """Return whether one of the two is in the stream; if so, report the addition."""
         if not (isinstance(one, Tensor) and isinstance(other, Tensor)) or one.shape != other.shape:
             return False
         inside = [id(x) in self.stream for x in (one, other)]

@@ -1,4 +1,4 @@
-"""Reads attention while a model runs: what scaled_dot_product_attention or a softmax of its own computes."""
+"""Reads attention while a model runs, computed by scaled_dot_product_attention or by the model's own softmax."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ _PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.b
 
 
 class _Intercept(TorchFunctionMode):
-    """Calls `seen` for each attention that is computed.
+    """Calls `seen` whenever attention is computed.
 
-    This is a call of scaled_dot_product_attention, or the product of weights and values, where the weights come
+    Attention is a call of scaled_dot_product_attention, or a product of weights and values, where the weights come
     from a softmax over keys, perhaps weighted and added.
     """
 
@@ -122,8 +122,8 @@ def _multihead(
 ) -> Attention | None:
     """Return the attention of nn.MultiheadAttention; the parameters are those of multi_head_attention_forward.
 
-    That function projects (tokens, N, D) itself, without modules, and computes attention out of sight. None where
-    tokens are masked, keys have another size, or there are keys beyond those of the tokens.
+    That function projects (tokens, N, D) itself, without modules, and computes attention out of sight. None if
+    tokens are masked, if keys have a different size, or if there are more keys than tokens.
     """
     more_keys = bias_k is not None or bias_v is not None or add_zero_attn
     if weight is None or use_separate_proj_weight or key_padding_mask is not None or more_keys:
@@ -138,7 +138,7 @@ def _multihead(
 
 
 def _by_head(attention: Attention, module: nn.Module) -> Attention:
-    """Return the attention with an axis of heads, which some modules put into that of images."""
+    """Return the attention with an axis for heads, which some modules merge into the axis of images."""
     heads = getattr(module, "num_heads", None)
     if attention.output.ndim != 3 or not isinstance(heads, int) or len(attention.output) % heads:
         return attention
@@ -172,7 +172,7 @@ def attach(
 
 
 def fuse(net: nn.Module, fused: bool) -> None:
-    """Make timm call scaled_dot_product_attention, or not, whatever TIMM_FUSED_ATTN says."""
+    """Make timm call scaled_dot_product_attention, or not, regardless of TIMM_FUSED_ATTN."""
     for module in net.modules():
         if hasattr(module, "fused_attn"):
             setattr(module, "fused_attn", fused)  # noqa: B010
@@ -181,12 +181,12 @@ def fuse(net: nn.Module, fused: bool) -> None:
 def survey(
     net: nn.Module, input_size: tuple[int, int, int], *, pooling: bool = False
 ) -> list[Layer]:
-    """Return all modules that attend from every token of a grid to every token, in running order.
+    """Return all modules in which every token of a grid attends to every token, in running order.
 
-    Within windows, the grid is that of a window. pooling: also, at the end, the module with one query by whose
-    attention the head reads the tokens (SigLIP), if there is one. net may be on any device, including torch's meta
-    device. input_size: (3, H, W). Raises UserError with the reason if there are none: no attention, windows whose
-    places are unknown, channels instead of tokens, or another formula.
+    For attention within windows, the grid is that of a window. pooling: add the attention with a single query
+    through which the head reads the tokens (SigLIP), if there is one, at the end. net may be on any device,
+    including torch's meta device. input_size: (3, H, W). Raises UserError with the reason if there are none: no
+    attention, windows whose places are unknown, channels instead of tokens, or a different formula.
     """
     calls: dict[str, list[Attention]] = {}
 
@@ -220,9 +220,9 @@ def survey(
 
 
 def _pooling(net: nn.Module, calls: dict[str, list[Attention]], block: Layer) -> Layer | None:
-    """Return the last attention of a model if one query reads all tokens, outside of the blocks.
+    """Return a model's last attention if it is outside the blocks and a single query reads all tokens.
 
-    block: the last that attends from every token to every token.
+    block: the last one in which every token attends to every token.
     """
     name, computed = list(calls.items())[-1]
     images, heads, queries, keys = (*computed[0].shape, 0, 0)[:4]
@@ -241,7 +241,7 @@ def _pooling(net: nn.Module, calls: dict[str, list[Attention]], block: Layer) ->
 
 
 def _refusal(computed: list[Attention]) -> str:
-    """Return why this attention is not from every token to every token; empty if it may be."""
+    """Return why not every token attends to every token here; empty if they may."""
     shape = computed[0].shape
     if len(computed) > 1:
         return f"computes {len(computed)} attentions and combines their weights in its own way"
@@ -275,9 +275,9 @@ def _of_stage(
     outputs: dict[str, Layer],
     called: Mapping[str, windows.Arguments],
 ) -> tuple[Layer | None, str]:
-    """Return the layer on the grid of the module's own output, or of a module that it is in; or why there is none.
+    """Return the layer on the grid of the module's output, or of a module that contains it; or why there is none.
 
-    outputs: of all modules. called: what they are called with.
+    outputs: of all modules. called: the arguments of all modules.
     """
     n, heads, tokens, _ = attention.shape
     parts = name.split(".")
@@ -299,7 +299,7 @@ def _of_stage(
             layer = Layer(name, shape, 0, False, window.grid, pitch, windows=n // IMAGES)
             return replace(layer, image_grid=stage.grid, window_places=window.places), ""
     return None, (
-        f"attends within {n // IMAGES} windows of {tokens} tokens, whose places are not known"
+        f"attends within {n // IMAGES} windows of {tokens} tokens, whose places are unknown"
     )
 
 
@@ -310,12 +310,12 @@ def _no_attention(net: nn.Module, refused: list[str]) -> str:
     if refused:
         why = f"its {refused[0]}"
     elif own:
-        why = f"its {', '.join(own)} compute attention by a formula of their own, or by functions that are not followed"
+        why = f"its {', '.join(own)} compute attention by their own formula, or by functions that are not followed"
     else:
         why = "none of its modules computes attention"
     return (
         f"{kind} has no softmax attention from every token to every token: {why}; analyses of attention "
-        f"need it in some blocks, as ViTs, BEiT, EVA, hybrids, PiT and Swin (within windows) have it"
+        f"need it in some blocks, as in ViTs, BEiT, EVA, hybrids, PiT and (within windows) Swin"
     )
 
 

@@ -22,7 +22,7 @@ class Card:
     accuracy: share of `test_images` held-out images classified correctly. pixel_probe: accuracy of ridge
     regression on pixels on the same images (scenes only). train_images: number of distinct training images.
     images_seen: images shown, counting repeats. flops_per_image: floating-point operations of a forward
-    pass; a multiply-add counts as two. training_flops: of all forward and backward passes. started_from:
+    pass; a multiply-add counts as two. training_flops: for all forward and backward passes. started_from:
     name and digest of the initial weights, if the model was fine-tuned.
     """
 
@@ -64,7 +64,7 @@ class Card:
 
     @property
     def markdown(self) -> str:
-        """The text of the card file, which is stored next to the weights."""
+        """The text of the card, a file next to the weights."""
         facts = asdict(self)
         front = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)
         rows = "\n".join(f"| {what} | {value} |" for what, value in self._rows())

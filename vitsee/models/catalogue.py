@@ -1,4 +1,4 @@
-"""What libraries of models have: names, and the weights that there are for each."""
+"""The models that libraries offer, with the weights available for each."""
 
 from __future__ import annotations
 

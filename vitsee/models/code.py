@@ -39,12 +39,12 @@ SCRIPT = "__main__"
 
 
 def source_of(*things: Any) -> list[str]:
-    """Return the SHA-256, as hex, of the code of classes or functions that are not of a well-known library.
+    """Return the SHA-256, as hex, of the code of classes or functions that are not from a well-known library.
 
-    Of a module the whole file counts, because a class may use the rest of it, and so does every module that it
-    imports from its own package or from outside the folders of installed packages, in functions too. Of a script or
-    notebook, where the rest changes for other reasons, the class or function counts, and the functions, classes and
-    constants of the same script that it uses. Code that cannot be read is left out.
+    For code in a module the whole file counts, because a class may use the rest of it, and so does every module that
+    it imports, in functions too, from its own package or from outside the folders of installed packages. In a script
+    or notebook, where the rest changes for other reasons, the class or function counts, with the functions, classes
+    and constants of the script that it uses. Code that cannot be read is left out.
     """
     texts: dict[str, None] = {}
     waiting: list[Any] = [_place(thing) for thing in things]
@@ -66,7 +66,7 @@ def source_of(*things: Any) -> list[str]:
 
 
 def own_code(net: nn.Module) -> list[str]:
-    """Return digests of the code and private settings of a network's modules that are not of a known library."""
+    """Return digests of the code and private settings of a network's modules that are not from a known library."""
     own = [
         (n, m) for n, m in net.named_modules() if type(m).__module__.split(".")[0] not in LIBRARIES
     ]

@@ -13,14 +13,14 @@ _INSTEAD = {
     "relative_position": "adds a bias for the relative position of query and key to the attention",
     "attention_bias": "adds a bias for the relative position of query and key to the attention",
     "cpb_mlp": "adds a bias for the relative position of query and key to the attention",
-    "pos_block": "makes position encodings by convolutions",
-    ".cpe": "makes position encodings by convolutions",
-    "crpe": "makes position encodings by convolutions",
-    "mlp_tokens": "mixes tokens by layers with weights for each position",
-    "linear_tokens": "mixes tokens by layers with weights for each position",
-    "gate.proj": "mixes tokens by layers with weights for each position",
+    "pos_block": "computes position encodings with convolutions",
+    ".cpe": "computes position encodings with convolutions",
+    "crpe": "computes position encodings with convolutions",
+    "mlp_tokens": "mixes tokens with layers that have weights for each position",
+    "linear_tokens": "mixes tokens with layers that have weights for each position",
+    "gate.proj": "mixes tokens with layers that have weights for each position",
 }
-"""What models without absolute position embeddings do instead, by a part of a module's or parameter's name."""
+"""What models without absolute position embeddings do instead, by part of a module's or parameter's name."""
 
 
 def filters(net: nn.Module) -> Tensor:
@@ -37,14 +37,14 @@ def filters(net: nn.Module) -> Tensor:
     if backbone is not None:
         why = (
             f"the patch embedding of this {kind} follows a CNN (patch_embed.backbone), "
-            f"so its filters see that network's features and not the image"
+            f"so its filters see that network's features, not the image"
         )
     elif not isinstance(convolution, nn.Conv2d):
-        why = f"this {kind} does not embed patches by one convolution"
+        why = f"this {kind} does not embed patches with a single convolution"
     elif convolution.weight.shape[1] != 3:
         why = (
             f"the patch embedding of this {kind} sees {convolution.weight.shape[1]} channels "
-            f"and not an RGB image"
+            f"instead of an RGB image"
         )
     else:
         return _finite(convolution.weight, "the filters of the patch embedding")
@@ -76,8 +76,8 @@ def principal_components(filters: Tensor) -> tuple[Tensor, Tensor]:
 def positions(net: nn.Module) -> Tensor:
     """Return the absolute position embeddings of the patches, (rows, columns, features) float64.
 
-    Prefix tokens (class, distillation, registers) are left out. Raises UserError if the model does not
-    have any, with what it does instead.
+    Prefix tokens (class, distillation, registers) are left out. Raises a UserError that says what the model does
+    instead if it has none.
     """
     embeddings = getattr(net, "pos_embed", None)
     grid = getattr(_embedding(net), "grid_size", None)
@@ -86,7 +86,7 @@ def positions(net: nn.Module) -> Tensor:
         if prefix in (0, getattr(net, "num_prefix_tokens", 0)):
             return _finite(embeddings[0, prefix:], "the position embeddings").unflatten(0, grid)
     raise UserError(
-        f"analysis=position_similarity needs one position embedding for each patch, but this "
+        f"analysis=position_similarity needs one position embedding per patch, but this "
         f"{type(net).__name__} {_instead(net)}; models such as vit_mini, vit_b16, vit_l32, deit3_b16 "
         f"and r50_vit_b16 have them"
     )
@@ -103,7 +103,7 @@ def cosines(x: Tensor) -> Tensor:
 
 
 def _embedding(net: nn.Module) -> nn.Module | None:
-    """Return the module that makes the patch tokens; MLP-Mixer calls it stem."""
+    """Return the module that outputs the patch tokens; MLP-Mixer calls it stem."""
     return getattr(net, "patch_embed", None) or getattr(net, "stem", None)
 
 
@@ -121,7 +121,7 @@ def _instead(net: nn.Module) -> str:
     embeddings = getattr(net, "pos_embed", None)
     if isinstance(embeddings, Tensor):
         shape = " x ".join(map(str, embeddings.shape))
-        return f"has a pos_embed of {shape}, which is not one vector for each patch of a known grid"
+        return f"has a pos_embed of {shape}, which is not one vector per patch of a known grid"
     if isinstance(embeddings, nn.Module):
         return f"computes its position encoding ({type(embeddings).__name__})"
     names = [name for name, _ in (*net.named_modules(), *net.named_parameters())]

@@ -1,4 +1,4 @@
-"""Chooses a state dict in a checkpoint and loads it into a model, if every weight fits."""
+"""Chooses a state dict in a checkpoint and loads it into a model if every weight fits."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ KEYS = (
     "network",
     "teacher",
 )
-"""Keys under which trainers store the weights, in order of preference; the first four as in timm."""
+"""Keys under which training code stores the weights, in order of preference; the first four as in timm."""
 
 WRAPPERS = (
     "module",
@@ -57,7 +57,7 @@ WRAPPERS = (
     "student",
     "teacher",
 )
-"""Attributes in which wrappers and trainers keep a model. They become prefixes of all its names."""
+"""Attributes in which wrappers and training code keep a model. They become prefixes of all its names."""
 
 EXTRAS = re.compile(
     r"mask_token"  # DINOv2, iBOT, MAE: replaces patches that are masked in training
@@ -67,7 +67,7 @@ EXTRAS = re.compile(
     r"|n_averaged"  # torch.optim.swa_utils
     r"|(.+\.)?num_batches_tracked"  # BatchNorm; used in training only
 )
-"""Well-known names of entries that training adds to a checkpoint, and that are not part of the model."""
+"""Well-known names of entries that training adds to a checkpoint but that are not part of the model."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,12 @@ class Taken:
 
     @property
     def warnings(self) -> list[str]:
-        """Messages about weights that differ from the trained ones."""
+        """Warnings about weights that differ from the trained ones."""
         names = ", ".join(self.resampled)
-        return [f"{self.file} was resampled to another shape: {names}"] if names else []
+        return [f"{self.file} was resampled to a different shape: {names}"] if names else []
 
     def say(self) -> None:
-        """Log what the user may not expect about the loaded weights."""
+        """Log what may surprise the user about the loaded weights."""
         if self.also:
             log.info(
                 *("%s contains several sets of weights: using %s, not %s", self.file, self.key),
@@ -114,7 +114,7 @@ class Taken:
 def fill(net: nn.Module, path: Path, key: str | None = None, keep: Iterable[str] = ()) -> Taken:
     """Load every weight of the model from a file, and return and log which parts were used.
 
-    key: which state dict of the file. keep: modules that keep their current weights. Raises UserError if the
+    key: which of the file's state dicts. keep: modules that keep their current weights. Raises UserError if the
     file cannot be read safely, or if its weights are incomplete or do not fit.
     """
     require_file(path)
@@ -181,7 +181,7 @@ def _choose(
     keep: Iterable[str],
     path: Path,
 ) -> tuple[str, dict[str, Tensor]]:
-    """Return key and state dict: the requested one, else one with a usual key, else the only one that fits.
+    """Return the requested state dict with its key, else one with a usual key, else the only one that fits.
 
     Raises UserError if none or several fit.
     """
@@ -315,7 +315,7 @@ def _fit(net: nn.Module, state: dict[str, Tensor], prefix: str, keep: Iterable[s
     outside = [name for name in state if not name.startswith(prefix)]
     try:
         converted, failed = _converted(net, inside), []
-    except Exception as error:  # timm's conversion handles certain files only
+    except Exception as error:  # timm's conversion only handles certain files
         converted, failed = inside, [f"timm cannot convert it ({line(error)})"]
     unused = _classifier_entries(net) if getattr(net, "num_classes", None) == 0 else set()
 
@@ -335,7 +335,7 @@ def _fit(net: nn.Module, state: dict[str, Tensor], prefix: str, keep: Iterable[s
     problems = {
         "missing": [name for name in own if name not in weights],
         "unexpected": strangers,
-        "with another shape": other,
+        "with a different shape": other,
     }
     return _Fit(
         prefix=prefix,
@@ -353,7 +353,7 @@ def _classifier_entries(net: nn.Module) -> set[str]:
 
 
 def classifiers(net: nn.Module) -> list[str]:
-    """Return the names that timm gives the model's classifier, whether or not the model has one."""
+    """Return the names of the model's classifier in timm, whether or not the model has one."""
     named = getattr(net, "pretrained_cfg", {}).get("classifier") or ()
     return [named] if isinstance(named, str) else list(named)
 
@@ -405,7 +405,7 @@ def _short(what: object) -> str:
 
 
 def _remedy(net: nn.Module, fit: _Fit, state: dict[str, Tensor], key: str) -> str:
-    """Return a sentence that says how to make this checkpoint fit."""
+    """Return a sentence on how to make this checkpoint fit."""
     own = net.state_dict()
     heads = _classifier_entries(net) & set(own)
     missing = {name for name in own if name not in fit.weights}
@@ -428,7 +428,7 @@ def _remedy(net: nn.Module, fit: _Fit, state: dict[str, Tensor], key: str) -> st
         return " All weights of the model are there, among others: save them without the others"
     if not fit.matching:
         return (
-            " None of the model's names match: the checkpoint is for another architecture, or not from timm. "
+            " None of the model's names match: the checkpoint is for a different architecture, or not from timm. "
             "Choose the architecture that it was made with: model.timm=NAME"
         )
     return (
@@ -438,7 +438,7 @@ def _remedy(net: nn.Module, fit: _Fit, state: dict[str, Tensor], key: str) -> st
 
 
 def _starts_of_most(state: Mapping[str, Tensor], names: set[str]) -> tuple[float, list[str]]:
-    """Return the prefixes that precede most of these names in a state dict, if at least half, and the share."""
+    """Return the prefixes of most of these names in a state dict, if they cover at least half, and the share."""
     counts: Counter[str] = Counter()
     for name in state:
         cuts = [0] + [i + 1 for i, letter in enumerate(name) if letter == "."]

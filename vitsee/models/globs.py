@@ -1,4 +1,4 @@
-"""Patterns over timm's models in sweeps: `-m model=timm 'model.timm=glob:vit_*augreg*'`."""
+"""Expands patterns of timm's model names in sweeps: `-m model=timm 'model.timm=glob:vit_*augreg*'`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ KEY = "model.timm=glob:"
 
 
 def expanded(words: Sequence[str], *, sweep: bool) -> list[str]:
-    """Return the words of a command line with the names that `model.timm=glob:PATTERN` matches in its place.
+    """Return the words of a command line with `model.timm=glob:PATTERN` replaced by the names that match.
 
-    Models with published weights, or with `model.pretrained=false` all of timm's. sweep: whether -m is given.
-    Raises UserError without it, and if nothing matches.
+    Only models with published weights match, or with `model.pretrained=false` all of timm's. sweep: whether -m is
+    given. Raises UserError without -m, and if nothing matches.
     """
     asked = [word for word in words if word.startswith(KEY)]
     if not asked:
@@ -36,7 +36,7 @@ def expanded(words: Sequence[str], *, sweep: bool) -> list[str]:
             every = timm.list_models() if random else timm.list_pretrained()
             kind = "model" if random else "model with published weights"
             raise UserError(
-                f"{word}: timm has no {kind} of such a name{'' if '*' in pattern else ' (use *)'}."
+                f"{word}: timm has no {kind} of that name{'' if '*' in pattern else ' (use *)'}."
                 f"{nearest(pattern.replace('*', ''), every)}"
             )
         log.info("%s", f"{pattern} matches {len(names)} models")

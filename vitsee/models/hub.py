@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LARGE = 2**20
-"""Bytes from which a download is announced."""
+"""Smallest size in bytes of a download that is announced."""
 
 REMEDY = (
     "download it on a machine with network access and set HF_HUB_CACHE to that cache, or name a local file with "
@@ -31,9 +31,9 @@ REMEDY = (
 
 
 def cached_first(load: Callable[[bool], T], what: str, remedy: str) -> T:
-    """Return what a library loads from its cache (True), or else from the Hugging Face hub (False).
+    """Return what `load` loads from its library's cache (True), or else from the Hugging Face hub (False).
 
-    Without a network the libraries themselves would try again and again. Raises UserError (what, why, remedy).
+    Without a network the libraries themselves would keep retrying. Raises UserError (what, why, remedy).
     """
     from huggingface_hub import constants
 
@@ -54,7 +54,7 @@ def cached_first(load: Callable[[bool], T], what: str, remedy: str) -> T:
 def check_source(model: Model, source: str, place: str) -> None:
     """Raise UserError unless a config.json on the hub or in a folder describes the architecture."""
     if source == "hf-hub":
-        # timm would fetch it itself, but without a network it retries for most of a minute
+        # timm would fetch it itself, but without a network it keeps retrying for most of a minute
         config = fetch_from_hub(model, *repository(model, place), "config.json")
     elif source == "local-dir":
         config = Path(place) / "config.json"
@@ -114,7 +114,7 @@ def repository(model: Model, place: str) -> tuple[str, str | None]:
 
 def weights_in(folder: Path) -> Path:
     """Return the weight file that timm would load from a folder. Raises UserError unless there is exactly one."""
-    # Private: the only place that says which files timm reads, and in which order.
+    # Private, but nothing else says which files timm reads, and in which order.
     from timm.models._hub import _EXT_PRIORITY, _PREFERRED_FILES
 
     for name in _PREFERRED_FILES:
@@ -162,7 +162,7 @@ def fetched(model: Model, source: str, place: Any) -> Path:
 def fetch_from_hub(
     model: Model, place: str, revision: str | None, *names: str, remedy: str = REMEDY
 ) -> Path:
-    """Return the local path of the first of these files that a repository has, downloading it if it is not cached."""
+    """Return the local path of the first of these files in a repository, downloading it if it is not cached."""
     from huggingface_hub import constants, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -190,7 +190,7 @@ def fetch_from_hub(
 
 
 def _download(place: str, file: str, revision: str | None, what: str) -> Path:
-    """Download a file into the hub's cache, or what is missing of it. Raises OSError if it is damaged."""
+    """Download a file, or its missing part, into the hub's cache. Raises OSError if it is damaged."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     expected = get_hf_file_metadata(hf_hub_url(place, file, revision=revision))
@@ -199,8 +199,8 @@ def _download(place: str, file: str, revision: str | None, what: str) -> Path:
         log.info("%s: downloading %s into %s, once", what, megabytes(size), cache)
     path = Path(hf_hub_download(place, file, revision=revision))
     digest = expected.etag or ""
-    known = re.fullmatch("[0-9a-f]{64}", digest)  # of a large file; that of a small one is git's
+    known = re.fullmatch("[0-9a-f]{64}", digest)  # a large file's; a small file has git's digest
     if known and not has(path, "sha256", digest):
         path.resolve().unlink()
-        raise OSError(f"{file} was damaged on the way and is removed: repeat the command")
+        raise OSError(f"{file} was damaged in transit and removed: repeat the command")
     return path

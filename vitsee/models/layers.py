@@ -1,4 +1,4 @@
-"""The layers of a model and the meaning of their axes, from dry runs."""
+"""The layers of a model and the meaning of their axes, found by dry runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Step = tuple[float, float]
 """Input pixels from one location to the next, (rows, columns)."""
 
 _PATCHES = "."
-"""Key of the patch embedding's output among those of modules; no module can have this name."""
+"""Key of the patch embedding's output among the modules' outputs; no module can have this name."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Patches:
     """The patches that a model turns into tokens.
 
     grid: rows and columns. step: stride of the patch embedding, whether or not the patches overlap. more:
-    how many more patches there are in the taller and in the wider input of `layout.measure`.
+    how many more patches the taller and the wider input of `layout.measure` have.
     """
 
     grid: tuple[int, int]
@@ -104,12 +104,12 @@ def _has_class_token(net: nn.Module) -> bool:
 
 
 def _pools_class_token(net: nn.Module) -> bool:
-    """Return whether timm's head takes the class token: BEiT, EVA-02 and DINOv3 take the mean of the patches."""
+    """Return whether timm's head reads the class token: BEiT, EVA-02 and DINOv3 take the mean of the patches."""
     return getattr(net, "global_pool", None) in (None, "", "token")
 
 
 def _embedding_module(net: nn.Module) -> nn.Module | None:
-    """Return the module that makes the patch tokens; MLP-Mixer calls it stem."""
+    """Return the module that outputs the patch tokens; MLP-Mixer calls it stem."""
     return getattr(net, "patch_embed", None) or getattr(net, "stem", None)
 
 
@@ -122,14 +122,14 @@ def _record_embedding(net: nn.Module, seen: Record) -> list[RemovableHandle]:
 
 
 def _patches(net: nn.Module, embedded: Output | None) -> Patches | None:
-    """Return the patches, from the output of the patch embedding: tokens, or a feature map."""
+    """Return the patches, inferred from the patch embedding's output: tokens, or a feature map."""
     embedding = _embedding_module(net)
     grid = getattr(embedding, "grid_size", None)
     if embedded is None or not grid:
         return None
     rows, columns = int(grid[0]), int(grid[1])
     if embedded.taller is None or embedded.wider is None:
-        if not isinstance(embedding, nn.Conv2d):  # which says its own step
+        if not isinstance(embedding, nn.Conv2d):  # a convolution knows its own step
             return None
         return Patches((rows, columns), (embedding.stride[0], embedding.stride[1]), (0, 0))
     down, right = (sum(growth.axes) for growth in (embedded.taller, embedded.wider))
@@ -144,7 +144,7 @@ def _patches(net: nn.Module, embedded: Output | None) -> Patches | None:
 def _tokens(
     net: nn.Module, output: Output, input_size: tuple[int, int, int], patches: Patches | None
 ) -> tuple[int, tuple[int, int] | None, Step | None] | None:
-    """Return the number of prefix tokens, and the grid and step of the others; None if these are no tokens."""
+    """Return the number of prefix tokens, and the grid and step of the others; None if these are not tokens."""
     if len(output.shape) != 2:
         return None
     prefix = _prefix(net, output, patches)
@@ -170,10 +170,10 @@ def _prefix(net: nn.Module, output: Output, patches: Patches | None) -> int | No
 def _grown_tokens(
     output: Output, input_size: tuple[int, int, int]
 ) -> tuple[int, tuple[int, int], Step] | None:
-    """Return the number of prefix tokens, and the grid and step of the others, from how the tokens grow.
+    """Infer the number of prefix tokens, and the grid and step of the others, from how the tokens grow.
 
-    A taller input adds rows of as many tokens as there are columns. Of all grids that explain both growths, the
-    one whose steps are the same whole number of pixels down and right is returned.
+    A taller input adds rows, each with as many tokens as there are columns. Among the grids that explain both
+    growths, the one whose vertical and horizontal steps are the same whole number of pixels is returned.
     """
     if output.taller is None or output.wider is None:
         return None
@@ -195,7 +195,7 @@ def _grown_tokens(
 
 
 def _steps(layers: list[Layer]) -> list[float]:
-    """Return the steps of all grids, each also doubled several times, shortest first."""
+    """Return the steps of all grids and their repeated doubles, shortest first."""
     known = {layer.pitch[0] for layer in layers if layer.pitch and layer.pitch[0] == layer.pitch[1]}
     return sorted({step * 2**i for step in known if step >= 1 for i in range(6)})
 
@@ -207,10 +207,9 @@ def _of_fixed_size(
     input_size: tuple[int, int, int],
     steps: list[float],
 ) -> Layer:
-    """Return the layer with its grid, if it is a map or tokens of a model that takes one size of images only.
+    """Return the layer with its grid, if it is a map or tokens of a model that takes only one image size.
 
-    The grid is the one whose step is that of an earlier layer, perhaps doubled; without such layers, the one of
-    the input's proportions.
+    The grid has the step of an earlier layer, perhaps doubled; without such layers, the input's proportions.
     """
     grown = [growth.axes for growth in (output.taller, output.wider) if growth]
     if not output.images or output.windows > 1 or any(any(axes) for axes in grown):
@@ -267,7 +266,7 @@ def _places(
 
 
 def depths_of(net: nn.Module, names: list[str]) -> dict[str, float | None]:
-    """Return each layer's depth: the share of blocks that have run, including its own. names: in running order."""
+    """Return each layer's depth: the fraction of blocks that have run, including its own. names: in running order."""
     units = units_of(net, [name for name, _ in net.named_modules()])
     depths: dict[str, float | None] = {}
     done = 0

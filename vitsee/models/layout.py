@@ -1,4 +1,4 @@
-"""Finds the meaning of the axes of a layer's output, by dry runs with more images and with larger ones."""
+"""Finds the meaning of the axes of a layer's output by dry runs with more images and with larger images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Record = Callable[[str, object], None]
 Attach = Callable[[nn.Module, Record], list[RemovableHandle]]
 """Adds hooks to a model that call a `Record` for each output, in running order."""
 Shapes = dict[str, tuple[int, ...] | None]
-"""The shapes of the reported outputs by name; None for repeated outputs, and for any that are not tensors with
+"""The shapes of the reported outputs by name; None for repeated outputs and those that are not tensors with
 features."""
 
 IMAGES = 3
@@ -44,8 +44,8 @@ class Growth:
         """Return the input pixels per step along an axis with this growth; 0 if there is no constant step.
 
         A step that divides `more` is exact. For other steps the growth was rounded up or down, so the step
-        lies between more / (growth + 1) and more / (growth - 1). It is the whole number in this range if
-        there is exactly one. Otherwise the steps are not equal.
+        is between more / (growth + 1) and more / (growth - 1): the whole number in this range, if there is
+        exactly one. Otherwise the steps are not equal.
         """
         if growth <= 0:
             return 0
@@ -57,12 +57,12 @@ class Growth:
 
 @dataclass(frozen=True)
 class Output:
-    """One output, as dry runs show it.
+    """One output, as dry runs reveal it.
 
-    shape: for one image. images: whether its first axis is the images, or what `windows` says. windows: if its
-    first axis is windows of one image after those of another, how many there are of each, and `shape` begins with
-    this number; 1 otherwise. taller, wider: how the shape grows with the input's height and width; None if the
-    model cannot run up to this output with another size.
+    shape: for one image. images: whether its first axis is the images, or their windows. windows: the number of
+    windows per image if the first axis is the windows of one image after another (`shape` then begins with this
+    number), else 1. taller, wider: how the shape grows with the input's height and width; None if the model cannot
+    run up to this output at a different size.
     """
 
     shape: tuple[int, ...]
@@ -73,7 +73,7 @@ class Output:
 
 
 def measure(net: nn.Module, input_size: tuple[int, int, int], attach: Attach) -> dict[str, Output]:
-    """Return the outputs that the hooks of `attach` report, in running order, and what their axes depend on.
+    """Return the outputs that the hooks of `attach` report, in running order, with the meaning of their axes.
 
     input_size: (3, H, W). Raises UserError if the model does not accept it.
     """
@@ -103,7 +103,7 @@ def _disordered(
 ) -> list[str]:
     """Return the outputs whose first axis is not all windows of the first image, then all of the second.
 
-    The second of two images is NaN, and with it all that depends on it. On the meta device, where there are no
+    The second of two images is NaN, as is everything that depends on it. On the meta device, which has no
     numbers, none is found.
     """
     if not windows or any(x.is_meta for x in net.parameters()):
@@ -149,7 +149,7 @@ def dry_run(net: nn.Module, size: tuple[int, ...], attach: Attach) -> Shapes:
 
 
 def _enlarged(net: nn.Module, size: tuple[int, ...], attach: Attach) -> Shapes:
-    """Return the shapes for another input size than the model's, as far as the model runs with it."""
+    """Return the shapes for a different input size than the model's, as far as the model runs with it."""
     ran: Shapes = {}
     with suppress(Exception):  # outputs before the failure have already been reported
         twin = on_meta(net)
@@ -167,7 +167,7 @@ def on_meta(net: nn.Module) -> nn.Module:
     copies: dict[int, Any] = {id(x): x.to("meta") for x in net.buffers()}
     for x in net.parameters():
         copies[id(x)] = nn.Parameter(x.detach().to("meta"), requires_grad=False)
-    # A module has a dozen dictionaries for hooks, which take deepcopy half of its time.
+    # Each module has a dozen dictionaries for hooks, on which deepcopy spends half its time.
     for module in net.modules():
         empty = [x for x in vars(module).values() if type(x) is OrderedDict and not x]
         copies |= {id(x): OrderedDict() for x in empty}
@@ -181,7 +181,7 @@ def _run(
     ran: Shapes,
     on_meta: _OnMeta | None = None,
 ) -> Shapes:
-    """Run one forward pass on zeros. Return `ran`, to which the shapes are added as the hooks report them."""
+    """Run one forward pass on zeros. Return `ran`, which collects the shapes that the hooks report."""
 
     def seen(name: str, output: object) -> None:
         once = name not in ran and isinstance(output, Tensor) and output.ndim >= 2
@@ -192,7 +192,7 @@ def _run(
         stack.enter_context(torch.no_grad())
         if on_meta is not None:
             device = torch.device("meta")
-            stack.enter_context(device)  # for tensors that are created on the way too
+            stack.enter_context(device)  # also for tensors created on the way
             stack.enter_context(on_meta)
         for handle in attach(net, seen):
             stack.callback(handle.remove)
@@ -302,9 +302,9 @@ _KNOWN: dict[Any, Callable[..., Tensor | None]] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     **dict.fromkeys(ACTIVATIONS, _activation),
 }
-"""Outputs of usual functions without values; None where torch might refuse the input. On the meta device torch
-itself finds their shapes in Python, which takes most of the time. Functions that torch has in Python are called with
-all but their input by name."""
+"""Outputs of common functions without values; None where torch might refuse the input. On the meta device torch
+itself computes their shapes in Python, which takes most of the time. Functions that torch implements in Python arrive
+here with all arguments but the input by keyword."""
 
 
 def _lstm(x: Tensor, hidden: tuple[Tensor, Tensor], *options: Any) -> tuple[Tensor, ...]:
@@ -314,9 +314,9 @@ def _lstm(x: Tensor, hidden: tuple[Tensor, Tensor], *options: Any) -> tuple[Tens
 
 
 def _more(pixels: int) -> int:
-    """Return how many pixels to add: a multiple of all usual steps, and of `pixels` itself if that is not too many.
+    """Return how many pixels to add: a multiple of all common steps, and of `pixels` too if that is not too many.
 
-    Windows that must divide the input's size then divide the larger size too.
+    Windows that must divide the input's size then also divide the larger size.
     """
     both = math.lcm(pixels, _PIXELS)
     return both if both <= 10 * _PIXELS else _PIXELS

@@ -1,4 +1,4 @@
-"""Loads models from their sources, checks them, and makes them ready to be measured."""
+"""Loads models from their sources, checks them, and prepares them for measuring."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SOURCES: dict[Source, Load] = {
     Source.function: function.load,
     Source.python: python.load,
 }
-"""How models of each source are loaded."""
+"""How models from each source are loaded."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Loaded:
 
     label: its name in figures. net: in evaluation mode, without gradients, on the device; it takes
     normalised pixels. data: timm's data configuration (input_size, interpolation, mean, std, crop_pct,
-    crop_mode), or input_size, mean, std and the model's own transform. weights: their source, for people.
-    hashing: becomes their digest. card: the model card next to the weights, if there is one. taken: which parts of
+    crop_mode), or input_size, mean, std and the model's own transform. weights: their source, for people to read.
+    hashing: computes their digest. card: the model card next to the weights, if any. taken: which parts of
     the checkpoint were used. made_of: what else its numbers depend on.
     """
 
@@ -77,7 +77,7 @@ class Loaded:
 
 
 def load(model: Model, device: str | torch.device, name: str | None = None) -> Loaded:
-    """Return the model with its weights. Raises UserError if these weights are not available.
+    """Return the model with its weights. Raises UserError if they are not available.
 
     name: replaces the model's own name if that is ambiguous.
     """
@@ -94,7 +94,7 @@ def load(model: Model, device: str | torch.device, name: str | None = None) -> L
     return Loaded(
         name=name,
         label=f"{name} (random weights)" if model.random else name,
-        # Channels last is how convolutions are computed fastest, on CPUs and on GPUs.
+        # Convolutions are fastest with channels last, on CPUs and on GPUs.
         net=net.to(memory_format=torch.channels_last),
         data=found.data,
         weights=found.weights,
@@ -106,7 +106,7 @@ def load(model: Model, device: str | torch.device, name: str | None = None) -> L
 
 
 def frame(model: Model) -> Found:
-    """Return the model for its structure alone: its weights may be random, or have no values."""
+    """Return the model for its structure only: its weights may be random, or have no values."""
     found = SOURCES[model.source](model, False)
     found.net.eval()
     return found
@@ -131,18 +131,18 @@ def _refuse_damaged(model: Model, net: nn.Module) -> None:
 
 
 _SIZES = {
-    Source.python: "; for another size: vitsee.Model(net, input_size=(3, H, W))",
-    Source.function: "; for another size let the function return vitsee.Model(net, input_size=(3, H, W))",
+    Source.python: "; for a different size: vitsee.Model(net, input_size=(3, H, W))",
+    Source.function: "; for a different size let the function return vitsee.Model(net, input_size=(3, H, W))",
     Source.torchvision: (
-        "; images have the size of the weights' own transforms: for another, return "
-        "vitsee.Model(net, input_size=(3, H, W)) from a function of yours (model=import)"
+        "; images have the size of the weights' own transforms: for a different size, return "
+        "vitsee.Model(net, input_size=(3, H, W)) from your own function (model=import)"
     ),
 }
-"""How to give a network images of another size, by its source."""
+"""How to give a network images of a different size, by its source."""
 
 
 def _refuse_unrunnable(model: Model, net: nn.Module, size: tuple[int, int, int]) -> None:
-    """Raise UserError if the network does not run on images of its own size, or differs from one run to the next."""
+    """Raise UserError if the network does not run on images of its own size, or if two runs differ."""
     import torch
 
     from vitsee.models.outputs import tensor_of
@@ -164,6 +164,6 @@ def _refuse_unrunnable(model: Model, net: nn.Module, size: tuple[int, int, int])
         and not torch.allclose(one, again, rtol=1e-3, atol=1e-3)
     ):
         raise UserError(
-            f"{model.asked} gives another output each time that it runs on the same image: something in "
+            f"{model.asked} returns a different output each time it runs on the same image: something in "
             f"{type(net).__name__} is random even in evaluation mode"
         )

@@ -19,7 +19,7 @@ def mixer_custom(pretrained: bool = False, **kwargs: Any) -> mlp_mixer.MlpMixer:
 def resnet_custom(pretrained: bool = False, **kwargs: Any) -> resnet.ResNet:
     """Build a ResNet for small images: its stem keeps their size, as for CIFAR (He et al. 2016, section 4.2).
 
-    model.args: those of timm's resnet50_gn.
+    model.args: the arguments of timm's resnet50_gn.
     """
     net = resnet.resnet50_gn(False, **kwargs)
     stem = net.conv1

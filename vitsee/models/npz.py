@@ -84,7 +84,7 @@ def _resampled_npz(net: nn.Module, archive: NpzFile) -> Iterator[str]:
 
 
 def _blocks_stored(archive: NpzFile) -> int:
-    """Return the number of blocks in the file, of a transformer, of a ResNet, or of both (hybrids)."""
+    """Return the number of blocks in the file, for a transformer, a ResNet, or both (hybrids)."""
     stacked = [k for k in archive.files if k.endswith("encoderblock/LayerNorm_0/scale")]
     if stacked:
         return len(archive[stacked[0]])

@@ -1,4 +1,4 @@
-"""What modules return: a tensor, or a tuple or mapping that holds some."""
+"""Finds the tensor in what a module returns, which may be a tuple or mapping."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def tensor_of(output: object, given: object = ()) -> Tensor | None:
-    """Return a module's output: of several, in a tuple or by names, the first that is not its input.
+    """Return a module's output; of several, in a tuple or mapping, the first that is not its input.
 
-    Tensors of parts of images, whose first axis is longer, come last. given: the module's arguments. None if there
-    is no tensor with features.
+    Tensors for parts of images, whose first axis is longer, come last. given: the module's arguments. None if no
+    tensor has features.
     """
     if isinstance(output, Tensor):
         return output
@@ -21,7 +21,7 @@ def tensor_of(output: object, given: object = ()) -> Tensor | None:
 
 
 def flat(value: object) -> list[object]:
-    """Return what is in a tuple, list or mapping, and in those within."""
+    """Return all items of a tuple, list or mapping, nested ones included."""
     inside = value.values() if isinstance(value, Mapping) else value
     if not isinstance(inside, (tuple, list)) and inside is value:
         return [value]

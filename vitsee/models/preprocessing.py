@@ -1,4 +1,4 @@
-"""Preprocessing of images by any function, and what can be known of it: image size, mean, deviation, a description."""
+"""Preprocessing of images by any function, and its measured size, mean, standard deviation and description."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vitsee.models.structure import as_text
 from vitsee.models.weight_files import line
 
 _TRIED = ((96, 64), (64, 96))
-"""Sizes of the images that a transform is tried on, in pixels."""
+"""Sizes of the images on which a transform is tried, in pixels."""
 _ALIKE = 1e-3
 """Largest difference, on the scale 0…1, between a measured colour and one computed with mean and deviation."""
 
@@ -26,7 +26,7 @@ _ALIKE = 1e-3
 def plain(
     input_size: tuple[int, int, int], mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> dict[str, Any]:
-    """Return timm's data configuration for a model that says no more than this: see `vitsee.Model`."""
+    """Return timm's data configuration for a model that specifies only this: see `vitsee.Model`."""
     channels = input_size[0]
     return {
         "input_size": tuple(input_size),
@@ -44,9 +44,9 @@ def measured(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """Return the transform with the input size, mean and standard deviation that it shows on images of one colour.
+    """Return the transform with its input size, mean and standard deviation, measured on images of one colour.
 
-    what: names the model in messages. Raises UserError for a transform that fails, is random, gives images of
+    what: the model's name in messages. Raises UserError for a transform that fails, is random, returns images of
     several sizes, or does not normalise each channel.
     """
     noise = [
@@ -56,12 +56,13 @@ def measured(
     wide, again, tall = (_applied(transform, image, what) for image in (noise[0], *noise))
     if not torch.equal(wide, again):
         raise UserError(
-            f"{what}: its transform gives another result each time; use the one for evaluation, without augmentation"
+            f"{what}: its transform returns a different result each time; use the transform for evaluation, without "
+            f"augmentation"
         )
     if wide.shape != tall.shape:
         sizes = " and ".join(" x ".join(map(str, each.shape)) for each in (wide, tall))
         raise UserError(
-            f"{what}: its transform gives images of different sizes ({sizes}), so they cannot be stacked; let it "
+            f"{what}: its transform returns images of different sizes ({sizes}), so they cannot be stacked; let it "
             f"resize and crop all images to one size"
         )
     if mean is None or std is None:
@@ -88,7 +89,7 @@ def _applied(transform: Callable[[Any], Any], image: Image.Image, what: str) -> 
             else type(pixels).__name__
         )
         raise UserError(
-            f"{what}: its transform must turn an RGB PIL image into a float tensor (C, H, W), but gives {got}"
+            f"{what}: its transform must turn an RGB PIL image into a float tensor (C, H, W), but returns {got}"
         )
     return pixels
 
@@ -96,7 +97,7 @@ def _applied(transform: Callable[[Any], Any], image: Image.Image, what: str) -> 
 def _normalisation(
     transform: Callable[[Any], Any], what: str
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and deviation of each channel, from images that are black, white and grey all over."""
+    """Return each channel's mean and standard deviation, measured on uniform black, white and grey images."""
     black, white, grey = (
         _applied(transform, Image.new("RGB", _TRIED[0], (shade,) * 3), what).double()
         for shade in (0, 255, 51)
@@ -108,8 +109,8 @@ def _normalisation(
     colour = grey * std[:, None, None] + mean[:, None, None]
     if not ((colour - 0.2).abs() < _ALIKE).all():
         raise UserError(
-            f"{what}: its transform does more than resize, crop and normalise, so vitsee cannot tell by which mean and "
-            f"deviation; give them: vitsee.Model(…, mean=…, std=…)"
+            f"{what}: its transform does more than resize, crop and normalise, so vitsee cannot tell its mean and "
+            f"standard deviation; give them: vitsee.Model(…, mean=…, std=…)"
         )
     return tuple(round(x, 6) for x in mean.tolist()), tuple(round(x, 6) for x in std.tolist())
 
@@ -128,7 +129,7 @@ def described(transform: Callable[[Any], Any]) -> str:
 
 
 def _inside(transform: Any) -> Iterator[Any]:
-    """Yield the transform and the transforms that it is composed of."""
+    """Yield the transform and the transforms it is composed of."""
     yield transform
     within = list(getattr(transform, "transforms", None) or ())
     if isinstance(transform, partial):

@@ -1,4 +1,4 @@
-"""Selects layers by presets, which depend on the architecture, and by glob patterns."""
+"""Selects layers by presets, which depend on the architecture, or by glob patterns."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PRESETS = {
 
 
 def choose(net: nn.Module, layers: list[Layer], patterns: list[str]) -> list[Layer]:
-    """Return the layers that any preset or pattern selects, in running order.
+    """Return the layers selected by any of these presets and patterns, in running order.
 
     A pattern is a glob over module names at its own depth: `blocks.*` selects `blocks.3`, not
     `blocks.3.attn`. Raises UserError for a pattern that selects nothing, or a layer whose first axis is not
@@ -60,7 +60,7 @@ def left_out(net: nn.Module, layers: list[Layer], patterns: list[str]) -> list[s
 
 
 def alike(names: list[str]) -> str:
-    """Return the names with `*` for numbers, each once."""
+    """Return the distinct names, with `*` for numbers."""
     return ", ".join(dict.fromkeys(re.sub(r"\b\d+\b", "*", name) for name in names))
 
 
@@ -151,7 +151,7 @@ def _preset(net: nn.Module, layers: list[Layer], name: str) -> list[str]:
 
 
 def _of_units(parts: dict[str, list[Part]], name: str, *, hidden: bool = False) -> set[str]:
-    """Return the units and their parts; of the norms, `four` has only the first of each unit."""
+    """Return the units and their parts; `four` includes only the first norm of each unit."""
     chosen = set(parts)
     for of_unit in parts.values():
         norms = [part.name for part in of_unit if part.role == "norm" and part.direct]
@@ -168,13 +168,13 @@ def _stage(unit: str) -> str:
 
 
 def _embedding(names: list[str]) -> list[str]:
-    """Return the module that outputs the first block's input tokens, if it is known."""
+    """Return the module that outputs the first block's input tokens, if known."""
     there = [name for name in ["norm_pre", "pos_drop", "patch_embed"] if name in names]
     return there[:1]
 
 
 def _final_norm(net: nn.Module, names: list[str]) -> list[str]:
-    """Return the norm after the last block, if there is one."""
+    """Return the norm after the last block, if any."""
     norms = [name for name in ["norm", "fc_norm"] if name in names]
     real = [name for name in norms if not isinstance(net.get_submodule(name), nn.Identity)]
     return (real or norms)[:1]
@@ -185,7 +185,7 @@ def _convolutional(
 ) -> set[str]:
     """Return the units of a CNN with all convolutions and norms, or the last convolution of each unit.
 
-    Units with MLPs have their parts as well.
+    For units with MLPs, their parts are included too.
     """
     modules = dict(net.named_modules())  # sublayers of the residual stream are not modules
     body = {n: modules[n] for n in names if n in modules and not _head(n)}
@@ -204,7 +204,7 @@ def _convolutional(
 
 
 def _is_mixer(unit: nn.Module) -> bool:
-    """Return whether a unit has neither convolutions nor recurrent layers, so mixes tokens by linear ones."""
+    """Return whether a unit has no convolutions or recurrent layers, and so mixes tokens with linear layers."""
     return not any(isinstance(layer, (nn.Conv2d, nn.RNNBase)) for layer in unit.modules())
 
 

@@ -1,4 +1,4 @@
-"""Detects weights that were resampled to another resolution or patch size."""
+"""Detects weights that were resampled to a different resolution or patch size."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 POSITIONS = re.compile(r"pos_embed|rel_pos|relative_position|patch_embed\.proj\.weight")
-"""Names of weights that timm's conversions resample to another resolution, window or patch size."""
+"""Names of weights that timm's conversions resample to a different resolution, window or patch size."""
 
 
 def is_resampled(name: str, before: Tensor | None, after: Tensor) -> bool:
-    """Return whether the values were resampled, rather than only lost the class token's position."""
+    """Return whether the values were resampled, and did not merely lose the class token's position."""
     import torch
 
     if before is None or not POSITIONS.search(name):

@@ -1,9 +1,9 @@
 """Reads the residual stream: the skip and the branch of each addition.
 
-Additions do not have modules of their own, so they are named after their block: `blocks.3.+attn` and
-`blocks.3.+mlp` are the stream after that branch is added. Blocks with one branch (convolutional
-units, parallel blocks) keep their own name: `layer1.0`. Where timm's and vitsee's block classes add is known
-(`KNOWN`); in other units, what is added to the unit's own input is found while it runs (`additions.py`).
+Additions are not modules, so they are named after their block: `blocks.3.+attn` and `blocks.3.+mlp` are the
+stream after that branch is added. Blocks with one branch (convolutional units, parallel blocks) keep their own
+name: `layer1.0`. Where timm's and vitsee's block classes add is known (`KNOWN`); in other units, additions to the
+unit's own input are found while it runs (`additions.py`).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from vitsee.setting import Layer
 class Residual:
     """One addition to the residual stream of a minibatch, each (N, tokens, D) or (N, C, H, W).
 
-    skip: the value of the skip connection (after its downsampling, if there is one); None where there is
-    no addition: the stem, and units without a skip. branch: the value that is added, so after LayerScale.
-    An activation after the addition (post-activation ResNets) is in neither.
+    skip: the value of the skip connection (after its downsampling, if any); None where nothing is added: the stem,
+    and units without a skip. branch: the value that is added, hence after LayerScale. An activation after the
+    addition (post-activation ResNets) is in neither.
     """
 
     skip: Tensor | None
@@ -42,7 +42,7 @@ class Residual:
 
 @dataclass(frozen=True)
 class Addition:
-    """One line `x = skip + branch` of a block's forward pass, by the names of the block's modules.
+    """One line `x = skip + branch` of a block's forward pass, in terms of the block's modules.
 
     name: name of the sublayer within its block ("" if it is the only one). entry: the module whose input is
     the skip ("" is the block itself). exits: of these modules, the last one present outputs the branch.
@@ -111,7 +111,7 @@ KNOWN: dict[str, tuple[Addition, ...]] = {
         Addition("", "norm", ("drop_path",), skips="has_skip"),
     ),
 }
-"""The additions of each block class of timm and of vitsee.models.skipless, by module and class name.
+"""The additions of each block class in timm and in vitsee.models.skipless, by module and class name.
 
 Subclasses are not included: they may compute something else.
 """
@@ -147,7 +147,7 @@ def split(name: str) -> tuple[str, str]:
 
 
 def skips(net: nn.Module, name: str) -> bool:
-    """Return whether a known block has a skip connection here: not in a unit that changes the size."""
+    """Return whether a known block has a skip connection here; units that change the size have none."""
     addition = _addition(net, name)
     block = net.get_submodule(split(name)[0])
     return addition is not None and (not addition.skips or bool(getattr(block, addition.skips)))
@@ -201,7 +201,7 @@ def _meet(
         note("skip", args[0] if output is None else output)
 
     def branch(module: nn.Module, args: object, output: Tensor) -> None:
-        # a drop_path shared by two sublayers belongs to this one only after its skip was seen
+        # a drop_path shared by two sublayers belongs to this one only once its skip has been seen
         if shortcut is not None or "skip" in there:
             note("branch", output)
 
@@ -217,8 +217,8 @@ def survey(
 ) -> list[Layer]:
     """Return the residual stream after each addition, in running order.
 
-    everything: also the first convolution of a CNN, and units without a skip, but of all these only those with a
-    grid. Raises UserError if there are none.
+    everything: also include the first convolution of a CNN and units without a skip, but only layers with a grid.
+    Raises UserError if there are none.
     """
     modules = layers.survey(net, input_size)
     units = presets.preset(net, modules, "blocks")
@@ -256,7 +256,7 @@ def _nothing(net: nn.Module, units: list[str], everything: bool) -> str:
 
 
 def survey_outputs(net: nn.Module, input_size: tuple[int, int, int]) -> list[Layer]:
-    """Return all modules with an output and, in blocks with several sublayers, the stream after each."""
+    """Return all modules with an output and, for blocks with several sublayers, the stream after each."""
     within = [name for name in sublayers(net) if split(name)[1] != "unit"]
 
     def record(net: nn.Module, seen: Record) -> list[RemovableHandle]:

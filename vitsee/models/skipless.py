@@ -58,7 +58,7 @@ def remove_skips(net: nn.Module, numbers: Iterable[int]) -> None:
             )
         block = blocks[number]
         if type(block) in OF.values():
-            raise UserError(f"model.remove_skip names block {number} twice")
+            raise UserError(f"model.remove_skip lists block {number} twice")
         if type(block) not in OF:
             known = ", ".join(f"{kind.__module__.split('.')[-1]}.{kind.__name__}" for kind in OF)
             raise UserError(
@@ -70,10 +70,10 @@ def remove_skips(net: nn.Module, numbers: Iterable[int]) -> None:
 
 
 def initialise(net: nn.Module) -> None:
-    """Initialise the linear layers of blocks without skips after Glorot and Bengio (2010), as the ViT paper's code.
+    """Initialise the linear layers of blocks without skips as in Glorot and Bengio (2010) and the ViT paper's code.
 
     timm's smaller weights (0.02) are meant for branches that are added to a skip. Without a skip, almost no
-    signal reaches the later blocks, and small models do not start to learn.
+    signal reaches the later blocks, and small models do not begin to learn.
     """
     for block in net.modules():
         if type(block) in OF.values():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 _UNREAD = {
     "training",
     "fused_attn",  # which of two equivalent formulas timm calls; depends on machine and analysis
-    "pretrained_cfg",  # where published weights are, and how images are preprocessed
+    "pretrained_cfg",  # where to find published weights, and how images are preprocessed
     "default_cfg",
     "pretrained_cfg_overlay",
 }
@@ -25,8 +25,8 @@ _UNREAD = {
 def structure(net: nn.Module) -> str:
     """Return the SHA-256, as hex, of the classes, settings and buffers of all modules, but not of the weights.
 
-    Two networks with equal weights differ here if their numbers of heads, windows, activations or epsilons
-    differ. Settings are public attributes of plain types. Buffers outside the state dict (position indices,
+    Two networks with equal weights get different digests if their numbers of heads, windows, activations or
+    epsilons differ. Settings are public attributes of plain types. Buffers outside the state dict (position indices,
     masks, rotations) count by value.
     """
     total = hashlib.sha256()

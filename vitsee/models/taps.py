@@ -32,7 +32,7 @@ def watch(
     """Yield a function that runs the model and returns the reduced output of each layer.
 
     It maps (N, 3, H, W) pixels to {layer name: reduced output}, in the order of `watched`. At most one
-    output is kept alive beyond those that the forward pass keeps itself.
+    output is kept alive beyond those that the forward pass itself keeps.
     """
     kept: dict[str, Tensor] = {}
 

@@ -23,7 +23,7 @@ POOLING: dict[Pool, dict[str, Any]] = {
     Pool.cls: {"class_token": True, "global_pool": "token"},
     Pool.gap: {"class_token": False, "global_pool": "avg", "fc_norm": False},
 }
-"""Arguments for timm's ViTs. As in the authors' code, the mean is taken after the last norm."""
+"""Arguments for timm's ViTs. As in the authors' code, the mean over patches is taken after the last norm."""
 
 RESERVED = {
     "args.checkpoint_path": "model.checkpoint=PATH",
@@ -48,7 +48,7 @@ def build(model: Model, *, seed: int | None = None) -> nn.Module:
 
 
 def undrawn(model: Model) -> nn.Module:
-    """Build the architecture on the CPU for weights that replace all of its own: random ones are NaN instead."""
+    """Build the architecture on the CPU to be filled with weights: random ones are NaN until then."""
     from vitsee.models.undrawn import Undrawn
 
     _refuse_huge(model)
@@ -67,7 +67,7 @@ def skeleton(model: Model) -> nn.Module:
 
 
 def _create(model: Model) -> nn.Module:
-    """Call `timm.create_model` without weights. Raises UserError with the user's options for timm's errors."""
+    """Call `timm.create_model` without weights. Turns timm's errors into UserErrors with the user's options."""
     _check_name(model)
     _check_options(model)
     try:
@@ -104,7 +104,7 @@ def _changed(model: Model) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """Return a library's error message, with the error's class where the message alone is unclear."""
+    """Return a library's error message, with the error's class if the message alone is unclear."""
     kind = "" if isinstance(error, (AssertionError, RuntimeError)) else f"{type(error).__name__}: "
     return f"{kind}{line(error)}"
 

@@ -1,4 +1,4 @@
-"""Builds models without drawing their random weights, for those that get all weights from a file."""
+"""Builds models without drawing random weights, for models that get all weights from a file."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch.overrides import TorchFunctionMode
 DRAWS = {
     Tensor.uniform_,
     Tensor.normal_,
-    Tensor.erfinv_,  # makes a normal distribution of a uniform one
-    Tensor.clamp_,  # and cuts it off
+    Tensor.erfinv_,  # turns a uniform distribution into a normal one
+    Tensor.clamp_,  # and truncates it
     nn.init.uniform_,
     nn.init.normal_,
     nn.init.kaiming_uniform_,
@@ -20,10 +20,10 @@ DRAWS = {
 
 
 class Undrawn(TorchFunctionMode):
-    """Within the block, parameters become NaN where modules would fill them with random numbers.
+    """Runs the block so that modules fill parameters with NaN instead of random numbers.
 
-    To draw those of ViT-L takes seconds, and weights from a file replace them. Any that are not replaced
-    cannot go unnoticed.
+    Drawing those of ViT-L takes seconds, only for weights from a file to replace them. Parameters that are not
+    replaced cannot go unnoticed.
     """
 
     def __torch_function__(

@@ -1,8 +1,8 @@
 """Finds the repeated blocks (units) of a network, and the parts of each, from its structure.
 
 Units are similar siblings in a list (Sequential, ModuleList, ModuleDict). Lists of lists and of stages are opened;
-a stage is a module that holds lists of units. Names count only where a part is known to lie beside the units
-(`_BESIDE`): it makes tokens or logits, or changes the resolution.
+a stage is a module that holds lists of units. Names matter only for parts known to be outside the units
+(`_BESIDE`), which make tokens or logits or change the resolution.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def units_of(net: nn.Module, names: list[str]) -> list[str]:
 
 
 def _trunk(name: str, module: nn.Module) -> list[str]:
-    """Return the units in the lists of a network, or of that part of it which has most of the weights."""
+    """Return the units in the lists of a network, or of the part of it that has most of the weights."""
     found = _in_lists(name, module)
     inside = _children(name, module)
     if found:
@@ -59,7 +59,7 @@ def _in_list(name: str, module: nn.Module) -> list[str]:
     closed = [child for kid, child in items if not opened[kid]]
     stages = any(opened[kid] for kid, _ in items if kid not in lists)
     if any(map(_is_block, closed)) or (stages and closed):
-        # beside a block stand blocks, whatever they contain
+        # siblings of a block are blocks, whatever they contain
         return [n for kid, _ in items for n in (opened[kid] if kid in lists else []) or [kid]]
     return [
         n
@@ -127,14 +127,14 @@ def _size(module: nn.Module) -> int:
 
 
 def _mixes(module: nn.Module) -> bool:
-    """Return whether the module is one layer that mixes channels, so not a depthwise convolution."""
+    """Return whether the module is a single layer that mixes channels, and so not a depthwise convolution."""
     if isinstance(module, nn.modules.conv._ConvNd):
         return module.groups == 1 or module.groups < module.in_channels
     return isinstance(module, _LAYERS)
 
 
 def _is_block(module: nn.Module) -> bool:
-    """Return whether the module is as complex as a unit; of a list, its own layers decide."""
+    """Return whether the module is as complex as a unit; for a list, its own layers decide."""
     if not isinstance(module, _LISTS):
         return sum(map(_mixes, module.modules())) > 1
     own = sum(map(_mixes, module.children()))
@@ -157,15 +157,15 @@ def _is_pair(module: nn.Module) -> bool:
 
 _ATTENDS = re.compile("(?<!conv)(attn|attention)|mhsa", re.IGNORECASE)
 _GATES = re.compile("squeeze|^se|eca", re.IGNORECASE)
-"""Names of classes that weigh channels by the whole image, and mix no tokens."""
+"""Names of classes that weight channels by the whole image but mix no tokens."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a unit by its full name.
+    """A part of a unit. name: its full name.
 
-    role: norm, attention, mixer (of tokens, where there is no attention), mlp, or hidden (what enters the last
-    layer of an MLP). direct: whether it is a child of the unit.
+    role: norm, attention, mixer (of tokens, without attention), mlp, or hidden (the input of an MLP's last layer).
+    direct: whether it is a child of the unit.
     """
 
     name: str
@@ -216,7 +216,7 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def _is_attention(name: str, module: nn.Module) -> bool:
-    """Return whether the module attends, and is not a block that contains attention and an MLP."""
+    """Return whether the module is attention, and not a block that contains attention and an MLP."""
     words = f"{name.rpartition('.')[2]} {type(module).__name__}"
     if not _ATTENDS.search(words) or not _composite(module):
         return False
@@ -226,7 +226,7 @@ def _is_attention(name: str, module: nn.Module) -> bool:
 
 
 def _is_mlp(module: nn.Module) -> bool:
-    """Return whether the module is an MLP: by the name of its class, or by layers that widen and narrow."""
+    """Return whether the module is an MLP, by the name of its class or by layers that widen and narrow."""
     if re.search("mlp|feedforward|ffn|swiglu", type(module).__name__, re.IGNORECASE):
         return _composite(module) and "RelPos" not in type(module).__name__
     layers = [child for child in module.children() if isinstance(child, _LAYERS)]
@@ -239,7 +239,7 @@ def _is_mlp(module: nn.Module) -> bool:
 
 
 def _widens(first: nn.Module, last: nn.Module) -> bool:
-    """Return whether the layers lead to more features and back; half of the features may be a gate."""
+    """Return whether the layers expand the features and reduce them again; half of the features may be a gate."""
     if not (isinstance(first, nn.Linear) and isinstance(last, nn.Linear)):
         return False
     wide = first.out_features in (last.in_features, 2 * last.in_features)
@@ -249,8 +249,7 @@ def _widens(first: nn.Module, last: nn.Module) -> bool:
 def _hidden(name: str, mlp: nn.Module, ran: Container[str]) -> str | None:
     """Return the name of the module whose output enters the last layer of an MLP.
 
-    In a gated MLP, the product of gate and values is made by no module; it is the output of a module without
-    effect that follows, if there is one.
+    In a gated MLP, no module outputs the product of gate and values, unless a module without effect follows.
     """
     children = [(f"{name}.{kid}", child) for kid, child in mlp.named_children()]
     layers = [i for i, (_, child) in enumerate(children) if layers_in(child)]
@@ -278,7 +277,7 @@ def _passes(module: nn.Module) -> bool:
 
 
 def _split_mlp(children: list[Child]) -> dict[str, str]:
-    """Return the roles of two neighbours that are an MLP together: one widens and the other narrows."""
+    """Return the roles of two neighbours that form an MLP: one widens and the other narrows."""
     for (first, one), (second, other) in pairwise(children):
         layers = [[m for m in part.modules() if isinstance(m, _LAYERS)] for part in (one, other)]
         if [len(x) for x in layers] == [1, 1] and _widens(layers[0][0], layers[1][0]):

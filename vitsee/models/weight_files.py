@@ -56,7 +56,7 @@ INERT = (
         for kind in ("Any", "Boolean", "Bytes", "Enum", "Float", "Integer", "Path", "String")
     ),
 )
-"""Classes of objects that trainers store with the weights. They are never created; `_Inert` replaces them."""
+"""Classes of objects that training code stores with the weights. They are never created; `_Inert` replaces them."""
 
 DICTIONARIES = (
     "collections.defaultdict",
@@ -77,7 +77,7 @@ FOREIGN = {
     b"<": "is a web page or XML, not a checkpoint: did the download fail?",
     b"{": "is text, not a checkpoint (if it is an index of several files: merge those first)",
 }
-"""The first bytes of files that are not checkpoints, and what to say about them."""
+"""The first bytes of files that are not checkpoints, and the message for each."""
 
 ALONE = "save only its state dict (torch.save(net.state_dict(), PATH)), preferably as .safetensors"
 
@@ -174,14 +174,14 @@ def _unpickled(path: Path) -> Any:
     with (
         torch.serialization.safe_globals(stand_ins),  # type: ignore[arg-type]  # names may be given
         warnings.catch_warnings(),
-        path.open("rb") as file,  # given a path, torch would go by its ending
+        path.open("rb") as file,  # given a path, torch would go by its extension
     ):
         warnings.simplefilter("ignore")  # about protocols and storages, which the user cannot fix
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _refusal(error: Exception) -> str:
-    """Return why a file cannot be read. torch's own message would advise to run the code in it."""
+    """Return why a file cannot be read. torch's own message would advise running the code in it."""
     message = str(error)
     named = re.search(r"GLOBAL (\S+)", message)
     if named or "Can only" in message or "unrecognized function" in message:
@@ -191,7 +191,7 @@ def _refusal(error: Exception) -> str:
         return f"is a TorchScript program, not only weights; {ALONE}"
     if "Unsupported operand" in message:
         return (
-            f"is damaged, or was pickled by another protocol than torch.save's own, 2; save it without "
+            f"is damaged, or was pickled with a protocol other than torch.save's own, 2; save it without "
             f"pickle_protocol, or {ALONE}"
         )
     if isinstance(error, (pickle.UnpicklingError, LookupError, TypeError, ValueError)):

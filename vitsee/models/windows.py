@@ -1,4 +1,4 @@
-"""Finds where in the image the tokens of attention within windows are, by numbering the places of a stage."""
+"""Finds where in the image the tokens of windowed attention are, by numbering the places of a stage."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from vitsee.models.layout import IMAGES, Record, dry_run, on_meta
 from vitsee.setting import Layer
 
 Attach = Callable[[nn.Module, Callable[[str, Attention], None]], list[RemovableHandle]]
-"""Adds hooks to a module that deliver each attention it computes, with the name of the part that computes it."""
+"""Adds hooks to a module that deliver each attention it computes, with the name of the part that computed it."""
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 _FIRST = 10
-"""The number of the first place: 0 is padding, and from here on activation functions keep the order of numbers."""
+"""The number of the first place: 0 is padding, and from here on activation functions preserve the order."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """The places of a window's tokens, in row-major order. step: rows and columns of the stage from one to the next.
+    """The places of a window's tokens, in row-major order. step: rows and columns of the stage between tokens.
 
-    places: of each window of an image, as in `Layer.window_places`.
+    places: for each window of an image, as in `Layer.window_places`.
     """
 
     grid: tuple[int, int]
@@ -38,7 +38,7 @@ class Window:
 
 
 def arguments(net: nn.Module, input_size: tuple[int, int, int]) -> dict[str, Arguments]:
-    """Return what each module is called with for `IMAGES` images, tensors without values. input_size: (3, H, W)."""
+    """Return each module's arguments for `IMAGES` images; tensors have no values. input_size: (3, H, W)."""
     found: dict[str, Arguments] = {}
 
     def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -57,19 +57,19 @@ def arguments(net: nn.Module, input_size: tuple[int, int, int]) -> dict[str, Arg
 def window(
     net: nn.Module, name: str, stage: Layer, called: Mapping[str, Arguments], attach: Attach
 ) -> Window | None:
-    """Return the window within which a module attends, if it is inside the module `stage` and has such windows.
+    """Return the window within which a module attends, if it is inside the module `stage` and has windows.
 
-    The places of `stage` are numbered, in several images. Linear layers and norms hand the numbers on, and the keys
-    of the attention show which place each token has. None if the input of `stage` is not a map like its output, if
-    a token is no single place, if the windows of images are not in the images' order, or if their tokens are no
-    grid. Windows may be padded, and at the border hold places from opposite sides (Swin's shifted windows).
+    The places of `stage` are numbered, in several images. Linear layers and norms pass the numbers on, and the keys
+    of the attention show each token's place. None if the input of `stage` is not a map like its output, if
+    a token is not a single place, if the windows are not in the order of the images, or if their tokens are not a
+    grid. Windows may be padded, and at the border contain places from opposite sides (Swin's shifted windows).
     """
     args, kwargs = called.get(stage.name, ((), {}))
     shape = (IMAGES, *stage.shape)
     if stage.grid is None or stage.prefix or not args or getattr(args[0], "shape", None) != shape:
         return None
     inner = name.removeprefix(stage.name).removeprefix(".")
-    with suppress(Exception):  # a module that cannot be run by itself
+    with suppress(Exception):  # a module that cannot run by itself
         numbers = _numbers(net.get_submodule(stage.name), inner, stage, args, kwargs, attach)
         return _window(numbers, stage.grid)
     return None
@@ -87,7 +87,7 @@ def _numbers(
     kwargs: dict[str, Any],
     attach: Attach,
 ) -> Tensor:
-    """Return the numbers of the places of each window's tokens, (IMAGES * windows, tokens)."""
+    """Return the place numbers of each window's tokens, (IMAGES * windows, tokens)."""
     kept: list[Tensor] = []
 
     def seen(name: str, computed: Attention) -> None:
@@ -118,7 +118,7 @@ def _zeros(value: Any) -> Any:
 
 
 class _HandOn(TorchFunctionMode):
-    """Makes linear layers, norms and convolutions from each place to itself hand on the number of the place."""
+    """Makes linear layers, norms and convolutions that keep the size pass on the number of each place."""
 
     def __torch_function__(
         self,
@@ -143,7 +143,7 @@ _HANDED_ON: dict[Any, Callable[..., Tensor]] = {
         lambda x, *others, **options: x,
     ),
 }
-"""What becomes of numbers in usual functions. Of attention only the keys are read, so its output is not computed."""
+"""What common functions do to the numbers. Only the keys of attention are read, so its output is not computed."""
 
 
 def _window(numbers: Tensor, places: tuple[int, int]) -> Window | None:

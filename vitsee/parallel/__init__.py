@@ -1,1 +1,1 @@
-"""Cooperation between processes: leases, teams and signals."""
+"""Processes and threads that work together: leases, teams, signals and background work."""

@@ -1,4 +1,4 @@
-"""Does work in a thread, beside what the main thread does in the meantime."""
+"""Runs work in a thread while the main thread does something else."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Answer = TypeVar("Answer")
 def in_background(
     work: Callable[Words, Answer], *words: Words.args, **named: Words.kwargs
 ) -> Future[Answer]:
-    """Start the work in a thread. Its result, or its error, is there when it is asked for."""
+    """Start the work in a thread. Its result, or its error, is available on request."""
     pool = ThreadPoolExecutor(1)
     try:
         return pool.submit(work, *words, **named)

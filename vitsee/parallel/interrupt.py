@@ -17,16 +17,16 @@ class Interrupted(Exception):
 
 
 def led_to(error: BaseException) -> bool:
-    """Return whether this error was raised while a KeyboardInterrupt was being handled, and hides it."""
+    """Return whether this error was raised while a KeyboardInterrupt was being handled, hiding it."""
     before = error.__context__
     return before is not None and (isinstance(before, KeyboardInterrupt) or led_to(before))
 
 
 class Interruptible:
-    """Within the block, the first signal only sets a flag. `check` or the end of the block raises Interrupted.
+    """Runs the block so that the first signal only sets a flag; `check` or the block's end raises Interrupted.
 
     SIGUSR1 and SIGUSR2, with which a scheduler announces the end of a job, are deferred too if a handler
-    (submitit's) is installed. It is called when the block has ended and the state is saved. A second Ctrl-C
+    (submitit's) is installed. It is called after the block has ended and the state is saved. A second Ctrl-C
     or Ctrl-\\ stops at once. Signals that were ignored before, such as SIGHUP under nohup, stay ignored.
     Outside the main thread, signals are left alone.
     """
@@ -63,7 +63,7 @@ class Interruptible:
             raise Interrupted
 
     def check_soon(self) -> None:
-        """Wait up to half a second for a signal that other processes of the group have already received."""
+        """Wait up to half a second for a signal that other processes in the group have already received."""
         for _ in range(10):
             self.check()
             time.sleep(0.05)

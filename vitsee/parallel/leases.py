@@ -27,7 +27,7 @@ PATIENCE = 30.0
 
 @dataclass(frozen=True)
 class Lease:
-    """A live process's claim to minibatches and a state file, which other processes then leave alone.
+    """A live process's claim to minibatches and a state file, which other processes must leave alone.
 
     path: the lease's file, next to the state file. machine: host, boot and process namespace. pid and
     started identify the process on that machine. token: unique to this lease.
@@ -43,7 +43,7 @@ class Lease:
 
     @property
     def holder(self) -> str:
-        """The process, as messages name it."""
+        """The process, as messages refer to it."""
         return f"process {self.pid} on {self.machine.split()[0]}, since {self.since}"
 
     def check(self) -> None:
@@ -59,7 +59,7 @@ class Lease:
 
 @contextmanager
 def lease(path: Path, pattern: str, wanted: Callable[[], list[int]]) -> Iterator[Lease]:
-    """Within the block, hold a lease on those wanted minibatches that no live process has leased.
+    """Run the block with a lease on those wanted minibatches that no live process has leased.
 
     path: the lease's file. pattern: matches the files of leases that may overlap with it. wanted: returns
     the minibatches to measure, according to the state files at the time of the call. Leases of dead
@@ -69,7 +69,7 @@ def lease(path: Path, pattern: str, wanted: Callable[[], list[int]]) -> Iterator
     mine = None
     with _alone(path.parent):
         while mine is None:
-            # Read before `wanted` is called, which then sees the work of leases released in between.
+            # Read before `wanted` is called, so that it sees the work of leases released in between.
             leases = _leases(path, pattern)
             todo = set(wanted())
             if not todo:
@@ -103,7 +103,7 @@ def lease(path: Path, pattern: str, wanted: Callable[[], list[int]]) -> Iterator
 
 
 def this_machine() -> str:
-    """Return the host, its boot and its process namespace: within one, a process number is unambiguous."""
+    """Return the host, its boot and its process namespace, which together make process numbers unambiguous."""
     parts = [socket.gethostname()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -114,7 +114,7 @@ def this_machine() -> str:
 def start_of(pid: int) -> str | None:
     """Return the start time of a process on this machine, in clock ticks; None if it is not running."""
     try:
-        if not Path("/proc/self/stat").exists():  # macOS: the process number alone must do
+        if not Path("/proc/self/stat").exists():  # macOS: the process number alone has to do
             os.kill(pid, 0)
             return ""
         words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -128,7 +128,7 @@ def start_of(pid: int) -> str | None:
 def _without_dead(leases: list[Lease]) -> list[Lease]:
     """Return the leases of live processes, and remove those of dead ones.
 
-    A process on this machine is looked up. One elsewhere counts as alive if it touches its file while we
+    A process on this machine is looked up. A process elsewhere counts as alive if it touches its file while we
     watch. Clocks are never compared.
     """
     here = this_machine()
@@ -163,7 +163,7 @@ def _beat(path: Path, ended: threading.Event) -> None:
 
 
 def _leases(path: Path, pattern: str) -> list[Lease]:
-    """Return this lease and those that may overlap with it. A truncated one has an unknown holder."""
+    """Return this lease and all that may overlap with it. The holder of a truncated lease is unknown."""
     paths = sorted({*path.parent.glob(pattern), *([path] if path.exists() else [])})
     for each in paths:
         if each.is_dir():
@@ -198,13 +198,13 @@ def _write(new: Lease) -> Lease | None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Within the block, no other process takes a lease, if the file system supports locks.
+    """Run the block while no other process takes a lease, if the file system supports locks.
 
-    Without locks, two leases taken at the same instant may overlap. Minibatches counted twice are then
+    Without locks, two leases taken at the same instant may overlap. Minibatches counted twice are
     detected and set aside when the sums are added.
     """
     try:
-        # does not wait for a reader if it is a pipe
+        # if this is a pipe, do not wait for a reader
         number = os.open(folder / ".leasing", os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o666)
         file = open(number, "wb")  # noqa: SIM115
     except OSError as error:

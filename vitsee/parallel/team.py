@@ -13,7 +13,7 @@ Item = TypeVar("Item")
 
 
 class Alone:
-    """A process on its own: it shows its own progress and writes the tables."""
+    """A process that runs alone: it shows its progress and writes the tables."""
 
     writes = True
     """Whether the process writes the tables once everything is measured."""
@@ -30,7 +30,7 @@ class Alone:
 class Member(Alone):
     """A process of a team: it reports its progress to the process that started the team.
 
-    line: to the process that started the team. It receives ("total", minibatches), ("done", 1) and
+    line: connection to that process, which receives ("total", minibatches), ("done", 1) and
     ("measured", None), and answers the last when the team may continue.
     """
 

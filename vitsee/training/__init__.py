@@ -1,1 +1,1 @@
-"""Training of models without published weights."""
+"""Training and fine-tuning of timm classifiers."""

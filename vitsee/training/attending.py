@@ -1,4 +1,4 @@
-"""What a ViT attends to while it is trained: how far each head looks, and how alike near positions are."""
+"""Attention during training: how far each head of a ViT looks, and how similar nearby positions are."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vitsee.setting import Layer
 
 @dataclass(frozen=True)
 class Gaze:
-    """The attention layers of a model; empty for a model without attention from every token to every token."""
+    """The attention layers of a model; empty if the model has no attention across the whole image."""
 
     layers: list[Layer]
 
@@ -31,7 +31,7 @@ class Gaze:
             return cls([])
 
     def distances(self, net: nn.Module, pixels: Tensor) -> list[dict[str, float]]:
-        """Return a row per head: block, head, and its mean attention distance over that of uniform attention."""
+        """Return one row per head: block, head, and its mean attention distance relative to uniform attention."""
         found: dict[str, Tensor] = {}
 
         def keep(layer: Layer, attention: Attention) -> None:
@@ -57,7 +57,7 @@ class Gaze:
 
 
 def near_minus_far(net: nn.Module) -> float:
-    """Return the mean cosine of the embeddings of neighbouring positions minus that of all other pairs.
+    """Return the mean cosine of the embeddings of neighbouring positions minus the mean over all other pairs.
 
     NaN for a model without position embeddings.
     """

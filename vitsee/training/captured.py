@@ -1,4 +1,4 @@
-"""A training step as one CUDA graph: small models are otherwise held back by the launches of their kernels."""
+"""A training step as one CUDA graph: kernel launches otherwise limit small models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vitsee.training.trainer import Trainer
 
 EAGER = 3
-"""Steps before the capture, in which libraries choose kernels and the optimiser allocates its state."""
+"""Number of steps before the capture, in which libraries choose kernels and the optimiser allocates its state."""
 Step = Callable[[Tensor, Tensor, float], None]
 
 

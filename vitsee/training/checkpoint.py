@@ -31,13 +31,13 @@ class Progress:
 
 
 class BadCheckpoint(Exception):
-    """A checkpoint is damaged, or belongs to another training."""
+    """A checkpoint is damaged or belongs to a different training."""
 
 
 def pack(
     net: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress, identity: str
 ) -> bytes:
-    """Return everything that the next step depends on, as bytes with a checksum. identity: the training's."""
+    """Return everything that the next step depends on as bytes with a checksum. identity: of the training."""
     tensors = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
     for number, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{number}.{key}": value for key, value in _kept(state)}
@@ -65,7 +65,7 @@ def restore(
 ) -> Progress:
     """Restore the state that `pack` stored.
 
-    Raises BadCheckpoint if a bit has changed, or if the file belongs to another training or does not fit.
+    Raises BadCheckpoint if a bit has changed, or if the file belongs to a different training or does not fit.
     Raises OSError if the file cannot be read.
     """
     try:
@@ -96,7 +96,7 @@ def _read(path: Path, identity: str) -> tuple[dict[str, Tensor], Progress]:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The last two checkpoints of a training, in its folder. identity: the training's."""
+    """The last two checkpoints of a training, in its folder. identity: of the training."""
 
     results: Results
     identity: str
@@ -108,7 +108,7 @@ class Checkpoints:
         return state / "training.safetensors", state / "training.previous.safetensors"
 
     def save(self, net: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress) -> None:
-        """Write a new checkpoint atomically. Raises UserError if that fails; earlier checkpoints are kept."""
+        """Write a new checkpoint atomically. Raises UserError if this fails; earlier checkpoints are kept."""
         newest, previous = self.paths
         try:
             with writing.whole(newest) as partial:
@@ -121,7 +121,7 @@ class Checkpoints:
     def restore(
         self, net: nn.Module, optimiser: torch.optim.Optimizer, repair: bool
     ) -> Progress | None:
-        """Restore the newest good checkpoint; None if there are no checkpoints. repair: set aside bad ones.
+        """Restore the newest good checkpoint; return None if there are no checkpoints. repair: set aside bad ones.
 
         Raises UserError if all checkpoints are bad.
         """

@@ -45,16 +45,16 @@ log = logging.getLogger(__name__)
 
 EVALUATION_BATCH = 250
 MIXED, SHIFTED = 1, 2
-"""Streams of random numbers, beside that of the order of images."""
+"""Streams of random numbers, in addition to the one for the order of images."""
 FEW = 2000
 """Up to this many images are generated without extra processes."""
 PIECE = 2**24
-"""Bytes read at a time to compute a checksum."""
+"""Number of bytes read at a time to compute a checksum."""
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Training images and held-out images. chosen: indices of the training images that are used."""
+    """Training images and held-out images. chosen: indices of the training images in use."""
 
     train: Images
     test: Images
@@ -62,13 +62,13 @@ class Splits:
 
     @classmethod
     def of(cls, training: Training, resolution: int, cache: Path) -> Splits:
-        """Load the splits that the training names. cache: folder for procedurally generated images.
+        """Load the training's splits. cache: folder for procedurally generated images.
 
         Raises UserError if the images are not available, or if training and held-out images are the same.
         """
         recipe, dataset = training.recipe, training.dataset
         asked = f"recipe.train_split={recipe.train_split}, dataset.split={dataset.split}"
-        same = UserError(f"the held-out images are the training images ({asked}): name two splits")
+        same = UserError(f"the held-out images are the training images ({asked}): use two splits")
         if recipe.train_split in (None, dataset.split):
             raise same
         train = datasets.load(replace(dataset, split=recipe.train_split), resolution)
@@ -92,7 +92,7 @@ class Splits:
         return cls(train, test, chosen)
 
     def held_out(self, count: int | None) -> range:
-        """Return the indices of the held-out images for measuring accuracy."""
+        """Return the indices of the held-out images that measure accuracy."""
         return range(min(len(self.test), count or len(self.test)))
 
 
@@ -266,7 +266,7 @@ def _decoded(images: Images, index: int) -> Image.Image:
 
 @contextmanager
 def chance(*seed: int) -> Iterator[None]:
-    """Within the block, all random generators that timm's augmentation uses are seeded."""
+    """Run the block with all random generators that timm's augmentation uses seeded."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     mixed = int(np.random.default_rng(seed).integers(2**32))
     random.seed(mixed)
@@ -308,7 +308,7 @@ class Mixup:
         return self.mixed(pixels, labels, drawn.to(pixels.device))
 
     def drawn(self, step: int, count: int, rows: int, columns: int) -> Tensor:
-        """Return how each image is mixed, (N, 5): share kept where not cut out; top, bottom, left, right of the cut."""
+        """Return how each image is mixed, (N, 5): share kept outside the cut; top, bottom, left, right of the cut."""
         recipe, drawn = self.recipe, np.zeros((count, 5), np.float32)
         drawn[:, 0] = 1
         alphas = [alpha for alpha in (recipe.mixup, recipe.cutmix) if alpha]
@@ -358,7 +358,7 @@ def to_train(
         num_workers=_workers(run, device),
         pin_memory=device.type == "cuda",
         worker_init_fn=prepare_worker,
-        generator=torch.Generator(),  # keeps the loader away from the model's random numbers
+        generator=torch.Generator(),  # so that the loader draws none of the model's random numbers
     )
     return _plainly(loader)
 

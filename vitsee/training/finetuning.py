@@ -17,8 +17,8 @@ def begin(model: Model, start: str) -> nn.Module:
     """Return the architecture with initial weights and a zero classifier (Dosovitskiy et al. 2021, 3.2).
 
     start: path of a checkpoint, name of a model that ships with vitsee, or `pretrained` for this model's
-    published weights. timm interpolates position embeddings of another resolution. Raises UserError if the
-    weights are not available, or do not fit the rest of the model.
+    published weights. timm interpolates position embeddings of a different resolution. Raises UserError if the
+    weights are not available or do not fit the rest of the model.
     """
     shipped = timm.shipped(start)
     if start == PRETRAINED:

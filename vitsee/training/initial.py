@@ -1,4 +1,4 @@
-"""Initial position embeddings."""
+"""Initial position embeddings of sines and cosines."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from vitsee.errors import UserError
 from vitsee.models import embedding
 
 GRIDS = 3
-"""The longest wavelength, in sides of the grid of patches: longer ones would be alike at all positions."""
+"""The longest wavelength, in sides of the grid of patches: longer ones would hardly vary between positions."""
 
 
 def sines_and_cosines(net: nn.Module, std: float) -> None:
     """Initialise the position embeddings with sines and cosines of row and column; those of prefix tokens are 0.
 
-    std: root of the mean square. Raises UserError if the model has none, or a width that is not a multiple of 4.
+    std: their root mean square. Raises UserError if the model has none, or if its width is not a multiple of 4.
     """
     rows, columns, width = embedding.positions(net).shape
     if width % 4:

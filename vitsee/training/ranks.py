@@ -1,4 +1,4 @@
-"""The processes of one training under `torchrun`, one per GPU. A training in one process is the only rank."""
+"""The processes of one training under `torchrun`, one per GPU. A single-process training has one rank."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Ranks:
 
 @contextmanager
 def ranks(batch_size: int) -> Iterator[Ranks]:
-    """Connect the ranks that `torchrun` started, within the block.
+    """Run the block with the ranks that `torchrun` started connected.
 
     Raises UserError if the batch size is not a multiple of the number of ranks.
     """

@@ -49,10 +49,10 @@ class Recipe:
     images_seen: int | None = None
     """Length of the training in images. Give either this or `epochs`."""
     epochs: float | None = None
-    """Length of the training in passes over the whole training set, whatever `fraction` of it is used."""
+    """Length of the training in passes over the whole training set, regardless of `fraction`."""
     fraction: float = 1.0
-    """Share of the training images that is used: the first of a seeded shuffle, so that small subsets are part of
-    larger ones."""
+    """Share of the training images in use: the first of a seeded shuffle, so small subsets are part of larger
+    ones."""
     train_split: str | None = "train"
     test_images: int | None = None
     """Number of held-out images for measuring accuracy; by default all of dataset.split."""
@@ -86,16 +86,16 @@ class Recipe:
     compile: bool = False
     """torch.compile the model: steps are faster after about a minute of compilation, but not bit-identical."""
     start: str | None = None
-    """Fine-tune from the weights of this file, of this model that ships with vitsee, or (`pretrained`) from the
-    model's published weights. Positions are resampled to the resolution; the classifier starts at zero."""
+    """Fine-tune from the weights in this file, of this model that ships with vitsee, or (`pretrained`) the model's
+    published weights. Positions are resampled to the resolution; the classifier starts at zero."""
     seed: int = 0
     """Seed of the initial weights, the fraction, the order of images and their augmentation."""
     positions: Positions = Positions.noise
     pos_embed_std: float | None = None
     """Standard deviation of the initial position embeddings. With timm's 0.02, a small ViT needs ten times as many
-    images to learn to use them as with a value as large as the patch embeddings."""
+    images to learn to use them as with a value as large as that of the patch embeddings."""
     half: bool = False
-    """Round the final weights to float16. Accuracies are those of the rounded weights."""
+    """Round the final weights to float16. Accuracies are measured with the rounded weights."""
     eval_every: int = 200
     """Steps between two lines of metrics.csv."""
     save_every: int = 200
@@ -175,7 +175,7 @@ class Training:
     run: Run = field(default_factory=Run)
 
     def identity(self, *seen: str) -> str:
-        """Return eight hex digits of all that the weights depend on. seen: fingerprints of images and weights."""
+        """Return eight hex digits that depend on all that the weights do. seen: fingerprints of images and weights."""
         plain = OmegaConf.to_container(OmegaConf.structured(self), enum_to_str=True)
         assert isinstance(plain, dict)
         what = {part: dict(plain[part]) for part in ("recipe", "model", "dataset")}
@@ -192,12 +192,12 @@ for _name, _kind in {"recipe": Recipe, "train": Training}.items():
 
 
 def build(cfg: DictConfig) -> Training:
-    """Return the composed configuration as typed objects. Raises UserError for options that do not exist."""
+    """Return the composed configuration as typed objects. Raises UserError for unknown options."""
     refuse_undeclared(cfg)
     training = OmegaConf.to_object(cfg)
     assert isinstance(training, Training)
     if training.model.source is not Source.timm:
         raise UserError(
-            f"model={training.model.source.value}: vitsee trains architectures of timm: model=timm model.timm=NAME"
+            f"model={training.model.source.value}: vitsee trains only timm's architectures: model=timm model.timm=NAME"
         )
     return training

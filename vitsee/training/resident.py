@@ -17,11 +17,11 @@ ROOM = 4 * 2**30
 """Images with more bytes than this are loaded one by one."""
 
 Draws = tuple[Tensor, Tensor]
-"""What a step shows, drawn on the host: (N, 3) places in `Resident.pixels` and shifts, and `Mixup.drawn`."""
+"""What a step draws, on the host: (N, 3) places in `Resident.pixels` and shifts, and `Mixup.drawn`."""
 
 
 class Resident:
-    """The used training images and the held-out images, on the device.
+    """The training images in use and the held-out images, on the device.
 
     pixels: (images, H, W, 3) uint8.
     """
@@ -62,7 +62,7 @@ class Resident:
         return pixels.to(self.device), labels.to(self.device)
 
     def draws(self, schedule: Schedule) -> Iterator[Draws]:
-        """Yield what each step of the schedule shows."""
+        """Yield the draws of each step of the schedule."""
         recipe, ranks = self.recipe, schedule.ranks
         for step, shown in enumerate(schedule, schedule.begin):
             places = np.zeros((len(shown), 3), np.int64)

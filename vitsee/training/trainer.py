@@ -42,9 +42,9 @@ log = logging.getLogger(__name__)
 SETTLE = 20
 """Steps between two checks of losses and signals, which synchronise with the device and the other ranks."""
 OBSERVED = 250
-"""Held-out images on which distances of attention are followed."""
+"""Number of held-out images on which attention distances are tracked."""
 PROBE_IMAGES = 20_000
-"""Training images of the linear probe on pixels, the baseline for models trained on scenes."""
+"""Number of training images for the linear probe on pixels, the baseline for models trained on scenes."""
 PEAK = {Precision.bf16: 312e12, Precision.tf32: 156e12, Precision.fp32: 19.5e12}
 """Peak FLOP/s of an A100."""
 REACHED = 0.4
@@ -75,7 +75,7 @@ def train(training: Training) -> Path:
 
 
 def alone(results: Results) -> AbstractContextManager[Lease]:
-    """Within the block, no other process trains into this folder. Raises Incomplete if one already does."""
+    """Run the block as the only process that trains into this folder. Raises Incomplete if one already does."""
     return lease(results.path / "state" / "training.lease", "training.lease", lambda: [0])
 
 
@@ -190,7 +190,7 @@ class Trainer:
             torch.manual_seed(hash((self.training.recipe.seed, self.team.rank, self.step)))
 
     def resume(self, checkpoints: Checkpoints) -> bool:
-        """Resume from a checkpoint. Return whether there is one.
+        """Resume from a checkpoint. Return whether one exists.
 
         Raises UserError if all checkpoints are damaged, or if the ranks found different ones.
         """
@@ -254,7 +254,7 @@ class Trainer:
                 group["lr"] = rate
 
     def update(self, pixels: Tensor, targets: Tensor) -> Tensor:
-        """Update the weights. Return the loss before that."""
+        """Update the weights. Return the loss before the update."""
         recipe = self.training.recipe
         bf16 = recipe.precision is Precision.bf16
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
@@ -314,7 +314,7 @@ class Trainer:
         return float(self.team.added(right)) / len(splits.held_out(recipe.test_images))
 
     def observed(self, splits: Splits) -> Tensor:
-        """Return the first held-out images, on which distances of attention are measured."""
+        """Return the first held-out images, on which attention distances are measured."""
         recipe, run = self.training.recipe, self.training.run
         shown = (
             self.resident.held_out(Ranks(), OBSERVED)
@@ -343,7 +343,7 @@ class Trainer:
 
 @contextmanager
 def norms_as_fast_as(precision: Precision) -> Iterator[None]:
-    """Within the block, models are built whose norms read and write the precision of the training."""
+    """Run the block so that models built in it have norms that read and write the training's precision."""
     from timm.layers import is_fast_norm, set_fast_norm
 
     before = is_fast_norm()
@@ -355,12 +355,12 @@ def norms_as_fast_as(precision: Precision) -> Iterator[None]:
 
 
 def compiled(net: nn.Module) -> nn.Module:
-    """Return the model compiled; of a ViT each block, which takes a tenth of the time."""
+    """Return the model compiled; for a ViT, block by block, which takes a tenth of the time."""
     blocks = getattr(net, "blocks", None)
     if not isinstance(blocks, nn.Sequential):
         return cast("nn.Module", torch.compile(net))
     faster = nn.Sequential(*(cast("nn.Module", torch.compile(block)) for block in blocks))
-    shell = copy.copy(net)  # so that the model itself, with its hooks, stays as it is
+    shell = copy.copy(net)  # so that the model itself, with its hooks, stays unchanged
     shell._modules = {**net._modules, "blocks": faster}
     return shell
 

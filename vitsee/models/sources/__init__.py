@@ -1,1 +1,1 @@
-"""Where models come from, one file each: a source loads a network and its preprocessing."""
+"""The sources of models, one file each: a source loads a network and its preprocessing."""

@@ -1,4 +1,4 @@
-"""What a source of models returns, and what all sources share."""
+"""A model as its source returns it, and the checks and errors that all sources share."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Found:
-    """A model as its source gives it: on the CPU, in whatever mode it is.
+    """A model as its source returns it: on the CPU, in any mode.
 
-    data: timm's data configuration, or what `preprocessing.measured` returns. weights: their source, for people.
-    card: the model card next to the weights, if there is one. taken: which parts of a checkpoint were used.
-    made_of: what the network's structure and tensors do not show, but its numbers depend on.
+    data: timm's data configuration, or what `preprocessing.measured` returns. weights: their source, for people to
+    read. card: the model card next to the weights, if any. taken: which parts of a checkpoint were used.
+    made_of: what the network's numbers depend on apart from its structure and tensors.
     """
 
     net: nn.Module
@@ -37,7 +37,7 @@ class Found:
 
 
 Load = Callable[["Model", bool], Found]
-"""Loads a model with its weights, or for its structure alone: random ones will do then, none are downloaded."""
+"""Loads a model with its weights, or for its structure only: with random weights, downloading nothing."""
 
 
 def built(model: Model, build: Callable[[], T]) -> T:
@@ -55,14 +55,14 @@ def built(model: Model, build: Callable[[], T]) -> T:
 
 def missing(extra: str, package: str) -> UserError:
     """Return the error for a library that is not installed."""
-    named = extra.replace("_", "-")  # the only spelling that older versions of pip know
+    named = extra.replace("_", "-")  # the only spelling that older versions of pip accept
     return UserError(f"model={extra} needs the {package} library: pip install 'vitsee[{named}]'")
 
 
 def nonfinite(net: nn.Module) -> str | None:
-    """Return the name of a weight with NaN or Inf, which its extremes show; None if there is none.
+    """Return the name of a weight with NaN or Inf, as shown by its extremes; None if there is none.
 
-    Buffers may be infinite, as the limits of a clamp and masks are, but not running statistics.
+    Buffers may be infinite, like masks and the limits of a clamp, but running statistics may not.
     """
     weights = {name for name, _ in net.named_parameters(remove_duplicate=False)}
     for name, tensor in net.state_dict().items():

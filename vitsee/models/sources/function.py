@@ -1,4 +1,4 @@
-"""Networks that a function of the user's own returns: `model.import=package.module:function`."""
+"""Networks returned by a user's own function: `model.import=package.module:function`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def load(model: Model, weights: bool = True) -> Found:
-    """Return what the function returns for model.args. Raises UserError if it cannot be imported or called."""
+    """Return the function's result for model.args. Raises UserError if it cannot be imported or called."""
     import torch
 
     named = str(model.import_)
     function = _imported(named)
-    torch.manual_seed(0)  # so that random weights are the same every time
+    torch.manual_seed(0)  # makes random weights the same every time
     try:
         made = function(**model.args)
     except Exception as error:
@@ -34,7 +34,7 @@ def load(model: Model, weights: bool = True) -> Found:
 
 
 def _imported(named: str) -> Any:
-    """Return the function of this name, package.module:function; the current folder is searched too."""
+    """Return the function with this name, package.module:function; the current folder is searched too."""
     place, colon, name = named.partition(":")
     if not (place and colon and name):
         raise UserError(
@@ -48,7 +48,7 @@ def _imported(named: str) -> Any:
             raise UserError(f"model.import={named}: {where(error)}") from error
         here = [path.stem for path in Path.cwd().glob("*.py")]
         raise UserError(
-            f"model.import={named}: there is no module {error.name}; it is looked for in the current folder and in "
+            f"model.import={named}: there is no module {error.name} in the current folder or in "
             f"PYTHONPATH.{nearest(place, here)}"
         ) from error
     except Exception as error:

@@ -45,7 +45,7 @@ def load(model: Model, weights: bool = True) -> Found:
     said = logging.root.level
     logging.root.setLevel(
         logging.CRITICAL
-    )  # open_clip logs there; what matters is checked and said here
+    )  # open_clip logs there; vitsee checks and reports what matters
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -79,14 +79,14 @@ def _name(model: Model, open_clip: Any, drawn: bool) -> str:
             raise UserError(f"{model.asked}: there is no {CONFIG} in {folder}")
         if model.weights and not model.random:
             raise UserError(
-                f"{model.asked} model.weights={model.weights}: the weights of a folder are those in it; leave it out, "
+                f"{model.asked} model.weights={model.weights}: a folder has its own weights; leave this option out, "
                 f"or use model.weights=none"
             )
         endings = (".safetensors", ".bin", ".pth")
         if not drawn and not any(path.suffix in endings for path in folder.iterdir()):
             raise UserError(
                 f"{model.asked}: there are no weights in {folder}, e.g. open_clip_model.safetensors; use random "
-                f"ones with model.weights=none"
+                f"weights with model.weights=none"
             )
         return f"{FOLDER}{folder}"
     if named not in open_clip.list_models():
@@ -111,7 +111,7 @@ def _weights(model: Model, open_clip: Any, name: str, drawn: bool) -> dict[str, 
     config = open_clip.get_pretrained_cfg(name, model.weights)
     return {
         "pretrained": str(_file(model, open_clip, config)),
-        # open_clip itself only warns where the weights were trained with another GELU than the model computes
+        # open_clip itself only warns if the weights were trained with a different GELU than the model's
         "force_quick_gelu": config.get("quick_gelu", False),
         "image_mean": config.get("mean"),
         "image_std": config.get("std"),

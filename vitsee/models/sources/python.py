@@ -1,4 +1,4 @@
-"""Networks given from Python, alone or as a `vitsee.Model`."""
+"""Networks passed from Python, alone or as a `vitsee.Model`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 def load(model: Model, weights: bool = True) -> Found:
-    """Return what `vitsee.run_experiment` was given. Raises UserError if nothing was."""
+    """Return the model that was passed to `vitsee.run_experiment`. Raises UserError if there is none."""
     return found(given.what_is(model.id or "model"), "given from Python")
 
 
 def found(thing: Any, weights: str) -> Found:
-    """Return a network, or a vitsee.Model, as a source does. Raises UserError for anything else.
+    """Return a network, or a vitsee.Model, like any source. Raises UserError for anything else.
 
-    The network is copied, so that its owner can go on training it.
+    The network is copied, so that its owner can continue to train it.
     """
     from torch import nn
 
@@ -50,7 +50,7 @@ def found(thing: Any, weights: str) -> Found:
 
 
 def _unwrapped(net: nn.Module) -> nn.Module:
-    """Return the network that a wrapper runs: compiled and parallel ones hide its modules from hooks."""
+    """Return the network inside a wrapper: compiled and parallel wrappers hide its modules from hooks."""
     from torch.nn.parallel import DataParallel, DistributedDataParallel
 
     inner = getattr(net, _COMPILED, None)
@@ -64,7 +64,7 @@ _COMPILED = "_orig_mod"
 
 
 def _copy(net: nn.Module) -> nn.Module:
-    """Return a copy in float32, not compiled. Raises UserError for a network whose modules cannot be read."""
+    """Return an uncompiled copy in float32. Raises UserError for a network whose modules cannot be read."""
     import torch
     from torch.nn.parameter import is_lazy
 
@@ -86,7 +86,7 @@ def _copy(net: nn.Module) -> nn.Module:
     except Exception as error:
         raise UserError(
             f"{kind} cannot be copied ({type(error).__name__}: {line(error)}); vitsee measures a copy, so that the "
-            f"network stays as it is. Outputs that it keeps in attributes prevent this: detach or delete them"
+            f"network stays unchanged. Outputs that it keeps in attributes prevent this: detach or delete them"
         ) from error
     for module in list(twin.modules()):
         for name, child in list(module.named_children()):

@@ -1,4 +1,4 @@
-"""Models of timm with their weights: from a local file, from vitsee itself, from the hub, or random."""
+"""timm's models with their weights: from a local file, from vitsee itself, from the hub, or random."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ EMBEDDED = Path(__file__).parents[2] / "weights"
 def load(model: Model, weights: bool = True) -> Found:
     """Return the model. Raises UserError if its weights are not available.
 
-    weights=False: on torch's meta device, where there are shapes and no values.
+    weights=False: on torch's meta device, with shapes but no values.
     """
     if not weights:
         net = skeleton(model)
@@ -67,7 +67,7 @@ def _card(model: Model) -> Card | None:
 
 
 def shipped(name: str) -> Path:
-    """Return the path where a model's weights ship with vitsee, whether or not they exist."""
+    """Return the path for a model's weights among those that ship with vitsee, whether or not they exist."""
     return EMBEDDED / f"{name}.safetensors"
 
 
@@ -110,7 +110,7 @@ def without_classifier(model: Model, path: Path) -> nn.Module:
 
 def _from_hub(model: Model) -> tuple[nn.Module, str, Taken]:
     """Return the model with published weights, from a local folder, from the cache, or downloaded."""
-    # Private: what create_model calls to choose among a file, an address and the hub. It has no public name.
+    # create_model calls this to choose among a file, an address and the hub; there is no public counterpart.
     from timm.models._builder import _resolve_pretrained_source
 
     frame = skeleton(model)
@@ -118,7 +118,7 @@ def _from_hub(model: Model) -> tuple[nn.Module, str, Taken]:
         source, place = _resolve_pretrained_source(pretrained_cfg(frame))
     except Exception as error:
         raise UserError(
-            f"model.overlay={model.overlay} does not lead to any weights: {reason_of(error)}"
+            f"model.overlay={model.overlay} matches no weights: {reason_of(error)}"
         ) from error
     if not source:
         raise UserError(
@@ -146,7 +146,7 @@ def _from_hub(model: Model) -> tuple[nn.Module, str, Taken]:
 
 
 def _with_weights(model: Model, path: Path) -> nn.Module:
-    """Return the model with timm's weights from a file, and random ones where timm leaves some out of it."""
+    """Return the model with timm's weights from a file, and random weights where timm leaves some out."""
     from vitsee.models.undrawn import Undrawn
 
     with Undrawn():

@@ -1,4 +1,4 @@
-"""The tokens of networks that are not timm's, measured, and said as timm's own networks say them."""
+"""Measures the tokens of networks that are not timm's and describes them by timm's attributes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 _CLASS = re.compile(r"(.*\.)?(cls|class)_(token|embedding)s?")
 _POSITIONS = re.compile(r"(.*\.)?pos[a-z_]*(\.weight)?")
 _MOST = 64
-"""Most class and register tokens before the patches."""
+"""Largest number of class and register tokens before the patches."""
 
 
 def say_tokens(net: nn.Module, input_size: tuple[int, int, int]) -> None:
-    """Give a network the attributes by which timm's describe their tokens, if it turns patches into tokens.
+    """Give a network the attributes by which timm's networks describe their tokens, if it turns patches into tokens.
 
-    The patch embedding is the first convolution, if its steps are as long as its patches; its output is the grid.
-    What most layers have more than one token for each patch are prefix tokens. Whether the first one is a class token
-    only a parameter's name says; whether the head reads it, the gradient of the network's output.
+    The patch embedding is the first convolution, if its stride equals its kernel size; its output is the grid.
+    Tokens that most layers have in addition to one per patch are prefix tokens. A parameter's name shows whether the
+    first is a class token; the gradient of the network's output shows whether the head reads it.
     """
     from torch import nn
 
@@ -62,7 +62,7 @@ def say_tokens(net: nn.Module, input_size: tuple[int, int, int]) -> None:
         ]
         if said["has_class_token"] and _reads_patches_alone(net, tokens, prefix, input_size):
             said["global_pool"] = "avg"
-        # past nn.Module, which would register them a second time
+        # bypasses nn.Module, which would register them a second time
         vars(net).update({key: value for key, value in said.items() if not hasattr(net, key)})
 
 
@@ -71,8 +71,8 @@ def _reads_patches_alone(
 ) -> bool:
     """Return whether the output of the network depends on the patches and on no prefix token, after the last block.
 
-    tokens: modules that give tokens, in running order; the last one that the output depends on counts. False if that
-    cannot be measured: without values (on the meta device), or without gradients.
+    tokens: modules that output tokens, in running order; the last one that the output depends on counts. False if
+    this cannot be measured: without values (on the meta device), or without gradients.
     """
     import torch
 

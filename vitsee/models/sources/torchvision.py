@@ -1,4 +1,4 @@
-"""Models of torchvision, with its weights and their preprocessing."""
+"""torchvision's models, with its weights and their preprocessing."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ REMEDY = (
 
 
 def names() -> list[str]:
-    """Return the names of torchvision's models of images."""
+    """Return the names of torchvision's image models."""
     from torchvision import models
 
     return models.list_models(module=models)
 
 
 def load(model: Model, weights: bool = True) -> Found:
-    """Return the model with the preprocessing of the chosen weights, or of the default ones if there are none.
+    """Return the model with the preprocessing of the chosen weights, or of the default weights if none are chosen.
 
     Raises UserError if torchvision does not have the model or the weights, or cannot download them.
     """
@@ -60,7 +60,7 @@ def load(model: Model, weights: bool = True) -> Found:
 
 
 def _weights(model: Model) -> Any:
-    """Return the weights that are asked for; the default ones for a model with random weights."""
+    """Return the requested weights; the default ones for a model with random weights."""
     from torchvision import models
 
     there = models.get_model_weights(model.id)

@@ -31,7 +31,7 @@ REMEDY = (
 
 @dataclass(frozen=True)
 class Processed:
-    """The image processor of a model, as a transform of one image."""
+    """A model's image processor, as a transform of a single image."""
 
     processor: Any
 
@@ -43,7 +43,7 @@ class Processed:
 
 
 def load(model: Model, weights: bool = True) -> Found:
-    """Return the model, or the image tower of one for images and text, as it was saved.
+    """Return the model as it was saved, or its image tower if it is for images and text.
 
     Weights in half precision become float32. Raises UserError if it is not available, does not take images, or
     lacks weights.
@@ -97,7 +97,7 @@ def _place(model: Model) -> tuple[str, str | None]:
 
 
 def _from(loader: Any, model: Model, place: str, revision: str | None, **options: Any) -> Any:
-    """Return what a class of transformers loads from a folder or the hub."""
+    """Return what a transformers class loads from a folder or the hub."""
     if Path(place).is_dir():
         return built(model, lambda: loader.from_pretrained(place, local_files_only=True, **options))
     return built(
@@ -113,7 +113,7 @@ def _from(loader: Any, model: Model, place: str, revision: str | None, **options
 
 
 def _class(model: Model, transformers: Any, config: Any) -> tuple[Any, Any]:
-    """Return the class that the model was saved from and its configuration; of an image tower where there is text.
+    """Return the model's class and configuration, or its image tower's if the model also reads text.
 
     Raises UserError if it does not take images.
     """
@@ -127,8 +127,8 @@ def _class(model: Model, transformers: Any, config: Any) -> tuple[Any, Any]:
         )
     if kind is None or kind.main_input_name != "pixel_values":
         raise UserError(
-            f"{model.asked} is a {type(config).__name__}, which is not a model of images that transformers has; it can "
-            f"be a ViT, DINOv2, BEiT, Swin or ConvNeXt, the image tower of a CLIP or SigLIP, and the like"
+            f"{model.asked} is a {type(config).__name__}, which transformers does not list as an image model; use "
+            f"a ViT, DINOv2, BEiT, Swin or ConvNeXt, the image tower of a CLIP or SigLIP, or similar"
         )
     return kind, config
 
@@ -156,7 +156,7 @@ def _with_weights(
     lacking = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     optional = "add_pooling_layer" in signature(kind.__init__).parameters
     if lacking and optional and all(name.startswith("pooler.") for name in lacking):
-        # many models were saved without it, and run without it
+        # many models were saved without it and run without it
         net, _ = _from(kind, model, place, revision, **options, add_pooling_layer=False)
         lacking = []
     if lacking:
@@ -167,7 +167,7 @@ def _with_weights(
 
 
 class _Resize:
-    """A hook that lets a model interpolate its position embeddings for images of another size than its own."""
+    """A hook that makes a model interpolate its position embeddings for images of a different size than its own."""
 
     def __init__(self, size: tuple[int, ...]) -> None:
         self.size = size
@@ -179,7 +179,7 @@ class _Resize:
 
 @contextmanager
 def _quietly(transformers: Any) -> Iterator[None]:
-    """Within the block, transformers neither logs nor shows progress: what matters is checked and said here."""
+    """Run the block with transformers' logs and progress bars off: vitsee checks and reports what matters."""
     said, shown = (
         transformers.logging.get_verbosity(),
         transformers.logging.is_progress_bar_enabled(),
