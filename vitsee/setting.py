@@ -110,7 +110,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Setting:
-    """What an analysis is measured on, complete before the first image is read.
+    """The models, layers and images of an analysis, complete before the first image is read.
 
     names: the models' names in tables. layers: the watched layers in the order they run. cards: the model
     cards that exist. images: the data set of each pass. earlier: the complete sums of the passes

@@ -125,7 +125,7 @@ class Study:
         }
 
     def warnings(self) -> list[str]:
-        """What the user should know about the choice of layers."""
+        """Warnings about the choice of layers."""
         analysis = self.experiment.analysis
         if analysis.weights_only:
             return []
@@ -280,7 +280,7 @@ class Study:
         return {key: value for key, value in options.items() if (key, value) not in later.items()}
 
     def _architecture(self, role: str) -> dict[str, Any]:
-        """What defines the model of this role besides its weights."""
+        """Everything that defines the model in this role except its weights."""
         options = _without(UNREAD["model"], self.what[role])
         source = self.experiment.models[role].source
         read = {key: value for key, value in options.items() if source in readers(key)}
