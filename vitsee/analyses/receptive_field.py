@@ -181,7 +181,7 @@ class ReceptiveField(Analysis):
                 [line for line, _ in lines],
                 x=[x for _, x in lines],
                 xlabel="Depth (fraction of layers)",
-                ylabel="Radius containing 50 % or 90 % of the mass (pixels)",
+                ylabel="Radius with 50 % or 90 % of the mass (pixels)",
                 title=labels.data,
             ),
         }

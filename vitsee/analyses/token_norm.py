@@ -159,7 +159,7 @@ class TokenNorm(Analysis):
                 line[value].to_numpy(), f"{_WORDS[kind]}{which}", kind, dashed=bool(which)
             )
             for kind, line in lines.items()
-            for value, which in (("norm", ""), ("highest", ", largest place"))
+            for value, which in (("norm", ""), ("highest", ", maximum"))
             if not which or kind == "patch"
         ]
         return {
