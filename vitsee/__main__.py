@@ -34,7 +34,7 @@ def leave(code: int) -> NoReturn:
             thread.join()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # `steady` has reported output that was lost
+        with suppress(OSError, ValueError):  # vitsee.streams has reported lost output
             stream.flush()
     os._exit(code)
 

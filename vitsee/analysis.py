@@ -83,7 +83,7 @@ class Analysis:
     """Raise it when the numbers of the analysis change, so that old and new results never mix."""
 
     name: str = MISSING
-    """How it is selected (`analysis=<name>`), and the name of its main table and of its result folders."""
+    """The name that selects it (`analysis=<name>`), also that of its main table and of its result folders."""
     layers: Any = field(default_factory=lambda: ["blocks"])
     """Layers to watch: a preset, or glob patterns over module names (`vitsee list layers`)."""
     other_layers: Any = None
@@ -109,7 +109,7 @@ class Analysis:
         raise NotImplementedError
 
     def observe(self, view: View) -> dict[str, Tensor]:
-        """What this minibatch adds to each sum."""
+        """The contribution of this minibatch to each sum."""
         raise NotImplementedError
 
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
@@ -165,7 +165,7 @@ class Analysis:
         return {}
 
     def caption(self, figure: str, tables: dict[str, pd.DataFrame]) -> str:
-        """What bands, error bars and marks in the named figure mean, for captions; empty if it has none."""
+        """The meaning of bands, error bars and marks in the named figure, for captions; empty if it has none."""
         return ""
 
     # The runner uses these

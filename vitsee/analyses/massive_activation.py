@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 KINDS = ("class", "register", "patch")
 _CHUNK = {"cpu": 2**18, "cuda": 2**26}
-"""Number of activations whose magnitudes are copied at a time, so that on a CPU they stay in its cache."""
+"""Number of activations whose magnitudes are copied at a time, few enough for a CPU's cache."""
 _SAMPLE, _NEAR = 1024, 16
 """Size of the sample that locates the median roughly, and how far the median may be from there."""
 _COLUMNS: dict[str, Kind] = {

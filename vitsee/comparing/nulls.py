@@ -36,7 +36,7 @@ def p_value(value: np.ndarray, null: np.ndarray) -> np.ndarray:
 
 
 def calibrated(value: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Return the value as a fraction of the range from the null's 95 % to 1, (value - high) / (1 - high), in [0, 1].
+    """Return the value's position between the null's 95 % and 1, (value - high) / (1 - high), clipped to [0, 1].
 
     The calibrated score of arXiv 2602.14486: 0 if the similarity is no larger than expected by chance.
     """

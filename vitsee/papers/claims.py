@@ -1094,7 +1094,7 @@ def _role(evidence: Evidence, role: str) -> Tables:
 
 
 def _least(evidence: Evidence) -> Tables:
-    """Tables of the role with the smallest share of the data, which is the last part of the role's name."""
+    """Tables of the role with the smallest fraction of the data, which is the last part of the role's name."""
     least = min(_present(evidence), key=lambda role: int(role.rsplit("_", 1)[-1]))
     return evidence[least]
 
