@@ -291,7 +291,7 @@ def test_rollout_shows_the_weights_that_are_black_and_fully_lit():
     figure = REGISTERED["attention_rollout"]().figures(tables, labels)["attention_rollout"]
     texts = [text.get_text() for axes in figure.axes for text in axes.texts]
     assert texts[-3:] == ["0.2 … 0.38 (× 1.9)", "0 … 0.3", "undefined"]
-    assert "Below: the weights of patches that are black and fully lit" in figure.get_suptitle()
+    assert "Below: the weights of black and of fully lit patches" in figure.get_suptitle()
 
 
 def test_rollout_through_windows_or_stages_is_refused_and_one_stage_is_not():

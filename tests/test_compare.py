@@ -434,7 +434,7 @@ def test_other_images_are_refused_and_the_difference_is_named(changes, differenc
 
 def test_what_is_not_a_result_is_refused(four, images, tmp_path):
     with pytest.raises(
-        UserError, match=r"name the results to compare, e\.g\. vitsee compare outputs/grams"
+        UserError, match=r"give the results to compare, e\.g\. vitsee compare outputs/grams"
     ):
         vitsee.compare()
     with pytest.raises(
@@ -456,7 +456,7 @@ def test_what_is_not_a_result_is_refused(four, images, tmp_path):
     other.mkdir(parents=True)
     (other / "experiment.yaml").write_text("analysis: {name: cka}\n")
     with pytest.raises(
-        UserError, match=r"is a result of analysis=cka, which keeps no Gram matrices"
+        UserError, match=r"is a result of analysis=cka, which stores no Gram matrices"
     ):
         vitsee.compare(other)
     (other / "experiment.yaml").write_text("analysis: {name: grams}\n")
@@ -481,7 +481,7 @@ def test_images_that_were_drawn_again_have_no_null(tmp_path):
     for i, name in enumerate("ab"):
         keep(tmp_path, name, related(i), fresh=[1.0, 0.5])
     with pytest.raises(
-        UserError, match=r"drawn again \(repeats\); measure with repeats=1, or use null=0"
+        UserError, match=r"drawn several times \(repeats\); measure with repeats=1, or use null=0"
     ):
         compared(tmp_path, null=9)
     assert compared(tmp_path).atlas["p_max"].isna().all()
@@ -506,9 +506,9 @@ def test_models_of_one_name_are_told_apart(tmp_path):
     [
         (["mesure=cka"], r"vitsee compare has no option mesure; .*Did you mean measure\?"),
         (["measure=cca"], r"there is no measure=cca; it can be: .*Did you mean cka\?"),
-        (["null=many"], r"null=many: it is a whole number"),
+        (["null=many"], r"null must be a whole number, got many"),
         (["null=-1"], r"null must be at least 0, got -1"),
-        (["first=yes"], r"first=yes: it is true or false"),
+        (["first=yes"], r"first must be true or false, got yes"),
         (["calibrated=true"], r"calibrated=true needs a null: add null=1000"),
         (["run.memory_gb=0"], r"run.memory_gb must be more than 0, got 0"),
         (["--null"], r"vitsee compare has no option --null; options are written key=value"),
@@ -604,7 +604,7 @@ def test_a_damaged_comparison_is_told(four):
         (whole[:-20], "comparison.json is damaged"),
         (
             json.dumps(json.loads(whole) | {"question": {"measure": "x"}}),
-            "has no measure or no layers",
+            "names no measure or no layers",
         ),
         (json.dumps(json.loads(whole) | {"finished": 1}), "finished is not true or false"),
     ):

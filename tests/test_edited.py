@@ -653,7 +653,7 @@ def test_a_card_that_is_a_pipe_is_refused_at_once(tmp_path):
 def test_a_page_takes_the_place_of_no_device(cka, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(
-        UserError, match="pipe is a pipe or a device; name a file, such as -o report"
+        UserError, match="pipe is a pipe or a device; give a file, such as -o report"
     ):
         report([cka], tmp_path / "pipe")
     assert not (tmp_path / "pipe").is_file()

@@ -89,7 +89,7 @@ def test_components_without_variance_are_nan_and_named():
     tables, warnings = measured(_Embeds(weights), components=5)
     assert np.isnan(components_of(tables, 48)).all(1).tolist() == [False] * 3 + [True] * 2
     assert warnings == [
-        "2 components, from component 3 on, have no variance beyond rounding, "
+        "2 components, from component 3 on, have no variance above rounding, "
         "because the filters span fewer dimensions; they are NaN"
     ]
 

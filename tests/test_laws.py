@@ -81,7 +81,9 @@ def test_a_minibatch_needs_four_images_only_where_hsic_is_computed(tiny):
 
 def test_a_number_of_models_that_is_refused_says_what_to_do(tiny):
     other = ["model@other=timm", "other.timm=test_vit2", "other.pretrained=false"]
-    with pytest.raises(UserError, match=r"compares two models; name the second one: model@other="):
+    with pytest.raises(
+        UserError, match=r"compares two models; choose the second one: model@other="
+    ):
         tiny("analysis=block_similarity")
     with pytest.raises(
         UserError, match=r"linear_probe measures one model, .*vitsee run -m analysis=linear_probe"

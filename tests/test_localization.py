@@ -514,7 +514,7 @@ def test_without_standard_errors_nothing_is_masked_and_the_figure_says_so(se):
 
 
 def test_a_mask_of_no_width_is_refused_and_advice_is_followed():
-    with pytest.raises(UserError, match=r"analysis\.mask is a number .* such as 2; got -1"):
+    with pytest.raises(UserError, match=r"analysis\.mask must be above 0 .* such as 2; got -1"):
         Localization(mask=-1)
     assert Localization(mask=2).mask == 2
 

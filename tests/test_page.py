@@ -295,7 +295,7 @@ def test_a_figure_that_is_not_drawn_on_a_canvas_cannot_be_a_panel(monkeypatch):
     monkeypatch.setattr(
         BlockSimilarity, "figures", lambda self, tables, labels: {"block_similarity": Figure()}
     )
-    message = r"cannot be a panel, because it is not drawn on vitsee\.plotting\.style\.canvas"
+    message = r"cannot be a panel because it is not drawn on vitsee\.plotting\.style\.canvas"
     with pytest.raises(UserError, match=message):
         Made("figG1").page()
 

@@ -124,8 +124,8 @@ def test_without_its_file_a_result_cannot_be_drawn_and_the_message_says_how(
         ("mien.py", None, r"there is no such file\. Did you mean mine\.py\?"),
         ("mine.py", "1 / 0", r"ZeroDivisionError: division by zero \(.*mine\.py, line 1\)"),
         ("mine.py", "\ndef", r"SyntaxError: invalid syntax \(.*mine\.py, line 2\)"),
-        ("json.py", "", r"no module can be called 'json', or another one is; rename the file"),
-        ("my-analysis.py", "", r"no module can be called 'my-analysis'"),
+        ("json.py", "", r"'json' is not a valid module name or is already taken; rename the file"),
+        ("my-analysis.py", "", r"'my-analysis' is not a valid module name"),
         (
             "mine.py",
             MINE.format(name="cka", kind="Mine"),

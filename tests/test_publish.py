@@ -339,7 +339,7 @@ def test_of_several_figures_the_failed_one_is_named_at_the_end_and_the_others_ar
     assert code == 2
     assert "vit_fig10-mini/vit_fig10.png" in out  # of weights alone
     assert re.search(
-        r"1 of 2 figures are not done: figure=vit_fig06: dataset.root=\S+ does not", err
+        r"1 of 2 figures are incomplete: figure=vit_fig06: dataset.root=\S+ does not", err
     )
 
 

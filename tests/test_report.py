@@ -169,7 +169,7 @@ def test_what_does_not_fit_into_the_page_is_linked_and_composed_figures_go_first
     shown = read(report([outputs]))
     (drawn,) = [a for tag, a in shown.tags if tag == "img"]
     assert drawn["alt"].startswith("fig01")
-    assert "This figure does not fit into the page: cka.png" in " ".join(shown.words.split())
+    assert "This figure is too large to embed: cka.png" in " ".join(shown.words.split())
     assert (outputs / shown.links["cka.png"]).samefile(result_of(outputs) / "cka.png")
     assert not [a for _, a in shown.tags if a.get("class") == "map"]
 
@@ -200,7 +200,7 @@ def test_each_figure_says_what_the_paper_says_and_what_these_models_say(outputs)
     ("verdicts", "said"),
     [
         ([], "no claim is tested; look at the figure."),
-        (["no"], "the claim that is tested does not hold."),
+        (["no"], "the tested claim does not hold."),
         (["yes", "yes", "odd"], "of 3 claims, 2 hold, 1 odd."),
         (["untrained too"] * 2, "of 2 claims, 2 hold for untrained networks too."),
     ],
@@ -216,7 +216,7 @@ def test_nothing_is_said_under_a_figure_without_a_measured_panel(outputs):
         panel |= {"results": [], "missing": ["not trained yet at this scale"]}
     path.write_text(json.dumps(about))
     words = " ".join(read(report([outputs])).words.split())
-    assert "No panel of this figure is measured, so it shows and says nothing." in words
+    assert "No panel of this figure has been measured yet." in words
     assert "The paper says" not in words
     assert "Here:" not in words
 
@@ -275,7 +275,7 @@ def test_figures_alone_bring_the_results_behind_their_panels(outputs):
 
 def test_a_figure_that_is_not_drawn_says_so(outputs):
     (outputs / "figures/fig01-mini/fig01.png").unlink()
-    assert "This figure is not drawn yet." in read(report([outputs])).words
+    assert "This figure has not been drawn yet." in read(report([outputs])).words
 
 
 def test_panels_csv_stands_in_for_a_missing_figure_json(outputs):
@@ -444,7 +444,7 @@ def test_a_page_that_cannot_be_written_says_what_to_do(outputs):
     (outputs.parent / "taken").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*; choose another file with -o FILE"):
         report([outputs], outputs.parent / "taken" / "r.html")
-    with pytest.raises(UserError, match=r"is a folder; name a file, such as .*report.html"):
+    with pytest.raises(UserError, match=r"is a folder; give a file, such as .*report.html"):
         report([outputs], outputs)
 
 

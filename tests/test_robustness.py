@@ -204,7 +204,10 @@ def test_layers_that_are_no_representation_and_logits_are_refused(images, tmp_pa
         ),
         ("analysis.changes=shuffle", r"changes must be a list such as \[drop_random,shuffle\]"),
         ("analysis.changes=[shuffle,shuffle]", r"changes has shuffle twice; name each change once"),
-        ("analysis.drops=[2]", r"drops must be a list such as \[0.25,0.5\] of shares from 0 to 1"),
+        (
+            "analysis.drops=[2]",
+            r"drops must be a list such as \[0.25,0.5\] of fractions from 0 to 1",
+        ),
         ("analysis.shuffles=[0]", r"shuffles must be a list such as \[2,4\] of whole numbers"),
         ("analysis.grid=0", r"analysis.grid must be at least 1, got 0"),
         ("analysis.seed=-1", r"analysis.seed must be at least 0, got -1"),

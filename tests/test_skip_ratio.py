@@ -167,7 +167,7 @@ def test_ratios_beyond_the_histogram_count_and_a_median_there_is_nan_with_a_warn
     assert table["median"].isna().all()
     assert table["ratio"][0] == pytest.approx(2e9 / 3)
     assert analysis.warnings(sums) == [
-        "blocks.0.+attn of the model has ratios outside 2^-16 to 2^24; medians in that range are NaN"
+        "blocks.0.+attn of the model has ratios outside 2^-16 to 2^24; medians outside this range are NaN"
     ]
 
 
@@ -204,7 +204,7 @@ def test_a_stream_that_is_0_at_a_place_has_a_ratio_but_no_cosine_and_a_warning()
     assert table["ratio"][0] == pytest.approx(5 / 2**0.5 / 2)
     assert table["cosine"].isna().all()
     assert analysis.warnings(sums) == [
-        "layer1.0 of the model: what skips or what comes of it is 0 somewhere (a ReLU before it, say); "
+        "layer1.0 of the model: the skip connection or the sum is 0 somewhere (after a ReLU, say); "
         "the cosine is undefined, so NaN"
     ]
 

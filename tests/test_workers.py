@@ -164,14 +164,14 @@ class TestDevices:
     def test_without_a_gpu_one_process_does_it_all_and_says_so(self, with_gpus, caplog):
         with_gpus(0)
         assert gpus.choose(Run(device="all")) == ["auto"]
-        assert "run.device=all, but torch finds no usable GPU here" in caplog.text
+        assert "run.device=all, but torch finds no usable GPU:" in caplog.text
         assert gpus.choose(Run(gpus=3)) == ["auto"]
-        assert "run.gpus=3, but torch finds no usable GPU here" in caplog.text
+        assert "run.gpus=3, but torch finds no usable GPU:" in caplog.text
 
     def test_more_than_there_are_is_as_many_as_there_are(self, with_gpus, caplog):
         with_gpus(2)
         assert gpus.choose(Run(gpus=3)) == ["cuda:0", "cuda:1"]
-        assert "run.gpus=3, but there are only 2 here: using these" in caplog.text
+        assert "run.gpus=3, but only 2 available: using those" in caplog.text
 
     def test_one_named_gpu_is_one(self, with_gpus):
         with_gpus(2)

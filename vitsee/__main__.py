@@ -27,14 +27,14 @@ def main() -> NoReturn:
 def leave(code: int) -> NoReturn:
     """End the process without freeing its objects, which takes Python over a second once torch is imported.
 
-    What asked to be done at the end is done: threads are waited for, and functions of `atexit` are called.
+    Clean-up still happens: threads are joined and `atexit` functions are called.
     """
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # what could not be printed has been told
+        with suppress(OSError, ValueError):  # vitsee.streams has reported lost output
             stream.flush()
     os._exit(code)
 

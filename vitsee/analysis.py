@@ -1,4 +1,4 @@
-"""What every analysis is: layers to watch, terms to add up, tables, figures.
+"""The interface of an analysis: layers to watch, terms to add up, tables, figures.
 
     reduce  : one layer's output -> the small tensor that is kept    (in the forward hook, on the device)
     observe : one minibatch      -> named terms                      (on the device)
@@ -44,46 +44,46 @@ class Analysis:
     """
 
     models: ClassVar[tuple[int, ...]] = (1,)
-    """How many models it can measure at once: (1,), (2,) or (1, 2)."""
+    """How many models it can measure in one run: (1,), (2,) or (1, 2)."""
     reads: ClassVar[tuple[str, str]] = ("outputs", "outputs")
-    """What `reduce` is given, of the model and of the other one: "outputs" of layers, "attention" of
-    attention modules, "attention and pooling" (also that by which the head reads the tokens), "residuals"
-    where a branch is added to a skip connection, or "stream": residuals, the stem, and units without a skip
-    connection."""
+    """What `reduce` receives from the model and from the other model: "outputs" of layers, "attention" of
+    attention modules, "attention and pooling" (also the attention by which the head pools the tokens),
+    "residuals" where a branch is added to a skip connection, or "stream": residuals, the stem, and units
+    without a skip connection."""
     default_images: ClassVar[int] = 2560
-    """How many images are used when the user does not say."""
+    """Default number of images."""
     default_batch_size: ClassVar[int] = 256
-    """Images in a minibatch when the user does not say."""
+    """Default number of images per minibatch."""
     equal_minibatches: ClassVar[bool] = False
-    """Whether every minibatch must be full, as unbiased HSIC needs; a last partial one is left out."""
+    """Whether every minibatch must be full, as unbiased HSIC needs; a partial last one is left out."""
     gradients: ClassVar[bool] = False
     """Whether the forward pass is recorded, so that `observe` can differentiate with respect to `pixels`."""
     weights_only: ClassVar[bool] = False
-    """Whether it reads weights (`of_weights`) and no images."""
+    """Whether it reads only weights (`of_weights`), no images."""
     reads_cards: ClassVar[bool] = False
     """Whether its tables contain facts from model cards."""
     standard_errors: ClassVar[bool] = False
-    """Whether its main table has a column `se`, which `tolerance` can stop at."""
+    """Whether its main table has a column `se`, so that `tolerance` can be used."""
     splits: ClassVar[tuple[str | None, ...]] = (None,)
-    """The split of the data set for each pass over data; None is the one that the user asked for."""
+    """The split of the data set for each pass over data; None is the split that the user chose."""
     ungrouped: ClassVar[tuple[str, ...]] = ()
-    """Terms that are too large to be summed for each group of minibatches: how their names begin. Tables
-    without one group then still contain all of them; `("",)`: there are no such tables."""
+    """Prefixes of the names of terms that are too large to be summed per group of minibatches. Leave-one-out
+    tables contain them in full; `("",)`: write no such tables."""
     keeps: ClassVar[tuple[str, ...]] = ()
-    """Terms that are not summed but kept for each minibatch, in their own types: how their names begin."""
+    """Prefixes of the names of terms that are kept per minibatch, in their own types, instead of summed."""
     columns: ClassVar[dict[str, Table]] = {}
-    """The columns of each table by name; a CSV without them is refused when it is read. If empty, every CSV
+    """The columns of each table, by table name; reading a CSV that lacks them is an error. If empty, every CSV
     in the folder is read as it is."""
     unread: ClassVar[dict[str, str]] = {}
-    """Options that can change no number, and why: they are not part of the identity."""
+    """Options that cannot change any number, and why; they are not part of the identity."""
     later: ClassVar[dict[str, Any]] = {}
-    """Options that were added after results had been measured, each with the value at which nothing changes:
-    with it they are not part of the identity, so those results are still found."""
+    """Options added after results had been measured, each with the value that changes nothing. At that value
+    an option is not part of the identity, so earlier results are still found."""
     version: ClassVar[int] = 1
     """Raise it when the numbers of the analysis change, so that old and new results never mix."""
 
     name: str = MISSING
-    """How it is selected (`analysis=<name>`), and the name of its main table and of its result folders."""
+    """The name that selects it (`analysis=<name>`), also that of its main table and of its result folders."""
     layers: Any = field(default_factory=lambda: ["blocks"])
     """Layers to watch: a preset, or glob patterns over module names (`vitsee list layers`)."""
     other_layers: Any = None
@@ -99,28 +99,28 @@ class Analysis:
         if self.other_layers is not None:
             self.other_layers = _patterns("other_layers", self.other_layers)
 
-    # What every analysis writes (of weights alone: `of_weights` in place of the first two)
+    # Every analysis defines these (with `weights_only`: `of_weights` in place of the first two)
 
     def reduce(self, layer: Layer, output: Any) -> Tensor:
         """(N, *layer.shape) output -> the small tensor that is kept. The output must not be changed.
 
-        The output is a tensor, or what else `reads` asks for.
+        The output is a tensor, or whatever `reads` names.
         """
         raise NotImplementedError
 
     def observe(self, view: View) -> dict[str, Tensor]:
-        """What this minibatch adds to each sum."""
+        """The contribution of this minibatch to each sum."""
         raise NotImplementedError
 
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
-        """Tidy tables, one observation per row, by file name without ending, from the last pass's sums."""
+        """Tidy tables, one observation per row, by file name without extension, from the last pass's sums."""
         raise NotImplementedError
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
-        """Figures by file name without ending, from the tables as read back from the CSVs."""
+        """Figures by file name without extension, from the tables as read back from the CSVs."""
         raise NotImplementedError
 
-    # What some analyses need
+    # Some analyses define these
 
     def check(self, layers: dict[str, list[Layer]]) -> None:
         """Raise UserError if these layers (by role) cannot be analysed; runs before any image is read."""
@@ -129,39 +129,39 @@ class Analysis:
         """Raise UserError if the sums do not fit into this many bytes; runs before any image is read."""
 
     def check_kept(self, minibatches: int, images: int) -> None:
-        """Say how large it is what `keeps` names, of this many minibatches of this many images each.
+        """Log the size of the terms in `keeps`, given the number of minibatches and of images in each.
 
-        Raise UserError if it is too large; runs before any image is read.
+        Raise UserError if they are too large; runs before any image is read.
         """
 
     def files(self, sums: Sums) -> dict[str, bytes]:
-        """What is too large for tables, by file name, from the last pass's sums; written beside the tables."""
+        """Contents too large for tables, by file name, from the last pass's sums; written next to the tables."""
         return {}
 
     def select(self, stage: int) -> Sequence[int] | None:
-        """The images of a pass, in order, where the analysis chooses them; None draws them with the seed."""
+        """The images of a pass, in order, if the analysis chooses them; None draws them with the seed."""
         return None
 
     def of_weights(self, nets: dict[str, nn.Module]) -> dict[str, Tensor]:
-        """Terms of the weights alone, of the models by role, where `weights_only`."""
+        """Terms from the weights alone, if `weights_only`. nets: the models by role."""
         raise NotImplementedError
 
     def impossible(self, terms: dict[str, Tensor]) -> list[Impossibility]:
-        """What cannot be true of one minibatch's terms, whatever the input: (statement, roles, where).
+        """Statements that no input can make true of one minibatch's terms: (statement, roles, where).
 
-        where: a tensor of truth values on the device, with one axis of layers per role. NaN is not
-        impossible: it has a place in tables and `warnings`.
+        where: a boolean tensor on the device, with one axis of layers per role. NaN is allowed: tables can
+        hold it, and `warnings` reports it.
         """
         return []
 
     def warnings(self, sums: Sums) -> list[str]:
-        """What the user must know about these sums, e.g. layers whose values are undefined."""
+        """Warnings about these sums, e.g. layers whose values are undefined."""
         return []
 
     def joined(
         self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
     ) -> dict[str, Figure]:
-        """Figures that show several results, by file name without ending; empty if there are none."""
+        """Figures that show several results together, by file name without extension; empty if it has none."""
         return {}
 
     @property
@@ -178,34 +178,34 @@ class Analysis:
         return type(self).joined is not Analysis.joined
 
     def caption(self, figure: str, tables: dict[str, pd.DataFrame]) -> str:
-        """What bands, error bars and marks of the figure of this name mean, for captions; empty if it has none."""
+        """The meaning of bands, error bars and marks in the named figure, for captions; empty if it has none."""
         return ""
 
-    # What the runner uses
+    # The runner uses these
 
     def on(self, setting: Setting) -> Self:
-        """The same options, bound to this setting: what depends on it can be computed only then."""
+        """A copy bound to this setting, on which parts of the analysis depend."""
         bound = replace(self)
         vars(bound)["_setting"] = setting
         return bound
 
     @property
     def setting(self) -> Setting:
-        """What it is measured on."""
+        """The models, layers and images that it measures. Raises RuntimeError before `on`."""
         if "_setting" not in vars(self):
             raise RuntimeError(f"{self.name} has no setting yet: use analysis.on(setting)")
         return vars(self)["_setting"]
 
     def patterns(self, role: str) -> list[str]:
-        """The patterns that choose the layers of the model in this role (`model` or `other`)."""
+        """The patterns that select layers of the model in this role (`model` or `other`)."""
         return self.other_layers if role == "other" and self.other_layers else self.layers
 
     def reads_of(self, role: str) -> str:
-        """What `reduce` is given of the model in this role."""
+        """What `reduce` receives from the model in this role."""
         return self.reads[role == "other"]
 
     def error(self, sums: Sums) -> float:
-        """Largest standard error in the main table; undefined ones, which no image can change, do not count."""
+        """Largest standard error in the main table; undefined ones do not count, as more images cannot change them."""
         se = self.tables(sums)[self.name]["se"].to_numpy()
         return float(se[np.isfinite(se)].max(initial=0))
 
@@ -248,8 +248,8 @@ REGISTERED: dict[str, type[Analysis]] = {}
 def register(analysis: type[Analysis]) -> type[Analysis]:
     """Make `analysis=<name>` selectable, with the class's fields as its options.
 
-    A class that is defined again (a notebook's cell run twice) takes the place of the one before. Raises
-    TypeError for what is not declared as an analysis, and ValueError if two analyses have one name.
+    A class that is defined again (a notebook cell that is run twice) replaces the earlier one. Raises TypeError
+    if the class is not declared as an analysis, and ValueError if two analyses share a name.
     """
     name, there = _name(analysis), REGISTERED.get(_name(analysis))
     if there is not None and _place(there) != _place(analysis):

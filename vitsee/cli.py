@@ -1,4 +1,4 @@
-"""`vitsee <verb> …`. Verbs that compose a configuration hand the rest of the line to Hydra."""
+"""`vitsee <verb> …`. Verbs that compose a configuration pass the rest of the line to Hydra."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def obey() -> None:
-    """Do what the command line says."""
+    """Carry out the command line."""
     if "-sc" in sys.argv or any(word.startswith("--shell-completion") for word in sys.argv):
         return complete()
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
@@ -59,8 +59,8 @@ def obey() -> None:
     del sys.argv[1]  # Hydra expects nothing but its own arguments
     answer_for(verb, import_plugins)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # bugs keep their traceback
-    os.environ["MPLBACKEND"] = "agg"  # no window is opened; one that there is not would be an error
-    # torch then asks for huge pages, without which a CPU under Linux spends a fourth of its time on page faults
+    os.environ["MPLBACKEND"] = "agg"  # never opens a window, which would fail without a display
+    # makes torch request huge pages; without them, a CPU under Linux spends a quarter of its time on page faults
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     answer_for(verb, VERBS[verb])
 
@@ -71,7 +71,7 @@ def import_plugins() -> None:
 
 
 def answer_for(verb: str, do: Callable[[], None]) -> None:
-    """Call it. The user's mistakes become one line on standard error and an exit code."""
+    """Call `do`. The user's mistakes become one line on standard error and an exit code."""
     try:
         do()
     except Incomplete as waiting:
@@ -106,7 +106,7 @@ def run() -> None:
         from vitsee.papers import publish
         from vitsee.results.repeated import counted
 
-        with counted(publish.log):  # figures share the models that they lack
+        with counted(publish.log):  # several figures may lack the same model
             for path in publish.publish(sys.argv[1:]):
                 print(path)
         return None
@@ -123,7 +123,7 @@ def run() -> None:
         from vitsee.models import globs
 
         rest = globs.expanded(rest, sweep=bool(flags))
-    sys.argv[1:] = [*flags, *map(config.quoted, rest)]  # Hydra wants its flags together
+    sys.argv[1:] = [*flags, *map(config.quoted, rest)]  # Hydra wants its flags in one place
     compose_and_run()
     if waiting:
         fail(f"vitsee run: incomplete: {'; '.join(waiting.values())}", INCOMPLETE)
@@ -168,9 +168,9 @@ def compose_and_run(cfg: DictConfig) -> None:
 
 
 def one_of_many(cfg: DictConfig) -> None:
-    """One experiment of a sweep. Its mistakes go through Hydra, so that the other experiments still run.
+    """Run one experiment of a sweep. Mistakes go through Hydra, so that the other experiments still run.
 
-    A shard may be completed by others later in the sweep, so incomplete ones are reported at the end; a job on
+    Later jobs of the sweep may complete a shard, so incomplete results are reported at the end; a job on
     another machine reports them in its log.
     """
     speak_plainly()
@@ -196,9 +196,9 @@ def perform(experiment: options.Experiment) -> None:
 
 @contextmanager
 def importing_torch() -> Iterator[None]:
-    """Within the block, torch is imported: of a million objects none is garbage, so none is looked at as such.
+    """Run the block, which imports torch, with garbage collection off: nothing that torch creates is garbage.
 
-    Python looks again when the process ends.
+    The objects are then frozen, so the collector skips them until the process ends.
     """
     if "torch" in sys.modules or not gc.isenabled():
         yield
@@ -213,7 +213,7 @@ def importing_torch() -> Iterator[None]:
 
 
 def plot() -> None:
-    """redraw result folders from their CSVs; several of one analysis also in one figure"""
+    """redraw result folders from their CSVs; results of the same analysis also in one figure"""
     if wants_help() or len(sys.argv) == 1:
         return print(
             "usage: vitsee plot [--pdf] [--svg] PATH…   (result folders, e.g. outputs/cka/vit_mini/*)"
@@ -238,7 +238,7 @@ def plot() -> None:
 
 
 def compare() -> None:
-    """compare any number of models from what analysis=grams has kept"""
+    """compare any number of models from the results of analysis=grams"""
     from vitsee.comparing import comparison, options
 
     if wants_help() or len(sys.argv) == 1:
@@ -247,7 +247,7 @@ def compare() -> None:
 
 
 def report() -> None:
-    """write one HTML page with results, figures and claims"""
+    """write an HTML page with results, figures and claims"""
     from vitsee.report import write
 
     if wants_help():
@@ -274,7 +274,7 @@ def list_() -> None:
 
 
 def train() -> None:
-    """train a model by a recipe (on several GPUs: under torchrun)"""
+    """train a model with a recipe (on several GPUs: under torchrun)"""
     if wants_help():
         names = "|".join(listing.names("recipe"))
         return print(f"usage: vitsee train recipe={names} [key=value …]")
@@ -312,7 +312,7 @@ def wants_help() -> bool:
 
 
 def complete() -> None:
-    """Tab completion: verbs first, then what fits the verb; Hydra completes options."""
+    """Tab completion: verbs first, then the verb's arguments; Hydra completes options."""
     line = os.environ.get("COMP_LINE", "")
     words = line.split()
     action, _, shell = sys.argv[2].partition("=") if len(sys.argv) == 3 else ("", "", "")

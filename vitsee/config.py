@@ -48,7 +48,7 @@ _one_at_a_time = threading.Lock()
 
 @contextmanager
 def _hydra_apart() -> Iterator[None]:
-    """Within the block, reset Hydra's global state, which the caller may be using. Restore it afterwards."""
+    """Run the block with Hydra's global state reset, and restore it afterwards: the caller may be using Hydra."""
     with _one_at_a_time:
         theirs, base = GlobalHydra.instance().hydra, VersionBase.instance().version_base
         GlobalHydra.instance().clear()
@@ -77,7 +77,7 @@ def build(cfg: DictConfig) -> Experiment:
 def load_experiment(path: Path, overrides: list[str]) -> Experiment:
     """Return the experiment of an experiment.yaml, with `key=value` changes. Raises UserError if it is invalid.
 
-    A value means what it means to `vitsee run` without --from: Hydra reads both.
+    Values mean the same as in `vitsee run` without --from: Hydra parses both.
     """
     if path.is_dir():
         raise UserError(f"--from {path} is a folder; name the experiment.yaml in it")
@@ -99,7 +99,7 @@ def load_experiment(path: Path, overrides: list[str]) -> Experiment:
 
 
 def _change(word: str) -> tuple[str, Any]:
-    """The option and the value of a `key=value`. Raises UserError for what else the command line knows."""
+    """Return the option and the value of `key=value`. Raises UserError for other kinds of override."""
     if word.startswith("-"):
         raise UserError(f"{word} cannot be given with --from, which repeats one experiment")
     read = OverridesParser.create().parse_override(quoted(word))
@@ -108,7 +108,7 @@ def _change(word: str) -> tuple[str, Any]:
     if (whole and not isinstance(value, Mapping)) or (key == "other" and value is not None):
         raise UserError(
             f"{word}: --from changes single options, such as seed=1 or model.checkpoint=PATH; "
-            f"for another {key} give the whole command without --from"
+            f"for a different {key} give the whole command without --from"
         )
     if read.type is not OverrideType.CHANGE or read.is_sweep_override():
         raise UserError(f"{word}: --from takes key=value, with one value")
@@ -156,10 +156,10 @@ PATHS = (
 
 
 def quoted(word: str) -> str:
-    """Return the argument as Hydra and the typed options take it.
+    """Return the argument in the form that Hydra and the typed options accept.
 
-    A value is quoted if it is a path that Hydra's grammar cannot parse. `import` is a keyword of Python, so the
-    field for it has another name.
+    A value is quoted if it is a path that Hydra's grammar cannot parse. `import` is a Python keyword, so its
+    field has a different name.
     """
     key, equals, value = word.partition("=")
     if key in ("model.import", "other.import"):

@@ -1,4 +1,4 @@
-"""Errors that the user can fix. The command line shows their message without a traceback."""
+"""Errors that the user can fix, shown without a traceback; remedies for system errors; plain logging."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ FEW = 10
 
 
 class UserError(ValueError):
-    """The request cannot be carried out. The message says what can. Exit code 2."""
+    """The request cannot be carried out; the message says what can. Exit code 2."""
 
 
 class Incomplete(UserError):
-    """A result was requested before every minibatch had been counted exactly once. Exit code 3."""
+    """A result was requested before every minibatch was counted exactly once. Exit code 3."""
 
 
 class Busy(Incomplete):
@@ -36,7 +36,7 @@ def nearest(word: str, valid: Iterable[str]) -> str:
 def unknown(problem: str, word: str, valid: Iterable[str], lead: str) -> UserError:
     """Return the error for an unknown name: the problem, the valid names and the closest match.
 
-    A list of more than `WHOLE` names is shortened, and the message says how many are left out.
+    If there are more than `WHOLE` names, the message lists some and says how many it leaves out.
     """
     names = sorted(valid)
     more = ""
@@ -66,7 +66,7 @@ _REMEDIES = {
     ("EIO",): "the disk or file server is failing: check its log, then repeat the same command",
     ("ESTALE",): "the file server has lost track of it: repeat the same command",
 }
-"""What the user can do about a system error, by the error's name."""
+"""What the user can do about a system error, by error name."""
 _BY_NUMBER = {
     number: advice
     for names, advice in _REMEDIES.items()
@@ -110,7 +110,7 @@ def expanded(path: str) -> Path:
 
 
 def printable(message: str) -> str:
-    """Return the message with control characters and line breaks escaped: a file name may contain any."""
+    """Return the message with control characters and line breaks escaped: file names may contain them."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
         for c in message

@@ -1,4 +1,4 @@
-"""What TF32 would save a run on a GPU, measured with its own models, and what it would cost."""
+"""How much time TF32 would save a run on a GPU, measured with its own models, and how accurate it is."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from vitsee.options import Precision
 from vitsee.study import Study
 
 LEAST_SECONDS = 20
-"""Shorter runs are not worth a word."""
+"""Shorter runs get no advice."""
 LEAST_RATIO = 1.3
 MOVED = 2e-4
-"""TF32 moved no CKA of a trained ViT by more (docs/benchmarks.md)."""
+"""TF32 changed no CKA of a trained ViT by more than this (docs/benchmarks.md)."""
 
 
 def advice(study: Study, seconds: float, standard_error: float | None) -> str | None:
-    """Return a line for the end of a run that TF32 would have made much faster; None if there is nothing to say.
+    """Return a closing line for a run that TF32 would have made much faster; None for other runs.
 
-    seconds: how long the run measured. standard_error: the median one of its main table, if there is one.
+    seconds: how long the measurement took. standard_error: the median of the main table's, if it has any.
     """
     on_cuda = study.device.type == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
     chosen = study.experiment.precision is not Precision.fp32
@@ -34,7 +34,7 @@ def advice(study: Study, seconds: float, standard_error: float | None) -> str | 
 
 
 def said(ratio: float, standard_error: float | None) -> str | None:
-    """Return what the user should know if TF32 makes the models this many times as fast."""
+    """Return the advice if TF32 makes the models this many times as fast; None if that is too little."""
     if ratio < LEAST_RATIO:
         return None
     beside = f"; the median standard error above is {standard_error:.1g}" if standard_error else ""
@@ -45,7 +45,7 @@ def said(ratio: float, standard_error: float | None) -> str | None:
 
 
 def seconds_of(study: Study, precision: Precision) -> float:
-    """Return how long the models take for a minibatch, forward pass alone."""
+    """Return how long the models' forward passes take for one minibatch."""
     taken = [_seconds(m.net, m.data["input_size"], study, precision) for m in study.models.values()]
     return sum(taken)
 

@@ -1,4 +1,4 @@
-"""Models and data sets that Python gives as objects, which no command line can name."""
+"""Models and data sets given as Python objects, which no command line can name."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _HERE: ContextVar[Mapping[str, Any]] = ContextVar("given", default={})  # noqa: 
 class Model:
     """Any network whose forward pass takes (N, C, H, W) images, with its preprocessing.
 
-    net: is copied, so it stays as it is, in training mode, say. name: names it in results. transform: turns an RGB
-    PIL image into the (C, H, W) float tensor that the network takes; it must not be random. Without one, images are
-    resized so that the shorter side fits, cropped at the centre to `input_size`, scaled to 0…1, and normalised with
-    mean and std if these are given. With a transform, `input_size`, mean and std are measured.
+    net: copied, so the original is unchanged (it stays in training mode, say). name: its name in results.
+    transform: turns an RGB PIL image into the (C, H, W) float tensor that the network takes; it must not be random.
+    Without one, images are resized to fit the shorter side, cropped at the centre to `input_size`, scaled to 0…1,
+    and normalised with mean and std if these are given. With a transform, `input_size`, mean and std are measured.
     """
 
     net: nn.Module
@@ -36,7 +36,7 @@ class Model:
 
 
 def is_object(key: str, value: Any) -> bool:
-    """Return whether the value of this option is an object, and neither a name nor a mapping of options."""
+    """Return whether the value of this option is an object, not a name or a mapping of options."""
     if isinstance(value, Mapping):
         return key == "dataset" and bool(value) and all(is_object(key, x) for x in value.values())
     plain = value is None or isinstance(value, (str, PurePath))
@@ -44,7 +44,7 @@ def is_object(key: str, value: Any) -> bool:
 
 
 def options(key: str, value: Any) -> dict[str, str]:
-    """Return the options that ask for an object, and say what it is called in results."""
+    """Return the options that select an object and give its name in results."""
     if key == "dataset":
         first = next(iter(value.values())) if isinstance(value, Mapping) else value
         kind = type(first)
@@ -57,7 +57,7 @@ def options(key: str, value: Any) -> dict[str, str]:
 
 @contextmanager
 def here(objects: Mapping[str, Any]) -> Iterator[None]:
-    """Within the block, in this thread, these are what was given: by role (`model`, `other`), and `dataset`."""
+    """Run the block with these objects available in this thread, by role (`model`, `other`) and as `dataset`."""
     token = _HERE.set(objects)
     try:
         yield
@@ -66,7 +66,7 @@ def here(objects: Mapping[str, Any]) -> Iterator[None]:
 
 
 def what_is(role: str) -> Any:
-    """Return the object that was given for this role. Raises UserError if none was."""
+    """Return the object given for this role. Raises UserError if there is none."""
     objects = _HERE.get()
     if role not in objects:
         instead = (
@@ -75,7 +75,7 @@ def what_is(role: str) -> Any:
             else "model=import model.import=package.module:function"
         )
         raise UserError(
-            f"{role}=python stands for an object that vitsee.run_experiment({role}=…) is given; on the command line "
-            f"use {instead}"
+            f"{role}=python means an object passed to vitsee.run_experiment({role}=…); on the command line use "
+            f"{instead}"
         )
     return objects[role]

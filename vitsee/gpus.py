@@ -1,4 +1,4 @@
-"""One command on several devices: one process per device, one progress bar, one error, and no work lost."""
+"""Runs one command on several devices: a process per device, one progress bar, one error, and no work lost."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from vitsee.parallel.team import Member
 
 log = logging.getLogger(__name__)
 Outcome = list[Path] | BaseException
-"""The paths that a member wrote, or the error that ended it."""
+"""The paths that a process wrote, or the error that ended it."""
 PATIENCE = 30
-"""Seconds that a member has to end after its last message, or after it was asked to end."""
+"""Seconds that a process has to end after its last message, or after it was asked to end."""
 
 
 def run(experiment: Experiment) -> list[Path]:
@@ -59,18 +59,18 @@ def choose(how: Run) -> list[str]:
     asked = f"run.gpus={how.gpus}" if how.gpus else "run.device=all"
     if there == 0:
         log.warning(
-            "warning: %s, but torch finds no usable GPU here: one process does all the work",
+            "warning: %s, but torch finds no usable GPU: one process does all the work",
             asked,
         )
         return ["auto" if how.device == "all" else how.device]
     if wanted > there:
-        log.warning("warning: %s, but there are only %d here: using these", asked, there)
+        log.warning("warning: %s, but only %d available: using those", asked, there)
     return [f"cuda:{i}" for i in range(min(wanted, there))]
 
 
 @dataclass
 class Team:
-    """The processes that share an experiment, as seen by the process that starts them."""
+    """The processes that share an experiment (its members), as seen by the process that starts them."""
 
     experiment: Experiment
     devices: list[str]
@@ -101,7 +101,7 @@ class Team:
         return _verdict(outcomes)
 
     def part(self, number: int) -> Experiment:
-        """Return the experiment as one member runs it: its shard of this job's shard, on its device."""
+        """Return the experiment for one member: its shard of this job's shard, on its device."""
         how, size = self.experiment.run, len(self.devices)
         device = torch.device(self.devices[number])
         mine = replace(
@@ -129,7 +129,7 @@ class Team:
         title = f"{self.experiment.analysis.name} on {size} devices"
         with tqdm(desc=title, total=0, disable=not self.experiment.run.progress) as bar:
             while there:
-                if signals.asked and not stopping:  # the signal may have reached this process alone
+                if signals.asked and not stopping:  # the signal may have reached only this process
                     stopping = True
                     for member in there.values():
                         member.terminate()
@@ -154,14 +154,14 @@ class Team:
                 failed = [name for name, one in outcomes.items() if isinstance(one, BaseException)]
                 if failed:
                     bar.set_postfix_str(f"{failed[0]} failed, the others continue", refresh=False)
-                # After a failure nobody waits: the incomplete sums say which minibatches are missing.
+                # After a failure no member waits: the incomplete sums show which minibatches are missing.
                 if failed or len(waiting) == len(there):
                     _release(waiting)
         return outcomes
 
 
 def _release(waiting: list[Connection]) -> None:
-    """Let the members that wait for the others continue."""
+    """Let the members continue that are waiting for the others."""
     for line in waiting:
         with suppress(OSError):
             line.send(None)
@@ -180,7 +180,7 @@ def _died(member: BaseProcess) -> BaseException:
 
 
 def _verdict(outcomes: dict[str, Outcome]) -> list[Path]:
-    """Return the paths that were written. Raises the worst failure, and names the process."""
+    """Return the paths that were written. Raises the worst failure and names its process."""
     failed = {n: one for n, one in outcomes.items() if isinstance(one, BaseException)}
     if not failed:
         return [path for paths in outcomes.values() if isinstance(paths, list) for path in paths]
@@ -202,7 +202,7 @@ def _gravity(failure: BaseException) -> int:
 
 
 def _end(member: BaseProcess) -> None:
-    """Ask a member that is still running to save and end, and kill it if it does not."""
+    """Ask a running member to save and end, and kill it if it does not."""
     if member.pid is None:
         return
     if member.is_alive():

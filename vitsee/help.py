@@ -26,12 +26,12 @@ interrupted run; if everything is already measured, it only redraws.
   vitsee run model=vit_l16 model@other=r50x1              between two models
   vitsee run model=timm model.timm=NAME dataset=folder dataset.root=PATH
   vitsee run model=torchvision model.id=NAME              or transformers, open_clip, import (your own)
-  vitsee run -m model=vit_b16,vit_l16                     one after the other; on SLURM: hydra/launcher=slurm
-  vitsee run -m model=timm 'model.timm=glob:vit_*augreg*'   every timm model with such a name
+  vitsee run -m model=vit_b16,vit_l16                     one after another; on SLURM: hydra/launcher=slurm
+  vitsee run -m model=timm 'model.timm=glob:vit_*augreg*'   every timm model whose name matches
   vitsee run --from outputs/…/experiment.yaml             repeat a result
-  vitsee run figure=fig01 zoo=mini                        a published figure with all panels and claims
-  vitsee run figure=all zoo=paper                         all figures of the two papers
-  vitsee run figure=fig01 figure.width=column run.pdf=true     as wide as a column of a page (or text), as PDF
+  vitsee run figure=fig01 zoo=mini                        a published figure: all panels and claims
+  vitsee run figure=all zoo=paper                         all figures of both papers
+  vitsee run figure=fig01 figure.width=column run.pdf=true     one column wide (default: text width), as PDF
   vitsee run figure=claims model=NAME model@other=NAME    test the claims on any two models
   vitsee run --import my_analysis.py analysis=mine        your own analysis: docs/extending.md
 

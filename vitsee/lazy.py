@@ -1,4 +1,4 @@
-"""torch, imported when it is first used: listing, drawing and reporting do without it."""
+"""torch, imported on first use: listing, drawing and reporting do not need it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ if TYPE_CHECKING:
 else:
 
     class _Torch:
-        """Stands for the module until one of its names is asked for."""
+        """Stands in for the module until one of its names is used."""
 
         def __getattr__(self, name: str) -> Any:
             import torch
 
             value = getattr(torch, name)
-            vars(self)[name] = value  # so that it is looked up once
+            vars(self)[name] = value  # later look-ups skip __getattr__
             return value
 
     torch = _Torch()

@@ -29,16 +29,16 @@ def run_experiment(*overrides: str, **options: Any) -> Result:
     overrides: as on the command line, e.g. "analysis=cka", "model@other=resnet_mini".
     options: the same with Python values, e.g. images=512, run={"outputs": "results"}; a string is taken
         literally, and a mapping changes the options that it names. model and other can also be a `vitsee.Model` or
-        an nn.Module, and dataset a torch Dataset of images or of (image, label), or a mapping of these by split.
+        an nn.Module, and dataset a torch Dataset of images or of (image, label), or a mapping from splits to these.
 
-    The result goes where the command puts it, and nothing is measured twice. A GPU is used if there is one.
+    The result goes where the command puts it, and nothing is measured twice. A GPU is used if available.
     Experiments run one at a time, in any thread.
 
     Raises UserError with the message of the command line; its subclass Incomplete if minibatches of other
-    shards are missing; and Interrupted on Ctrl-C or SIGTERM in the main thread. Then everything measured so
-    far is saved, and the same call resumes.
+    shards are missing; and Interrupted on Ctrl-C or SIGTERM in the main thread. In all cases, everything
+    measured so far is saved, and the same call resumes.
     """
-    if "torch" not in sys.modules:  # as the command does; torch looks once, when it is imported
+    if "torch" not in sys.modules:  # as in `vitsee`; torch reads it once, on import
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from vitsee import config, given, mistakes
 
@@ -47,7 +47,7 @@ def run_experiment(*overrides: str, **options: Any) -> Result:
     for key, value in objects.items():
         named |= given.options(key, value)
     for key, value in options.items():
-        # a name stands for a whole group of options; the second model's has another name
+        # a name selects a whole group of options; the second model's group has a different name
         of = "model@other" if key == "other" and isinstance(value, str) else key
         named |= {} if key in objects else {of: value}
     words = [*overrides, *(config.override(key, value) for key, value in named.items())]
@@ -59,7 +59,7 @@ def run_experiment(*overrides: str, **options: Any) -> Result:
             )
     try:
         experiment = config.composed(words)
-        from vitsee.gpus import choose, run  # torch is worth waiting for only now
+        from vitsee.gpus import choose, run  # imports torch, which takes seconds
 
         if objects and len(choose(experiment.run)) > 1:
             raise UserError(
@@ -79,7 +79,7 @@ def run_experiment(*overrides: str, **options: Any) -> Result:
 
 
 def load(path: str | os.PathLike[str]) -> Result:
-    """A result folder, e.g. "outputs/cka/vit_mini/scenes-9d7112f8". Imports no torch.
+    """Load a result folder, e.g. "outputs/cka/vit_mini/scenes-9d7112f8". Does not import torch.
 
     Raises UserError if it is not a result folder, or has no tables yet.
     """
@@ -98,11 +98,11 @@ def load(path: str | os.PathLike[str]) -> Result:
 def compare(*results: str | os.PathLike[str], **options: Any) -> Comparison:
     """Do what `vitsee compare` does with the same results and options, and return the comparison.
 
-    results: folders of results of analysis=grams, or folders that contain some. options: those of `vitsee compare
-    --help` with Python values, e.g. measure="rsa", null=1000, run={"outputs": "results"}. Imports no torch.
+    results: result folders of analysis=grams, or folders that contain some. options: as in `vitsee compare
+    --help`, with Python values, e.g. measure="rsa", null=1000, run={"outputs": "results"}. Does not import torch.
 
     Raises UserError with the message of the command line, and Interrupted on Ctrl-C or SIGTERM in the main thread;
-    then the pairs that are done are saved, and the same call goes on.
+    finished pairs are then saved, and the same call resumes.
     """
     from vitsee.comparing import comparison
     from vitsee.comparing.options import of
@@ -139,7 +139,7 @@ class Comparison:
         return drawing.read(self.path)[1]
 
     def matrix(self, column: str = "value") -> pd.DataFrame:
-        """A column of the atlas as a matrix, models x models, NaN where there is no pair (and on the diagonal).
+        """A column of the atlas as a matrix, models x models, NaN for missing pairs and on the diagonal.
 
         Raises UserError if there is no such column.
         """
@@ -167,8 +167,8 @@ class Comparison:
 class Result:
     """The result of an experiment. Notebooks display its first figure.
 
-    path: its folder. tables: by name, read from their CSVs, one observation per row. labels: how figures
-    name the models and the data (model, other, dataset, images, repeats). made_with: the contents of
+    path: its folder. tables: by name, read from their CSVs, one observation per row. labels: the names of the
+    models and the data in figures (model, other, dataset, images, repeats). made_with: the contents of
     made_with.json: versions, device, git commit, digests, image ids, seconds, memory.
     """
 
@@ -192,8 +192,8 @@ class Result:
         """A column of the main table as a matrix, in the order of the layers (input first).
 
         For `cka` (layers of the model) x (layers of the model, or of the other); for `head_similarity`
-        (sets of heads) x (layers of the other). Raises UserError if the table does not have one row for each
-        pair, or no such column.
+        (sets of heads) x (layers of the other). Raises UserError unless the table has such a column, and one row
+        per pair.
         """
         table = self.table
         declared = self._analysis.columns.get(self.analysis)
@@ -213,7 +213,7 @@ class Result:
     def figures(self) -> dict[str, Figure]:
         """The figures of `vitsee plot` by name, redrawn from the tables.
 
-        Raises UserError if an analysis of one's own returns something else.
+        Raises UserError if a custom analysis returns anything other than figures.
         """
         from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""`vitsee list`: what there is to choose from, as text for a person."""
+"""`vitsee list`: the available choices, as text."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from vitsee.setting import Layer
 
 
 def names(group: str) -> list[str]:
-    """What a group of conf/ offers."""
+    """The choices in a group of conf/."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
 def choices() -> str:
-    """A line for each group of choices."""
+    """One line per group of choices."""
     return "\n".join(
         f"  {group:10} {', '.join(there)}"
         for group, there in {
@@ -48,7 +48,7 @@ def analyses(overrides: list[str]) -> str:
 
 
 def models(overrides: list[str]) -> str:
-    """The models that vitsee names; of a library (`model=torchvision`), all that match a pattern (`model.id=`)."""
+    """The models in conf/model; with a library (`model=torchvision`), its models that match a pattern."""
     if overrides:
         return models_of(overrides)
     rows = [("model", "timm name", "weights", "default data set")]
@@ -73,11 +73,11 @@ ANY = {
     "function": "yours: model.import=package.module:function",
     "python": "yours, from Python: vitsee.Model",
 }
-"""What stands for the timm name of models of other sources."""
+"""Text in place of the timm name, for models from other sources."""
 
 
 def models_of(words: list[str]) -> str:
-    """The models of a library, with the weights that there are. Raises UserError for what else is asked for."""
+    """The models of a library with their available weights. Raises UserError for other requests."""
     from vitsee.models.catalogue import LIBRARIES
 
     asked = dict(word.partition("=")[::2] for word in words)
@@ -105,7 +105,7 @@ def models_of(words: list[str]) -> str:
 
 
 def commented(group: str) -> str:
-    """Each choice of a group with the comment that opens its file."""
+    """The choices in a group, with the comment at the top of each file."""
     rows = [(group, "what it is")]
     for name in names(group):
         lines = (CONF / group / f"{name}.yaml").read_text().splitlines()
@@ -115,7 +115,7 @@ def commented(group: str) -> str:
 
 
 def figures(overrides: list[str]) -> str:
-    """Each published figure: what it shows, which of its roles each zoo can offer, its cost, its claims."""
+    """Each published figure: what it shows, how many of its models each zoo has, its cost, its claims."""
     zoos = [atlas.zoo(name) for name in atlas.zoos()]
     head = ("figure", "of", "shows", *(f"zoo={zoo.name}" for zoo in zoos))
     rows = [(*head, "cost with zoo=paper", "claims")]
@@ -132,7 +132,7 @@ def figures(overrides: list[str]) -> str:
 
 
 def layers(overrides: list[str]) -> str:
-    """Every layer of the model that runs, with the presets and the patterns that select it."""
+    """Every layer of the model that runs, with the presets and patterns that select it."""
     from vitsee.models import loader, presets
     from vitsee.models.taps import SURVEY
 
@@ -155,7 +155,7 @@ def layers(overrides: list[str]) -> str:
 
 
 def _output(layer: Layer) -> str:
-    """A layer's output for one image: its shape, and what its axes are where that is known."""
+    """A layer's output for one image: its shape, and its axes where they are known."""
     shape = " x ".join(map(str, layer.shape))
     if not layer.images:
         return f"{shape}, not by image"
@@ -165,7 +165,7 @@ def _output(layer: Layer) -> str:
 
 
 def model_options(name: str) -> dict[str, Any]:
-    """What conf/model/<name>.yaml says, with what it takes over from another model."""
+    """The options in conf/model/<name>.yaml, including those inherited from another model."""
     options = yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text(encoding="utf-8"))
     (first, *_) = options.pop("defaults")
     below = {} if first.startswith("/schema") else model_options(first)

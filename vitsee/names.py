@@ -1,4 +1,4 @@
-"""Names that tell two models apart on axes and in folder names, and the numbers in names of layers."""
+"""Names that tell two models apart on axes and in folder names, and block numbers in layer names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _ENDINGS = re.compile(r"(\.(safetensors|ckpt|pth|pt|bin|npz|tar))+\Z", re.IGNORECASE)
 _LONGEST = 60
-"""Most characters added to a name. File systems allow 255 for both models together."""
+"""Maximum number of characters added to a name. File systems allow 255 for both models together."""
 
 
 def told_apart(models: Mapping[str, Model]) -> dict[str, str]:
@@ -37,13 +37,13 @@ def told_apart(models: Mapping[str, Model]) -> dict[str, str]:
 
 
 def folder_name(name: str) -> str:
-    """The name as a folder name that every file system accepts, and that leads to no other folder."""
+    """The name as a folder name that every file system accepts and that cannot point to another folder."""
     plain = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in name)
     return plain if plain.strip(". ") else "_" * max(1, len(plain))
 
 
 def block_numbers(layers: Sequence[str]) -> list[int]:
-    """The block numbers in the layers' names, counted from 0; of a network with stages, the running numbers."""
+    """The block numbers in the layers' names, counted from 0; running numbers if the network has stages."""
     numbers = [re.findall(r"\d+", name) for name in layers]
     if all(len(found) == 1 for found in numbers):
         return [int(number) for (number,) in numbers]

@@ -1,4 +1,4 @@
-"""Every option of an experiment, typed: its model, its data set, how it is run."""
+"""Every option of an experiment, typed: the model, the data set, and how to run it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from vitsee.names import told_apart
 
 
 class Pool(Enum):
-    """What the classifier of a ViT reads: its class token, or the mean of its tokens (and no class token)."""
+    """What the classifier of a ViT reads: the class token, or the mean of the tokens (of a ViT without one)."""
 
     cls = "cls"
     gap = "gap"
 
 
 class Source(Enum):
-    """Where a model comes from: a library, a function of the user's, or an object given from Python."""
+    """Where a model comes from: a library, a user's function, or a Python object."""
 
     timm = "timm"
     torchvision = "torchvision"
@@ -44,17 +44,17 @@ class Model:
     timm: str = MISSING
     """timm model name, with the tag of its weights."""
     id: str | None = None
-    """Name of the model in torchvision, transformers or open_clip, a folder of the latter two, or (python) its role."""
+    """Name in torchvision, transformers or open_clip, a folder (transformers, open_clip), or its role (python)."""
     weights: str | None = None
-    """torchvision: DEFAULT, none or a name of its weights. open_clip: a tag, none or a file."""
+    """torchvision: DEFAULT, none or the name of its weights. open_clip: a tag, none or a file."""
     import_: str | None = None
     """`model.import=package.module:function`, which returns an nn.Module or a vitsee.Model."""
     pretrained: bool = True
-    """false: random weights, drawn with `seed`; labels and figures then say so."""
+    """false: random weights, drawn with `seed`; labels and figures say so."""
     checkpoint: str | None = None
     """Local weights: any file that torch or safetensors reads without running code, or .npz of the ViT authors."""
     checkpoint_key: str | None = None
-    """Which state dict of a checkpoint with several, e.g. teacher or state_dict_ema; by default the usual one."""
+    """Which state dict to read if a checkpoint has several, e.g. teacher, state_dict_ema; by default the usual one."""
     embedded: bool = False
     """Whether the weights ship with vitsee (vitsee/weights/<name>.safetensors)."""
     seed: int = 0
@@ -63,13 +63,13 @@ class Model:
     """Keyword arguments of `timm.create_model` (e.g. {pad_type: same}), of torchvision's or your own function, or
     settings of a transformers configuration."""
     pool: Pool | None = None
-    """cls or gap: a ViT with a class token, or with global average pooling and none; by default as in timm."""
+    """cls: a ViT with a class token. gap: global average pooling, and no class token. By default as in timm."""
     remove_skip: list[int] = field(default_factory=list)
     """Blocks without their skip connections, counted from 0."""
     overlay: dict[str, Any] = field(default_factory=dict)
     """Changes to timm's pretrained_cfg, e.g. {mean: [0.5, 0.5, 0.5], crop_pct: 0.9}."""
     dataset: str = "imagenette"
-    """The data set that is used by default."""
+    """The default data set for this model."""
 
     def __post_init__(self) -> None:
         if not -(2**63) <= self.seed < 2**64:
@@ -90,7 +90,7 @@ class Model:
         self.name = self.name or self._own_name()
 
     def _own_name(self) -> str:
-        """Return what a model is called unless the user says: its id, without the way to a folder."""
+        """Return the model's default name: its id, without the path."""
         name = self.id or self.import_ or self.source.value
         return PurePath(name).name if name.startswith(("/", ".", "~")) else name
 
@@ -102,7 +102,7 @@ class Model:
 
     @property
     def asked(self) -> str:
-        """What was asked for, as on the command line, for messages."""
+        """The request as written on the command line, for messages."""
         named = {Source.timm: "timm", Source.function: "import_", Source.python: "name"}
         name = named.get(self.source, "id")
         return f"model={self.source.value} model.{spoken(name)}={getattr(self, name)}"
@@ -124,7 +124,7 @@ READERS: dict[str, tuple[Source, ...]] = {
     "remove_skip": (Source.timm,),
     "overlay": (Source.timm,),
 }
-"""The sources that read an option of a model; the others would pass over it in silence."""
+"""The sources that read an option of a model; the others would silently ignore it."""
 _NAMED = {
     Source.torchvision: "resnet50 (`vitsee list models model=torchvision`)",
     Source.transformers: "owner/name of the Hugging Face hub, or a folder of save_pretrained",
@@ -170,7 +170,7 @@ class Dataset:
     config: str | None = None
     """Hugging Face configuration (subset) of the data set."""
     column: str | None = None
-    """Hugging Face column of the images, or their ending in WebDataset shards; by default the first one of images."""
+    """Hugging Face column of the images, or their extension in WebDataset shards; by default the first with images."""
     take: int = 10240
     """Hugging Face: how many images to stream into the local cache."""
     seed: int = 0
@@ -180,7 +180,7 @@ class Dataset:
     size: int | None = None
     """Number of generated images."""
     on_bad_image: OnBadImage = OnBadImage.error
-    """error: stop and name the image. skip: leave it out for all models, and list it."""
+    """error: stop and report the image. skip: leave it out for all models, and list it."""
 
 
 class Precision(Enum):
@@ -202,7 +202,7 @@ class Run:
     gpus: int | None = None
     """How many GPUs share the work, one process each (with run.device=cpu: how many processes)."""
     workers: int | None = None
-    """Processes that decode images; by default as many as are useful."""
+    """Number of processes that decode images; by default chosen automatically."""
     shard: int = 0
     """This job measures minibatches shard, shard + shards, shard + 2 shards, …"""
     shards: int = 1
@@ -316,7 +316,7 @@ def _check_models(e: Experiment) -> None:
         return
     if e.other is None:
         raise UserError(
-            f"analysis={e.analysis.name} compares two models; name the second one: model@other=NAME"
+            f"analysis={e.analysis.name} compares two models; choose the second one: model@other=NAME"
         )
     together = (
         " (several results are drawn in one figure by `vitsee plot FOLDER FOLDER`)"
@@ -337,7 +337,7 @@ def _check_tolerance(e: Experiment) -> None:
     if e.analysis.name not in able:
         raise UserError(
             f"tolerance={e.tolerance}: {e.analysis.name} has no standard error to stop at; "
-            f"analyses that have: {', '.join(able)}"
+            f"analyses that have one: {', '.join(able)}"
         )
     shared = {
         f"run.shards={e.run.shards}": e.run.shards > 1,
@@ -353,7 +353,7 @@ def _check_tolerance(e: Experiment) -> None:
 
 
 def _schema(kind: type, *open_to_any_key: str) -> DictConfig:
-    """The class as a schema. Any key may be set in these dictionaries."""
+    """The class as a schema. The named dictionaries accept any key."""
     schema = OmegaConf.structured(kind)
     for name in open_to_any_key:
         OmegaConf.set_struct(schema[name], False)

@@ -20,9 +20,9 @@ GROUP = "vitsee.analyses"
 
 
 def import_asked(words: list[str]) -> list[str]:
-    """Import what `--import` names among these words of a command line; return the other words.
+    """Import the files and modules given with `--import` on a command line; return the other words.
 
-    Raises UserError if something named cannot be imported.
+    Raises UserError if an import fails.
     """
     rest, ahead = [], iter(words)
     for word in ahead:
@@ -56,7 +56,7 @@ def _import(named: str) -> None:
 
 
 def _import_file(path: Path) -> None:
-    """Import a file as the module of its name, so that other processes find its classes."""
+    """Import a file as the module of the same name, so that other processes find its classes."""
     name = path.stem
     there = sys.modules.get(name)
     if there is not None and Path(getattr(there, "__file__", None) or "").resolve() == path:
@@ -64,13 +64,13 @@ def _import_file(path: Path) -> None:
     found = find_spec(name) if name.isidentifier() else None
     if not name.isidentifier() or there is not None or found is None or found.origin != str(path):
         raise UserError(
-            f"--import {path}: no module can be called {name!r}, or another one is; rename the file"
+            f"--import {path}: {name!r} is not a valid module name or is already taken; rename the file"
         )
     importlib.import_module(name)
 
 
 def make_findable(folder: Path) -> None:
-    """Let this process and those that it starts import from the folder, after everything else."""
+    """Let this process and its child processes import from the folder, after everything else."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
         paths = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), str(folder)]
@@ -78,7 +78,7 @@ def make_findable(folder: Path) -> None:
 
 
 def where(error: Exception) -> str:
-    """What went wrong in somebody's code, and in which line."""
+    """The error in user code, with its file and line."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     line = getattr(error, "lineno", None) or last.lineno
     file = getattr(error, "filename", None) or last.filename
@@ -87,11 +87,11 @@ def where(error: Exception) -> str:
 
 
 def import_installed() -> None:
-    """Import the analyses of installed packages; one that fails is named in a warning and left out."""
+    """Import the analyses of installed packages; those that fail are left out with a warning."""
     for point in entry_points(group=GROUP):
         try:
             point.load()
-        except Exception as error:  # whatever it is, the other analyses can be used
+        except Exception as error:  # the other analyses can still be used
             log.warning("warning: %s is left out: %s", _words(point), where(error))
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from torch import Tensor
 
 Impossibility = tuple[str, tuple[str, ...], Tensor]
-"""A statement that must never hold, the role of the model whose layers each axis lists, and a mask of where it
-does hold."""
+"""A statement that must never hold, the role of the model for each axis of layers, and a mask of where it
+holds."""
 
 
 class Impossible(RuntimeError):
-    """A number that no input can produce, from a bug or from failing hardware. It is not saved."""
+    """A number that no input can produce, caused by a bug or failing hardware. It is not saved."""
 
 
 class Doubts:
     """The checks of the minibatches since the last save, evaluated only at the next one.
 
-    Until then the masks stay on the device, so that no minibatch waits for a synchronisation.
+    Until then the masks stay on the device, so that minibatches need no synchronisation.
     """
 
     def __init__(self, axes: dict[str, list[str]]) -> None:
@@ -27,7 +27,7 @@ class Doubts:
         self.pending += [(minibatch, one) for one in impossibilities]
 
     def settle(self) -> None:
-        """Evaluate and forget the checks. Raises Impossible with the layers and minibatch of the first failure."""
+        """Evaluate and discard the checks. Raises Impossible with the layers and minibatch of the first failure."""
         for minibatch, (statement, roles, mask) in self.pending:
             if not mask.any():
                 continue

@@ -1,4 +1,4 @@
-"""Checks what the methods of an analysis return, so that a slip in one's own analysis is named where it is."""
+"""Checks what the methods of an analysis return, so mistakes in a custom analysis are reported where they occur."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def reduced(analysis: Analysis, outputs: dict[str, Any]) -> dict[str, Tensor]:
-    """What `reduce` returned for each layer. Raises UserError unless these are tensors."""
+    """What `reduce` returned for each layer. Raises UserError unless all are tensors."""
     for layer, made in outputs.items():
         if not isinstance(made, torch.Tensor):
             raise UserError(
@@ -34,7 +34,7 @@ def _a(value: object) -> str:
 
 
 def named(analysis: Analysis, method: str, returned: Any, kind: type[T]) -> dict[str, T]:
-    """What this method returned. Raises UserError unless it is a dictionary from names to this kind."""
+    """What this method returned. Raises UserError unless it is a dictionary from names to objects of this kind."""
     what = None
     if not isinstance(returned, Mapping):
         what = _a(returned)
@@ -52,7 +52,7 @@ def named(analysis: Analysis, method: str, returned: Any, kind: type[T]) -> dict
 
 
 def tables(analysis: Analysis, sums: Sums) -> dict[str, pd.DataFrame]:
-    """The tables of these sums. Raises UserError unless they are tables, one of them of the analysis's name."""
+    """The tables of these sums. Raises UserError unless all are tables, one of them named after the analysis."""
     import pandas as pd
 
     made = named(analysis, "tables", analysis.tables(sums), pd.DataFrame)

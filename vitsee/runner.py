@@ -38,10 +38,10 @@ log = logging.getLogger(__name__)
 def run(experiment: Experiment, team: Alone | None = None) -> list[Path]:
     """Measure what is missing, then write the tables and draw the figures; return their paths.
 
-    team: the processes that share the work; by default this one alone.
+    team: the processes that share the work; by default only this one.
 
     Raises UserError for the user's mistakes, Incomplete if other shards are missing, and Interrupted on a
-    signal. Then everything measured so far is saved, and the same call resumes.
+    signal. In all cases, everything measured so far is saved, and the same call resumes.
     """
     study, team = Study(experiment), team or Alone()
     if team.writes:
@@ -77,7 +77,7 @@ def run(experiment: Experiment, team: Alone | None = None) -> list[Path]:
 
 
 def of_weights(study: Study) -> Sums:
-    """The terms of an analysis that reads weights and no images."""
+    """The terms of an analysis that reads only weights."""
     nets = {role: model.net for role, model in study.models.items()}
     terms = returned.named(
         study.analysis, "of_weights", study.analysis.of_weights(nets), torch.Tensor
@@ -86,7 +86,7 @@ def of_weights(study: Study) -> Sums:
 
 
 def measure(study: Study, results: Results, earlier: list[Sums], team: Alone) -> None:
-    """Lease those of this shard's minibatches that nobody has measured, and add them to its sums.
+    """Lease this shard's unmeasured minibatches, and add them to its sums.
 
     earlier: the sums of the passes before this one. Raises Incomplete if another process has leased them.
     """
@@ -116,7 +116,7 @@ def add_up(
     doubts = Doubts(study.axes)
 
     def grouped(name: str) -> bool:
-        """Only the tables need groups, and they are made of the last pass."""
+        """Only tables need groups, and they come from the last pass."""
         return stage == len(study.passes) - 1 and not name.startswith(e.analysis.ungrouped)
 
     def save() -> None:
@@ -144,7 +144,7 @@ def add_up(
                 if study.enough(sums):
                     break
         except UserError:
-            signals.check_soon()  # a signal to all processes may have killed those that decode
+            signals.check_soon()  # a signal to all processes may have killed the decoders
             raise
         finally:  # whatever happened, the sums are correct so far
             save()
@@ -152,7 +152,7 @@ def add_up(
 
 
 def minibatches(study: Study, stage: int, todo: list[int]) -> Minibatches:
-    """These minibatches of the plan, decoded for every model."""
+    """The given minibatches of the plan, decoded for every model."""
     images, plan = study.passes[stage].images, study.passes[stage].plan
     return Minibatches(
         images,
@@ -169,7 +169,7 @@ def minibatches(study: Study, stage: int, todo: list[int]) -> Minibatches:
 def observer(
     study: Study, earlier: list[Sums]
 ) -> Iterator[Callable[[Minibatch], dict[str, Tensor]]]:
-    """Within the block, the yielded function runs the models on a minibatch and returns its terms."""
+    """Yield a function that runs the models on a minibatch and returns its terms."""
     e, analysis, stage = study.experiment, study.analysis_after(earlier), len(earlier)
     plan = study.passes[stage].plan
     normalisation = {role: (m.data["mean"], m.data["std"]) for role, m in study.models.items()}
@@ -224,7 +224,7 @@ def skipped(plan: Plan, batch: Minibatch) -> Tensor:
 
 
 def gather(study: Study, results: Results, stage: int) -> Sums:
-    """The sum over all shards of a pass. Raises Incomplete if a minibatch is missing."""
+    """The sums of a pass over all shards. Raises Incomplete if a minibatch is missing."""
     minibatch_count = len(study.passes[stage].plan)
     states = results.load_states(minibatch_count, stage)
     total = reduce(add, states.values(), Sums.zero(minibatch_count))
@@ -242,7 +242,7 @@ def gather(study: Study, results: Results, stage: int) -> Sums:
 
 
 def groups_left_out(total: Sums) -> list[Sums]:
-    """The sums without each group of minibatches; none if there is only one group."""
+    """The sums without each group of minibatches in turn; none if there is only one group."""
     return [total.without(group) for group in total.groups] if len(total.groups) > 1 else []
 
 
@@ -279,7 +279,7 @@ def document(study: Study, results: Results, analysis: Analysis, totals: list[Su
 
 
 def advise(study: Study, results: Results, tables: dict[str, pd.DataFrame]) -> None:
-    """Say what another precision would have saved."""
+    """Log how much time TF32 would have saved."""
     main = tables.get(study.analysis.name, pd.DataFrame())
     error = float(main["se"].median()) if "se" in main else None
     line = faster.advice(study, summary(results.launches())["wall_seconds"], error)
@@ -288,7 +288,7 @@ def advise(study: Study, results: Results, tables: dict[str, pd.DataFrame]) -> N
 
 
 def stopped(study: Study, total: Sums) -> dict[str, Any] | None:
-    """The tolerance that was asked for, and the standard error that was reached; None without one."""
+    """The requested tolerance and the standard error that was reached; None without a tolerance."""
     asked = study.experiment.tolerance
     if asked is None:
         return None

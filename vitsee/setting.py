@@ -1,4 +1,4 @@
-"""What an analysis is given: its layers, its setting, minibatches, and the labels of its figures."""
+"""The inputs of an analysis: its layers, its setting, minibatches, and the labels of its figures."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
 class Layer:
     """One watched layer, as measured by dry runs of the model.
 
-    shape: of its output for one image, e.g. (197, 768) or (64, 112, 112); of an attention module
-        (heads, tokens, features of a head).
+    shape: of its output for one image, e.g. (197, 768) or (64, 112, 112); for an attention module
+        (heads, tokens, features per head).
     prefix: number of leading class, distillation and register tokens; None if the output is not a sequence of
         the model's tokens.
     grid: rows and columns of its spatial positions (the tokens after the prefix in row-major order, or two
         axes of a map); None if there is no grid, or if its axes are unknown.
     pitch: (rows, columns), pixels of the model's input per step on the grid; None without a grid.
     reads_class: whether the model's head reads the class token, and not the patches.
-    pooling: of an attention module, the name of the module by whose attention the model's head reads the tokens;
-        empty if it reads the class token or the mean.
-    depth: share of the model's blocks that have run once the layer has, its own included; None if the blocks
+    pooling: for an attention module, the name of the module whose attention pools the tokens for the model's head;
+        empty if the head reads the class token or the mean.
+    depth: fraction of the model's blocks that have run once the layer has, its own included; None if the blocks
         are unknown.
     channels_last: whether a map is rows x columns x channels, not channels x rows x columns.
     images: whether the first axis of the output is the images, or windows of them; if not, images cannot be told
         apart.
-    windows: how many windows of each image the first axis holds, one image after another; `by_image` puts them
-        back, and `shape` begins with this number. 1 where the first axis is the images. Of attention within
-        windows, grid and shape are those of one window.
-    image_grid: of attention within windows, rows and columns of the grid of the whole image.
-    window_places: where on `image_grid`, in row-major order, each token of each window is; -1 for padding.
-        Empty where attention is in the whole image.
+    windows: number of windows per image on the first axis, one image after another; `by_image` separates the
+        images, and `shape` begins with this number. 1 if the first axis is the images. For attention within
+        windows, grid and shape describe one window.
+    image_grid: for attention within windows, rows and columns of the grid of the whole image.
+    window_places: the row-major position on `image_grid` of each token of each window; -1 for padding.
+        Empty if attention spans the whole image.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Layer:
     def sequence(self, output: Tensor) -> Tensor:
         """The output as (N, tokens, features): as it is, or the locations of maps in row-major order.
 
-        Maps that lie channels last in memory are not copied.
+        Maps that are stored channels-last are not copied.
         """
         if not self.is_map:
             return output
@@ -97,8 +97,8 @@ class Layer:
     def tokens(self) -> list[tuple[str, int, int]]:
         """Kind (class, register or patch), row and column of each token of `sequence`.
 
-        The tokens of the prefix, which have no place, are in row -1 and numbered from 0; all but a class token
-        count as registers. Raises ValueError if there is no grid.
+        Prefix tokens have no place: their row is -1 and their column counts from 0; all but a class token count as
+        registers. Raises ValueError if there is no grid.
         """
         rows, columns = self.places
         prefix = [
@@ -110,10 +110,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class Setting:
-    """What an analysis is measured on, complete before the first image is read.
+    """The models, layers and images of an analysis, complete before the first image is read.
 
-    names: what tables call the models. layers: the watched layers in the order they run. cards: those
-    model cards that exist. images: the data set of each pass. earlier: the complete sums of the passes
+    names: the models' names in tables. layers: the watched layers in the order they run. cards: the model
+    cards that exist. images: the data set of each pass. earlier: the complete sums of the passes
     before the current one. precision: arithmetic of the forward pass (`options.Precision`). The first three are by
     role (`model`, and `other` if there is a second model).
     """
@@ -135,11 +135,11 @@ class View:
     """One minibatch as an analysis sees it: what `reduce` kept of each layer, in the order the layers ran.
 
     images: number of images. labels: (N,) int64. pixels: the (N, 3, H, W) input of each model, by role.
-    normalisation: the mean and standard deviation of each channel by which it was normalised. positions: of the
+    normalisation: the mean and standard deviation per channel with which it was normalised. positions: of the
     images in the plan. indices: of the images in the data set. planned: number of images in the whole plan.
-    stage: number of the pass over the data. fresh: share of the images that no earlier minibatch contains; below 1
-    only with `repeats`. again: runs the model of a role on other pixels, (N, 3, H, W) normalised as in `pixels`, and
-    returns what `reduce` kept of its layers; one more forward pass each time.
+    stage: number of the pass over the data. fresh: fraction of the images that no earlier minibatch contains; below 1
+    only with `repeats`. again: runs the model of a role on different pixels, (N, 3, H, W) normalised as `pixels`,
+    and returns what `reduce` kept of its layers; each call is one more forward pass.
     """
 
     images: int
@@ -164,14 +164,14 @@ class View:
         return pixels * deviation + mean
 
     def pictures(self, longest: int) -> Tensor:
-        """The images for figures, (N, 3, rows, columns) whole numbers 0…255, at most `longest` wide and high."""
+        """The images for figures, (N, 3, rows, columns), integers from 0 to 255, at most `longest` wide and high."""
         colours = self.colours().clamp(0, 1)
         scale = min(1.0, longest / max(colours.shape[-2:]))
         size = [round(n * scale) for n in colours.shape[-2:]]
         return (255 * torch.nn.functional.interpolate(colours, size=size, mode="area")).round()
 
     def rows(self, values: Tensor) -> Tensor:
-        """Per-image values, (N, ...), in their rows of an array of zeros for all images of the plan."""
+        """Per-image values, (N, ...), placed in their rows of an array of zeros for all images of the plan."""
         every = torch.zeros(
             self.planned, *values.shape[1:], dtype=values.dtype, device=values.device
         )
@@ -181,9 +181,9 @@ class View:
 
 @dataclass(frozen=True)
 class Labels:
-    """How figures name what was measured.
+    """The names of the models and the data in figures.
 
-    family, train_images: from the model card, if there is one. Models that differ only in their training are of
+    family, train_images: from the model card, if there is one. Models that differ only in their training form
     one family.
     """
 

@@ -1,4 +1,4 @@
-"""Standard streams that may be closed, full or unread: output may be lost there, measurements must not."""
+"""Standard streams that may be closed, full or unread: output may be lost, but measurements must not."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Steady:
             self.failure = error
 
     def end(self) -> None:
-        """Flush, or drop the rest if that fails; otherwise the interpreter would complain at exit."""
+        """Flush, or drop the rest if that fails; otherwise the interpreter would print an error at exit."""
         self.flush()
         if self.failure:
             with suppress(OSError):
@@ -55,7 +55,7 @@ class Steady:
 
 @contextmanager
 def steady() -> Iterator[None]:
-    """Within the block, writing to standard output and standard error never fails.
+    """Run the block with standard streams to which writing never fails.
 
     Raises SystemExit (`UNPRINTED` or `CLOSED_PIPE`) at the end of a successful block if standard output
     is incomplete.
@@ -88,7 +88,7 @@ def steady() -> Iterator[None]:
 
 
 def _open_closed() -> None:
-    """Open the null device for closed standard streams, whose descriptors the next open file would take."""
+    """Open the null device for closed standard streams; otherwise the next file opened would take their descriptors."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)

@@ -32,12 +32,12 @@ from vitsee.sums import Sums
 log = logging.getLogger(__name__)
 
 LEAST = 5
-"""How many minibatches `tolerance` needs before it trusts a standard error."""
+"""Number of minibatches before `tolerance` trusts a standard error."""
 
 UNREAD: dict[str, dict[str, str]] = {
     "model": {
         "name": "a label",
-        "source": "what it loads counts: modules, weights, preprocessing",
+        "source": "the modules, weights and preprocessing that it loads count instead",
         "weights": "they count by value",
         "pretrained": "the weights count by value",
         "checkpoint": "the weights count by value",
@@ -47,18 +47,18 @@ UNREAD: dict[str, dict[str, str]] = {
         "dataset": "the images count by name, size and some of their bytes, or by their formula",
     },
     "analysis": {
-        "layers": "the names that they select count",
-        "other_layers": "the names that they select count",
+        "layers": "the names of the selected layers count",
+        "other_layers": "the names of the selected layers count",
     },
 }
-"""Options that are not part of the identity, and why. All others are, new ones too, but for those that an analysis
-names (`Analysis.unread`, `Analysis.later`); images count by the
-fingerprint of the data set, and their draw by the plan."""
+"""Options that are not part of the identity, and why. All others are, including new ones, except those that an
+analysis declares (`Analysis.unread`, `Analysis.later`). Images count by the fingerprint of the data set, and the way
+they are drawn by the plan."""
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass over data: its images, and which of them form each minibatch."""
+    """One pass over data: its images, and how they are divided into minibatches."""
 
     images: Images
     plan: Plan
@@ -66,13 +66,13 @@ class Pass:
 
 @dataclass(frozen=True)
 class Study:
-    """What it takes to measure an experiment; each part is made and checked on first use."""
+    """Everything needed to measure an experiment; each part is made and checked on first use."""
 
     experiment: Experiment
 
     @cached_property
     def what(self) -> dict[str, Any]:
-        """Everything that was asked for but how it is run, as plain values."""
+        """The experiment without its `run` options, as plain values."""
         return self.experiment.what()
 
     @cached_property
@@ -96,7 +96,7 @@ class Study:
         """The models by role, with weights, on the device."""
         e = self.experiment
         if self.device.type != "cpu":
-            # a GPU takes seconds to start, beside which the CPU builds models
+            # a GPU takes seconds to start, during which the CPU builds models
             in_background(lambda: torch.ones(1, device=self.device))
         return {
             role: loader.load(model, self.device, e.names[role]) for role, model in e.models.items()
@@ -126,7 +126,7 @@ class Study:
         }
 
     def warnings(self) -> list[str]:
-        """What the user should know about the choice of layers."""
+        """Warnings about the choice of layers."""
         analysis = self.experiment.analysis
         if analysis.weights_only:
             return []
@@ -148,7 +148,7 @@ class Study:
 
     @cached_property
     def data(self) -> list[Images]:
-        """The images of each pass; none where weights alone are read. Raises UserError."""
+        """The images of each pass; none if only weights are read. Raises UserError."""
         analysis, dataset = self.experiment.analysis, self.experiment.dataset
         if analysis.weights_only:
             return []
@@ -160,9 +160,9 @@ class Study:
 
     @cached_property
     def setting(self) -> Setting:
-        """What the analysis is measured on, before its first pass."""
+        """The models, layers and images of the analysis, before its first pass."""
         return Setting(
-            # a name that is not valid Unicode cannot be written to a table
+            # tables cannot hold names that are not valid Unicode
             names={role: printable(name) for role, name in self.experiment.names.items()},
             layers=self.layers,
             cards={role: model.card for role, model in self.models.items() if model.card},
@@ -176,12 +176,12 @@ class Study:
         return self.analysis_after([])
 
     def analysis_after(self, earlier: Sequence[Sums]) -> Analysis:
-        """The analysis of the pass that follows those with these complete sums."""
+        """The analysis for the next pass, given the complete sums of the earlier ones."""
         return self.experiment.analysis.on(replace(self.setting, earlier=tuple(earlier)))
 
     @cached_property
     def passes(self) -> list[Pass]:
-        """What is read, pass by pass. Raises UserError."""
+        """The passes over data, in order. Raises UserError."""
         return [Pass(images, self._plan(stage, images)) for stage, images in enumerate(self.data)]
 
     @property
@@ -227,7 +227,7 @@ class Study:
         return plan
 
     def _drawn(self, chosen: tuple[int, ...], count: int) -> tuple[int, ...]:
-        """This many of the images that the analysis chose. Raises UserError if it chose fewer."""
+        """The first `count` images that the analysis chose. Raises UserError if it chose fewer."""
         if count > len(chosen):
             raise UserError(
                 f"images={count}, but only {len(chosen)} of {self.experiment.dataset.name} are left; "
@@ -238,12 +238,12 @@ class Study:
 
     @property
     def identity(self) -> str:
-        """The first eight hex digits of the fingerprint, which end the folder's name."""
+        """The first eight hex digits of the fingerprint, used as the suffix of the folder's name."""
         return self.fingerprint[:8]
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of `made_of` in hex: it changes whenever a number in the tables could."""
+        """SHA-256 of `made_of` in hex, which changes whenever a number in the tables could."""
         return hashlib.sha256(json.dumps(self.made_of, sort_keys=True).encode()).hexdigest()
 
     @cached_property
@@ -274,14 +274,14 @@ class Study:
         return made_of
 
     def _options(self) -> dict[str, Any]:
-        """The analysis's options. Layers count by the names that they select, and later options if they are used."""
+        """The analysis's options. Layers count by the selected names, and later options only if they are used."""
         analysis = self.experiment.analysis
         unread = UNREAD["analysis"] | analysis.unread
         options, later = _without(unread, self.what["analysis"]), analysis.later
         return {key: value for key, value in options.items() if (key, value) not in later.items()}
 
     def _architecture(self, role: str) -> dict[str, Any]:
-        """What defines the model of this role besides its weights."""
+        """Everything that defines the model in this role except its weights."""
         options = _without(UNREAD["model"], self.what[role])
         source = self.experiment.models[role].source
         read = {key: value for key, value in options.items() if source in readers(key)}
@@ -297,7 +297,7 @@ class Study:
 
     @property
     def _data(self) -> str:
-        """The name of what was read besides the models."""
+        """The folder name for the data that was read."""
         return self.experiment.dataset.name if self.passes else "weights"
 
     def enough(self, sums: Sums) -> bool:
@@ -308,7 +308,7 @@ class Study:
         return self.analysis.error(sums) <= tolerance
 
     def labels(self, sums: Sums) -> Labels:
-        """The labels of the figures. sums: of the last pass."""
+        """The labels of the figures. sums: those of the last pass."""
         other, card = self.models.get("other"), self.models["model"].card
         measured, images = int(sums.seen.sum()), 0
         if self.passes:

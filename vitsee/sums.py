@@ -20,10 +20,10 @@ from torch import Tensor
 from vitsee.errors import Incomplete
 
 HEAD = b"vitsee sums 3\n"
-"""The first bytes of a file of sums. The SHA-256 of the content and the content follow."""
+"""The first bytes of a file of sums, followed by the SHA-256 of the content and the content."""
 SKIPPED = "skipped"
-"""The runner's own term, (minibatches, batch_size), 1 where an image could not be decoded. Minibatches without
-such images do not have it."""
+"""The runner's own term, (minibatches, batch_size): 1 where an image could not be decoded. Minibatches without
+such images lack it."""
 
 
 class Damaged(Exception):
@@ -31,7 +31,7 @@ class Damaged(Exception):
 
 
 GROUPS = 10
-"""Minibatch i is in group i modulo this. Leaving out one group at a time gives confidence intervals."""
+"""Minibatch i belongs to group i modulo this number. Leaving out one group at a time gives confidence intervals."""
 ALL = -1
 """The group of terms that are kept as one sum over all minibatches."""
 
@@ -42,8 +42,8 @@ Terms = dict[str, Tensor]
 class Sums:
     """Named float64 tensors summed over minibatches, separately for each group of minibatches.
 
-    seen: (minibatches,) int64, how often each minibatch of the plan was added; 1 everywhere at the end.
-    parts: the sums by group and name, on the device of the first ones added.
+    seen: (minibatches,) int64, how often each minibatch of the plan was added; finally 1 everywhere.
+    parts: the sums by group and name, on the device of the first sums added.
     axes: labels of the positions along each axis, e.g. {"model": ["blocks.0", "blocks.1"]}.
     kept: terms that are not summed, by minibatch and name, in their own types, on the CPU.
     """
@@ -97,7 +97,7 @@ class Sums:
     ) -> Sums:
         """Return the contribution of one minibatch.
 
-        grouped: whether a term is summed per group. kept: how the names of those begin that are not summed.
+        grouped: whether a term is summed per group. kept: prefixes of the names of terms that are not summed.
         """
         one = cls.zero(minibatches)
         one.seen[index] = 1
@@ -124,7 +124,7 @@ class Sums:
             )
         both = self.parts.keys() | more.parts.keys()
         parts = {g: _added(self.parts.get(g, {}), more.parts.get(g, {})) for g in sorted(both)}
-        kept = {**self.kept, **more.kept}  # `seen` says if both have the same minibatch
+        kept = {**self.kept, **more.kept}  # `seen` shows whether both have the same minibatch
         return Sums(self.seen + more.seen, parts, self.axes, kept)
 
     def complete(self) -> Sums:
@@ -182,7 +182,7 @@ class Sums:
             sums = cls(**stored)
             assert sums.seen.dtype is torch.int64
             assert sums.seen.ndim == 1
-        except Exception as error:  # its checksum is right, so something else wrote it
+        except Exception as error:  # the checksum is right, so another program wrote it
             raise Damaged("it does not hold sums of this version of vitsee") from error
         if owner not in (None, whose):
             raise Damaged("it belongs to another experiment, or to another version of the analysis")

@@ -1,4 +1,4 @@
-"""Laws that every analysis obeys, whatever it measures; `check_analysis` tries them on yours."""
+"""Laws that every analysis obeys, whatever it measures; `check_analysis` tests yours against them."""
 
 from __future__ import annotations
 
@@ -29,16 +29,15 @@ TINY = (
     *("model=timm", "model.timm=test_vit", "model.pretrained=false", "dataset=scenes"),
     *("images=20", "batch_size=4"),
 )
-"""What `check_analysis` measures unless it is told otherwise: a ViT of a few thousand random weights."""
+"""The default experiment of `check_analysis`: a ViT with a few thousand random weights."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """An analysis as laws need it.
+    """A measured analysis, the input of every law.
 
-    asked: the experiment that was run. analysis: as it is in its last pass. parts: what each minibatch of that
-    pass contributes; of weights alone there is one part. folder: the result of an undisturbed run, which no law
-    changes.
+    asked: the experiment that was run. analysis: in its last pass. parts: the contribution of each minibatch of
+    that pass; one part if only weights are read. folder: the result of an uninterrupted run, which no law changes.
     """
 
     asked: Experiment
@@ -51,16 +50,16 @@ class Measured:
         return reduce(add, self.parts)
 
     def experiment(self, outputs: Path, **how: Any) -> Experiment:
-        """The same experiment, its results elsewhere. how: options of `run`."""
+        """The same experiment with a different output folder. how: options of `run`."""
         return replace(self.asked, run=replace(self.asked.run, outputs=str(outputs), **how))
 
 
 def check_analysis(analysis: type[Analysis], *overrides: str) -> None:
-    """Try all laws on a registered analysis. Raises AssertionError that names the first one that is broken,
-    and what `vitsee run` raises if it cannot be measured at all.
+    """Test a registered analysis against all laws. Raises AssertionError that names the first broken law, and the
+    errors of `vitsee run` if the analysis cannot be measured at all.
 
-    overrides: as of `vitsee run`, for what it cannot do without, e.g. a second model or other layers; by
-    default a tiny random ViT looks at 20 embedded images. Takes some seconds.
+    overrides: as in `vitsee run`, for anything the analysis requires, e.g. a second model or different layers; by
+    default a tiny random ViT sees 20 embedded images. Takes a few seconds.
     """
     with tempfile.TemporaryDirectory() as folder:
         measured = measure([f"analysis={analysis.name}", *TINY, *overrides], Path(folder) / "whole")
@@ -73,14 +72,14 @@ def check_analysis(analysis: type[Analysis], *overrides: str) -> None:
 
 
 def measure(overrides: list[str], outputs: Path) -> Measured:
-    """Measure an experiment undisturbed, and once more minibatch by minibatch."""
+    """Measure an experiment without interruption, then again minibatch by minibatch."""
     quiet = ("run.device=cpu", "run.workers=0", "run.progress=false")
     experiment = composed([*overrides, *quiet, f"run.outputs={outputs}"])
     return Measured(experiment, *last_pass(experiment), run(experiment)[0].parent)
 
 
 def last_pass(experiment: Experiment) -> tuple[Analysis, list[Sums]]:
-    """The analysis in its last pass, and what each minibatch of that pass contributes."""
+    """The analysis in its last pass, and the contribution of each minibatch of that pass."""
     study = Study(experiment)
     if not study.passes:
         return study.analysis, [of_weights(study)]
@@ -109,7 +108,7 @@ def sums_in_any_order(measured: Measured, folder: Path) -> None:
 
 
 def saved_sums(measured: Measured, folder: Path) -> None:
-    """Sums that were saved and read back are the same sums."""
+    """Sums are unchanged after saving and loading."""
     results, part = Results(folder), measured.parts[-1]
     results.prepare()
     results.save_state(results.state(0, 1), part)
@@ -120,7 +119,7 @@ def saved_sums(measured: Measured, folder: Path) -> None:
 
 
 def shards(measured: Measured, folder: Path) -> None:
-    """Shards measured apart, in any order, give the tables of the whole; each but the last says what is missing."""
+    """Shards measured separately, in any order, give the same tables; each but the last reports what is missing."""
     if measured.analysis.weights_only:
         return
     waited = 0
@@ -132,18 +131,18 @@ def shards(measured: Measured, folder: Path) -> None:
         except Incomplete:
             waited += 1
     else:
-        raise AssertionError("three shards never make a whole")
+        raise AssertionError("three shards did not complete the result")
     assert waited >= 2
     assert_same(Results(measured.folder).tables(), Results(written[0].parent).tables())
 
 
 def gaps(measured: Measured, folder: Path) -> None:
-    """A plain run measures what an earlier one left out, and gives the tables of an undisturbed run."""
+    """A plain run fills the gaps of an earlier one, and gives the same tables as an uninterrupted run."""
     if measured.analysis.weights_only:
         return
     try:
         run(measured.experiment(folder, shards=3, shard=1))
-        raise AssertionError("one of three shards is taken for the whole")
+        raise AssertionError("one of three shards counts as the complete result")
     except Incomplete:
         pass
     written = run(measured.experiment(folder))
@@ -151,7 +150,7 @@ def gaps(measured: Measured, folder: Path) -> None:
 
 
 def nothing_twice(measured: Measured, folder: Path) -> None:
-    """The same command again measures nothing, and writes the same files."""
+    """Repeating the command measures nothing and writes the same files."""
     outputs = measured.folder.parents[2]
     copy = shutil.copytree(outputs, folder) / measured.folder.relative_to(outputs)
     before = {path.name: path.read_bytes() for path in copy.glob("*.csv")}
@@ -162,10 +161,10 @@ def nothing_twice(measured: Measured, folder: Path) -> None:
 
 
 def drawn_again(measured: Measured, folder: Path) -> None:
-    """The CSVs alone draw the same PNGs again, to the byte."""
+    """Redrawing from the CSVs alone gives the same PNGs, byte for byte."""
     copy = shutil.copytree(measured.folder, folder)
     pictures = {path: path.read_bytes() for path in copy.glob("*.png")}
-    assert pictures, "it draws no figure"
+    assert pictures, "no figure was drawn"
     for path in pictures:
         path.unlink()
     draw(copy)
@@ -182,7 +181,7 @@ def drawn_without_torch(measured: Measured, folder: Path) -> None:
         f"from vitsee.results.drawing import draw; {''.join(f'import {name}; ' for name in own)}"
         f"from pathlib import Path; draw(Path(sys.argv[1])); assert 'torch' not in sys.modules"
     )
-    if module == "__main__":  # nobody else can import what a script or notebook defines
+    if module == "__main__":  # other processes cannot import what a script or notebook defines
         return
     done = subprocess.run(
         [sys.executable, "-c", code, str(copy)], capture_output=True, text=True, check=False
@@ -191,7 +190,7 @@ def drawn_without_torch(measured: Measured, folder: Path) -> None:
 
 
 def every_digit(measured: Measured, folder: Path) -> None:
-    """Tables read back from their CSVs are equal to the last digit, and have the columns that are declared."""
+    """Tables read back from their CSVs are equal to the last digit, and have the declared columns."""
     exact = measured.analysis.tables(measured.total)
     back = Results(measured.folder).tables(measured.analysis.columns)
     assert back.keys() == exact.keys()
@@ -200,7 +199,7 @@ def every_digit(measured: Measured, folder: Path) -> None:
 
 
 def standard_errors(measured: Measured, folder: Path) -> None:
-    """A standard error says over how many minibatches it is, and `error` is the largest one of the table."""
+    """A table with standard errors gives the number of minibatches, and `error` is the largest of them."""
     analysis, total = measured.analysis, measured.total
     tables = analysis.tables(total)
     for name, table in tables.items():
@@ -211,7 +210,7 @@ def standard_errors(measured: Measured, folder: Path) -> None:
 
 
 def any_batch_size(measured: Measured, folder: Path) -> None:
-    """Minibatches of one image give the same tables, unless full minibatches are asked for."""
+    """Minibatches of one image give the same tables, unless full minibatches are required."""
     analysis = measured.analysis
     if analysis.weights_only or analysis.equal_minibatches:
         return
@@ -222,7 +221,7 @@ def any_batch_size(measured: Measured, folder: Path) -> None:
 
 
 def number_of_models(measured: Measured, folder: Path) -> None:
-    """More or fewer models than it measures are refused before anything is measured."""
+    """Too many or too few models are rejected before anything is measured."""
     asked = measured.asked
     for count, other in ((1, None), (2, asked.other or asked.model)):
         try:
@@ -244,8 +243,8 @@ def assert_same(
     rtol: float = 1e-9,
     atol: float = 1e-7,
 ) -> None:
-    """Raise AssertionError unless these tables are equal, but for rounding."""
+    """Raise AssertionError unless these tables are equal up to rounding."""
     assert one.keys() == two.keys()
-    assert one, "it has no tables"
+    assert one, "there are no tables"
     for name in one:
         pd.testing.assert_frame_equal(one[name], two[name], rtol=rtol, atol=atol)

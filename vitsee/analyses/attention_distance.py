@@ -27,8 +27,8 @@ class AttentionDistance(Analysis):
     """How far does each head of each block attend, in pixels of the model's input?
 
     The distance from a patch to the patches it attends to, weighted by attention and averaged over
-    images and patches. Class, distillation and register tokens are left out; see `renormalize`. Where
-    attention is within windows, so are the distances.
+    images and patches. Class, distillation and register tokens are left out; see `renormalize`. If
+    attention is restricted to windows, so are the distances.
     """
 
     models: ClassVar[tuple[int, ...]] = (1,)
@@ -66,7 +66,7 @@ class AttentionDistance(Analysis):
     def observe(self, view: View) -> dict[str, Tensor]:
         """Sums over images of the distance minus the uniform distance, and of its square: (layers, heads).
 
-        If all images have nearly the same distance, squaring this difference loses less precision.
+        Squaring this difference loses less precision if all images have nearly the same distance.
         """
         uniform = torch.stack([distance[:, -1:].sum() for distance in view.model.values()])
         each = [distance[:, :-1] - distance[:, -1:] for distance in view.model.values()]
@@ -83,7 +83,7 @@ class AttentionDistance(Analysis):
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
         """One row per head: block, head, distance_px, se (over images), uniform_px, layer.
 
-        If layers attend within windows, also windows: how many there are of each image.
+        If layers attend within windows, also windows: the number of windows per image.
         """
         terms = {name: term.cpu().numpy() for name, term in sums.terms.items()}
         images, names = terms["images"], sums.axes["model"]
@@ -143,7 +143,7 @@ class AttentionDistance(Analysis):
                 x="block",
                 y="distance_px",
                 reference="uniform_px",
-                xlabel="Network depth (block)",
+                xlabel="Block",
                 ylabel=f"Mean attention distance{within} (pixels)",
                 title=f"{labels.model}, {labels.data}",
             ),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vitsee.sums import Sums
 
 SIDE = 112
-"""Longer side, in pixels, of the images kept in the table for the figure."""
+"""Longer side, in pixels, of the images stored in the table for the figure."""
 _PLACES = ("image", "row", "col")
 
 
@@ -32,7 +32,7 @@ class AttentionRollout(Analysis):
     """Which patches of each image does the output attend to, through all blocks?
 
     A is a block's attention, averaged over heads. The matrices (A + I) / 2, whose rows sum to 1, are
-    multiplied through the blocks. What the model's head reads gives the weight of each patch in the output:
+    multiplied over the blocks. The weights of the patches in the output depend on what the model's head reads:
     the row of the class token, the mean row of all patches, or the rows weighted by the head's own attention.
     """
 
@@ -71,7 +71,7 @@ class AttentionRollout(Analysis):
         return listed(self.setting.images[stage], self.images_list)
 
     def reduce(self, layer: Layer, output: Attention) -> Tensor:
-        """Attention weights averaged over heads, (N, tokens, tokens); of the head's own attention (N, 1, tokens)."""
+        """Attention weights averaged over heads, (N, tokens, tokens); for the head's own attention (N, 1, tokens)."""
         return torch.cat([weights.mean(1) for _, weights in output.weights()])
 
     def observe(self, view: View) -> dict[str, Tensor]:
@@ -86,7 +86,7 @@ class AttentionRollout(Analysis):
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
         """attention_rollout: image, row, col, weight. attention_rollout_images: image, row, col, r, g, b.
 
-        image: its index in image_ids of made_with.json. Images that could not be decoded have no rows.
+        image: the index in image_ids of made_with.json. Images that could not be decoded have no rows.
         """
         there, weight, colours = (
             sums.terms[name].cpu().numpy() for name in ("there", "weight", "colours")
@@ -105,10 +105,10 @@ class AttentionRollout(Analysis):
         return [f"the attention of images {broken} is NaN or Inf"] if broken else []
 
     def caption(self, figure: str, tables: dict[str, pd.DataFrame]) -> str:
-        return "Below each image: how many times the weight of a black patch that of a fully lit one is"
+        return "Below each image: the weight of a fully lit patch over that of a black one"
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
-        """Each image next to a copy that is lit where the output attends."""
+        """Each image next to a copy that is lit where the output attends to it."""
         from vitsee.plotting import map_plots
 
         weights = _arrays(tables["attention_rollout"], ["weight"])[..., 0]
@@ -116,7 +116,7 @@ class AttentionRollout(Analysis):
         pairs = map_plots.image_pairs(
             [(image / 255, weight) for image, weight in zip(colours, weights, strict=False)],
             title=f"{labels.model}, {labels.data}\n"
-            "Below: the weights of patches that are black and fully lit, and their ratio",
+            "Below: the weights of black and of fully lit patches, and their ratio",
             names=("Input", "Attention"),
         )
         return {"attention_rollout": pairs}

@@ -119,7 +119,7 @@ class BlockSimilarity(Analysis):
             x="block",
             y="cka",
             error="se",
-            xlabel="Block index",
+            xlabel="Block",
             ylabel="CKA",
             title=f"Similarity of blocks{to}\n{last.data}",
         )

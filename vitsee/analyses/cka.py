@@ -35,17 +35,17 @@ class Products(Enum):
 
 
 AUTO = {"fp32": "exact", "tf32": "tf32", "bf16": "native"}
-"""What `products=auto` rounds to on CUDA, by the precision of the forward pass: far less than that does."""
+"""The rounding of `products=auto` on CUDA, by precision of the forward pass, which rounds far more."""
 
 
 @register
 @dataclass(kw_only=True)
 class CKA(Analysis):
-    """How similar is each layer to each other layer, within one model or between two?
+    """How similar is each layer to every other layer, within one model or between two?
 
     CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with linear kernels, where each HSIC is the mean
     over minibatches of the unbiased estimator HSIC_1 (Nguyen et al. 2021, eq. 2 and 3). Values are
-    not clipped: those of unrelated layers scatter around 0.
+    not clipped: for unrelated layers they scatter around 0.
     """
 
     models: ClassVar[tuple[int, ...]] = (1, 2)
@@ -69,12 +69,12 @@ class CKA(Analysis):
     tokens: Tokens = Tokens.all
     """all: the whole output; cls: the class token; patches: all tokens except class and register tokens."""
     products: Products = Products.auto
-    """Rounding of the features before they are multiplied. auto: far below that of the forward pass
-    (`precision`). exact: entries are within 1e-6 whatever the precision. tf32 (CUDA) and bf16 are faster on a
+    """Rounding of the features before they are multiplied. auto: far below the rounding of the forward pass
+    (`precision`). exact: entries are within 1e-6 at any precision. tf32 (CUDA) and bf16 are faster on a
     GPU but less accurate: docs/benchmarks.md lists the errors."""
     without: Without = Without.nothing
-    """outliers: leave out channels and tokens that stand out (`estimators/outliers.py`), which a few layers would
-    otherwise consist of."""
+    """outliers: leave out channels and tokens that stand out (`estimators/outliers.py`) and would otherwise dominate
+    some layers."""
 
     def check(self, layers: dict[str, list[Layer]]) -> None:
         self.without.require(layers)
@@ -83,7 +83,7 @@ class CKA(Analysis):
     def reduce(self, layer: Layer, output: Tensor) -> Tensor:
         """Gram matrix of one layer: (N, ...) -> (N, N) float64.
 
-        Without outliers, one more column says what was removed.
+        Without outliers, one more column encodes what was removed.
         """
         features, removed = self.without.of(layer, output, self.tokens)
         return beside(gram(features, self.rounding(output.device.type)), removed)
@@ -121,7 +121,7 @@ class CKA(Analysis):
         return terms
 
     def impossible(self, terms: dict[str, Tensor]) -> list[Impossibility]:
-        """HSIC_1 of a layer with itself is a squared norm, and that of two layers an inner product."""
+        """HSIC_1 of a layer with itself is a squared norm; between two layers it is an inner product."""
         aa, bb = terms["aa"], terms["bb"]
         bound = (aa.sqrt()[:, None] * bb.sqrt()[None, :]) * (1 + 1e-9)
         return [
@@ -148,7 +148,7 @@ class CKA(Analysis):
         return {"cka": table} | self._removed(sums)
 
     def _removed(self, sums: Sums) -> dict[str, pd.DataFrame]:
-        """What was removed, on average over minibatches; no table if nothing was asked to be."""
+        """What was removed, averaged over minibatches; no table unless `without` asks for it."""
         parts = [
             pd.DataFrame(
                 sums.terms[f"removed_{role}"].cpu().numpy() / int(sums.seen.sum()),

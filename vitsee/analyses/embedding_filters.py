@@ -24,9 +24,9 @@ _PLACES = ("component", "channel", "row", "col")
 @register
 @dataclass(kw_only=True)
 class EmbeddingFilters(Analysis):
-    """Which patterns does the patch embedding look for?
+    """Which patterns does the patch embedding detect?
 
-    Principal components, of unit length, of the D filters of the patch embedding (each channels x rows x
+    Unit-length principal components of the D filters of the patch embedding (each channels x rows x
     columns) after their mean is subtracted. The sign of a component is arbitrary, so its weight of largest
     magnitude is made positive.
     """
@@ -43,7 +43,7 @@ class EmbeddingFilters(Analysis):
 
     name: str = "embedding_filters"
     components: int = 28
-    """How many components, in order of explained variance; the paper shows 28."""
+    """Number of components, in order of explained variance; the paper shows 28."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,16 +81,16 @@ class EmbeddingFilters(Analysis):
         if not undefined:
             return []
         return [
-            f"{len(undefined)} components, from component {undefined[0]} on, have no variance beyond "
+            f"{len(undefined)} components, from component {undefined[0]} on, have no variance above "
             f"rounding, because the filters span fewer dimensions; they are NaN"
         ]
 
     def caption(self, figure: str, tables: dict[str, pd.DataFrame]) -> str:
         share = tables["embedding_variance"]["share"].sum()
-        return f"The components shown hold {share:.0%} of the variance of the embedding filters"
+        return f"The components shown explain {share:.0%} of the variance of the embedding filters"
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
-        """The components as images, each scaled from its smallest to its largest weight."""
+        """The components as images, each scaled from its smallest weight to its largest."""
         from vitsee.plotting import map_plots
 
         table = tables["embedding_filters"]

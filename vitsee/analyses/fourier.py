@@ -1,4 +1,4 @@
-"""Spatial Fourier spectra of each layer's map (Park and Kim 2022, Figures 2a and 8)."""
+"""Spatial Fourier spectra of each layer's maps (Park and Kim 2022, Figures 2a and 8)."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _COLUMNS: dict[str, Kind] = {
 @register
 @dataclass(kw_only=True)
 class Fourier(Analysis):
-    """Which spatial frequencies does the map of each layer hold?
+    """Which spatial frequencies do the maps of each layer contain?
 
-    The patch tokens (or the locations of a CNN) of one channel are a map of rows and columns. F is its
+    In each channel, the patch tokens (or the locations of a CNN) form a map of rows and columns. F is its
     discrete Fourier transform, and log(|F| + 1e-6) is averaged over channels and images, at the frequencies
-    on the diagonal (the same along rows and columns), in units of pi: 1 alternates from place to place.
+    on the diagonal (equal along rows and columns), in units of pi: 1 alternates from place to place.
     """
 
     models: ClassVar[tuple[int, ...]] = (1,)
@@ -65,7 +65,7 @@ class Fourier(Analysis):
         return logs.to(float64_device(logs), torch.float64)
 
     def observe(self, view: View) -> dict[str, Tensor]:
-        """Of each layer: sums over images of the log amplitudes, less that of frequency 0 too, and squares."""
+        """Per layer: sums over images of the log amplitudes, also relative to frequency 0, and of their squares."""
         terms: dict[str, Tensor] = {}
         for name, logs in view.model.items():
             relative = logs - logs[:, :1]
@@ -79,7 +79,7 @@ class Fourier(Analysis):
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
         """One row per layer and frequency; standard errors are over images.
 
-        relative: the log amplitude less that of frequency 0, image by image.
+        relative: the log amplitude minus that of frequency 0, image by image.
         """
         terms = {name: term.cpu().numpy() for name, term in sums.terms.items()}
         images, parts = float(terms["images"]), []
@@ -112,7 +112,7 @@ class Fourier(Analysis):
         ]
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
-        """Relative log amplitude by frequency, one line per layer; that of the highest frequency by depth."""
+        """Relative log amplitude by frequency, one line per layer; at the highest frequency, by depth."""
         from vitsee.plotting import line_plots
 
         drawn = line_plots.shaded_lines(
@@ -129,7 +129,7 @@ class Fourier(Analysis):
     def joined(
         self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
     ) -> dict[str, Figure]:
-        """The highest frequency relative to frequency 0, a line for each model: by depth, or of one model by layer."""
+        """The highest frequency relative to frequency 0, a line per model, by depth; for a single model, by layer."""
         from vitsee.plotting import line_plots
 
         lines, x = [], []
@@ -143,7 +143,7 @@ class Fourier(Analysis):
         several = len(results) > 1
         drawn = line_plots.depth_lines(
             lines,
-            xlabel="Depth (share of blocks)" if several else "Layer, from the input",
+            xlabel="Depth (fraction of blocks)" if several else "Layer",
             ylabel="Δ log amplitude, highest frequency − 0",
             title=results[0][1].data,
             x=x if several else None,
@@ -152,7 +152,7 @@ class Fourier(Analysis):
 
 
 def frequencies(grid: tuple[int, int]) -> np.ndarray:
-    """Frequencies below pi of a grid's diagonal, in units of pi: ((min(rows, columns) + 1) // 2,)."""
+    """Frequencies below pi on a grid's diagonal, in units of pi: ((min(rows, columns) + 1) // 2,)."""
     n = min(grid)
     return 2 * np.arange((n + 1) // 2) / n
 
@@ -160,8 +160,8 @@ def frequencies(grid: tuple[int, int]) -> np.ndarray:
 def basis(grid: tuple[int, int], device: torch.device) -> Tensor:
     """Cosines, then negative sines, of each frequency at each place, (2 frequencies, rows x columns) float32.
 
-    exp(-2 pi i (k r / rows + k' c / columns)): with k' = k on a square grid; on others the frequency along the
-    longer side is the nearest that its transform has.
+    exp(-2 pi i (k r / rows + k' c / columns)), with k' = k on a square grid; otherwise the longer side uses
+    the nearest frequency in its own transform.
     """
     k = np.arange((min(grid) + 1) // 2)
     phase = np.zeros((len(k), 1, 1))

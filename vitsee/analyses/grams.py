@@ -1,4 +1,4 @@
-"""Gram matrices of every layer, kept on disk, so that any number of models are compared from one pass each."""
+"""Gram matrices of every layer, stored on disk: any number of models can be compared with one pass per model."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ log = logging.getLogger(__name__)
 
 
 class Stored(Enum):
-    """The type of the entries that are kept."""
+    """The type of the stored entries."""
 
     float32 = "float32"
     float16 = "float16"
 
 
 class Features(Enum):
-    """Which features are kept beside the Gram matrices."""
+    """Which features are stored with the Gram matrices."""
 
     none = "none"
     pooled = "pooled"
@@ -46,10 +46,10 @@ class Features(Enum):
 @register
 @dataclass(kw_only=True)
 class Grams(Analysis):
-    """What must be kept of each layer, so that models can be compared later without running them again?
+    """How can many models be compared with one pass per model?
 
-    For each layer and minibatch, the linear-kernel Gram matrix of the images, U-centred as for HSIC_1
-    (Szekely and Rizzo 2014), with what the distances of the images need. `vitsee compare` reads them.
+    For each layer and minibatch, this stores the linear-kernel Gram matrix of the images, U-centred as for HSIC_1
+    (Szekely and Rizzo 2014), and the terms needed for distances between images. `vitsee compare` reads them.
     """
 
     models: ClassVar[tuple[int, ...]] = (1,)
@@ -84,11 +84,11 @@ class Grams(Analysis):
     stored: Stored = Stored.float32
     """float16 halves the file and rounds each entry to 11 bits; docs/analyses/grams.md has the errors."""
     features: Features = Features.none
-    """pooled: also keep the mean of the patches and the class token, which `measure=procrustes` reads."""
+    """pooled: also store the mean of the patches and the class token, which `measure=procrustes` reads."""
     without: Without = Without.nothing
     """outliers: leave out channels and tokens that stand out, as `cka` does."""
     limit_gb: float = 2.0
-    """Largest size of what is kept, in GB."""
+    """Maximum size of the file, in GB."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -134,7 +134,7 @@ class Grams(Analysis):
     def reduce(self, layer: Layer, output: Tensor) -> Tensor:
         """Gram matrix of one layer, and its pooled features: (N, ...) -> (N, N + F) float64.
 
-        Without outliers, one more column says what was removed.
+        Without outliers, one more column encodes what was removed.
         """
         features, removed = self.without.of(layer, output, self.tokens)
         k = beside(gram(features), removed)
@@ -144,9 +144,9 @@ class Grams(Analysis):
         return torch.cat([k, means.to(k)], 1)
 
     def observe(self, view: View) -> dict[str, Tensor]:
-        """What is kept of this minibatch: see `triangles` and `kept.Kept`.
+        """The terms stored for this minibatch: see `triangles` and `kept.Kept`.
 
-        variance: total variance of each layer's features, which is half the mean squared distance.
+        variance: total variance of each layer's features, half the mean squared distance.
         """
         n = view.images
         packed = list(view.model.values())
@@ -173,7 +173,7 @@ class Grams(Analysis):
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
         """One row per layer and minibatch: layer, minibatch, images, variance, hsic (HSIC_1 with itself).
 
-        grams_outliers: what was removed of each layer, on average over minibatches, if that was asked for.
+        grams_outliers: what was removed from each layer, averaged over minibatches, with without=outliers.
         """
         layers = sums.axes["model"]
         rows = [
@@ -221,7 +221,7 @@ class Grams(Analysis):
 
     @property
     def _taken(self) -> str:
-        """How the features were taken, in words that `vitsee compare` shows where they differ."""
+        """How the features were taken; `vitsee compare` shows this if results differ in it."""
         kept_back = " without outliers" if self.without is Without.outliers else ""
         return f"{self.tokens.value}{kept_back}"
 
@@ -239,7 +239,7 @@ class Grams(Analysis):
         return warnings
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
-        """In how many directions the images vary, by layer."""
+        """Effective dimensionality of the images' features, by layer."""
         from vitsee.plotting import line_plots
 
         means = tables["grams"].groupby("layer", sort=False)[["variance", "hsic"]].mean()
@@ -249,20 +249,20 @@ class Grams(Analysis):
         drawn = line_plots.depth_lines(
             [line],
             xlabel="Layer",
-            ylabel="Dimensions in which the images vary\n(variance² / HSIC)",
+            ylabel="Effective dimensionality\n(variance² / HSIC)",
             title=f"{labels.model}, {labels.data}",
         )
         return {"grams": drawn}
 
 
 def _diagonal(n: int) -> tuple[Tensor, Tensor]:
-    """Where entries of the diagonal, and those above it, are among N (N + 1) / 2."""
+    """Positions of the diagonal entries, and of those above it, among N (N + 1) / 2."""
     rows, columns = torch.triu_indices(n, n)
     return rows == columns, rows != columns
 
 
 def _pooled_size(layer: Layer) -> int | None:
-    """How many pooled features the layer has; None if its output is neither tokens nor a map nor a vector."""
+    """Number of pooled features of the layer; None if its output is not tokens, a map or a vector."""
     if layer.prefix is not None:
         return layer.shape[-1] * (2 if layer.class_token else 1)
     if layer.is_map:

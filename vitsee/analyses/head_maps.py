@@ -1,4 +1,4 @@
-"""Attention of single heads on images, its entropy, and heads that look at a fixed offset (Walmer et al. 2023)."""
+"""Attention maps of single heads, their entropy, and heads that attend to a fixed offset (Walmer et al. 2023)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vitsee.sums import Sums
 
 SIDE = 112
-"""Longer side, in pixels, of the images kept in the table for the figures."""
+"""Longer side, in pixels, of the images stored in the table for the figures."""
 _PIXEL = ("image", "row", "col")
 _MAPS: dict[str, Kind] = {
     **{"image": Whole(), "block": Whole(), "head": Whole(), "row": Whole(), "col": Whole()},
@@ -40,12 +40,12 @@ _HEADS: dict[str, Kind] = {
 @register
 @dataclass(kw_only=True)
 class HeadMaps(Analysis):
-    """Where does each head look on single images, how widely, and does it look at a fixed offset?
+    """Where does each head attend in an image, how widely, and does it attend to a fixed offset?
 
     The attention from one query, by default the class token, to all patches. The entropy of attention is
     averaged over the patches as queries and over images. The offset of a head is the step on the grid at
-    which attention, averaged over queries and images, is largest. Where attention is within windows, so are all
-    three; the map of a query is at its window's place in the image, and undefined elsewhere.
+    which attention, averaged over queries and images, is largest. If attention is restricted to windows, so are all
+    three; the map of a query then covers its own window, and is undefined elsewhere.
     """
 
     models: ClassVar[tuple[int, ...]] = (1,)
@@ -74,10 +74,10 @@ class HeadMaps(Analysis):
     images_list: Any = None
     """List of image numbers or ids; by default images are drawn with `seed`."""
     query: Any = None
-    """Whose attention is shown: [row, column] of a patch of the first layer, and in layers with a coarser grid the
-    patch there; by default the class token or, without one, the mean of all patches."""
+    """Query whose attention is shown: [row, column] of a patch in the first layer, and the patch at the same place in
+    layers with a coarser grid; by default the class token or, without one, the mean over all patches."""
     fixed: float = 0.5
-    """A head looks at a fixed offset if its mean attention there is above this."""
+    """A head attends to a fixed offset if its mean attention there is above this."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,7 +111,7 @@ class HeadMaps(Analysis):
     def reduce(self, layer: Layer, output: Attention) -> Tensor:
         """Map, entropy, and mean attention at each offset: (N, heads, patches + 1 + offsets) float64.
 
-        The patches are those of the whole image.
+        The map covers the patches of the whole image.
         """
         prefix, parts = layer.prefix or 0, []
         places = window_places(layer).to(output.device)
@@ -128,7 +128,7 @@ class HeadMaps(Analysis):
     def _map(self, layer: Layer, weights: Tensor, places: Tensor) -> Tensor:
         """Attention of the query to each patch, (images, heads, patches); NaN outside the query's window.
 
-        weights: (images, windows, heads, tokens, patches). places: of the patches of each window; -1 for padding.
+        weights: (images, windows, heads, tokens, patches). places: of each window's patches; -1 for padding.
         """
         images, _, heads, _, _ = weights.shape
         rows, columns = _grid(layer)
@@ -154,7 +154,7 @@ class HeadMaps(Analysis):
         return row, column
 
     def observe(self, view: View) -> dict[str, Tensor]:
-        """Of each layer the maps, each image in its row, and sums over images of entropies and offsets."""
+        """Per layer: the maps, each image in its own row, and sums over images of entropies and offsets."""
         terms: dict[str, Tensor] = {}
         for layer in self.setting.layers["model"]:
             found = view.model[layer.name]
@@ -175,9 +175,9 @@ class HeadMaps(Analysis):
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
         """head_maps and head_maps_images: one row per image and place. head_summary: one row per head.
 
-        head_offset_share: the share of heads of a layer that look at a fixed offset other than [0, 0].
+        head_offset_share: the fraction of a layer's heads that attend to a fixed offset other than [0, 0].
         head_maps_names: the id of each image. Images that could not be decoded have no rows. If layers attend within
-        windows, head_summary has a last column windows: how many there are of each image.
+        windows, head_summary has a last column windows: the number of windows per image.
         """
         terms = {name: term.cpu().numpy() for name, term in sums.terms.items()}
         shown = np.flatnonzero(terms["there"])
@@ -233,7 +233,7 @@ class HeadMaps(Analysis):
         ]
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
-        """All heads of some blocks on the first image; those of the last block on some images; entropy and offsets."""
+        """All heads of some blocks on the first image; heads of the last block on more images; entropy and offsets."""
         from vitsee.plotting import line_plots, map_plots, style
 
         table, summary = tables["head_maps"], tables["head_summary"]
@@ -271,8 +271,8 @@ class HeadMaps(Analysis):
                 x="block",
                 y="entropy",
                 reference="uniform",
-                xlabel="Network depth (block)",
-                ylabel="Entropy of attention (nats)",
+                xlabel="Block",
+                ylabel="Attention entropy (nats)",
                 title=title,
             ),
             "head_offsets": line_plots.dots(
@@ -280,9 +280,9 @@ class HeadMaps(Analysis):
                 x="block",
                 y="offset_weight",
                 reference="level",
-                label="a fixed offset is above this",
+                label="threshold for a fixed offset",
                 corner="upper right",
-                xlabel="Network depth (block)",
+                xlabel="Block",
                 ylabel="Mean attention at the head's own offset",
                 title=title,
             ),

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 @register
 @dataclass(kw_only=True)
 class HeadSimilarity(Analysis):
-    """Are local heads more similar to low CNN layers than global heads are?
+    """Do local heads resemble early CNN layers more than global heads do?
 
     The heads of the first block are sorted by mean attention distance. A set of heads is represented by
-    its concatenated outputs for the patches, A_h V_h before the projection. Its Gram matrix is the sum
-    of those of its heads, so one Gram matrix per head is enough.
+    its concatenated outputs for the patches, A_h V_h before the projection. Its Gram matrix is the sum of
+    its heads' Gram matrices, so one per head is enough.
     """
 
     models: ClassVar[tuple[int, ...]] = (2,)
@@ -57,7 +57,7 @@ class HeadSimilarity(Analysis):
     layers: Any = field(default_factory=lambda: ["blocks.0.attn"])
     other_layers: Any = "low"
     subset: int = 4
-    """Heads per set, consecutive in order of distance; 1: single heads."""
+    """Number of heads per set, consecutive in order of distance; 1: single heads."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,8 +92,8 @@ class HeadSimilarity(Analysis):
     def observe(self, view: View) -> dict[str, Tensor]:
         """HSIC_1 of heads and layers, and the products needed for the standard error of any set.
 
-        With H heads and L layers: hl (H, L), hh (H, H), ll (L,). Their products are named after both
-        factors, e.g. hl_hh (L, H, H, H), of hl of one head and hh of two.
+        With H heads and L layers: hl (H, L), hh (H, H), ll (L,). Products are named after both factors,
+        e.g. hl_hh (L, H, H, H): hl for one head times hh for two.
         """
         assert view.other is not None
         n = view.images
@@ -180,7 +180,7 @@ class HeadSimilarity(Analysis):
 
 
 def of_sets(terms: dict[str, np.ndarray], chosen: np.ndarray) -> dict[str, np.ndarray]:
-    """Terms of `cka_and_error` for sets of heads, from those of single heads.
+    """Terms of `cka_and_error` for sets of heads, from the terms for single heads.
 
     chosen: (S, H), 1 where a set includes a head. HSIC of a sum of Gram matrices is a sum of HSICs.
     """

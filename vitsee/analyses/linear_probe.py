@@ -87,13 +87,13 @@ class LinearProbe(Analysis):
     shots: int = 10
     """Training images per class; 0: the whole training set."""
     held_out: int | None = None
-    """Images per class for choosing the penalty; by default as many as shots, or the last tenth of all images."""
+    """Images per class for choosing the penalty; by default as many as shots, or the last tenth of the images."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    """Seeds of the few-shot draws, one result each; with shots=0 only the first is used."""
+    """Seeds of the few-shot draws, one result per seed; with shots=0 only the first is used."""
     l2: list[float] = field(default_factory=lambda: [2.0**e for e in range(-10, 21, 2)])
     """Penalties to choose from."""
     token_stride: int = 1
-    """For each_token: step between the probed rows and columns of the token grid."""
+    """For each_token: stride between probed rows and columns of the token grid."""
     train_split: str | None = "train"
     """Split of the training images; null: draw them from the data set itself and test on the rest."""
 
@@ -247,7 +247,7 @@ class LinearProbe(Analysis):
     # Memory
 
     def fit(self, memory: float) -> None:
-        """Raise UserError if three copies of the sums, or the solutions, do not fit into memory."""
+        """Raise UserError if three copies of the sums, or the solutions, do not fit in memory."""
         sizes = {
             layer.name: max(3 * self._bytes(layer), self._bytes(layer) + 2 * self._solution(layer))
             for layer in self._layers
@@ -289,7 +289,7 @@ class LinearProbe(Analysis):
         return 8 * probes * min(self._draw.train.shape[1], width) * (width + classes)
 
     def _dual(self, layer: Layer) -> bool:
-        """Whether there are fewer training images than features."""
+        """Whether to solve the dual (kernel) form: if there are fewer training images than features."""
         return self._draw.train.shape[1] < self._width(layer)
 
     # Measurement
@@ -300,7 +300,7 @@ class LinearProbe(Analysis):
         return {}
 
     def observe(self, view: View) -> dict[str, Tensor]:
-        """In training: moments or rows, and which images were present. Later: numbers of correct images."""
+        """In the training pass: moments or rows, and which images were present. Later: numbers of correct images."""
         seen = {
             name: x.to(float64_device(x)).double().transpose(0, 1).contiguous()
             for name, x in view.model.items()
@@ -332,7 +332,7 @@ class LinearProbe(Analysis):
     def _counts(
         self, view: View, seen: dict[str, Tensor], device: torch.device
     ) -> dict[str, Tensor]:
-        """Number of images each probe classifies correctly: for each penalty, or in the test for the chosen one."""
+        """Number of images each probe classifies correctly: per penalty, or in the test only for the chosen one."""
         labels = view.labels.to(device)
         terms = {"images": torch.tensor(float(view.images))}
         if view.stage == TEST:
@@ -445,7 +445,7 @@ class LinearProbe(Analysis):
                     )
         if len(self.seeds) > 1 and len(self._draw.union) == self._draw.train.shape[1]:
             warnings.append(
-                f"without those held out, the classes have no more than analysis.shots={self.shots} images: "
+                f"without held-out images, the classes have no more than analysis.shots={self.shots} images: "
                 f"all seeds draw the same training images"
             )
         return warnings
@@ -466,11 +466,11 @@ class LinearProbe(Analysis):
         if figure == "linear_probe_tokens":
             return said
         several = tables["linear_probe"]["seed"].nunique() > 1
-        bands = "; bands: from the lowest to the highest of the draws" if several else ""
+        bands = "; bands: minimum to maximum over draws" if several else ""
         return f"{said}{bands}; dashed: chance"
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
-        """Accuracy by depth, and maps of the accuracy of single tokens if they are probed."""
+        """Accuracy by depth, and accuracy maps of single tokens if they are probed."""
         from vitsee.plotting import map_plots
 
         drawn = {"linear_probe": _curves([(tables["linear_probe"], labels)])}
@@ -492,9 +492,9 @@ class LinearProbe(Analysis):
     def joined(
         self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
     ) -> dict[str, Figure]:
-        """Accuracy of several models by depth, and against their numbers of training images.
+        """Accuracy of several models by depth, and against the number of training images.
 
-        The latter shows the deepest layer. It needs the card of each model, and one protocol and data set.
+        The second shows the deepest layer. It needs every model's card, and the same protocol and data set.
         """
         probes = [(tables["linear_probe"], labels) for tables, labels in results]
         drawn = {"linear_probe": _curves(probes)}
@@ -570,7 +570,7 @@ def _by_training(results: list[tuple[pd.DataFrame, Labels]]) -> Figure:
 
 
 def _curves(results: list[tuple[pd.DataFrame, Labels]]) -> Figure:
-    """Accuracy by depth, one line per feature and result, labelled with what differs."""
+    """Accuracy by depth, one line per feature and result, labelled by what differs between them."""
     models = {labels.model for _, labels in results}
     data = {labels.data for _, labels in results}
     protocols = {_protocol(table) for table, _ in results}
@@ -588,7 +588,7 @@ def _curves(results: list[tuple[pd.DataFrame, Labels]]) -> Figure:
 
 
 def _accuracies(parts: list[pd.DataFrame], title: str, **axis: Any) -> Figure:
-    """Column percent against `x`, one line per value of line; with chance level if all share it."""
+    """Column percent against `x`, one line per value of line, with the chance level if all share it."""
     from vitsee.plotting import line_plots
 
     table = pd.concat(parts)

@@ -37,11 +37,11 @@ _TOKEN, _PATCH = ("token_row", "token_col"), ("patch_row", "patch_col")
 
 
 DARK = 10
-"""The colour scale reaches at least to this many standard errors, so that noise, within 3 of them, stays dark."""
+"""The colour scale covers at least this many standard errors, so that noise (within 3) stays dark."""
 
 
 class Scale(Enum):
-    """What the colours of a figure are relative to."""
+    """Which maps share a colour scale."""
 
     common = "common"
     map = "map"
@@ -55,14 +55,14 @@ class Localization(Analysis):
     CKA between the features of one token (or one location of a CNN's feature map) and the preprocessed
     pixels of one patch, for all tokens and all patches of the same grid. It uses linear kernels, HSIC_1
     and the ratio of averages over minibatches (Nguyen et al. 2021, eq. 2 and 3), as in analysis=cka.
-    Values are not clipped: those of unrelated locations scatter around 0.
+    Values are not clipped: for unrelated locations they scatter around 0.
     """
 
     models: ClassVar[tuple[int, ...]] = (1,)
     equal_minibatches: ClassVar[bool] = True
     standard_errors: ClassVar[bool] = True
     unread: ClassVar[dict[str, str]] = dict.fromkeys(
-        ("scale", "mask"), "it changes the figure alone"
+        ("scale", "mask"), "it changes only the figure"
     )
     version: ClassVar[int] = 2
 
@@ -84,15 +84,15 @@ class Localization(Analysis):
     tokens: Any = None
     """Tokens to draw, [[row, column], …] counted from 0; by default those in the paper."""
     scale: Scale = Scale.common
-    """Colours of the figures. common: one scale for all maps; map: each map has its own."""
+    """Colour scale of the figures. common: one for all maps; map: one per map."""
     mask: float | None = None
-    """Patches whose CKA is within this many standard errors of 0 are drawn in one colour; null: none."""
+    """Patches whose CKA is within this many standard errors of 0 are drawn in a single colour; null: none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.mask is not None and not self.mask > 0:
             raise UserError(
-                f"analysis.mask is a number of standard errors above 0, such as 2; got {self.mask}"
+                f"analysis.mask must be above 0 (standard errors), such as 2; got {self.mask}"
             )
         if self.tokens is not None:
             self.tokens = _places(self.tokens)
@@ -108,7 +108,7 @@ class Localization(Analysis):
                     )
 
     def fit(self, memory: float) -> None:
-        """Raise UserError if the sums of all groups, plus two working copies, do not fit into memory."""
+        """Raise UserError if the sums of all groups, plus two working copies, do not fit in memory."""
         from vitsee.sums import GROUPS
 
         grids = [_grid(layer) for layer in self.setting.layers["model"]]
@@ -149,9 +149,9 @@ class Localization(Analysis):
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
         """localization: one row per token and patch. localization_score: one row per token.
 
-        Means skip patches whose CKA is undefined: mean_cka is over all patches, including the token's
-        own, border_cka over those at the border of the input, inner_cka over the others. own_rank is 1
-        if no patch is more similar than the token's own.
+        Means skip patches with undefined CKA: mean_cka is over all patches, including the token's own,
+        border_cka over patches at the border of the input, inner_cka over the others. own_rank is 1 if no
+        patch is more similar than the token's own.
         """
         pairs, scores = [], []
         for layer, grid, cka, se in _estimates(sums):
@@ -181,7 +181,7 @@ class Localization(Analysis):
 
     def caption(self, figure: str, tables: dict[str, pd.DataFrame]) -> str:
         own = "" if self.scale is Scale.common else ", one scale per map"
-        return f"The square marks the token; colour: CKA of token and patch{own}"
+        return f"The square marks the token; colour: CKA between token and patch{own}"
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         """CKA maps of the chosen tokens, one row per layer; own minus mean CKA, one map per layer."""
@@ -213,7 +213,7 @@ class Localization(Analysis):
             "localization": map_plots.maps(
                 heatmaps,
                 title=title,
-                colour_label=f"CKA of token and patch{own}\n({known})",
+                colour_label=f"CKA between token and patch{own}\n({known})",
                 xlabel="Patch column",
                 ylabel="Patch row",
                 common=common,
@@ -222,7 +222,7 @@ class Localization(Analysis):
             "localization_score": map_plots.maps(
                 [map_plots.MapRow(excess[i : i + 4]) for i in range(0, len(excess), 4)],
                 title=title,
-                colour_label=f"own minus mean CKA{own}\n(rank: median of own patch; no standard error)",
+                colour_label=f"Own minus mean CKA{own}\n(rank: median rank of own patch; no standard error)",
                 xlabel="Token column",
                 ylabel="Token row",
                 common=common,
@@ -273,7 +273,7 @@ def _grid(layer: Layer) -> Grid:
 
 
 def _bytes(grid: Grid) -> int:
-    """Bytes of a layer's sums: five numbers per pair of locations, six per location, and one."""
+    """Bytes of a layer's sums: five numbers per pair of locations, six per location, and one more."""
     places = grid[0] * grid[1]
     return 8 * (5 * places**2 + 6 * places + 1)
 

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 KINDS = ("class", "register", "patch")
 _CHUNK = {"cpu": 2**18, "cuda": 2**26}
-"""Activations whose magnitudes are copied at a time: on a CPU they stay in its cache."""
+"""Number of activations whose magnitudes are copied at a time, few enough for a CPU's cache."""
 _SAMPLE, _NEAR = 1024, 16
-"""How many values are looked at first, to find roughly where the median is, and how far from there it may be."""
+"""Size of the sample that locates the median roughly, and how far the median may be from there."""
 _COLUMNS: dict[str, Kind] = {
     **{"layer": str, "depth": float, "kind": KINDS, "row": Whole(-1), "col": Whole()},
     **{"channel": Whole(), "value": float, "median": float, "ratio": float, "rank": Whole(1)},
@@ -38,11 +38,11 @@ _COLUMNS: dict[str, Kind] = {
 @register
 @dataclass(kw_only=True)
 class MassiveActivation(Analysis):
-    """How large are the largest activations of each layer, and which channels and tokens hold them?
+    """How large are the largest activations of each layer, and in which channels and tokens are they?
 
     In each image, the `top` largest magnitudes among all tokens and channels of a layer, and the median
-    magnitude. Magnitudes are averaged over images rank by rank; the token and the channel of a rank are
-    those where it lies in most images.
+    magnitude. Magnitudes are averaged over images rank by rank; a rank's token and channel are the most
+    frequent ones over images.
     """
 
     models: ClassVar[tuple[int, ...]] = (1,)
@@ -55,7 +55,7 @@ class MassiveActivation(Analysis):
 
     name: str = "massive_activation"
     top: int = 3
-    """How many of the largest activations of each layer and image are followed."""
+    """Number of largest activations to measure per layer and image."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,9 +91,9 @@ class MassiveActivation(Analysis):
         return torch.cat(parts)
 
     def observe(self, view: View) -> dict[str, Tensor]:
-        """Of each layer: sums over images of the median, of the magnitudes and of their squares.
+        """Per layer: sums over images of the median, of the magnitudes and of their squares.
 
-        tokens: (top, tokens), channels: (top, channels): in how many images a rank lies there.
+        tokens: (top, tokens), channels: (top, channels): number of images with a rank at that place.
         """
         terms: dict[str, Tensor] = {}
         for layer in self.setting.layers["model"]:
@@ -111,8 +111,8 @@ class MassiveActivation(Analysis):
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
         """One row per layer and rank, from 1.
 
-        value, sd: mean and standard deviation over images of the magnitude. ratio: value over median.
-        token_share, channel_share: in how many of the images the rank lies in this token, in this channel.
+        value, sd: mean and standard deviation of the magnitude over images. ratio: value over median.
+        token_share, channel_share: fraction of images in which the rank is in this token, in this channel.
         """
         terms = {name: term.cpu().numpy() for name, term in sums.terms.items()}
         images = float(terms["images"])
@@ -167,7 +167,7 @@ class MassiveActivation(Analysis):
         median = line_plots.Line(ranks[0][1]["median"].to_numpy(), "median", "median", dashed=True)
         drawn = line_plots.depth_lines(
             [*lines, median],
-            xlabel="Layer, from the input",
+            xlabel="Layer",
             ylabel="Mean magnitude",
             title=f"{labels.model}, {labels.data}",
             log=True,
@@ -177,7 +177,7 @@ class MassiveActivation(Analysis):
     def joined(
         self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
     ) -> dict[str, Figure]:
-        """The largest activation over the median, by depth, one line for each model."""
+        """The largest activation over the median, by depth, one line per model."""
         from vitsee.plotting import line_plots
 
         lines, x = [], []
@@ -188,7 +188,7 @@ class MassiveActivation(Analysis):
             x.append(first["depth"].to_numpy())
         drawn = line_plots.depth_lines(
             lines,
-            xlabel="Depth (share of blocks)",
+            xlabel="Depth (fraction of blocks)",
             ylabel="Largest magnitude / median",
             title=results[0][1].data,
             x=x,
@@ -200,7 +200,8 @@ class MassiveActivation(Analysis):
 def largest(magnitudes: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
     """The largest magnitudes in descending order, their tokens and channels, each (N, top).
 
-    magnitudes: (N, tokens, channels). They lie in the channels with the largest maxima, so only these are sorted.
+    magnitudes: (N, tokens, channels). The largest are in the channels with the largest maxima, so only those channels
+    are sorted.
     """
     channels = magnitudes.amax(1).topk(min(top, magnitudes.shape[2]), dim=1).indices
     few = magnitudes.gather(2, channels[:, None].expand(-1, magnitudes.shape[1], -1))
@@ -219,9 +220,9 @@ def middle(magnitudes: Tensor) -> Tensor:
 def lower_median(values: np.ndarray) -> float:
     """The lower median of (n,) numbers, none of them NaN.
 
-    Counting finds two neighbours in a sorted sample that it lies between, so that only the few values between them
-    are sorted. numpy's own median takes five times as long, and far longer where many numbers are equal, as the zeros
-    after a ReLU are.
+    Counting finds the two neighbours in a sorted sample that enclose it, so that only the few values between them
+    are sorted. NumPy's median takes five times as long, and far longer if many numbers are equal, such as the zeros
+    after a ReLU.
     """
     rank = (len(values) - 1) // 2
     sample = np.sort(values[_spread(len(values))])
@@ -246,7 +247,7 @@ def lower_median(values: np.ndarray) -> float:
 
 @cache
 def _spread(count: int) -> np.ndarray:
-    """Places of a sample of this many values, in golden steps: equal ones would see few of the channels."""
+    """Positions of a sample among this many values, in golden-ratio steps: equal steps would miss most channels."""
     golden = (5**0.5 - 1) / 2
     return (np.arange(min(count, _SAMPLE)) * golden % 1 * count).astype(int)
 

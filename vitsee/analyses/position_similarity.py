@@ -52,7 +52,7 @@ class PositionSimilarity(Analysis):
         return {"position_similarity": pd.DataFrame(where | {"cosine": cosine.ravel()})}
 
     def warnings(self, sums: Sums) -> list[str]:
-        """Position embeddings that are zero, so without a direction."""
+        """Position embeddings that are zero and so have no direction."""
         cosine = sums.terms["cosine"]
         undefined = cosine.isnan().all(3).all(2).nonzero().tolist()
         if not undefined:

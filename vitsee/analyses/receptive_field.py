@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from vitsee.sums import Sums
 
 _SHOWN = 5
-"""Layers shown per model, as in the paper."""
+"""Number of layers shown per model, as in the paper."""
 PAPER_UNITS = {16: [3, 7, 12, 16]}
-"""Units of a CNN that the paper shows (Figure 6), by their number."""
+"""Numbers of the CNN units shown in the paper (Figure 6)."""
 _OF: dict[str, Kind] = {"layer": str, "point": ("post", "pre"), "model": MODELS}
 
 
@@ -43,8 +43,8 @@ class ReceptiveField(Analysis):
     """Which pixels does the central location of each layer depend on?
 
     The absolute gradient of a channel at the central location with respect to the input, summed over RGB
-    and averaged over channels and images (Raghu et al. 2021, Figs. 6 and C.1-C.4). Measured for each
-    sublayer of a transformer, and for the first convolution and each unit of a CNN.
+    and averaged over channels and images (Raghu et al. 2021, Figs. 6 and C.1-C.4), for each sublayer of a
+    transformer, and for the first convolution and each unit of a CNN.
     """
 
     models: ClassVar[tuple[int, ...]] = (1, 2)
@@ -95,7 +95,7 @@ class ReceptiveField(Analysis):
 
     @property
     def points(self) -> list[str]:
-        """The measured points, as named in the table."""
+        """The measured points, by their names in the table."""
         return ["post", "pre"] if self.point is Point.both else [self.point.value]
 
     def reduce(self, layer: Layer, output: Residual) -> Tensor:
@@ -182,7 +182,7 @@ class ReceptiveField(Analysis):
                 [line for line, _ in lines],
                 x=[x for _, x in lines],
                 xlabel="Depth (fraction of layers)",
-                ylabel="Radius holding this share of the mass (pixels)",
+                ylabel="Radius with 50 % or 90 % of the mass (pixels)",
                 title=labels.data,
             ),
         }
@@ -198,7 +198,7 @@ def _centre(layer: Layer, x: Tensor) -> Tensor:
 
 
 def bin_means(values: np.ndarray, most: int) -> np.ndarray:
-    """Average (H, W) over nearly equal bins to at most `most` rows and columns."""
+    """Average (H, W) over nearly equal bins, down to at most `most` rows and columns."""
     for axis in (0, 1):
         length = values.shape[axis]
         starts = np.arange(min(most, length)) * length // min(most, length)
@@ -209,11 +209,11 @@ def bin_means(values: np.ndarray, most: int) -> np.ndarray:
 
 
 def size(values: np.ndarray, layer: Layer) -> dict[str, float]:
-    """Radii in pixels that hold 50 % and 90 % of an (H, W) map, and the share of the own patch.
+    """Radii in pixels that contain 50 % and 90 % of an (H, W) map, and the fraction within the own patch.
 
-    For tokens, the centre is that of their own patch. In a CNN the centre of a location depends on the
-    padding, so the map's centre of mass is used instead, and the own patch is one step of the grid
-    around it. NaN if the map has no mass.
+    For tokens, the centre is the centre of their own patch. In a CNN the centre of a location depends on the
+    padding, so the map's centre of mass is used instead, and the own patch is one step of the grid around it.
+    NaN if the map has no mass.
     """
     total = values.sum()
     if not np.isfinite(total) or total <= 0:
@@ -259,12 +259,12 @@ _SUBLAYERS = {
 
 
 def _numbered(maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The maps by name as in the paper: attention 1, MLP 1, …; of a CNN the stem, then unit 1, unit 2, …"""
+    """The maps, named as in the paper: attention 1, MLP 1, …; for a CNN the stem, then unit 1, unit 2, …"""
     counts: dict[str, int] = {}
     named = {}
     for i, (layer, values) in enumerate(maps.items()):
         _, within, sublayer = layer.partition(".+")
-        if not i and not within:  # what a CNN begins with
+        if not i and not within:  # the stem of a CNN
             named["stem"] = values
             continue
         kind = _SUBLAYERS.get(sublayer, sublayer) or "unit"
@@ -274,10 +274,10 @@ def _numbered(maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _spread(maps: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
-    """Maps of the first layer, and at the end of each fourth of the network; all if there are no more than `count`.
+    """Maps of the first layer and at the end of each quarter of the network; all if there are at most `count`.
 
-    For a transformer, only attention sublayers, as in the paper: of 12 blocks those of 1, 3, 6, 9 and 12. Of 16
-    units of a CNN the paper shows 3, 7, 12 and 16.
+    For a transformer, only attention sublayers, as in the paper: blocks 1, 3, 6, 9 and 12 of 12. For a CNN with 16
+    units, the paper shows units 3, 7, 12 and 16.
     """
     names = [name for name in maps if name.startswith("attention")] or list(maps)
     if len(names) <= count:
@@ -291,7 +291,7 @@ def _spread(maps: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
 
 
 def _radii(table: pd.DataFrame, names: dict[str, str]) -> list[Any]:
-    """Lines of both radii per model and point, with their places on the depth axis."""
+    """Lines for both radii of each model and point, with their positions on the depth axis."""
     from vitsee.plotting.line_plots import Line
 
     lines = []

@@ -39,12 +39,12 @@ _TITLES = {
 @register
 @dataclass(kw_only=True)
 class Robustness(Analysis):
-    """Does a model still see the same when patches of the image are dropped, or shuffled?
+    """Does a model still see the same when patches of the image are dropped or shuffled?
 
-    Each image is changed in every way and strength, and runs through the model again: accuracy, agreement
-    with the prediction for the unchanged image, and the cosine between the representations of both. Masks
-    and shuffles depend on the image's position in the plan and on `seed` alone, so all models see the same
-    ones. Which patches are salient says the attention rollout of the second model.
+    Each image is changed in every way and at every strength, and run through the model again: accuracy, agreement
+    with the prediction for the unchanged image, and the cosine between the two representations. Masks and
+    shuffles depend only on the image's position in the plan and on `seed`, so they are the same for all models.
+    The attention rollout of the second model decides which patches are salient.
     """
 
     models: ClassVar[tuple[int, ...]] = (1, 2)
@@ -62,13 +62,13 @@ class Robustness(Analysis):
     layers: Any = field(default_factory=lambda: ["last", "logits"])
     other_layers: Any = field(default_factory=lambda: ["blocks.*.attn"])
     changes: Any = None
-    """Which of drop_random, drop_salient, drop_other and shuffle; by default all that can be made."""
+    """Any of drop_random, drop_salient, drop_other and shuffle; by default all that are possible."""
     drops: Any = field(default_factory=lambda: [0.1, 0.25, 0.5, 0.75, 0.9])
-    """Shares of the patches that are dropped."""
+    """Fractions of the patches to drop."""
     shuffles: Any = field(default_factory=lambda: [2, 4, 7, 14])
-    """Rows and columns of tiles that are shuffled."""
+    """Numbers of rows and columns of the shuffled tiles."""
     grid: int = 14
-    """Rows and columns of the patches that are dropped: they are of the image, not of the model."""
+    """Number of rows and columns of droppable patches, which are the image's, not the model's."""
     seed: int = 0
     """Seed of random masks and shuffles."""
 
@@ -82,7 +82,7 @@ class Robustness(Analysis):
                 if self.changes.count(change) > 1:
                     raise UserError(f"analysis.changes has {change} twice; name each change once")
         _require(
-            "drops", self.drops, "[0.25,0.5] of shares from 0 to 1",
+            "drops", self.drops, "[0.25,0.5] of fractions from 0 to 1",
             lambda s: isinstance(s, (int, float)) and not isinstance(s, bool) and 0 <= s <= 1,
         )  # fmt: skip
         _require(
@@ -99,7 +99,7 @@ class Robustness(Analysis):
         asked = [change for change in self.changes or [] if change in SALIENT]
         if asked and "other" not in layers:
             raise UserError(
-                f"analysis.changes: {asked[0]} needs a second model, whose attention says which patches are "
+                f"analysis.changes: {asked[0]} needs a second model, whose attention decides which patches are "
                 f"salient, the same for all models: add model@other=NAME, a ViT (it may be the model itself)"
             )
         if len(layers["model"]) != 2 or len(layers["model"][1].shape) != 1:
@@ -115,9 +115,9 @@ class Robustness(Analysis):
             )
 
     def reduce(self, layer: Layer, output: Any) -> Tensor:
-        """One vector for each image: the class token, the mean over patches or locations, or the logits.
+        """One vector per image: the class token, the mean over patches or locations, or the logits.
 
-        Of attention its weights, averaged over heads, (N, tokens, tokens).
+        For attention, its weights averaged over heads, (N, tokens, tokens).
         """
         if isinstance(output, Attention):
             return torch.cat([weights.mean(1) for _, weights in output.weights()])
@@ -129,7 +129,7 @@ class Robustness(Analysis):
         return tokens[:, layer.prefix or 0 :].mean(1)
 
     def observe(self, view: View) -> dict[str, Tensor]:
-        """Sums over images, one for each row of the table: right and agreeing predictions, cosines, squares."""
+        """Sums over images, one per row of the table: correct and agreeing predictions, cosines, squares."""
         rows = []
         clean = _outcome(view.model)
         for change, strength in self._rows():
@@ -155,7 +155,7 @@ class Robustness(Analysis):
                 yield change, strength
 
     def _asked(self, change: str) -> list[float]:
-        """The strengths for which images run through the model again."""
+        """The strengths at which images run through the model again."""
         return self.shuffles if change == "shuffle" else self.drops
 
     def _changed(self, view: View, change: str, strength: float) -> Tensor:
@@ -195,7 +195,7 @@ class Robustness(Analysis):
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
         """One row per change and strength: change, strength, accuracy, agreement, cosine, se, accuracy_se, cosine_se.
 
-        strength: share of dropped patches, or rows of tiles; 0 and 1 are the unchanged image. accuracy: NaN
+        strength: fraction of dropped patches, or rows of tiles; 0 and 1 are the unchanged image. accuracy: NaN
         if the model's outputs are not the classes of the images. se: of the agreement.
         """
         terms = {name: term.cpu().numpy() for name, term in sums.terms.items()}
@@ -243,7 +243,7 @@ class Robustness(Analysis):
     def joined(
         self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
     ) -> dict[str, Figure]:
-        """Accuracy (agreement, where there are no labels) and cosine by strength: a plot a change, a line a model."""
+        """Accuracy (agreement, without labels) and cosine by strength: one plot per change, one line per model."""
         from vitsee.plotting import line_plots
 
         table = pd.concat(
@@ -253,13 +253,13 @@ class Robustness(Analysis):
         measures = {
             "": ("accuracy", "Accuracy")
             if known
-            else ("agreement", "Same prediction as unchanged"),
+            else ("agreement", "Agreement with unchanged image"),
             "_cosine": ("cosine", "Cosine of the representations"),
         }
         tiles = table["change"] == "shuffle"
         some = {
-            "robustness": (table, "Share, or rows of tiles"),
-            "robustness_drops": (table[~tiles], "Share of the patches"),
+            "robustness": (table, "Fraction, or rows of tiles"),
+            "robustness_drops": (table[~tiles], "Fraction of patches"),
             "robustness_shuffle": (table[tiles], "Rows of tiles"),
         }
         return {

@@ -53,7 +53,7 @@ class Scaling(Analysis):
             )
 
     def select(self, stage: int) -> None:
-        """Draw the images as usual. Raises UserError if the model has another number of classes."""
+        """Draw the images as usual. Raises UserError if the model has a different number of classes."""
         outputs = math.prod(self.setting.layers["model"][0].shape)
         classes = len(self.setting.images[stage].classes)
         if outputs != classes:
@@ -68,7 +68,7 @@ class Scaling(Analysis):
         return logits.argmax(1).masked_fill(~logits.isfinite().all(1), -1)
 
     def observe(self, view: View) -> dict[str, Tensor]:
-        """Number of images, of correct predictions, and of undefined ones."""
+        """Numbers of images, of correct predictions, and of undefined predictions."""
         (predicted,) = view.model.values()
         counts = (predicted == predicted, predicted == view.labels, predicted < 0)
         images, right, undefined = (count.sum().to(torch.float64) for count in counts)

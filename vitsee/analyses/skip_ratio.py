@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LOWEST, OCTAVES, PER_OCTAVE = -16, 40, 16
 """Histogram of ratios: bins start at 2**LOWEST, each a factor of 2**(1/16) (4.4 %) wide."""
 _CHUNK_BYTES = {"cpu": 2**20, "cuda": 2**28}
-"""Bytes of intermediate values per chunk; on a CPU they should fit in its cache."""
+"""Bytes of intermediate values per chunk, small enough for a CPU's cache."""
 _TITLES = {
     "attn": "self-attention",
     "mlp": "MLP",
@@ -39,8 +39,8 @@ class SkipRatio(Analysis):
 
     ||z|| / ||f(z)|| and cos(z, z + f(z)) of each token, where z is the skip connection of a sublayer
     and f(z) is its branch (after LayerScale); in a CNN, over the channels of each location. Values are
-    means over images; the ratio has a median too, as its distribution has a long tail. Spatial tokens
-    are averaged within each image first.
+    means over images; the median of the ratio is also given, as its distribution has a long tail. Spatial
+    tokens are averaged within each image first.
     """
 
     models: ClassVar[tuple[int, ...]] = (1, 2)
@@ -142,17 +142,17 @@ class SkipRatio(Analysis):
                 elif outside[i].sum():
                     warnings.append(
                         f"{name} of the {role} has ratios outside 2^{LOWEST} to 2^{LOWEST + OCTAVES}; "
-                        f"medians in that range are NaN"
+                        f"medians outside this range are NaN"
                     )
                 if no_angle[i].any() and not undefined[i].any():
                     warnings.append(
-                        f"{name} of the {role}: what skips or what comes of it is 0 somewhere (a ReLU before it, "
+                        f"{name} of the {role}: the skip connection or the sum is 0 somewhere (after a ReLU, "
                         f"say); the cosine is undefined, so NaN"
                     )
         return warnings
 
     def caption(self, figure: str, tables: dict[str, pd.DataFrame]) -> str:
-        return "Colours end at the 99th percentile" if figure == "skip_ratio_tokens" else ""
+        return "Colours saturate at the 99th percentile" if figure == "skip_ratio_tokens" else ""
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         from vitsee.plotting import heatmaps, line_plots, style
@@ -166,7 +166,7 @@ class SkipRatio(Analysis):
         ):
             drawn[name] = line_plots.depth_lines(
                 _lines(table, column, names),
-                xlabel="Block index",
+                xlabel="Block",
                 ylabel=ylabel,
                 title=f"{labels.models}, {labels.data}",
                 from_zero=False,
@@ -176,8 +176,8 @@ class SkipRatio(Analysis):
         if panels:
             drawn["skip_ratio_tokens"] = heatmaps.panels(
                 panels,
-                xlabel="Token index (0: class token)" if _has_class(table) else "Token index",
-                ylabel="Block index",
+                xlabel="Token (0: class token)" if _has_class(table) else "Token",
+                ylabel="Block",
                 title=f"{labels.model}, {labels.data}",
                 colour_label="Mean ‖z‖ / ‖f(z)‖",
             )
@@ -217,7 +217,7 @@ def histogram(ratio: Tensor) -> Tensor:
 def median(counts: np.ndarray) -> np.ndarray:
     """Lower median of histograms of ratios, (..., bins) -> (...); NaN outside their range.
 
-    It is interpolated within its bin, so its error is below the bin width of 4.4 %.
+    Interpolation within the bin keeps the error below the bin width of 4.4 %.
     """
     total = counts.cumsum(-1)
     half = (total[..., -1:] + 1) // 2

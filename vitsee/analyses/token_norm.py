@@ -1,4 +1,4 @@
-"""Norms of all tokens by layer, and the tokens whose norms stand out (Darcet et al. 2024, "registers")."""
+"""Norms of all tokens by layer, and tokens with outlying norms (Darcet et al. 2024, "registers")."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _BINS: dict[str, Kind] = {
 @register
 @dataclass(kw_only=True)
 class TokenNorm(Analysis):
-    """How long are the tokens of each layer, and which of them stand out?
+    """How large are the norms of each layer's tokens, and which tokens are outliers?
 
     The Euclidean norm of each token over its features; in a CNN, of each location over its channels. A
     token is an outlier if its norm is above `multiple` times the median norm of the patch tokens of the
@@ -79,9 +79,9 @@ class TokenNorm(Analysis):
         return torch.linalg.vector_norm(layer.sequence(output), dim=-1, dtype=torch.float32)
 
     def observe(self, view: View) -> dict[str, Tensor]:
-        """Of each layer: sums over images of each token's norm, its square and whether it is an outlier.
+        """Per layer: sums over images of each token's norm, of its square, and of whether it is an outlier.
 
-        histogram: (kinds, bins), the number of tokens in each bin.
+        histogram: (kinds, bins), number of tokens per bin.
         """
         terms: dict[str, Tensor] = {}
         for layer in self.setting.layers["model"]:
@@ -99,8 +99,8 @@ class TokenNorm(Analysis):
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
         """token_norm: one row per layer and token, with mean and standard deviation over images.
 
-        token_norm_histogram: one row per layer, kind and bin, from the lowest to the highest bin that is not
-        empty; share: of the tokens of this kind.
+        token_norm_histogram: one row per layer, kind and bin, from the lowest to the highest non-empty bin;
+        share: fraction of the tokens of this kind.
         """
         terms = {name: term.cpu().numpy() for name, term in sums.terms.items()}
         images = float(terms["images"])
@@ -147,7 +147,7 @@ class TokenNorm(Analysis):
         return warnings
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
-        """Norm and share of outliers over depth, both over the grid, and histograms of the last layers."""
+        """Norm and fraction of outliers by depth and over the grid, and histograms of the last layers."""
         from vitsee.plotting import line_plots, map_plots
 
         table, title = tables["token_norm"], f"{labels.model}, {labels.data}"
@@ -159,20 +159,20 @@ class TokenNorm(Analysis):
                 line[value].to_numpy(), f"{_WORDS[kind]}{which}", kind, dashed=bool(which)
             )
             for kind, line in lines.items()
-            for value, which in (("norm", ""), ("highest", ", the longest place"))
+            for value, which in (("norm", ""), ("highest", ", maximum"))
             if not which or kind == "patch"
         ]
         return {
             "token_norm": line_plots.depth_lines(
-                norms, xlabel="Layer, from the input", ylabel="Mean norm of a token", title=title
+                norms, xlabel="Layer", ylabel="Mean token norm", title=title
             ),
             "token_norm_outliers": line_plots.depth_lines(
                 [
                     line_plots.Line(line["outlier_share"].to_numpy(), _WORDS[kind], kind)
                     for kind, line in lines.items()
                 ],
-                xlabel="Layer, from the input",
-                ylabel=f"Share of outliers (norm > {self.multiple:g} x median)",
+                xlabel="Layer",
+                ylabel=f"Fraction of outliers (norm > {self.multiple:g} x median)",
                 title=title,
             ),
             "token_norm_map": map_plots.grids(
@@ -182,15 +182,15 @@ class TokenNorm(Analysis):
                 patches,
                 value="outlier_share",
                 limits=(0, 1),
-                colour_label="Share of images in which the patch token is an outlier",
+                colour_label="Fraction of images in which the patch token is an outlier",
                 **maps,
             ),
             "token_norm_histogram": line_plots.histograms(
                 tables["token_norm_histogram"],
                 panel="layer",
                 line="kind",
-                xlabel="Norm of a token",
-                ylabel="Share of tokens",
+                xlabel="Token norm",
+                ylabel="Fraction of tokens",
                 title=title,
             ),
         }
@@ -198,7 +198,7 @@ class TokenNorm(Analysis):
     def joined(
         self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
     ) -> dict[str, Figure]:
-        """Share of outliers among the patch tokens of several models, by depth."""
+        """Fraction of outliers among the patch tokens of several models, by depth."""
         from vitsee.plotting import line_plots
 
         lines, x = [], []
@@ -211,7 +211,7 @@ class TokenNorm(Analysis):
             x.append(line["depth"].to_numpy())
         drawn = line_plots.depth_lines(
             lines,
-            xlabel="Depth (share of blocks)",
+            xlabel="Depth (fraction of blocks)",
             ylabel=f"Outlier patch tokens (norm > {self.multiple:g} x median)",
             title=results[0][1].data,
             x=x,
@@ -225,7 +225,7 @@ _WORDS = {"class": "class token", "register": "register tokens", "patch": "patch
 def histogram(norms: Tensor, kinds: Tensor) -> Tensor:
     """Number of tokens per kind and bin, (N, tokens) and (tokens,) indices of kinds -> (kinds, bins) float64.
 
-    The first and last bins count what is outside the range; NaN and Inf are counted nowhere.
+    The first and last bins also count norms outside the range; NaN and Inf are not counted.
     """
     bins = OCTAVES * PER_OCTAVE + 2
     place = ((norms.log2() - LOWEST) * PER_OCTAVE).floor() + 1
@@ -262,7 +262,7 @@ def _by_kind(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 
 def _by_depth(table: pd.DataFrame) -> pd.DataFrame:
-    """Means over the tokens of each layer; highest: the largest mean norm of one of them."""
+    """Means over the tokens of each layer; highest: the largest mean norm of any of them."""
     layers = table.groupby("layer", sort=False)
     means = layers[["depth", "norm", "outlier_share"]].mean()
     return means.assign(highest=layers["norm"].max())

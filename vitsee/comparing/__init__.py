@@ -1,1 +1,1 @@
-"""Compares any number of models from their kept Gram matrices: measures, nulls, tables, atlas. Imports no torch."""
+"""Compares any number of models from stored Gram matrices: measures, nulls, tables, atlas. Does not import torch."""

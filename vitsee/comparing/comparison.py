@@ -32,18 +32,18 @@ from vitsee.results.folder import Results, formats_of
 
 log = logging.getLogger(__name__)
 LONGEST = 100
-"""Characters of the names of all models in a folder's name; with more, it says how many they are."""
+"""Maximum length of all model names in a folder's name; beyond it, the folder's name gives their number."""
 
 
 def compare(paths: Sequence[Path], options: Options) -> list[Path]:
-    """Compare what is missing, then write the tables and draw the figures; return their paths.
+    """Compare the missing pairs, then write the tables and draw the figures; return their paths.
 
-    Raises UserError for the user's mistakes, and Interrupted on a signal. Then every pair that is done is saved,
-    and the same call goes on.
+    Raises UserError for the user's mistakes, and Interrupted on a signal. Finished pairs are then saved, and the
+    same call resumes.
     """
     if not paths:
         raise UserError(
-            "name the results to compare, e.g. vitsee compare outputs/grams (vitsee compare --help)"
+            "give the results to compare, e.g. vitsee compare outputs/grams (vitsee compare --help)"
         )
     models = opened.models(paths, options)
     first = opened.first_of(paths, models) if options.first else None
@@ -86,7 +86,7 @@ def _compute(
     known: dict[Key, Pair],
     options: Options,
 ) -> None:
-    """Add the pairs that are to be done to those that are known, block by block."""
+    """Compute the pairs in `todo` block by block, and add them to the known ones."""
     measure, left = MEASURES[options.measure], {_key(a, b) for a, b in todo}
     work = [
         block
@@ -115,9 +115,9 @@ def _compute(
 def _rectangles(
     ones: Sequence[Model], others: Sequence[Model], left: set[Key]
 ) -> list[tuple[list[Model], list[Model]]]:
-    """Return rows and columns of models whose pairs cover those that are left.
+    """Return rows and columns of models whose pairs cover the remaining ones.
 
-    One block, if most of its pairs are left; else one for all rows that lack the same columns.
+    One block if most of its pairs remain; otherwise one for all rows that lack the same columns.
     """
     lacking = {a.name: [b for b in others if _key(a, b) in left] for a in ones}
     rows = [a for a in ones if lacking[a.name]]
@@ -133,14 +133,14 @@ def _rectangles(
 
 
 def _steps(ones: Sequence[Model], others: Sequence[Model], options: Options) -> int:
-    """How often `similarity.blocks` calls `step`."""
+    """Number of times `similarity.blocks` calls `step`."""
     pairs = sum(len(a.layers) * len(b.layers) for a in ones for b in others)
     times = len(ones[0].kept.index.minibatches) if MEASURES[options.measure].vectors else pairs
     return times * (1 + options.null)
 
 
 def _groups(models: Sequence[Model], options: Options) -> Iterator[list[Model]]:
-    """Cut the models into groups of which any two fit into memory. Raises UserError if single models do not."""
+    """Divide the models into groups, any two of which fit in memory. Raises UserError if single models do not."""
     n = max(map(len, models[0].kept.index.minibatches))
     entries = n * n if MEASURES[options.measure].directed else n * (n + 1) // 2
     most = _layers_at_once(entries, options)
@@ -162,16 +162,16 @@ def _groups(models: Sequence[Model], options: Options) -> Iterator[list[Model]]:
 
 
 def _bytes(layers: int, entries: int, null: int) -> float:
-    """Memory of comparing so many layers with as many others.
+    """Memory needed to compare this many layers with as many others.
 
-    Vectors of both sides, with working copies: 32 bytes an entry. Sums: 72 bytes a pair. The null: 4 bytes a pair
-    and permutation, and three copies, if all these layers are of two models.
+    Vectors of both sides, with working copies: 32 bytes per entry. Sums: 72 bytes per pair. The null: 4 bytes per
+    pair and permutation, in three copies, if all these layers belong to two models.
     """
     return layers * entries * 32 + layers**2 * (72 + 16 * null)
 
 
 def _layers_at_once(entries: int, options: Options) -> int:
-    """The most layers of which two groups fit into run.memory_gb."""
+    """The largest number of layers per group for which two groups fit in run.memory_gb."""
     budget, layers = options.memory_gb * 2**30, 0
     while _bytes(layers + 1, entries, options.null) <= budget:
         layers += 1
@@ -212,11 +212,11 @@ def _save(
     known: dict[Key, Pair],
     seconds: float,
 ) -> list[Path]:
-    """Write the tables of all pairs that are known, and the record."""
+    """Write the tables of all known pairs, and the record."""
     pairs = []
     for key, (a, b) in keys.items():
         if key in known:
-            cells = known[key].cells  # an earlier comparison may have called the models otherwise
+            cells = known[key].cells  # an earlier comparison may have used different names
             pair = Pair(a.name, b.name, a.layer_names, b.layer_names, cells)
             pairs.append(pair.turned() if b is first else pair)
     index = models[0].kept.index

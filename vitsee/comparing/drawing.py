@@ -20,7 +20,7 @@ from vitsee.plotting import heatmaps, model_maps
 from vitsee.results.folder import PNG, Formats, Results
 
 GROUPS = 10
-"""The most groups of models that the map has colours for."""
+"""The largest number of groups that the map has colours for."""
 
 
 def draw(folder: Path, *, formats: Formats = PNG) -> list[Path]:
@@ -91,5 +91,5 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
         raise UserError(f"{folder} is not finished; repeat the same `vitsee compare`")
     question = about["question"]
     if question.get("measure") not in MEASURES or not isinstance(question.get("layers"), str):
-        raise wrong(folder / record.NAME, "its question has no measure or no layers")
+        raise wrong(folder / record.NAME, "it names no measure or no layers")
     return about, Results(folder).tables(COLUMNS)

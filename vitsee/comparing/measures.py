@@ -18,7 +18,7 @@ from vitsee.io.kept import Kept
 
 @dataclass(frozen=True)
 class Model:
-    """A model's kept Gram matrices, and which of its layers are compared.
+    """A model's stored Gram matrices, and the layers to compare.
 
     name: in tables. layers: positions in the file. neighbours: k of `mutual_knn`.
     """
@@ -67,7 +67,7 @@ def squared_distances(triangles: np.ndarray, n: int) -> np.ndarray:
 
 @lru_cache(maxsize=2)
 def _places(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which of N (N + 1) / 2 entries are on the diagonal, and which above it."""
+    """Positions of the diagonal entries, and of those above it, among N (N + 1) / 2."""
     rows, columns = np.triu_indices(n)
     return np.flatnonzero(rows == columns), np.flatnonzero(rows != columns)
 
@@ -94,7 +94,7 @@ def linear(model: Model, minibatch: int) -> np.ndarray:
 
 
 def rbf(model: Model, minibatch: int) -> np.ndarray:
-    """The same with K_ij = exp(-d_ij² / (2 σ²)), σ the median distance of two images (Kornblith et al. 2019, 3)."""
+    """CKA with K_ij = exp(-d_ij² / (2 σ²)), σ the median distance between images (Kornblith et al. 2019, section 3)."""
     n, sigma = model.images(minibatch), model.bandwidths[:, None]
     with np.errstate(divide="ignore", invalid="ignore"):
         k = np.exp(-model.distances(minibatch) / (2 * sigma**2))
@@ -104,10 +104,10 @@ def rbf(model: Model, minibatch: int) -> np.ndarray:
 def ranks(model: Model, minibatch: int) -> np.ndarray:
     """Representational similarity analysis: Spearman's correlation of the distances (Kriegeskorte et al. 2008).
 
-    Ranks of the distances (ties: their mean rank), centred, of length 1: in each minibatch the inner product
-    is the correlation, and the similarity is its mean over minibatches.
+    Ranks of the distances (ties: their mean rank), centred and scaled to length 1: in each minibatch the inner
+    product is the correlation, and the similarity is its mean over minibatches.
     """
-    from scipy.stats import rankdata  # which takes a second to import
+    from scipy.stats import rankdata  # takes a second to import
 
     ranked = rankdata(model.distances(minibatch), axis=1, nan_policy="propagate")
     ranked -= ranked.mean(1, keepdims=True)
@@ -117,8 +117,8 @@ def ranks(model: Model, minibatch: int) -> np.ndarray:
 def neighbours(model: Model, minibatch: int) -> np.ndarray:
     """Mutual nearest neighbours (Huh et al. 2024, eq. 11): 1 / sqrt(N k) where j is one of the k nearest of i.
 
-    The inner product is the mean share of an image's k nearest neighbours that both layers name.
-    (L, N²), row i of an image i.
+    The inner product is the mean fraction of an image's k nearest neighbours that both layers share.
+    (L, N²), with row i for image i.
     """
     n, k = model.images(minibatch), model.neighbours
     rows, columns = above(n)
@@ -129,26 +129,26 @@ def neighbours(model: Model, minibatch: int) -> np.ndarray:
         square[rows, columns] = square[columns, rows] = vector
         nearest = np.argsort(square, axis=1, kind="stable")[:, :k]
         one[np.arange(n)[:, None], nearest] = 1 / np.sqrt(n * k)
-        if not vector.any() or np.isnan(vector).any():  # all are equally near, or undefined
+        if not vector.any() or np.isnan(vector).any():  # all distances are equal, or undefined
             one[:] = np.nan
     return chosen.reshape(len(distances), n * n)
 
 
 def _of_length_one(vectors: np.ndarray) -> np.ndarray:
-    """Vectors of length 1; those of zeros become NaN."""
+    """Vectors scaled to length 1; zero vectors become NaN."""
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(length > 0, length, np.nan)
 
 
 def own(measure: Measure, model: Model, minibatch: int, vectors: np.ndarray) -> np.ndarray:
-    """<v, v> of each layer, (L,); for CKA as it was before entries were rounded."""
+    """<v, v> of each layer, (L,); for CKA, its value before entries were rounded."""
     if measure.vectors is linear:
         return model.kept.hsic(minibatch, list(model.layers))
     return np.einsum("lm,lm->l", vectors, vectors)
 
 
 def moved(measure: Measure, n: int, order: np.ndarray) -> np.ndarray:
-    """Where the entries of a vector come from once the images are in this order, (M,)."""
+    """Indices that reorder a vector's entries when the images are in this order, (M,)."""
     if measure.directed:
         return (order[:, None] * n + order[None, :]).ravel()
     rows, columns = above(n)
@@ -157,7 +157,7 @@ def moved(measure: Measure, n: int, order: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=2)
 def _of_pairs(n: int) -> np.ndarray:
-    """Where the pair (i, j) or (j, i) is among N (N - 1) / 2, (N, N)."""
+    """Position of the pair (i, j) or (j, i) among N (N - 1) / 2, (N, N)."""
     rows, columns = above(n)
     place = np.zeros((n, n), np.int64)
     place[rows, columns] = place[columns, rows] = np.arange(len(rows))
@@ -166,9 +166,10 @@ def _of_pairs(n: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure of similarity. label: in figures. directed: whether its vectors have an entry for (i, j) and (j, i).
+    """A measure of similarity.
 
-    vectors: those of a model's layers in a minibatch; None for `procrustes`, which aligns pooled features.
+    label: in figures. vectors: returns those of a model's layers in a minibatch; None for `procrustes`, which aligns
+    pooled features. directed: whether vectors have separate entries for (i, j) and (j, i).
     """
 
     label: str

@@ -1,4 +1,4 @@
-"""What similarities are worth: those of the same images in another order (permutation tests)."""
+"""Permutation nulls: similarities after shuffling the images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 LEVEL = 0.05
-"""Share of the null above `null_high`."""
+"""Fraction of the null above `null_high`."""
 TIES = 1e-6
 """Differences below this are rounding: such permutations count as at least as similar."""
 
@@ -19,7 +19,7 @@ def orders(seed: int, minibatch: int, images: int, count: int) -> np.ndarray:
 
 
 def high(value: np.ndarray, null: np.ndarray) -> np.ndarray:
-    """Return the order statistic ceil(0.95 (R + 1)) of the null and the value together, (...) and (R, ...) -> (...).
+    """Return the order statistic ceil(0.95 (R + 1)) of the null with the value, (...) and (R, ...) -> (...).
 
     As in the package calibrated-similarity (arXiv 2602.14486, algorithm 1).
     """
@@ -36,18 +36,18 @@ def p_value(value: np.ndarray, null: np.ndarray) -> np.ndarray:
 
 
 def calibrated(value: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Return the share of the way from the null's 95 % to 1, (value - high) / (1 - high), within 0 and 1.
+    """Return the value's position between the null's 95 % and 1, (value - high) / (1 - high), clipped to [0, 1].
 
-    arXiv 2602.14486, eq. of the calibrated score: 0 where the similarity is no larger than chance makes it.
+    The calibrated score of arXiv 2602.14486: 0 if the similarity is no larger than expected by chance.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.clip((value - high) / (1 - high), 0, 1)
 
 
 def summary(value: np.ndarray, null: np.ndarray) -> dict[str, np.ndarray]:
-    """Return what tables say of the similarities of two models, (A, B), and of their null, (R, A, B).
+    """Return the columns of tables for the similarities of two models, (A, B), and their null, (R, A, B).
 
-    p_max: as p, against the largest of all pairs of layers in each permutation. max_high: 95 % of these.
+    p_max: like p, against the largest of all pairs of layers in each permutation. max_high: the 95 % point of these.
     """
     largest = np.fmax.reduce(null, axis=(1, 2))  # undefined pairs of layers do not count
     best = np.fmax.reduce(value, axis=None)

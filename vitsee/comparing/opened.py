@@ -1,4 +1,4 @@
-"""Finds and opens the results that are compared, and refuses those that cannot be compared."""
+"""Finds and opens the results to compare, and refuses those that cannot be compared."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from vitsee.io.kept import Kept
 log = logging.getLogger(__name__)
 MEASURE = "vitsee run -m analysis=grams model=NAME,NAME"
 TOGETHER = (
-    "measure all models with the same dataset, images, batch_size and seed (generated images and models of "
-    "different input size: dataset.resolution=N too)"
+    "measure all models with the same dataset, images, batch_size and seed (for generated images and models with "
+    "different input sizes: dataset.resolution=N too)"
 )
 
 
 def models(paths: Sequence[Path], options: Options) -> list[Model]:
     """Return the models of all results at or below these paths. Raises UserError.
 
-    They are in an order of their own, whatever others there are: in a null, the images of the later one are permuted.
+    Their order does not depend on which others are given: in a null, the images of the later one are permuted.
     """
     results = list(dict.fromkeys(folder.resolve() for path in paths for folder in _below(path)))
     opened = [kept.read(folder / kept.NAME) for folder in results]
     _refuse_twice(opened)
     if len(opened) < 2:
         raise UserError(
-            f"there is only one result of analysis=grams in {', '.join(map(str, paths))}; name two or more "
+            f"there is only one result of analysis=grams in {', '.join(map(str, paths))}; give two or more "
             f"(measure them with: {MEASURE})"
         )
     for other in opened[1:]:
@@ -47,20 +47,20 @@ def models(paths: Sequence[Path], options: Options) -> list[Model]:
 
 
 def first_of(paths: Sequence[Path], models: Sequence[Model]) -> Model:
-    """Return the model of the first result that was named."""
+    """Return the model of the first given result."""
     folder = _below(paths[0])[0].resolve()
     return next(model for model in models if model.kept.path.parent == folder)
 
 
 def _below(path: Path) -> list[Path]:
-    """Return the folders of results of analysis=grams at or below a path. Raises UserError if there are none."""
+    """Return the result folders of analysis=grams at or below a path. Raises UserError if there are none."""
     if path.name == kept.NAME:
         return [path.parent]
     if (path / kept.NAME).exists():
         return [path]
     if not path.is_dir():
         raise UserError(
-            f"there is no folder {path}; name results of analysis=grams, or a folder of such results "
+            f"there is no folder {path}; give results of analysis=grams, or a folder that contains some "
             f"(measure them with: {MEASURE})"
         )
     below = sorted(file.parent for file in path.rglob(kept.NAME))
@@ -71,7 +71,7 @@ def _below(path: Path) -> list[Path]:
         analysis = plain.analysis_of(plain.read(there), there)
         if analysis != "grams":
             raise UserError(
-                f"{path} is a result of analysis={analysis}, which keeps no Gram matrices; measure the model "
+                f"{path} is a result of analysis={analysis}, which stores no Gram matrices; measure the model "
                 f"with: {MEASURE}"
             )
         raise UserError(f"{path} is not finished; run `vitsee run --from {there}`")
@@ -89,7 +89,7 @@ def _refuse_twice(opened: Sequence[Kept]) -> None:
 
 
 def _refuse_other_images(one: Kept, other: Kept) -> None:
-    """Raise UserError that names the first difference, unless both are of the same images in the same minibatches."""
+    """Raise UserError that names the first difference, unless both have the same images in the same minibatches."""
     a, b = one.index, other.index
     difference = None
     if a.data != b.data:
@@ -112,7 +112,7 @@ def _refuse_other_images(one: Kept, other: Kept) -> None:
 
 
 def _told_apart(opened: Sequence[Kept]) -> dict[str, str]:
-    """Return names by digest. Models of one name get the identity of their results."""
+    """Return names by digest. Models with the same name get the identity of their results added."""
     count = Counter(one.index.model for one in opened)
     return {
         one.digest: one.index.model
@@ -123,7 +123,7 @@ def _told_apart(opened: Sequence[Kept]) -> dict[str, str]:
 
 
 def _layers(one: Kept, pattern: str) -> tuple[int, ...]:
-    """Return the positions of the layers that are compared. Raises UserError if there are none."""
+    """Return the positions of the layers to compare. Raises UserError if there are none."""
     names = one.index.layers
     if pattern == "all":
         return tuple(range(len(names)))
@@ -142,7 +142,7 @@ def _layers(one: Kept, pattern: str) -> tuple[int, ...]:
 
 
 def _refuse_unfit(models: Sequence[Model], options: Options) -> None:
-    """Raise UserError if these results do not have what the measure needs."""
+    """Raise UserError if these results lack what the measure needs."""
     index = models[0].kept.index
     if options.measure == "procrustes":
         for model in models:
@@ -159,7 +159,7 @@ def _refuse_unfit(models: Sequence[Model], options: Options) -> None:
         )
     if options.null and min(index.fresh) < 1:
         raise UserError(
-            "null=… needs images that are in one minibatch only, but they were drawn again (repeats); measure "
+            "null=… needs each image in only one minibatch, but they were drawn several times (repeats); measure "
             "with repeats=1, or use null=0"
         )
     kinds = {(model.kept.index.tokens, model.kept.index.precision) for model in models}

@@ -12,8 +12,8 @@ from vitsee.errors import UserError, expanded, nearest, unknown
 
 USAGE = f"""usage: vitsee compare RESULT… [key=value …]
 
-Compares any number of models from what `vitsee run -m analysis=grams model=NAME,NAME` has kept of each. It
-runs no model. RESULT is a result folder, or a folder that contains some.
+Compares any number of models from the results of `vitsee run -m analysis=grams model=NAME,NAME`, without
+running a model. RESULT is a result folder, or a folder that contains some.
 
   vitsee compare outputs/grams                            all pairs of all models there
   vitsee compare outputs/grams null=1000 layers=last      with a permutation test
@@ -24,15 +24,15 @@ runs no model. RESULT is a result folder, or a folder that contains some.
   layers=all           all, last, or a pattern such as blocks.*
   first=false          compare only the first result with the others
   neighbours=10        nearest neighbours of measure=mutual_knn
-  calibrated=false     draw what similarities have above their null (needs null)
+  calibrated=false     draw similarities relative to their null (needs null)
   seed=0               seed of the permutations
   run.outputs=outputs  folder of all results       run.pdf=false   also write figures as PDF (run.svg: SVG)
-  run.memory_gb=2      memory that may be used     run.progress=true"""
+  run.memory_gb=2      memory limit                run.progress=true"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How results are compared: see USAGE."""
+    """The options of a comparison: see USAGE."""
 
     measure: str = "cka"
     null: int = 0
@@ -72,7 +72,7 @@ class Options:
 
 
 RUN = ("outputs", "pdf", "svg", "memory_gb", "progress")
-"""Options that are written `run.NAME`: they change no number."""
+"""Options written as `run.NAME`, which change no number."""
 WRITTEN = {f"run.{f.name}" if f.name in RUN else f.name: f for f in fields(Options)}
 
 
@@ -91,7 +91,7 @@ def asked(words: Sequence[str]) -> tuple[list[Path], Options]:
 
 
 def of(values: Mapping[str, Any]) -> Options:
-    """Return the options of these values, by the names of the command line, as text or in their own types."""
+    """Return the options with these values, named as on the command line, as text or in their own types."""
     for key in values:
         if key not in WRITTEN:
             raise unknown(f"vitsee compare has no option {key}", key, WRITTEN, "it has")
@@ -105,10 +105,12 @@ def _typed(key: str, value: Any) -> Any:
     if kind is bool:
         words = {"true": True, "false": False}
         if str(value).lower() not in words:
-            raise UserError(f"{key}={value}: it is true or false.{nearest(str(value), words)}")
+            raise UserError(
+                f"{key} must be true or false, got {value}.{nearest(str(value), words)}"
+            )
         return words[str(value).lower()]
     try:
         return kind(str(value))
     except ValueError:
         what = "a whole number" if kind is int else "a number"
-        raise UserError(f"{key}={value}: it is {what}") from None
+        raise UserError(f"{key} must be {what}, got {value}") from None

@@ -1,4 +1,4 @@
-"""Puts models in order and in the plane, from the similarities of all pairs."""
+"""Orders models in a tree and places them in the plane, from the similarities of all pairs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Arranged:
 
     names: in the order of the tree's leaves. similarity: (models, models) in that order, 1 on the diagonal, NaN where
     undefined. tree: SciPy's linkage of the models, with `leaves`, their order before. places: (models, 2) in the
-    plane. stress: how badly the plane shows the distances, from 0.
+    plane. stress: how badly the plane distorts the distances; 0 means not at all.
     """
 
     names: list[str]
@@ -28,10 +28,10 @@ class Arranged:
 
 
 def arranged(atlas: pd.DataFrame, column: str) -> Arranged:
-    """Arrange the models of an atlas table by this column: the distance of two models is 1 minus it, at least 0.
+    """Arrange the models of an atlas table by this column. The distance between two models is 1 minus it, at least 0.
 
-    The tree is average linkage, its leaves ordered so that neighbours are alike (Bar-Joseph et al. 2001). Undefined
-    similarities count as 0.
+    The tree uses average linkage, with the leaves ordered so that neighbours are similar (Bar-Joseph et al. 2001).
+    Undefined similarities count as 0.
     """
     names = sorted({*atlas["model"], *atlas["other"]})
     at = {name: i for i, name in enumerate(names)}

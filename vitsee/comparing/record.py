@@ -1,4 +1,4 @@
-"""The folder of a comparison: its record, and the pairs that earlier comparisons have."""
+"""The record in a comparison's folder, and the pairs that earlier comparisons contain."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from vitsee.results.folder import Results
 
 NAME = "comparison.json"
 VERSION = 1
-"""Raised when the numbers of comparisons change."""
+"""Incremented when the numbers of comparisons change."""
 MODEL = {"name": str, "digest": str, "result": str, "layers": [str]}
 SHAPE = {
     **{"version": int, "question": {}, "models": [MODEL], "finished": bool, "sha256": str},
     **{"calibrated": bool, "first": (str, None), "dataset": str, "images": int, "minibatches": int},
 }
-"""What a comparison.json has."""
+"""The structure of a comparison.json."""
 Key = tuple[str, str]
 """The digests of two models' files of Gram matrices."""
 
@@ -34,7 +34,7 @@ def load(folder: Path) -> dict[str, Any]:
 
 
 def about(models: Sequence[Model]) -> list[dict[str, Any]]:
-    """What a record says of the models that are compared."""
+    """A record's entries for the models that are compared."""
     return [
         {
             "name": model.name,
@@ -51,9 +51,9 @@ def digest(path: Path) -> str:
 
 
 def earlier(outputs: Path, question: Mapping[str, Any], wanted: set[Key]) -> dict[Key, Pair]:
-    """Return the wanted pairs that comparisons with the same options have, by their models' digests.
+    """Return the wanted pairs that comparisons with the same options contain, by their models' digests.
 
-    A table that was edited since is not used.
+    Tables that have been edited are not used.
     """
     found: dict[Key, Pair] = {}
     for path in sorted(outputs.glob(f"compare/*/*/{NAME}")):
@@ -72,7 +72,7 @@ def earlier(outputs: Path, question: Mapping[str, Any], wanted: set[Key]) -> dic
             layers = {model["name"]: model["layers"] for model in record["models"]}
             pairs = pairs_of(rows, layers)
         except (UserError, OSError, KeyError, ValueError):
-            continue  # whatever it is, these pairs are computed again
+            continue  # damaged in some way: these pairs are computed again
         for (model, other), pair in pairs.items():
             key = digests[model], digests[other]
             if key in wanted:

@@ -1,4 +1,4 @@
-"""Similarities of all layers of some models with all layers of others, with their standard errors and nulls."""
+"""Similarities between all layers of some models and all layers of others, with standard errors and nulls."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def blocks(
     seed: int,
     step: Callable[[], None],
 ) -> dict[tuple[int, int], Cells]:
-    """Compare each of some models with each of others; return the cells by their positions.
+    """Compare each model in one list with each in another; return the cells by their positions.
 
-    null: how many permutations of the images of the others. step: called often, may raise.
+    null: number of permutations of the second models' images. step: called often, may raise.
     """
     compute = _aligned if measure.vectors is None else _products
     value, se, permuted = compute(measure, ones, others, null, seed, step)
@@ -40,13 +40,13 @@ def blocks(
 
 
 def _spans(models: Sequence[Model]) -> list[slice]:
-    """Where each model's layers are among those of all."""
+    """The slice of each model's layers among the layers of all models."""
     ends = accumulate((len(model.layers) for model in models), initial=0)
     return [slice(start, end) for start, end in pairwise(ends)]
 
 
 class _Sums:
-    """The sums over minibatches that CKA and its standard error take."""
+    """The sums over minibatches from which CKA and its standard error are computed."""
 
     def __init__(self) -> None:
         self.terms: dict[str, np.ndarray] = {}
@@ -122,7 +122,7 @@ def _aligned(
     seed: int,
     step: Callable[[], None],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Procrustes similarity of pooled features: see `procrustes`. Shapes as of `_products`."""
+    """Procrustes similarity of pooled features: see `procrustes`. Shapes as in `_products`."""
     xs = [_pooled(model, layer) for model in ones for layer in model.layers]
     ys = [_pooled(model, layer) for model in others for layer in model.layers]
     index = ones[0].kept.index
@@ -158,8 +158,8 @@ def procrustes(
 
     The nuclear norm is the largest <X R, Y> over rotations R, so that 2 - 2 |XᵀY|_* is the squared Procrustes
     distance (Ding et al. 2021; Williams et al. 2021). With the best R = U Vᵀ it is a sum over images, and its
-    error is that of the ratio sum_b <X_b R, Y_b> / sqrt(sum_b |X_b|² sum_b |Y_b|²), R held fixed: to first order
-    R does not matter, because <X R, Y> is largest there. ends: where each minibatch ends, but for the last.
+    error is the error of the ratio sum_b <X_b R, Y_b> / sqrt(sum_b |X_b|² sum_b |Y_b|²) with R held fixed: to first
+    order R does not matter, because it maximises <X R, Y>. ends: where each minibatch but the last ends.
     """
     if np.isnan(x).any() or np.isnan(y).any():
         return np.nan, np.nan

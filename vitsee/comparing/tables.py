@@ -13,7 +13,7 @@ from vitsee.comparing.similarity import Cells
 from vitsee.io.tidy import Error, Table, Whole
 
 CELLS = ("value", "se", "null_mean", "null_high", "p", "p_max", "max_high")
-"""Columns that a pair of layers has; all but the first two are NaN without a null."""
+"""Columns for a pair of layers; all but the first two are NaN without a null."""
 
 COLUMNS = {
     "compare": Table(
@@ -39,7 +39,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models, compared. layers, other_layers: names along the axes of the cells, (A, B) each."""
+    """A comparison of two models. layers, other_layers: names along the axes of the cells, (A, B) each."""
 
     model: str
     other: str
@@ -48,7 +48,7 @@ class Pair:
     cells: Cells
 
     def turned(self) -> Pair:
-        """The same with the models exchanged."""
+        """The same pair with the models swapped."""
         cells = {name: values.T for name, values in self.cells.items()}
         return Pair(self.other, self.model, self.other_layers, self.layers, cells)
 
@@ -56,8 +56,8 @@ class Pair:
 def compare(pairs: Sequence[Pair], measure: str, minibatches: int) -> pd.DataFrame:
     """One row per pair of layers of each pair of models.
 
-    calibrated: see `nulls.calibrated`. max_high: 95 % of the largest similarity of any two layers of both
-    models under the null.
+    calibrated: see `nulls.calibrated`. max_high: 95 % point, under the null, of the largest similarity of any two
+    layers of the models.
     """
     sizes = [(len(pair.layers), len(pair.other_layers)) for pair in pairs]
     rows = np.array([a * b for a, b in sizes])
@@ -83,7 +83,7 @@ def compare(pairs: Sequence[Pair], measure: str, minibatches: int) -> pd.DataFra
 def atlas(pairs: Sequence[Pair], measure: str) -> pd.DataFrame:
     """One row per pair of models.
 
-    value: the largest over pairs of layers, at these layers. mean: over pairs of layers. calibrated: of the
+    value: the largest over pairs of layers, found at these layers. mean: over pairs of layers. calibrated: of the
     value, against the largest over pairs of layers in each permutation.
     """
     rows = []
@@ -110,7 +110,7 @@ def atlas(pairs: Sequence[Pair], measure: str) -> pd.DataFrame:
 def pairs_of(
     table: pd.DataFrame, layers: Mapping[str, Sequence[str]]
 ) -> dict[tuple[str, str], Pair]:
-    """Return the pairs of a table that `compare` made, by the names of their models; layers: by model."""
+    """Return the pairs in a table made by `compare`, by the names of their models. layers: by model."""
     found = {}
     for names, rows in table.groupby(["model", "other"], sort=False):
         model, other = map(str, names)

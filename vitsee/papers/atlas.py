@@ -1,4 +1,4 @@
-"""Definitions of published figures, whose panels name roles, and of zoos, which name a model for each role."""
+"""Definitions of published figures, whose panels refer to roles, and of zoos, which assign a model to each role."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from vitsee.errors import UserError, unknown
 
 @dataclass(kw_only=True)
 class Panel:
-    """One experiment, or one per role, drawn in one plot."""
+    """One experiment, or one per role, drawn in the same plot."""
 
     title: str = MISSING
     names_models: bool = False
-    """Whether the title names the paper's models, for which others stand in."""
+    """Whether the title names the paper's models, although others may take their place."""
     analysis: str = MISSING
     figure: str = MISSING
     """Which figure of the analysis to show."""
     roles: list[str] = MISSING
-    """Roles of the model; several are drawn in one plot."""
+    """Roles of the model; several are drawn in the same plot."""
     other: str | None = None
     """Role of the second model."""
     options: list[str] = field(default_factory=list)
@@ -62,13 +62,13 @@ class Published:
     rows: list[list[str]] = MISSING
     """Names of the panels in each row."""
     abreast: int = 1
-    """How many panels go side by side where the figure is as wide as a column."""
+    """Number of panels side by side if the figure is as wide as a column."""
     extra: bool = False
-    """Of another paper than the two that figure=all reproduces; figure=extra draws all of these."""
+    """Whether it is from a paper other than the two that figure=all reproduces; figure=extra draws all of these."""
     lenient: bool = False
     """Leave out panels that a model does not support (attention of a CNN) instead of failing."""
     claims: dict[str, dict[str, list[str]]] = field(default_factory=dict)
-    """For each claim it tests, the panels used as each piece of evidence: with several, it is about all of them."""
+    """For each claim it tests, the panels used as each piece of evidence; with several, the claim is about all."""
 
 
 ASKED = ("model", "other")
@@ -88,7 +88,7 @@ class Role:
     model: str | None = None
     missing: str | None = None
     note: str = ""
-    """How it differs from the model in the publication."""
+    """How the model differs from the published one."""
 
 
 @dataclass(kw_only=True)

@@ -43,7 +43,7 @@ def _heads_differ(heads: Evidence) -> str:
 def uniform(vit: Evidence, resnet: Evidence) -> float:
     """'ViTs show a much more uniform similarity structure' (section 4).
 
-    Threshold: more similar at all, so 0.
+    Threshold: more similar by any margin, so 0.
     Null: untrained networks; residual streams of random blocks are similar already.
     Premise: none.
     """
@@ -58,7 +58,7 @@ def uniform(vit: Evidence, resnet: Evidence) -> float:
 def low_to_high(vit: Evidence, resnet: Evidence) -> float:
     """'Lower and higher layers in ViT show much greater similarity than in the ResNet' (section 4).
 
-    Threshold: greater at all, so 0.
+    Threshold: greater by any margin, so 0.
     Null: untrained networks.
     Premise: none.
     """
@@ -73,7 +73,7 @@ def low_to_high(vit: Evidence, resnet: Evidence) -> float:
 def lower_half_is_lowest_quarter(cross: Evidence) -> float:
     """'The lower half of 60 ResNet layers are similar to approximately the lowest quarter of ViT layers' (section 4).
 
-    Threshold: the typical match lies within that quarter.
+    Threshold: the typical match is within that quarter.
     Null: untrained networks.
     Premise: none.
     """
@@ -118,7 +118,7 @@ def upper_half_is_the_next_third(cross: Evidence) -> float:
 def highest_third_is_unlike(cross: Evidence) -> float:
     """'The final third of ViT layers is less similar to all ResNet layers' (section 4).
 
-    Threshold: less similar than the layers below them at all, so 0.
+    Threshold: less similar than the layers below them by any margin, so 0.
     Null: untrained networks.
     Premise: none.
     """
@@ -153,7 +153,7 @@ def no_skip_splits_the_network(cut: Evidence, intact: Evidence) -> float:
 def no_skip_costs_accuracy(accuracy: Evidence) -> float:
     """'A performance drop of 4% when removing skip connections from middle blocks' (section 6).
 
-    Threshold: lower at all, so 0.
+    Threshold: lower by any margin, so 0.
     Null: none: no untrained network classifies.
     Premise: none.
     """
@@ -187,7 +187,7 @@ def mixer_has_a_small_first_group(mixer: Evidence) -> float:
 def mixer_is_closer_to_the_vit(vit: Evidence, resnet: Evidence) -> float:
     """'Overall, the models behave more similar to ViT than ResNets' (Appendix H).
 
-    Threshold: more similar at all, so 0.
+    Threshold: more similar by any margin, so 0.
     Null: untrained networks.
     Premise: none.
     """
@@ -254,9 +254,9 @@ def high_blocks_are_global(vit: Evidence) -> float:
 def little_data_no_local_heads(little: Evidence, much: Evidence) -> float:
     """'With less training data, lower attention layers do not learn to attend locally' (Figure 4).
 
-    Threshold: less local than with much data at all, so 0.
+    Threshold: less local than with much data by any margin, so 0.
     Null: none: untrained, both are the same network.
-    Premise: with much data the lowest blocks have a local head, as claimed of Figure 3.
+    Premise: with much data the lowest blocks have a local head, as claimed for Figure 3.
     """
     return _heads(little, lowest=True).min() - _heads(much, lowest=True).min()
 
@@ -319,7 +319,7 @@ def distance_grows_with_depth(distance: Evidence) -> float:
 def hybrid_heads_are_less_local(vit: Evidence, hybrid: Evidence) -> float:
     """'This highly localized attention is less pronounced in hybrid models' (Dosovitskiy et al., section 4.5).
 
-    Threshold: less at all, so 0.
+    Threshold: less by any margin, so 0.
     Null: untrained networks.
     Premise: none.
     """
@@ -372,7 +372,7 @@ def resnet_fields_grow(resnet: Evidence) -> float:
 def vit_fields_start_larger(vit: Evidence, resnet: Evidence) -> float:
     """'Lower layer effective receptive fields for ViT are indeed larger than in ResNets' (section 5).
 
-    Threshold: larger at all, so 0.
+    Threshold: larger by any margin, so 0.
     Null: untrained networks; a patch is larger than a small convolution.
     Premise: none.
     """
@@ -392,7 +392,7 @@ def vit_is_global_by_the_middle(vit: Evidence) -> float:
     """'ViT receptive fields become much more global midway through the network' (section 5).
 
     Threshold: close to uniform, as for attention. Half of the field, because a faint haze around the own patch
-        is enough for larger shares.
+        is enough for larger fractions.
     Null: untrained ViTs.
     Premise: none.
     """
@@ -412,7 +412,7 @@ def vit_is_global_by_the_middle(vit: Evidence) -> float:
 def branches_depend_less_on_their_patch(pre: Evidence, post: Evidence) -> float:
     """Before the addition they 'have a smaller relative contribution from the corresponding input patch' (Appendix C).
 
-    Threshold: smaller at all, so 0.
+    Threshold: smaller by any margin, so 0.
     Null: untrained ViTs; without the skip connection nothing carries the own patch alone.
     Premise: none.
     """
@@ -430,7 +430,7 @@ def branches_depend_less_on_their_patch(pre: Evidence, post: Evidence) -> float:
 def class_token_first(skip: Evidence) -> float:
     """In the first half, the class token is 'primarily propagated by the skip connection branch' (section 6).
 
-    Threshold: higher than that of spatial tokens at all, so 1.
+    Threshold: higher than that of spatial tokens by any margin, so 1.
     Null: untrained ViTs.
     Premise: none.
     """
@@ -445,7 +445,7 @@ def class_token_first(skip: Evidence) -> float:
 def spatial_tokens_later(skip: Evidence) -> float:
     """'In the second half of the network, this is reversed' (section 6).
 
-    Threshold: lower than that of spatial tokens at all, so 1.
+    Threshold: lower than that of spatial tokens by any margin, so 1.
     Null: untrained ViTs.
     Premise: none.
     """
@@ -461,7 +461,7 @@ def phase_transition(skip: Evidence) -> float:
     """'A clear phase transition from preserving the CLS (class) token representation (in lower layers) to spatial
     token representations (in higher layers)' (section 6).
 
-    Threshold: both halves on the claimed side at all, so 1 for the worse one.
+    Threshold: both halves on the claimed side by any margin, so 1 for the worse one.
     Null: untrained ViTs.
     Premise: none.
     """
@@ -477,7 +477,7 @@ def phase_transition(skip: Evidence) -> float:
 def mlps_change_the_class_token(skip: Evidence) -> float:
     """'Later layers change it rapidly, mostly via MLP blocks' (Appendix E).
 
-    Threshold: the MLP's branch is the larger one at all, so 1.
+    Threshold: the MLP's branch is the larger one by any margin, so 1.
     Null: untrained ViTs.
     Premise: none.
     """
@@ -501,7 +501,7 @@ def mlps_change_the_class_token(skip: Evidence) -> float:
 def ratios_above_the_resnet(skip: Evidence) -> float:
     """'Much higher norm ratios for ViT throughout' (section 6).
 
-    Threshold: higher at all, so 1.
+    Threshold: higher by any margin, so 1.
     Null: untrained networks.
     Premise: none.
     """
@@ -520,7 +520,7 @@ def ratios_above_the_resnet(skip: Evidence) -> float:
 def later_spatial_outputs_follow_the_skip(skip: Evidence) -> float:
     """'The output of later blocks is very similar to the representation present on the skip connections' (Appendix E).
 
-    Threshold: more similar than in the first half at all, so 0.
+    Threshold: more similar than in the first half by any margin, so 0.
     Null: untrained ViTs; where every block adds about as much, each changes the sum less than the one before.
     Premise: none.
     """
@@ -560,7 +560,7 @@ def tokens_stay_in_place(vit: Evidence) -> float:
 def vit_localizes_better_than_the_resnet(vit: Evidence, resnet: Evidence) -> float:
     """'For ResNet, we see significantly weaker localization' (section 7).
 
-    Threshold: weaker at all, so 0.
+    Threshold: weaker by any margin, so 0.
     Null: untrained networks, where the skip connections of the ViT carry each patch to the end.
     Premise: none.
     """
@@ -575,7 +575,7 @@ def vit_localizes_better_than_the_resnet(vit: Evidence, resnet: Evidence) -> flo
 def lower_units_localize_better(resnet: Evidence) -> float:
     """'Layers in the ResNet lower than the final layer display better localization' (Figure D.3).
 
-    Threshold: better at all, so 0.
+    Threshold: better by any margin, so 0.
     Null: untrained ResNets.
     Premise: none.
     """
@@ -593,7 +593,7 @@ def lower_units_localize_better(resnet: Evidence) -> float:
 def edge_tokens_see_edges(vit: Evidence) -> float:
     """'Tokens on the edge are similar to many edge positions' (Figure D.1).
 
-    Threshold: more similar than to the interior at all, so 0.
+    Threshold: more similar than to the interior by any margin, so 0.
     Null: untrained ViTs.
     Premise: none.
     """
@@ -613,7 +613,7 @@ def edge_tokens_see_edges(vit: Evidence) -> float:
 def gap_loses_localization(gap: Evidence, cls: Evidence) -> float:
     """'We observe significantly less localization' (Figure 10).
 
-    Threshold: less at all, so 0.
+    Threshold: less by any margin, so 0.
     Null: untrained networks.
     Premise: none.
     """
@@ -632,8 +632,8 @@ def gap_loses_localization(gap: Evidence, cls: Evidence) -> float:
 def gap_tokens_classify(tokens: Evidence) -> float:
     """'ViT with GAP model tokens perform well at higher layers', with a class token they 'do poorly' (section 7).
 
-    Threshold: 6-10 % against 57-58 % in the paper; 10 points are far beyond the variation over seeds and draws.
-    Null: none: tokens of two random networks classify alike.
+    Threshold: 6-10 % against 57-58 % in the paper; 10 points far exceed the variation over seeds and draws.
+    Null: none: tokens of two random networks classify equally well.
     Premise: none.
     """
     gap, cls = (_accuracy(_role(tokens, role), "each_token") for role in ("vit_gap", "vit_base32"))
@@ -702,7 +702,7 @@ def much_data_helps_all_but_the_lowest(probes: Evidence) -> float:
     """'The larger dataset is especially helpful in learning high quality intermediate representations'
     (section 8, for Figures 13 and F.1).
 
-    Threshold: better at all, so 0.
+    Threshold: better by any margin, so 0.
     Null: none: untrained, both are the same network.
     Premise: none.
     """
@@ -720,7 +720,7 @@ def much_data_helps_all_but_the_lowest(probes: Evidence) -> float:
 def vit_middle_layers_are_stronger(probes: Evidence) -> float:
     """'The larger ViT models learn much stronger intermediate representations than the ResNets' (section 8).
 
-    Threshold: stronger than every ResNet at all, so 0.
+    Threshold: stronger than every ResNet by any margin, so 0.
     Null: untrained networks.
     Premise: none.
     """
@@ -759,7 +759,7 @@ def higher_layers_need_more_data(pairs: Evidence) -> float:
 def larger_models_need_more_data(large: Evidence, base: Evidence) -> float:
     """'Higher layers and larger models require significantly more data to learn similar representations' (Figure 12).
 
-    Threshold: at the same share, the larger model is less similar at all, so 0.
+    Threshold: at the same share, the larger model is less similar by any margin, so 0.
     Null: none: untrained, both are the same network.
     Premise: none.
     """
@@ -800,7 +800,7 @@ def large_vits_need_much_data(accuracy: Evidence) -> float:
     """'Pre-trained on the smallest dataset, ViT-Large models underperform compared to ViT-Base
     models' (Dosovitskiy et al., section 4.3).
 
-    Threshold: worse at all, so 0.
+    Threshold: worse by any margin, so 0.
     Null: none: no untrained network classifies.
     Premise: none.
     """
@@ -816,7 +816,7 @@ def large_vits_need_much_data(accuracy: Evidence) -> float:
 def large_vits_win_with_much_data(accuracy: Evidence) -> float:
     """'Only with JFT-300M do we see the full benefit of larger models' (Dosovitskiy et al., section 4.3).
 
-    Threshold: better at all, so 0.
+    Threshold: better by any margin, so 0.
     Null: none: no untrained network classifies.
     Premise: none.
     """
@@ -832,7 +832,7 @@ def large_vits_win_with_much_data(accuracy: Evidence) -> float:
 def more_data_still_helps(accuracy: Evidence) -> float:
     """Figure 3 of Dosovitskiy et al. rises from left to right for ViT-L, up to the largest data set.
 
-    Threshold: better at all, so 0.
+    Threshold: better by any margin, so 0.
     Null: none: no untrained network classifies.
     Premise: none.
     """
@@ -848,7 +848,7 @@ def more_data_still_helps(accuracy: Evidence) -> float:
 def resnets_win_with_little_data(probes: Evidence) -> float:
     """'ResNets perform better with smaller pre-training datasets' (Dosovitskiy et al., Figure 4).
 
-    Threshold: better at all, so 0.
+    Threshold: better by any margin, so 0.
     Null: none: it is about networks trained on little data.
     Premise: none.
     """
@@ -864,7 +864,7 @@ def resnets_win_with_little_data(probes: Evidence) -> float:
 def vits_win_with_much_data(probes: Evidence) -> float:
     """ResNets 'plateau sooner than ViT, which performs better with larger pre-training' (Dosovitskiy et al., Figure 4).
 
-    Threshold: better at all, so 0.
+    Threshold: better by any margin, so 0.
     Null: none: it is about networks trained on much data.
     Premise: none.
     """
@@ -880,7 +880,7 @@ def vits_win_with_much_data(probes: Evidence) -> float:
 def vits_take_less_compute(compute: Evidence) -> float:
     """'ViT uses approximately 2-4x less compute to attain the same performance' (Dosovitskiy et al., section 4.4).
 
-    Threshold: as good at all, so 0; the ResNet may use twice as much compute.
+    Threshold: at least as good, so 0; the ResNet may use twice as much compute.
     Null: none: no untrained network classifies.
     Premise: none.
     """
@@ -904,7 +904,7 @@ def vits_take_less_compute(compute: Evidence) -> float:
 def small_hybrids_win(compute: Evidence) -> float:
     """'Hybrids slightly outperform ViT at small computational budgets' (Dosovitskiy et al., section 4.4).
 
-    Threshold: better at all, so 0.
+    Threshold: better by any margin, so 0.
     Null: none: no untrained network classifies.
     Premise: none.
     """
@@ -940,7 +940,7 @@ def vits_have_outlier_tokens(norms: Evidence) -> float:
 def outlier_tokens_come_midway(norms: Evidence) -> float:
     """They differentiate 'around layer 15 of 40' (Darcet et al. 2024).
 
-    Threshold: more at the end than at the beginning at all, so 0.
+    Threshold: more at the end than at the beginning by any margin, so 0.
     Null: untrained ViTs, which have none at either end.
     Premise: none.
     """
@@ -957,7 +957,7 @@ def outlier_tokens_come_midway(norms: Evidence) -> float:
 def activations_are_massive(ranks: Evidence) -> float:
     """Magnitudes are 'at least or around 1,000 times larger than the median' (Sun et al. 2024).
 
-    Threshold: that number; that of a normal distribution with as many values is about 8.
+    Threshold: that number; for as many values from a normal distribution, the ratio is about 8.
     Null: untrained ViTs.
     Premise: none.
     """
@@ -972,7 +972,7 @@ def activations_are_massive(ranks: Evidence) -> float:
 def massive_activations_keep_their_channel(ranks: Evidence) -> float:
     """They appear in 'a small, fixed set' of feature dimensions (Sun et al. 2024).
 
-    Threshold: the same channel in nearly all images; by chance it is one over the number of channels.
+    Threshold: the same channel in nearly all images; by chance it would be one over the number of channels.
     Null: untrained ViTs.
     Premise: none.
     """
@@ -989,7 +989,7 @@ def massive_activations_keep_their_channel(ranks: Evidence) -> float:
 def vits_bear_occlusion(drops: Evidence) -> float:
     """With half of the image gone 'DeiT-S obtains 70%' where 'ResNet50 obtains 0.1%' (Naseer et al. 2021).
 
-    Threshold: better at all, so 0; two models that do not look at the image differ by 0.
+    Threshold: better by any margin, so 0; two models that do not look at the image differ by 0.
     Null: none: no untrained network classifies, and one that predicts the same class for all agrees with itself.
     Premise: none.
     """
@@ -1006,7 +1006,7 @@ def vits_bear_occlusion(drops: Evidence) -> float:
 def salient_patches_matter(drops: Evidence) -> float:
     """Accuracy falls faster when the salient patches are dropped (Naseer et al. 2021, Figure 3).
 
-    Threshold: faster at all, so 0, which it is if saliency says nothing.
+    Threshold: faster by any margin, so 0, the value if saliency is uninformative.
     Null: none: no untrained network classifies.
     Premise: none.
     """
@@ -1025,7 +1025,7 @@ def salient_patches_matter(drops: Evidence) -> float:
 def vits_bear_shuffling(shuffle: Evidence) -> float:
     """ViTs are 'more robust' to shuffled patches (Naseer et al. 2021).
 
-    Threshold: better at all, so 0; two models that do not look at the image differ by 0.
+    Threshold: better by any margin, so 0; two models that do not look at the image differ by 0.
     Null: none: no untrained network classifies.
     Premise: none.
     """
@@ -1041,9 +1041,9 @@ def vits_bear_shuffling(shuffle: Evidence) -> float:
 def attention_lowers_high_frequencies(sublayers: Evidence) -> float:
     """'MSAs are low-pass filters, but Convs are high-pass filters', and MLPs with the latter (Park and Kim 2022).
 
-    The first sublayer, which has none before it, does not count.
+    The first sublayer does not count, as none precedes it.
 
-    Threshold: lower at all, so 0, which it is if both do the same.
+    Threshold: lower by any margin, so 0, the value if both have the same effect.
     Null: untrained ViTs; nearly uniform attention is an average over all places.
     Premise: none.
     """
@@ -1063,7 +1063,7 @@ def attention_lowers_high_frequencies(sublayers: Evidence) -> float:
 def units_raise_high_frequencies(resnet: Evidence) -> float:
     """'Convs are high-pass filters' (Park and Kim 2022).
 
-    Threshold: raised at all, so 0, which it is where units change nothing.
+    Threshold: raised by any margin, so 0, the value if units change nothing.
     Null: untrained ResNets.
     Premise: none.
     """
@@ -1074,7 +1074,7 @@ def units_raise_high_frequencies(resnet: Evidence) -> float:
     return float(highest["relative"].diff()[same].mean())
 
 
-# ---- parts of the statistics ----
+# ---- building blocks of the statistics ----
 
 
 def _present(evidence: Evidence) -> Evidence:
@@ -1094,7 +1094,7 @@ def _role(evidence: Evidence, role: str) -> Tables:
 
 
 def _least(evidence: Evidence) -> Tables:
-    """Tables of the role with the smallest share of the data, which ends its name."""
+    """Tables of the role with the smallest fraction of the data, which is the last part of the role's name."""
     least = min(_present(evidence), key=lambda role: int(role.rsplit("_", 1)[-1]))
     return evidence[least]
 
@@ -1111,7 +1111,7 @@ def _square(evidence: Evidence) -> np.ndarray:
 
 
 def _grid(table: pd.DataFrame) -> tuple[np.ndarray, pd.Index]:
-    """CKA as (layers of the model, layers of the other), and the names of the former."""
+    """CKA as (layers of the model, layers of the other), and the names of the model's layers."""
     (rows, names), (columns, others) = (
         pd.factorize(table[name]) for name in ("model_layer", "other_layer")
     )
@@ -1145,7 +1145,7 @@ def _contrast(tables: Tables, block: int) -> float:
     """The contrast of the layers before and after a block."""
     cka, names = _grid(_table(tables, "cka"))
     after = [False]
-    for name in names:  # other layers go with the block before them
+    for name in names:  # layers between blocks belong to the block before them
         number = re.search(r"blocks\.(\d+)", str(name))
         after.append(int(number.group(1)) >= block if number else after[-1])
     if len(set(after[1:])) < 2:
@@ -1154,7 +1154,7 @@ def _contrast(tables: Tables, block: int) -> float:
 
 
 def _contrast_of(cka: np.ndarray, side: np.ndarray) -> float:
-    """Mean CKA between layers of two sides, relative to that of different layers of one side."""
+    """Mean CKA between layers on different sides, relative to different layers on the same side."""
     across = side[:, None] != side[None, :]
     within = ~across & ~np.eye(len(side), dtype=bool)
     return float(np.nanmean(cka[across]) / np.nanmean(cka[within]))
@@ -1185,7 +1185,7 @@ def _attention_share(tables: Tables, point: str) -> float:
 
 
 def _class_over_spatial(skip: Evidence) -> tuple[float, float]:
-    """Mean ratio of norms of the class token relative to that of spatial tokens, in the first and second half."""
+    """Mean norm ratio of the class token relative to that of spatial tokens, in the first and second half."""
     cls, spatial = _ratios(_only(skip))
     half = len(cls) // 2
     return (
@@ -1195,7 +1195,7 @@ def _class_over_spatial(skip: Evidence) -> tuple[float, float]:
 
 
 def _radius(field: np.ndarray, share: float) -> float:
-    """Radius, in steps of the grid, that holds this share of the mass around the centre."""
+    """Radius, in steps of the grid, that contains this fraction of the mass around the centre."""
     rows, columns = (np.arange(n) - n // 2 for n in field.shape)
     distance = np.hypot(rows[:, None], columns[None, :]).ravel()
     order = np.argsort(distance, kind="stable")
@@ -1204,7 +1204,7 @@ def _radius(field: np.ndarray, share: float) -> float:
 
 
 def _ratios(tables: Tables) -> tuple[np.ndarray, np.ndarray]:
-    """Mean ratio per block over both branches, (blocks,), of the class token and of spatial tokens."""
+    """Mean ratio per block over both branches, (blocks,), for the class token and for spatial tokens."""
     table = _table(tables, "skip_ratio")
     table = table[table["branch"].isin(["attn", "mlp"])]
     cls, spatial = (
@@ -1217,7 +1217,7 @@ def _ratios(tables: Tables) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _own(table: pd.DataFrame) -> pd.Series:
-    """Whether the patch is that of the token."""
+    """Whether the patch is at the token's own location."""
     return (table["token_row"] == table["patch_row"]) & (table["token_col"] == table["patch_col"])
 
 
@@ -1239,7 +1239,7 @@ def _accuracy(tables: Tables, features: str) -> float:
 
 
 def _middle(tables: Tables) -> float:
-    """Mean accuracy of pooled tokens over the measured depths in the middle third, or at the nearest to 1/2."""
+    """Mean accuracy of pooled tokens over the measured depths in the middle third, or at the depth nearest to 1/2."""
     by_depth = _by_depth(tables)
     apart = np.abs(by_depth.index - 0.5)
     return float(by_depth[apart <= max(1 / 6, apart.min())].mean())
@@ -1292,7 +1292,7 @@ def _largest(ranks: Evidence) -> pd.DataFrame:
 
 
 def _changed(evidence: Evidence, role: str, change: str) -> pd.Series:
-    """Accuracy by strength of a change; agreement where the accuracy of some model is unknown."""
+    """Accuracy by strength of a change; agreement if any model's accuracy is unknown."""
     tables = [_table(_role(evidence, one), "robustness") for one in _present(evidence)]
     known = all(table["accuracy"].notna().all() for table in tables)
     table = _table(_role(evidence, role), "robustness")

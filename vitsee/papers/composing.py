@@ -37,22 +37,22 @@ log = logging.getLogger(__name__)
 
 Read = Callable[[Path], StoredResult]
 WIDTHS = {"text": 6.75, "column": 3.25}
-"""Inches across the text of a page, and across one of its two columns."""
+"""Width in inches of a page's text, and of one of its two columns."""
 TITLE, LINE, BAR = 8.0, 0.125, 0.42
-"""Points of a panel's title; inches of a line of text, and of a colour bar that panels share."""
+"""Size of a panel's title in points; height in inches of a line of text, and of a colour bar shared by panels."""
 LOWEST = 0.05
-"""Height in inches of a row of the page that holds nothing: much lower ones make matplotlib's layout fail at times."""
+"""Height in inches of an empty row of the page: with much lower rows, matplotlib's layout sometimes fails."""
 
 
 def draw(folder: Path, *, formats: Formats = PNG, read: Read = read) -> list[Path]:
     """Draw the composed figure of a folder with a figure.json; return the files written.
 
-    read: the function that reads the results of its panels. If it has no panel, no picture is left in the folder.
+    read: the function that reads the results of its panels. If it has no panel, no image is left in the folder.
     """
     results = Results(folder)
     record = results.load_json("figure.json", COMPOSED)
     name = record["name"]
-    if Path(name).name != name or name.startswith("."):  # no path out of the folder
+    if Path(name).name != name or name.startswith("."):  # stay inside the folder
         raise wrong(folder / "figure.json", f"{name!r} is not a file name")
     drawn: dict[str, Figure] = {}
     with Interruptible():  # matplotlib's callbacks would swallow a Ctrl-C
@@ -107,7 +107,7 @@ def draw_together(folders: list[Path], *, formats: Formats = PNG) -> list[Path]:
 
 @dataclass(frozen=True)
 class Row:
-    """Panels side by side, and how many there would be in a full row."""
+    """Panels side by side, and the number in a full row."""
 
     panels: list[dict[str, Any]]
     full: int
@@ -115,7 +115,7 @@ class Row:
 
 @dataclass
 class Drawn:
-    """A panel on the page: its part of it, its columns of the grid, its size in inches, what it left to the page."""
+    """A panel on the page: its part, its columns of the grid, its size in inches, and what it leaves to the page."""
 
     part: SubFigure
     columns: slice
@@ -125,15 +125,15 @@ class Drawn:
 
     @property
     def axes(self) -> Axes | None:
-        """Its only axes, if it has no more than these."""
+        """Its axes, if it has exactly one."""
         return self.part.axes[0] if len(self.part.axes) == 1 else None
 
 
 def compose(record: dict[str, Any], folder: Path, read: Read) -> Figure | None:
-    """A page with rows of titled panels and the caption below; None if no panel has a result.
+    """A page with rows of titled panels, and the caption below; None if no panel has a result.
 
-    Panels with the same colours share a colour bar, and those with the same lines a legend; those of a row share their
-    y axis where it is the same.
+    Panels with the same colours share a colour bar, panels with the same lines a legend, and panels in a row the
+    y axis if it is the same.
     """
     width = width_of(record, folder)
     rows = rows_of(record, folder, width)
@@ -181,10 +181,10 @@ def width_of(record: dict[str, Any], folder: Path) -> float:
 
 
 def rows_of(record: dict[str, Any], folder: Path, width: float = WIDTHS["text"]) -> list[Row]:
-    """The panels with results in rows, which are broken where the page is too narrow for them.
+    """The panels with results, in rows that are broken if the page is too narrow for them.
 
-    Of panels that show the same picture, only the first is left, with the titles of all. Raises UserError if there are
-    no rows, or they name an unknown panel.
+    If several panels show the same picture, only the first is kept, with the titles of all. Raises UserError if there
+    are no rows, or if they name an unknown panel.
     """
     panels = {panel["name"]: panel for panel in record["panels"]}
     if unknown := {name for row in record["rows"] for name in row} - panels.keys():
@@ -225,13 +225,13 @@ def draw_panel(
     if shown not in to.parts:
         raise wrong(
             folder / "figure.json",
-            f"{of} cannot be a panel, because it is not drawn on vitsee.plotting.style.canvas",
+            f"{of} cannot be a panel because it is not drawn on vitsee.plotting.style.canvas",
         )
     for part in to.parts.keys() - {shown}:  # the analysis's other figures
         for axes in [*part.axes]:
             part.delaxes(axes)
         figure.subfigs.remove(part)
-    wide = TITLE * 1.1  # as wide as bold letters are
+    wide = TITLE * 1.1  # bold letters are wider
     title = style.wrapped(titled(panel, folder, read), to.width - 0.15, wide)
     shown.suptitle(title, fontsize=TITLE, weight="bold")
     height = to.parts[shown].height + (title.count("\n") + 1) * 1.15 * LINE + 0.06
@@ -242,7 +242,7 @@ def draw_panel(
 
 
 def titled(panel: dict[str, Any], folder: Path, read: Read) -> str:
-    """The title of a panel, with the models that were run unless a legend names them."""
+    """The title of a panel, with the models that were run, unless a legend names them."""
     every = [read(folder / result).labels for result in panel["results"]]
     if len(every) > 1:
         others = {labels.other for labels in every}
@@ -265,7 +265,7 @@ def figures_of(panel: dict[str, Any], folder: Path, read: Read) -> dict[str, Fig
 
 
 def fit_words(axes: Axes, width: float, height: float) -> None:
-    """Break labels longer than the side of axes, and fit the numbers to it; width, height: inches of the panel."""
+    """Wrap labels longer than the side of the axes, and thin out tick labels. width, height: of the panel in inches."""
     place = axes.get_subplotspec()
     rows, columns = place.get_gridspec().get_geometry() if place else (1, 1)
     axes.title.set_text(style.wrapped(axes.get_title(), width / columns - 0.1, style.SMALL))
@@ -275,14 +275,14 @@ def fit_words(axes: Axes, width: float, height: float) -> None:
         (axes.xaxis, (width / columns - 0.6) / 3),
         (axes.yaxis, (height / rows - 0.5) / 2),
     ):
-        # by itself it chooses numbers by the last digit of a size
+        # by default the choice of ticks depends on the last digit of a size
         if type(axis.get_major_locator()) is AutoLocator:
             most = int(np.clip(72 * room / style.SMALL, 3, 9))
             axis.set_major_locator(MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]))
 
 
 def share_y(panels: list[Drawn]) -> None:
-    """Give panels side by side one y axis if all have the same label and scale; only the first keeps its numbers."""
+    """Share one y axis between panels side by side with the same label and scale; only the first keeps its numbers."""
     every = [panel.axes for panel in panels]
     plots = [axes for axes in every if axes is not None and not axes.images]
     kinds = {(axes.get_ylabel(), axes.get_yscale()) for axes in plots}
@@ -299,9 +299,9 @@ def share_y(panels: list[Drawn]) -> None:
 def share_names(
     rows: list[list[Drawn]], figure: Figure, grid: GridSpec, width: float
 ) -> dict[int, float]:
-    """Draw the legends: one below all rows whose panels have the same, else one below each panel.
+    """Draw the legends: one below all rows whose panels have the same legend, otherwise one below each panel.
 
-    Return the heights of those that are shared, by the row that they are below.
+    Return the heights of the shared legends, by the row above them.
     """
     heights = {}
     alike = [{marks(panel) for panel in row} for row in rows]
@@ -319,7 +319,7 @@ def share_names(
 
 
 def marks(panel: Drawn) -> tuple[Any, ...]:
-    """The names in the panel's legend, each with the colour, line and marker that it names."""
+    """The names in the panel's legend, each with its colour, line and marker."""
     found = []
     for handle, label in zip(*(panel.asked.legend or ([], [])), strict=True):
         artist: Any = handle[0] if isinstance(handle, tuple) else handle
@@ -344,9 +344,9 @@ def write_legend(part: SubFigure, panel: Drawn, width: float, where: Any) -> flo
 
 
 def share_bars(rows: list[list[Drawn]], figure: Figure, grid: GridSpec) -> dict[int, float]:
-    """Draw the colour bars: one below all rows whose panels have the same colours, else one below each panel.
+    """Draw the colour bars: one below all rows whose panels have the same colours, otherwise one below each panel.
 
-    Return their heights, by the row that they are below.
+    Return their heights, by the row above them.
     """
     heights = {}
     alike = [{colours(panel) for panel in row} for row in rows]
@@ -370,7 +370,7 @@ def share_bars(rows: list[list[Drawn]], figure: Figure, grid: GridSpec) -> dict[
 
 
 def colours(panel: Drawn) -> tuple[Any, ...] | None:
-    """What panels that share a colour bar have in common; None for a panel without one, or with several."""
+    """A key that is equal for panels that share a colour bar; None for a panel without one, or with several."""
     if len(panel.asked.bars) != 1:
         return None
     image, _, label, options = panel.asked.bars[0]
@@ -378,10 +378,10 @@ def colours(panel: Drawn) -> tuple[Any, ...] | None:
 
 
 def draw_bar(part: SubFigure, panel: Drawn, width: float, share: float) -> float:
-    """Draw the panel's colour bar into a part of the page, over this share of its width; return its height."""
+    """Draw the panel's colour bar into a part of the page, over this fraction of its width; return its height."""
     image, _, label, options = panel.asked.bars[0]
     place = part.add_gridspec(1, 3, width_ratios=[(1 - share) / 2, share, (1 - share) / 2])[1]
-    axes = part.add_subplot(place, label="<colorbar>")  # as matplotlib calls those it makes itself
+    axes = part.add_subplot(place, label="<colorbar>")  # matplotlib's own label for colour bars
     extend = options.get("extend", "neither")
     label = style.wrapped(" ".join(label.split()), width * share, style.SMALL)
     part.colorbar(image, cax=axes, orientation="horizontal", label=label, extend=extend)
@@ -396,9 +396,9 @@ def write_caption(part: SubFigure, caption: str, width: float) -> float:
 
 
 def lay_out(figure: Figure) -> None:
-    """Place all axes for good.
+    """Fix the positions of all axes.
 
-    Matplotlib's layout leaves too little room beside images that do not fill their place, so they fill it meanwhile.
+    Matplotlib's layout leaves too little room beside images that do not fill their place, so during layout they do.
     """
     shapes = [(axes, axes.get_aspect()) for axes in figure.axes]
     for axes, _ in shapes:
@@ -413,7 +413,7 @@ def lay_out(figure: Figure) -> None:
 
 
 def align(panels: list[Drawn]) -> None:
-    """Give the axes of panels side by side the same height, and images of a row the same width too."""
+    """Give the axes of panels side by side the same height, and images in a row also the same width."""
     boxes = {
         axes: (panel.part, axes.get_position(original=True).transformed(panel.part.transSubfigure))
         for panel in panels
@@ -429,7 +429,7 @@ def align(panels: list[Drawn]) -> None:
 
 
 def steady(figure: Figure) -> None:
-    """Round all places on the page: the layout's last digits differ from one drawing to the next."""
+    """Round all positions on the page: the layout's last digits differ between drawings."""
     for part in figure.subfigs:
         part.bbox_relative.set_points(part.bbox_relative.get_points().round(6) + 0.0)  # no -0
     for axes in figure.axes:

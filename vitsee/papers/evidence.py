@@ -1,4 +1,4 @@
-"""Evidence for the claims of a figure: tables of its panels, in full, without each group, and untrained."""
+"""Evidence for the claims of a figure: its panels' tables, in full, without each group, and untrained."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from vitsee.results.replicates import Replicates
 
 
 class Reader:
-    """Reads each result folder only once, and likewise its tables without each group of minibatches."""
+    """Reads each result folder only once, and also its tables without each group of minibatches."""
 
     def __init__(self) -> None:
         self._found: dict[Path, StoredResult] = {}
         self._parts: dict[Path, Replicates] = {}
 
     def __call__(self, folder: Path) -> StoredResult:
-        """The result in this folder. Raises UserError if it has none."""
+        """The result in this folder. Raises UserError if there is none."""
         key = folder.resolve()
         if key not in self._found:
             self._found[key] = read(folder)
@@ -40,7 +40,7 @@ class Reader:
 Folders = Mapping[str, Mapping[str, Path]]
 """Result folders by panel and role."""
 Wanted = Mapping[str, Sequence[Mapping[str, Path]]]
-"""Result folders by role, of the panels that give each piece of evidence."""
+"""Result folders by role, for the panels that give each piece of evidence."""
 
 
 def verdicts(
@@ -77,9 +77,9 @@ def tables(wanted: Wanted, reader: Reader) -> Panels:
 def gather(wanted: Wanted, reader: Reader) -> Gathered:
     """Tables in full, and without each group of minibatches.
 
-    All results leave out the same groups, which hold the same images if data and seed are the same.
-    Results without groups (of weights only) stay complete; if all are such, no images were drawn and the
-    statistic is exact. Nothing is left out if results have different numbers of groups.
+    All results leave out the same groups, which contain the same images if data and seed are the same.
+    Results without groups (of weights only) stay complete; if no result has groups, no images were drawn and
+    the statistic is exact. Nothing is left out if results have different numbers of groups.
     """
     whole, paths = tables(wanted, reader), every_path(wanted)
     if not any(reader(path).labels.images for path in paths):

@@ -28,7 +28,7 @@ from vitsee.results.folder import Results, formats_of
 log = logging.getLogger(__name__)
 
 RANDOM = ("pretrained=false", "checkpoint=null", "checkpoint_key=null")
-"""Options of a model that give it random weights."""
+"""Options that give a model random weights."""
 POLL = 5.0
 """Seconds between checks on a result that another process is measuring."""
 
@@ -39,8 +39,8 @@ def publish(words: list[str]) -> Iterator[Path]:
     words: `figure=NAME`, `figure=NAME,NAME`, `figure=all` or `figure=extra`, `zoo=NAME`, `untrained=false`
     (measure no null of the claims), `figure.width=text|column` and `figure.caption=false` (as wide as
     the text or a column of a journal, without a caption), and overrides applied last in each panel. If one of
-    several figures fails, the others continue and the error comes at the end. Raises UserError, or Incomplete if only
-    shards are missing.
+    several figures fails, the others continue, and the error is raised at the end. Raises UserError, or Incomplete if
+    only shards are missing.
     """
     request = Request.read(words)
     figures = [atlas.published(name) for name in request.figures]
@@ -69,7 +69,7 @@ def publish(words: list[str]) -> Iterator[Path]:
         incomplete = all(isinstance(reason, Incomplete) for reason in failed.values())
         reasons = "; ".join(f"figure={name}: {reason}" for name, reason in failed.items())
         raise (Incomplete if incomplete else UserError)(
-            f"{len(failed)} of {len(figures)} figures are not done: {reasons}"
+            f"{len(failed)} of {len(figures)} figures are incomplete: {reasons}"
         )
 
 
@@ -174,7 +174,7 @@ class Request:
             elif key in ("analysis", "-m", "--multirun"):
                 raise UserError(
                     f"{word} cannot be combined with figure={named['figure'] or '…'}: a figure chooses its "
-                    f"own experiments; name several figures as figure=fig01,fig02 or figure=all"
+                    f"own experiments; request several figures with figure=fig01,fig02 or figure=all"
                 )
             elif key == "model@other" or key.startswith("other."):
                 models["other"].append(
@@ -196,7 +196,7 @@ class Request:
     def figures(self) -> list[str]:
         """Names of the requested figures.
 
-        `all` means those of the two papers whose models are in the zoos, `extra` those of later papers.
+        `all` means the figures of the two papers whose models are in the zoos, `extra` those from later papers.
         """
         if self.figure not in ("all", "extra"):
             return list(dict.fromkeys(self.figure.split(",")))
@@ -205,7 +205,7 @@ class Request:
         return [one.name for one in every if not atlas.asks(one) and one.extra == extra]
 
     def folder(self, figure: Published) -> str:
-        """The figure's name, followed by those of its models or zoo."""
+        """The figure's name, followed by its zoo or the names of its models."""
         return "-".join([figure.name, "-vs-".join(map(folder_name, self.asked)) or self.zoo])
 
     @property
@@ -214,13 +214,13 @@ class Request:
         return [composed(words).model.name for words in self.models.values() if words]
 
     def check(self, figure: Published) -> None:
-        """Raise UserError for models that the figure does not take, or that it needs and are missing."""
+        """Raise UserError for models that the figure does not accept, or that it needs and lacks."""
         asked = atlas.asks(figure)
         for role in atlas.ASKED:
             if self.models[role] and role not in asked:
                 raise UserError(
                     f"{self.models[role][0]} with figure={figure.name}: its models come from the zoo; "
-                    f"choose another zoo, or use figure=claims model=NAME model@other=NAME for your own"
+                    f"choose a different zoo, or use figure=claims model=NAME model@other=NAME for your own"
                 )
         missing = [role for role in sorted(asked) if not self.models[role]]
         if missing:
@@ -245,7 +245,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Shown:
-    """The result folders of a panel, and why others are missing."""
+    """The result folders of a panel, and the reasons for missing ones."""
 
     folders: dict[str, Path]
     """By role."""
@@ -253,7 +253,7 @@ class Shown:
 
 
 def measure(panel: Panel, zoo: Zoo, request: Request, measured: dict[str, Path]) -> Shown:
-    """Run the experiments of a panel whose roles have a model, and that are not measured yet."""
+    """Run the panel's experiments that have not been measured yet and whose roles have a model."""
     folders: dict[str, Path] = {}
     missing = []
     for role in panel.roles:
@@ -271,7 +271,7 @@ def measure(panel: Panel, zoo: Zoo, request: Request, measured: dict[str, Path])
 
 
 def result(experiment: Experiment, measured: dict[str, Path]) -> Path:
-    """The result folder of the experiment, which runs unless it is among those that are measured."""
+    """The result folder of the experiment, which runs unless it is in `measured`."""
     from vitsee.gpus import run
 
     question = repr(experiment.what())
@@ -281,7 +281,7 @@ def result(experiment: Experiment, measured: dict[str, Path]) -> Path:
 
 
 def with_null(figure: Published) -> list[str]:
-    """Names of the panels whose models are the null of a claim once their weights are random."""
+    """Names of the panels whose models, with random weights, are the null of a claim."""
     return list(
         dict.fromkeys(
             panel
@@ -296,7 +296,7 @@ def with_null(figure: Published) -> list[str]:
 def nulls(
     panel: Panel, zoo: Zoo, request: Request, measured: dict[str, Path], shown: Shown
 ) -> dict[str, Path]:
-    """Measure the panel with random weights; result folders by role, of the models that can have them."""
+    """Measure the panel with random weights; return result folders by role, for the models that can have them."""
     folders = {}
     for role in shown.folders:
         both = ["model", "other"] if panel.other else ["model"]
@@ -330,7 +330,7 @@ def as_other(word: str) -> str:
 
 
 def patiently(run: Callable[[], list[Path]]) -> list[Path]:
-    """Run; if another process is measuring the same result, wait for it and reuse its result."""
+    """Call `run`; if another process is measuring the same result, wait and reuse it."""
     while True:
         try:
             return run()
@@ -392,7 +392,7 @@ def tell_what_is_replaced(folder: Path, about: dict[str, Any]) -> None:
 
 
 def caption(figure: Published, zoo: Zoo, shown: dict[str, Shown], reader: Reader) -> str:
-    """Source, models with their roles, data, what the panels' bands and marks are, and which roles are missing."""
+    """Source, models with their roles, data, the meaning of bands and marks, and the missing roles."""
     cast: dict[str, dict[str, dict[str, None]]] = {}
     explained: dict[str, None] = {}
     for name, panel in figure.panels.items():
@@ -460,5 +460,5 @@ def listing(
 
 
 def relative(path: Path, folder: Path) -> str:
-    """Path of a result folder relative to the figure's, so that both can be moved together."""
+    """Path of a result folder relative to the figure's folder, so that both can be moved together."""
     return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()

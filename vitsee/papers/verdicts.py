@@ -16,7 +16,7 @@ import pandas as pd
 
 Tables = Mapping[str, pd.DataFrame]
 Evidence = Mapping[str, Tables]
-"""The tables of a panel, by role of its model."""
+"""The tables of a panel, by its models' roles."""
 Panels = Mapping[str, Sequence[Evidence]]
 """For each piece of evidence by name, the panels that give it."""
 
@@ -27,9 +27,9 @@ COLUMNS = (
     *("threshold", "holds", "untrained", "why"),
 )
 DRAWS = 200
-"""Draws from which an interval is computed, in pairs of opposite signs."""
+"""Number of draws for an interval, in pairs of opposite signs."""
 _PARTS = ("Threshold", "Null", "Premise")
-"""What the docstring of a claim explains, a line each, below the authors' words."""
+"""What a claim's docstring explains, one item per line, below the authors' words."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Gathered:
 
     @cached_property
     def deviations(self) -> list[dict[str, dict[str, np.ndarray]]]:
-        """Of the tables of each panel and role, in order: see `_deviations`."""
+        """The deviations of each panel's and role's tables, in order: see `_deviations`."""
         return [_deviations(*one) for one in _with_parts(self)]
 
 
@@ -61,8 +61,8 @@ class Claim:
     """A claim of the authors, as a statistic that should be above (or below) a threshold.
 
     measure: takes Evidence by keyword and returns the statistic; its docstring has the authors' words, and
-    says where threshold, null and premise come from. untrained: whether the same networks with random weights
-    are its null. premise: takes the same evidence and returns why it says nothing about the claim, or "".
+    the reasons for threshold, null and premise. untrained: whether the same networks with random weights are its
+    null. premise: takes the same evidence and returns why it cannot test the claim, or "".
     any_of: the claim is that one of many exists: `measure` returns all of them, (many,), and the best counts.
     """
 
@@ -83,7 +83,7 @@ class Claim:
 
     @cached_property
     def reasons(self) -> dict[str, str]:
-        """The authors' words ("Paper"), and the reasons of threshold, null and premise."""
+        """The authors' words ("Paper"), and the reasons for threshold, null and premise."""
         text = inspect.cleandoc(self.measure.__doc__ or "")
         words, *parts = re.split(rf"^({'|'.join(_PARTS)}): ", text, flags=re.M)
         found = dict(zip(parts[::2], parts[1::2], strict=True))
@@ -103,7 +103,7 @@ def claim(
     premise: Callable[..., str] | None = None,
     any_of: bool = False,
 ) -> Callable[[Measure], Measure]:
-    """Register a function of evidence as the statistic of a claim that it is above or below a threshold."""
+    """Register a function of evidence as the statistic of a claim to be above or below a threshold."""
     if (above is None) == (below is None):
         raise ValueError("a claim has exactly one threshold: above=… or below=…")
     threshold = above if above is not None else below
@@ -129,17 +129,17 @@ class Measured:
 
 
 def statistic(claim: Claim, panels: Panels) -> float:
-    """The statistic of the claim; if several panels give the same evidence, that of the worst choice of panels.
+    """The statistic of the claim; if several panels give the same evidence, for the worst choice of panels.
 
-    So a claim about several panels holds only if it holds for every choice of them: no correction for their
-    number is needed (Berger 1982, intersection-union test). Raises Missing if no choice has what is needed.
+    So a claim about several panels holds only if it holds for every choice, and no correction for their number is
+    needed (Berger 1982, intersection-union test). Raises Missing if no choice has the necessary evidence.
     """
     best, worst = (np.max, np.min) if claim.above else (np.min, np.max)
     return float(worst([best(values) for values in every_statistic(claim, panels)]))
 
 
 def every_statistic(claim: Claim, panels: Panels) -> list[np.ndarray]:
-    """What the claim's function returns for each choice of panels that has what is needed, (1 or many,)."""
+    """The values of the claim's function, (1 or many,), for each choice of panels with the necessary evidence."""
     found, missing = [], Missing("its panels")
     for choice in choices(panels):
         try:
@@ -154,7 +154,7 @@ def every_statistic(claim: Claim, panels: Panels) -> list[np.ndarray]:
 
 
 def choices(panels: Panels) -> Iterator[dict[str, Evidence]]:
-    """One panel for each piece of evidence, in every way."""
+    """Every choice of one panel per piece of evidence."""
     for choice in product(*panels.values()):
         yield dict(zip(panels, choice, strict=True))
 
@@ -162,7 +162,7 @@ def choices(panels: Panels) -> Iterator[dict[str, Evidence]]:
 def measured(claim: Claim, evidence: Gathered, draws: int = DRAWS) -> Measured:
     """The statistic with its interval, from the statistics of moved tables.
 
-    The interval is NaN with fewer than two groups, or if a group alone makes the statistic undefined.
+    The interval is NaN with fewer than two groups, or if the statistic is undefined for any draw.
     """
     value = statistic(claim, evidence.whole)
     if len(evidence.left_out) < 2:
@@ -179,7 +179,7 @@ def measured(claim: Claim, evidence: Gathered, draws: int = DRAWS) -> Measured:
 
 
 def percentiles(drawn: np.ndarray, value: float) -> tuple[float, float]:
-    """Bias-corrected 95 % percentile interval, which never leaves the range of the statistic.
+    """Bias-corrected 95 % percentile interval, which stays within the range of the statistic.
 
     drawn: (draws,). (Efron and Tibshirani 1993, section 14.3, without acceleration.)
     """
@@ -194,8 +194,8 @@ def percentiles(drawn: np.ndarray, value: float) -> tuple[float, float]:
 def simultaneous(claim: Claim, evidence: Gathered, draws: int = DRAWS) -> tuple[float, float]:
     """95 % interval of the best of many statistics, from intervals that hold for all of them at once.
 
-    The best of many noisy numbers looks better than it is. Here all true values lie within their intervals
-    with a probability of 95 %, so the best of them lies between the best lower and the best upper end.
+    The best of many noisy numbers looks better than it is. Here all true values are within their intervals
+    with a probability of 95 %, so the best of them is between the best lower and the best upper end.
     """
     best, worst = (np.max, np.min) if claim.above else (np.min, np.max)
     every = zip(*(every_statistic(claim, panels) for panels in moved(evidence, draws)), strict=True)
@@ -210,7 +210,7 @@ def simultaneous(claim: Claim, evidence: Gathered, draws: int = DRAWS) -> tuple[
 
 
 def moved(evidence: Gathered, draws: int = DRAWS) -> Iterator[Panels]:
-    """The evidence as other images might have given it: all numbers in its tables move together.
+    """Draws of the evidence as it might be with different images: all numbers in its tables move together.
 
     They are drawn from the multivariate t distribution that the delete-a-group jackknife gives for the
     tables (Kott 2001): its variance is (G - 1) / G times the sum over groups of squared deviations, with G - 1
@@ -233,7 +233,7 @@ def moved(evidence: Gathered, draws: int = DRAWS) -> Iterator[Panels]:
 
 
 def _with_parts(evidence: Gathered) -> Iterator[tuple[Tables, list[Tables]]]:
-    """The tables of each panel and role, in order, with those without each group."""
+    """The tables of each panel and role, in order, together with those without each group."""
     for name, panels in evidence.whole.items():
         for i, panel in enumerate(panels):
             for role, tables in panel.items():
@@ -241,7 +241,7 @@ def _with_parts(evidence: Gathered) -> Iterator[tuple[Tables, list[Tables]]]:
 
 
 class Moved(Mapping[str, pd.DataFrame]):
-    """Tables with their numbers moved by a weighted sum of deviations, each when it is first asked for."""
+    """Tables with their numbers moved by a weighted sum of deviations, computed on first use."""
 
     def __init__(
         self,
@@ -269,7 +269,7 @@ class Moved(Mapping[str, pd.DataFrame]):
 
 
 def _deviations(tables: Tables, parts: Sequence[Tables]) -> dict[str, dict[str, np.ndarray]]:
-    """(groups, rows) by table and column: how each float column without a group differs from their mean."""
+    """(groups, rows) by table and column: deviations of each float column without a group from their mean."""
     found: dict[str, dict[str, np.ndarray]] = {}
     for name, table in tables.items():
         for column in table.select_dtypes("float64").columns:
@@ -280,10 +280,10 @@ def _deviations(tables: Tables, parts: Sequence[Tables]) -> dict[str, dict[str, 
 
 
 def judge(claim: Claim, found: Measured, untrained: float = math.nan) -> str:
-    """A claim holds, or does not, only if its whole interval is on one side of the threshold.
+    """Return the verdict: a claim holds, or does not, only if the whole interval is on one side of the threshold.
 
-    Where networks that learnt nothing pass the threshold as well, it holds only if the whole interval is
-    beyond their statistic too.
+    If untrained networks pass the threshold as well, it holds only if the whole interval is also beyond their
+    statistic.
     """
     sign = 1 if claim.above else -1
     low, high = sorted((sign * found.low, sign * found.high))
@@ -302,7 +302,7 @@ def unfulfilled(claim: Claim, panels: Panels) -> str:
 def verdict(
     claim: Claim, figure: str, evidence: Gathered, untrained: Panels | None = None
 ) -> dict[str, object]:
-    """One row of claims.csv; "not testable", and why, if the evidence lacks what the claim needs.
+    """One row of claims.csv; "not testable", with the reason, if the evidence lacks what the claim needs.
 
     untrained: the panels of the same networks with random weights.
     """

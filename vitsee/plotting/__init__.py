@@ -1,1 +1,1 @@
-"""Functions that draw a table as a matplotlib figure."""
+"""Functions that draw tables as matplotlib figures."""

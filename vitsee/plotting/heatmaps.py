@@ -33,7 +33,7 @@ def heatmap(
     title: str,
     colour_label: str,
 ) -> Figure:
-    """One square cell per row of a tidy table, in order of appearance; y grows upwards.
+    """One square cell per row of a tidy table, in order of appearance; the y axis points upwards.
 
     Values are clipped to `limits` for display only. Undefined values (NaN) are grey, with a note below
     the figure.
@@ -65,7 +65,7 @@ def heatmap(
 
 
 def _size(columns: int, rows: int) -> tuple[float, float]:
-    """Size in inches of a figure with square cells, with room for its colour bar if it stands alone."""
+    """Size in inches of a figure with square cells; a standalone figure has room for its colour bar."""
     ratio = float(np.clip(rows / columns, 0.4, 2.5))
     if on_page():
         width = room(4.0)
@@ -82,12 +82,12 @@ def _depth_axis(axes: Axes, which: str, names: np.ndarray) -> None:
         if which == "x":
             axes.tick_params(axis="x", rotation=90)
     else:
-        most = min(8, int(2.5 * room(8)))  # numbers with three digits
+        most = min(8, int(2.5 * room(8)))  # three-digit numbers
         axis.set_major_locator(MaxNLocator(nbins=most, integer=True, steps=[1, 2, 2.5, 5, 10]))
 
 
 def _stack(count: int) -> tuple[float, float]:
-    """Size in inches of so many plots on top of each other."""
+    """Size in inches of this many stacked plots."""
     return (room(6.2), 1.15 * count + 0.3) if on_page() else (6.2, 2.2 * count + 0.5)
 
 
@@ -96,7 +96,7 @@ def panels(
 ) -> Figure:
     """Stacked heatmaps by title, (rows, columns) each, row 0 at the bottom.
 
-    They share one colour scale up to the 99th percentile; larger values are clipped for display only.
+    All share one colour scale up to the 99th percentile; larger values are clipped for display only.
     Undefined values (NaN) are grey.
     """
     every = np.concatenate([part.ravel() for part in values.values()])

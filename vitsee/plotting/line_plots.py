@@ -155,7 +155,7 @@ def sorted_lines(
 def shaded_lines(
     table: pd.DataFrame, *, x: str, y: str, line: str, xlabel: str, ylabel: str, title: str
 ) -> Figure:
-    """One line per value of `line`, from dark (the first) to light; the first, the last and some others are named."""
+    """One line per value of `line`, from dark (the first) to light; the first, the last and some more are labelled."""
     names = table[line].unique()
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(names)))
     named = set(evenly_spaced(len(names), 6))
@@ -207,13 +207,13 @@ def dots(
 
 
 def _plot(alone: tuple[float, float]) -> tuple[float, float]:
-    """Size of a plot with one pair of axes, without its names on a page."""
+    """Size of a plot with one pair of axes; on a page, without its legend."""
     width = room(alone[0])
     return (width, float(np.clip(0.62 * width, 1.6, 2.3))) if on_page() else alone
 
 
 def _row(count: int, alone: tuple[float, float], **shared: bool) -> tuple[Any, list[Axes]]:
-    """A canvas and its axes side by side, which share the y axis; on a page, in as many rows as it takes."""
+    """A canvas and its axes side by side, sharing the y axis; on a page, in as many rows as needed."""
     across = min(count, max(1, int(room(alone[0]) / 1.5))) if on_page() else count
     down = -(-count // across)
     across = -(-count // down)
@@ -226,7 +226,7 @@ def _row(count: int, alone: tuple[float, float], **shared: bool) -> tuple[Any, l
 
 
 def _names(figure: Any, axes: Axes, columns: int, **options: Any) -> None:
-    """Name the lines of these axes below the figure."""
+    """Add a legend for the lines of these axes below the figure."""
     legend(figure, *axes.get_legend_handles_labels(), columns, **options)
 
 
@@ -237,7 +237,7 @@ def _grid_lines(axes: Axes) -> None:
 
 
 def _plain(axis: Axis) -> None:
-    """Few numbers on a logarithmic axis, written as they are."""
+    """Few tick labels on a logarithmic axis, written as plain numbers."""
     low, high = axis.get_view_interval()
     subs = (1.0,) if high > 100 * low else (1.0, 2.0, 5.0)
     axis.set_major_locator(LogLocator(subs=subs))
@@ -246,10 +246,10 @@ def _plain(axis: Axis) -> None:
 
 
 def _level(axes: Axes, values: pd.Series, label: str = "uniform attention") -> None:
-    """A dashed line at each value of a reference: stages have different ones."""
+    """A dashed line at each value of a reference, which differs between stages."""
     for level in values.unique():
         axes.axhline(level, color="0.4", lw=0.8, ls="--", label=label)
-        label = "_"  # so that the legend has one of them
+        label = "_"  # the legend shows only one of them
 
 
 def lines_with_errors(
@@ -262,7 +262,7 @@ def lines_with_errors(
     ylabel: str,
     title: str,
 ) -> Figure:
-    """One line per table, labelled with its name, with a band of one standard error either side."""
+    """One line per table, labelled with its name, with a band of one standard error to either side."""
     with look():
         figure = canvas(_plot((4.8, 3.6)))
         axes = figure.subplots()
@@ -290,9 +290,9 @@ def histograms(
     title: str,
     most: int = 4,
 ) -> Figure:
-    """Histograms on logarithmic axes, one plot for each of the last `most` values of `panel`.
+    """Histograms on logarithmic axes, one plot per value of `panel`, at most the last `most`.
 
-    table: columns low and high (the edges of a bin), share, and those named by panel and line.
+    table: columns low and high (the edges of a bin), share, and the columns given by panel and line.
     """
     names = list(table[panel].unique()[-most:])
     lines = list(table[line].unique())
@@ -339,7 +339,7 @@ def steps(
     ylabel: str,
     title: str,
 ) -> Figure:
-    """One plot for each value of `panel`, one line for each of `line`: y with error bars, x evenly spaced in order."""
+    """One plot per value of `panel`, one line per value of `line`: y with error bars, x evenly spaced in order."""
     names = table[panel].unique()
     with look():
         figure, every = _row(len(names), (max(3.6, 2.5 * len(names) + 0.5), 3.2))
@@ -361,9 +361,9 @@ def steps(
 
 
 def training_curve(name: str, metrics: pd.DataFrame, heads: pd.DataFrame | None = None) -> Figure:
-    """Training loss, accuracy on held-out images and how far each head attends, against images seen.
+    """Training loss, accuracy on held-out images and each head's attention distance, against images seen.
 
-    metrics: columns images, loss, test_accuracy. heads: columns images, block, head, distance (over that of
+    metrics: columns images, loss, test_accuracy. heads: columns images, block, head, distance (relative to
     uniform attention); None for a model without attention.
     """
     figure = canvas((8.0 if heads is None else 12.0, 3.2))
@@ -382,7 +382,7 @@ def training_curve(name: str, metrics: pd.DataFrame, heads: pd.DataFrame | None 
             named = {"label": f"block {block}"} if head == 0 and block in (0, last) else {}
             colour = matplotlib.colormaps["viridis"](0.9 * block / last)
             axes[2].plot(line["images"], line["distance"], color=colour, linewidth=0.8, **named)
-        axes[2].set_ylabel("Distance of a head / uniform")
+        axes[2].set_ylabel("Attention distance / uniform")
         axes[2].set_ylim(0, 1.05 * max(1.0, heads["distance"].max()))
         axes[2].legend(loc="lower left")
     for axis in axes:
@@ -400,7 +400,7 @@ SCALED = {"train_images": "Number of training images", "training_flops": "Traini
 def scaling(table: pd.DataFrame, data: str, column: str) -> Figure:
     """Accuracy against training images or compute: one line per model family.
 
-    table: columns model, family, accuracy, se and those in SCALED. A family is named after its model with
+    table: columns model, family, accuracy, se, and the columns in SCALED. A family is named after its model with
     the shortest name.
     """
     with look():

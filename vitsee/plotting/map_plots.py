@@ -43,7 +43,7 @@ def grids(
     limits: tuple[float, float] | None = None,
     most: int = 6,
 ) -> Figure:
-    """Maps over a grid of locations, row 0 at the top, each `panel` with its own colour scale, or with `limits`.
+    """Maps over a grid of locations, row 0 at the top; each `panel` has its own colour scale unless `limits` is given.
 
     At most `most` panels are drawn: the first, the last and evenly spaced ones between them.
     """
@@ -81,16 +81,16 @@ def grids(
 
 
 GAP = 0.06
-"""Space between the images of a mosaic, as a share of their width."""
+"""Space between the images of a mosaic, as a fraction of their width."""
 NAMED = 0.75
-"""Width in inches of the narrowest map on a page that has a name above it."""
+"""Minimum width in inches of a titled map on a page."""
 
 
 @dataclass(frozen=True)
 class Map:
     """Values over a grid, (rows, columns), and an optional (row, column) to mark.
 
-    masked: which cells to draw without their value, (rows, columns), such as those that noise explains.
+    masked: which cells to draw without their value, (rows, columns), such as those within the noise.
     """
 
     values: np.ndarray
@@ -108,7 +108,7 @@ class MapRow:
 
 
 MASKED = ("#2a7f78", "green")
-"""Colour of masked cells, which the colour map does not have, and its name in captions."""
+"""Colour of masked cells, which is not in the colour map, and its name in captions."""
 
 
 def maps(
@@ -123,9 +123,9 @@ def maps(
 ) -> Figure:
     """Rows of maps, each map with row 0 at the top, as in an image.
 
-    The colour scale goes from 0 to the largest value of all maps or, unless `common`, of each one, and at
-    least to `least`: with some standard errors, noise stays dark. Negative values are clipped for display
-    only; undefined values (NaN) are grey.
+    The colour scale goes from 0 to the largest value of all maps or, unless `common`, of each map, and at least
+    to `least`: a few standard errors keep noise dark. Negative values are clipped for display only; undefined
+    values (NaN) are grey.
     """
     across = _across(max(len(row.maps) for row in rows), 1.5)
     rows = [
@@ -163,7 +163,7 @@ def maps(
 
 
 def _across(count: int, narrowest: float) -> int:
-    """How many of these plots go side by side: all, or on a page as many as are not narrower than this."""
+    """Number of plots side by side: all, or on a page as many as fit at this width."""
     if not on_page():
         return count
     down = -(-count // max(1, int(room(0) / narrowest)))
@@ -210,7 +210,7 @@ def tiles(images: np.ndarray, *, columns: int, title: str) -> Figure:
 def _mosaic(
     axes: Axes, images: Sequence[np.ndarray], columns: int, above: float = 0.0, **colours: Any
 ) -> list[AxesImage]:
-    """Images of one shape in rows of `columns`, each one unit wide, with this room above each row."""
+    """Images of the same shape in rows of `columns`, each one unit wide, with this much room above each row."""
     ratio = images[0].shape[0] / images[0].shape[1]
     colours.setdefault("interpolation", "nearest")
     drawn = []
@@ -263,14 +263,14 @@ def grid_of_grids(
 
 
 def _greyed(name: str) -> Colormap:
-    """The colours of this name, with grey for undefined values."""
+    """The named colour map, with grey for undefined values."""
     return matplotlib.colormaps[name].with_extremes(bad="0.85")
 
 
 def fields(rows: dict[str, dict[str, np.ndarray]], *, title: str, columns: int) -> Figure:
-    """Maps by name, each scaled to its own maximum, in groups under a heading.
+    """Maps by name, each scaled to its own maximum, in groups under headings.
 
-    columns: the most maps in a line; on a page there are as many as their names leave room for.
+    columns: the maximum number of maps per row; on a page, as many as their names leave room for.
     """
     most = max(len(maps) for maps in rows.values())
     across = _across(most, NAMED) if on_page() else min(most, columns)
@@ -310,7 +310,7 @@ def image_pairs(
     """Images (H, W, 3) in 0…1, each next to a copy that is lit by a map (rows, columns) of weights.
 
     As in the authors' code, the map is upsampled smoothly, blurred over one patch and scaled to 0…1; the
-    image is multiplied by it. Below it stand the weights that are black and fully lit.
+    image is multiplied by it. The weights of black and of fully lit patches are written below.
     """
     across = min(6 if room(0) > 6 and len(pairs) > 6 else 3, len(pairs))
     down = -(-len(pairs) // across)
@@ -341,11 +341,11 @@ _BELOW: Any = {"ha": "right", "va": "top", "color": "0.35"}
 
 
 def _range(weights: np.ndarray) -> str:
-    """The smallest and the largest weight, and how many times as large it is."""
+    """The smallest weight, the largest, and their ratio."""
     if np.isnan(weights).all():
         return "undefined"
     low, high = np.nanmin(weights), np.nanmax(weights)
-    if low > 0 and on_page():  # where there is no room for more
+    if low > 0 and on_page():  # there is no room for more
         return f"× {high / low:.2g}"
     times = f" (× {high / low:.2g})" if low > 0 else ""
     return f"{low:.2g} … {high:.2g}{times}"
@@ -361,10 +361,10 @@ class Heads:
 
 
 def heads(rows: list[Heads], *, title: str, overlay: bool, most: int = 12) -> Figure:
-    """One row per image or layer: the image, then each head's map, brightest where its own weights are largest.
+    """One row per image or layer: the image, then each head's map, brightest at its largest weights.
 
-    overlay: the image lit by the map, as in `image_pairs`, not the map itself. At most `most` heads are
-    drawn, evenly spaced. Where a map is undefined (NaN) it is grey, and the image unlit.
+    overlay: draw the image lit by the map, as in `image_pairs`, instead of the map. At most `most` heads are
+    drawn, evenly spaced. Where a map is undefined (NaN), it is grey and the image unlit.
     """
     shown = [evenly_spaced(len(row.maps), most) for row in rows]
     across = 1 + max(map(len, shown))
@@ -398,7 +398,7 @@ def _short(name: str, most: int = 18) -> str:
 
 
 def _lit(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A map of weights as the brightness, 0…1, of an image of this shape (H, W)."""
+    """A map of weights as the brightness, 0…1, of an image with this shape (H, W)."""
     known = np.nan_to_num(weights)
     scaled = PIL.Image.fromarray((known / (known.max() or 1)).astype(np.float32))
     large = scaled.resize((shape[1], shape[0]), PIL.Image.Resampling.LANCZOS)

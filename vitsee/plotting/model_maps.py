@@ -1,4 +1,4 @@
-"""Many models at once: a clustered heatmap with its tree, a map in the plane, and similarities to one model."""
+"""Figures of many models: a clustered heatmap with its tree, a map in the plane, and similarities to one model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scipy.cluster import hierarchy
 from vitsee.plotting.style import STYLE, canvas, entitle
 
 LONGEST = 40
-"""Characters of a model's name that are shown."""
+"""Maximum length of a model's name in figures."""
 
 
 def clustered(
@@ -29,7 +29,7 @@ def clustered(
 ) -> Figure:
     """Heatmap of models x models, (M, M), in the order of the tree's leaves, with the tree above.
 
-    tree: SciPy's linkage. The height of a fork is the mean distance between the models on both sides. Undefined
+    tree: SciPy's linkage. The height of a fork is the mean distance between the models on either side. Undefined
     values (NaN) are grey.
     """
     count = len(names)
@@ -84,7 +84,7 @@ def _write_values(axes: Axes, values: np.ndarray, limits: tuple[float, float]) -
 def in_the_plane(
     names: Sequence[str], places: np.ndarray, groups: Sequence[int], *, title: str, note: str
 ) -> Figure:
-    """Models as points, (M, 2), coloured by group, labelled as far as labels do not cover each other."""
+    """Models as points, (M, 2), coloured by group, labelled where labels do not overlap."""
     with matplotlib.rc_context(STYLE):
         figure = canvas((6.4, 5.2) if len(names) <= 40 else (10, 8), "constrained")
         axes = figure.subplots()
@@ -98,7 +98,7 @@ def in_the_plane(
         entitle(axes, title)
         below = figure.supxlabel(f"{note}\n", fontsize=8, color="0.35")
         if left_out := _label(figure, axes, names, places):
-            below.set_text(f"{note}\nWithout room for a name: {left_out}")
+            below.set_text(f"{note}\nNot labelled for lack of room: {left_out}")
     return figure
 
 
@@ -112,11 +112,11 @@ _AROUND = (
     (-4, 4, "right", "bottom"),
     (-4, -4, "right", "top"),
 )
-"""Where a label may stand: offset in points, and how its text is aligned."""
+"""Possible positions of a label: offset in points, and alignment of its text."""
 
 
 def _label(figure: Figure, axes: Axes, names: Sequence[str], places: np.ndarray) -> int:
-    """Label points, each at the first side where there is room; return how many have none."""
+    """Label points, each on the first side with room; return the number of points without any."""
     figure.draw_without_rendering()
     frame, left_out = axes.get_window_extent(), 0
     taken: list[Bbox] = []
@@ -149,7 +149,7 @@ def to_one(
     xlabel: str,
     title: str,
 ) -> Figure:
-    """Similarity of each model to one, as dots from the most to the least similar, with ticks at the null's 95 %."""
+    """Similarity of each model to one model, as dots from most to least similar, with ticks at the null's 95 %."""
     order = np.argsort(values)
     with matplotlib.rc_context(STYLE):
         figure = canvas((5.6, float(np.clip(0.22 * len(names) + 1.1, 1.8, 22))), "constrained")
@@ -167,6 +167,6 @@ def to_one(
 
 
 def short(name: str) -> str:
-    """The name, its middle left out if it is long."""
+    """The name, with its middle left out if it is long."""
     keep = (LONGEST - 1) // 2
     return name if len(name) <= LONGEST else f"{name[:keep]}…{name[-keep:]}"

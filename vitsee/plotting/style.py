@@ -1,4 +1,4 @@
-"""The common style of figures, the canvas they are drawn on, and what is different on a page."""
+"""The common style of figures, the canvas on which they are drawn, and the differences on a page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
 MARKERS = "os^Dv*Pp<>hX"
-"""Markers of the lines in one plot, in order."""
+"""Markers of the lines in a plot, in order."""
 
 STYLE: Any = {
     "font.size": 9,
@@ -32,7 +32,7 @@ STYLE: Any = {
     "text.usetex": False,
 }
 SMALL = 7.0
-"""Points of text on a page: journals accept no smaller one."""
+"""Text size in points on a page, the smallest that journals accept."""
 PAGE: Any = STYLE | {
     "font.size": SMALL,
     "axes.titlesize": SMALL,
@@ -50,7 +50,7 @@ PAGE: Any = STYLE | {
 
 @dataclass
 class Part:
-    """A figure that is drawn on a page: its height in inches, and what the page draws for it.
+    """A figure drawn on a page: its height in inches, and the parts that the page draws for it.
 
     bars: for each colour bar its colours, axes, label and other options. legend: handles and labels.
     """
@@ -64,7 +64,7 @@ class Part:
 class Panel:
     """The place on a page for one of an analysis's figures.
 
-    width: in inches. make: makes an empty part of the page. parts: what was drawn on each.
+    width: in inches. make: makes an empty part of the page. parts: the figure drawn on each.
     """
 
     width: float
@@ -77,7 +77,7 @@ _panel: ContextVar[Panel | None] = ContextVar("panel", default=None)
 
 @contextmanager
 def onto(panel: Panel) -> Iterator[None]:
-    """Within this block, every canvas is a part of the panel."""
+    """Run the block with every canvas a part of the panel."""
     token = _panel.set(panel)
     try:
         yield
@@ -86,30 +86,30 @@ def onto(panel: Panel) -> Iterator[None]:
 
 
 def on_page() -> bool:
-    """Whether what is drawn now is a panel of a page."""
+    """Whether the current figure is a panel of a page."""
     return _panel.get() is not None
 
 
 def look() -> AbstractContextManager[None]:
-    """Matplotlib's settings for a figure that stands alone, or for a panel of a page."""
+    """Matplotlib's settings for a standalone figure, or for a panel of a page."""
     return matplotlib.rc_context(PAGE if on_page() else STYLE)
 
 
 def room(alone: float) -> float:
-    """Width of the next canvas in inches: that of the panel, or this one for a figure that stands alone."""
+    """Width of the next canvas in inches: the panel's, or `alone` for a standalone figure."""
     panel = _panel.get()
     return alone if panel is None else panel.width
 
 
 def points(alone: float) -> float:
-    """Size of text: this one for a figure that stands alone."""
+    """Size of text in points: `SMALL` on a page, `alone` in a standalone figure."""
     return SMALL if on_page() else alone
 
 
 def canvas(size: tuple[float, float], layout: Any = "constrained") -> Any:
-    """The canvas for a figure of this size in inches: a Figure, or within `onto` part of a page.
+    """The canvas for a figure of this size in inches: a Figure, or within `onto` a part of a page.
 
-    On a page, a figure of another width than the panel's is scaled to it.
+    On a page, the figure is scaled to the panel's width.
     """
     panel = _panel.get()
     if panel is None:
@@ -137,7 +137,7 @@ def colour_bar(figure: Any, image: ScalarMappable, axes: Any, label: str, **opti
 def legend(
     figure: Any, handles: Sequence[Artist], labels: Sequence[str], columns: int, **options: Any
 ) -> None:
-    """Name these below all axes, in as many columns as fit; on a page, panels with the same names share them."""
+    """Add a legend below all axes, in as many columns as fit; on a page, panels with the same legend share it."""
     panel = _panel.get()
     if panel is not None:
         panel.parts[figure].legend = list(handles), list(labels)
@@ -150,9 +150,9 @@ def legend(
 def fitting(
     labels: Sequence[str], width: float, size: float, most: int, handle: float = 2
 ) -> tuple[int, list[str]]:
-    """The number of columns of a legend that fit into this width in inches, and its labels, wrapped if too long.
+    """The number of legend columns that fit in this width in inches, and the labels, wrapped if too long.
 
-    handle: length of the line in front of a label, in font sizes.
+    handle: length of the line before a label, in font sizes.
     """
     beside = (handle + 3.2) * size / 72  # the line, and the spaces before and after the label
     widest = max((inches(label, size) for label in labels), default=0.0) + beside
@@ -162,7 +162,7 @@ def fitting(
 
 @lru_cache(4096)
 def inches(text: str, size: float) -> float:
-    """Width of the longest line of a text of this size in points."""
+    """Width in inches of the longest line of a text of this size in points."""
     font = FontProperties(size=size)
     widths = (
         text_to_path.get_text_width_height_descent(line, font, False)[0]
@@ -172,7 +172,7 @@ def inches(text: str, size: float) -> float:
 
 
 def wrapped(text: str, width: float, size: float) -> str:
-    """The text on as many lines as it takes in this width in inches; names too long for a line break after _ . / -."""
+    """The text wrapped to this width in inches; names too long for a line break after _ . / -."""
     if inches(text, size) <= width:
         return text
     lines = []
@@ -186,7 +186,7 @@ def wrapped(text: str, width: float, size: float) -> str:
 
 
 def _pieces(line: str, width: float, size: float) -> Iterator[str]:
-    """The words of a line, each with a space behind it, in pieces if it is wider than this."""
+    """The words of a line, each followed by a space, in pieces if wider than this."""
     for word in line.split():
         if inches(word, size) <= width:
             yield f"{word} "
@@ -200,8 +200,7 @@ def _pieces(line: str, width: float, size: float) -> Iterator[str]:
 def entitle(axes: Axes, title: str) -> None:
     """Set a title that wraps onto several lines and may contain dollar signs; a page has its own titles.
 
-    When matplotlib wraps text, it always measures text between dollar signs as mathematics, so they are
-    escaped.
+    Dollar signs are escaped, because matplotlib measures text between them as mathematics when it wraps.
     """
     if on_page():
         return
@@ -214,7 +213,7 @@ def evenly_spaced(count: int, most: int) -> np.ndarray:
 
 
 def shape_ratio(values: np.ndarray) -> float:
-    """Height over width of a (rows, columns) array, within 0.4 to 2.5."""
+    """Height over width of a (rows, columns) array, limited to 0.4 to 2.5."""
     return float(np.clip(values.shape[0] / values.shape[1], 0.4, 2.5))
 
 

@@ -24,13 +24,13 @@ from vitsee.io import tidy
 from vitsee.report.words import bytes_in_words, first_line
 
 PAGE, MAPS, FIGURES = 4_900_000, 800_000, 3_800_000
-"""Largest number of characters embedded in a page, and of those that hold maps of pairs and figures; tables have the
-rest. What does not fit is linked, so that a page of all figures can be sent and opened on a phone."""
+"""Maximum number of characters embedded in a page: in all, for maps of pairs, and for figures; tables get the rest.
+Anything larger is linked, so that a page of all figures can be sent and opened on a phone."""
 
 PIXELS_PER_INCH = 200 / 96
 """Pixels of a figure's PNG per CSS pixel (figures have 200 dots per inch, CSS 96 pixels)."""
 WIDEST, LARGEST, QUALITY = 1400, 3_000_000, 70
-"""Width and number of pixels to which a larger figure is reduced, and the quality of its WebP: labels stay readable."""
+"""Maximum width and number of pixels of a figure, and the quality of its WebP: labels stay readable."""
 
 
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────
@@ -38,7 +38,7 @@ WIDEST, LARGEST, QUALITY = 1400, 3_000_000, 70
 
 @dataclass
 class PageFiles:
-    """Files as the page embeds or links them. home: the page's folder. damaged: messages about unreadable files."""
+    """The files that a page embeds or links. home: the page's folder. damaged: messages about unreadable files."""
 
     home: Path
     damaged: list[str]
@@ -49,7 +49,7 @@ class PageFiles:
     _tables: dict[Path, str] = field(default_factory=dict)
 
     def embed_figures(self, paths: Iterable[Path]) -> None:
-        """Embed the PNGs that can be read and fit, in this order."""
+        """Embed, in this order, the PNGs that can be read and that fit."""
         for path in paths:
             try:
                 with Image.open(path, formats=["PNG"]) as picture:
@@ -65,7 +65,7 @@ class PageFiles:
             self._pictures[path] = shown | {"file": self.link(path)}
 
     def embed_tables(self, paths: Iterable[Path]) -> None:
-        """Embed the files that fit into what is left, the smallest first."""
+        """Embed the files that fit in the remaining space, the smallest first."""
         for path in sorted(paths, key=lambda path: (path.stat().st_size, path)):
             if path.stat().st_size * 4 / 3 > self._room:
                 return
@@ -73,7 +73,7 @@ class PageFiles:
             self._room -= len(self._tables[path])
 
     def fit(self, cells: dict[str, Any] | None) -> dict[str, Any] | None:
-        """Return the cells of a map of pairs if they fit, and leave that much less room for the next; else None."""
+        """Return the cells of a map of pairs if they fit, and reduce the space left for others; else None."""
         size = len(cells["values"]) + len(cells["errors"]) if cells else 0
         if size > self._room_for_maps:
             return None
@@ -83,12 +83,12 @@ class PageFiles:
     def image(self, path: Path) -> dict[str, Any] | None:
         """Return a figure, its size on the page and the link to its PNG; None if it cannot be read.
 
-        Its `uri` is None if it does not fit into the page.
+        Its `uri` is None if it does not fit in the page.
         """
         return self._pictures.get(path)
 
     def link(self, path: Path) -> dict[str, Any]:
-        """Return a link to the file beside the page."""
+        """Return a link to the file, relative to the page."""
         place = Path(os.path.relpath(path, self.home)).as_posix()
         shown = {"name": path.name, "href": quote(place), "embedded": False, "place": place}
         return shown | {"size": bytes_in_words(path.stat().st_size)}
@@ -143,7 +143,7 @@ def palette() -> str:
 
 
 def integrity(text: str) -> str:
-    """Return the hash with which the page's content security policy allows only this script or style."""
+    """Return the hash by which the page's content security policy allows only this script or style."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 

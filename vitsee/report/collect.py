@@ -1,4 +1,4 @@
-"""Collects what a report shows: results, composed figures and claims in folders."""
+"""Collects the contents of a report: results, composed figures and claims in folders."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ class FinishedResult:
 
 @dataclass(frozen=True)
 class PanelResult:
-    """One panel of a composed figure and one of the results that it shows.
+    """A panel of a composed figure and one of its results.
 
-    named: the result's folder as the figure names it. result: the folder's path; None if it does not exist.
-    missing: why there cannot be a result, if the figure says so.
+    named: the result's folder as named by the figure. result: the folder's path; None if it does not exist.
+    missing: why no result can exist, if the figure gives a reason.
     """
 
     title: str
@@ -65,7 +65,7 @@ class PanelResult:
 
 @dataclass(frozen=True)
 class Composed:
-    """A composed figure, as its folder describes it."""
+    """A composed figure, as described by its folder."""
 
     path: Path
     about: dict[str, Any]
@@ -77,12 +77,12 @@ class Composed:
 
     @property
     def zoo(self) -> str | None:
-        """The zoo of its models, or None if they were chosen."""
+        """The zoo of its models, or None if the user chose them."""
         return self.about.get("zoo", self.path.name.rpartition("-")[2])
 
     @property
     def cast(self) -> str:
-        """Whose models it shows."""
+        """The zoo, or the chosen models."""
         chosen = self.path.name.removeprefix(f"{self.name}-").replace("-vs-", " and ")
         return f"zoo {self.zoo}" if self.zoo else chosen
 
@@ -99,7 +99,7 @@ class Composed:
 
 @dataclass
 class Contents:
-    """Everything that a page shows, and messages about what could not be read."""
+    """Everything that a page shows, and messages about unreadable files."""
 
     results: list[FinishedResult] = field(default_factory=list)
     figures: list[Composed] = field(default_factory=list)
@@ -110,9 +110,9 @@ class Contents:
 
 
 def collect(paths: list[Path]) -> Contents:
-    """Read everything in these folders, and the results that their figures show.
+    """Read everything in these folders, and the results shown by their figures.
 
-    Raises UserError if a folder does not exist, or if there is nothing to show in any of them.
+    Raises UserError if a folder does not exist, or if none of them has anything to show.
     """
     contents, seen = Contents(), set[Path]()
     for path in paths:
@@ -156,7 +156,7 @@ def _describes_figure(folder: Path, files: list[str]) -> bool:
 
 
 def _read_into(contents: Contents, folder: Path) -> None:
-    """Add the content of one folder. A file that cannot be read is noted and does not affect the others."""
+    """Add the content of a folder. A file that cannot be read is noted and does not affect the others."""
 
     def readable(name: str, read: Callable[[Path], Any]) -> Any:
         try:
@@ -241,12 +241,12 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def _papers(name: str) -> tuple[bool, bool]:
-    """Return a sorting key with which the figures of Raghu et al. come first, then those of the ViT paper."""
+    """Return a sorting key that puts the figures of Raghu et al. first, then those of the ViT paper."""
     return not name.startswith("fig"), not name.startswith("vit_")
 
 
 def _natural(name: str) -> tuple[tuple[bool, int, str], ...]:
-    """Return a sorting key in which fig2 comes before fig10."""
+    """Return a sorting key that puts fig2 before fig10."""
     parts = re.split(r"(\d+)", name)
     return tuple((part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts)
 
@@ -259,7 +259,7 @@ def _no_folder(path: Path) -> UserError:
     beside = [each for each in beside if not Path(each).name.startswith(".")][:20]
     if path == Path("outputs"):
         return UserError(
-            "there is no folder outputs here; `vitsee run` creates one, or name the folder of your results: "
+            "there is no folder outputs here; `vitsee run` creates one, or give the folder of your results: "
             "vitsee report PATH"
         )
     if not beside:

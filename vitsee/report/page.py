@@ -20,7 +20,7 @@ from vitsee.version import __version__
 
 
 def page(contents: Contents, home: Path) -> str:
-    """Return the HTML page. home: the folder of the page, to which links are relative."""
+    """Return the HTML page. home: the page's folder; links are relative to it."""
     environment = Environment(
         loader=PackageLoader("vitsee.report"),
         autoescape=True,
@@ -69,7 +69,7 @@ def page(contents: Contents, home: Path) -> str:
 
 
 def embedded(contents: Contents, home: Path) -> PageFiles:
-    """Embed composed figures and comparisons, then the figures of results, then tables; of both the smallest first."""
+    """Embed composed figures and comparisons, then the results' figures and then tables, each smallest first."""
     files = PageFiles(home, contents.damaged)
     files.embed_figures(one.image for one in contents.figures if one.image)
     files.embed_figures(path for each in contents.comparisons for path in visible(each, ".png"))

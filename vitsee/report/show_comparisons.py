@@ -15,11 +15,11 @@ from vitsee.io.files import visible
 from vitsee.report.assets import PageFiles, packed, packed_bytes
 
 UNDEFINED = 255
-"""The byte of a similarity that is not defined; others are 254 times the similarity, which is 0 to 1."""
+"""The byte for an undefined similarity; other bytes are 254 times the similarity, which is between 0 and 1."""
 
 
 def show_comparison(folder: Path, files: PageFiles, anchor: str) -> dict[str, Any]:
-    """Return what the template needs for a comparison. Raises UserError if it is damaged or not finished."""
+    """Return the template's data for a comparison. Raises UserError if it is damaged or not finished."""
     about, found = drawing.read(folder)
     measure = MEASURES[about["question"]["measure"]].label
     images = {path.stem: image for path in visible(folder, ".png") if (image := files.image(path))}
@@ -43,10 +43,10 @@ def show_comparison(folder: Path, files: PageFiles, anchor: str) -> dict[str, An
 def atlas_map(
     about: dict[str, Any], found: dict[str, pd.DataFrame], measure: str
 ) -> dict[str, Any]:
-    """Return the models' similarities as a map, with those of all layers of each pair.
+    """Return the models' similarities as a map, with the similarities of all layers of each pair.
 
-    pairs: for each model and each one after it, in the order of the map, the bytes of the layers of the first (rows)
-    and of the second.
+    pairs: for each model and each model after it, in the order of the map, the bytes for layers of the first (rows)
+    by layers of the second.
     """
     column = "calibrated" if about["calibrated"] else "value"
     label = f"calibrated {measure}" if about["calibrated"] else measure
@@ -63,7 +63,7 @@ def atlas_map(
     return {
         "label": label,
         "limits": (0, 1),
-        "axis": "Place in the tree of each",
+        "axis": "Tree position of each",
         "rows": order.names,
         "columns": order.names,
         "across": "model",

@@ -19,7 +19,7 @@ IN_WORDS = {
     "untrained too": ("holds for untrained networks too", "hold for untrained networks too"),
     "not testable": ("is not testable", "are not testable"),
 }
-"""What is said of one claim with this verdict, and of several."""
+"""The words for one claim with this verdict, and for several."""
 
 
 # ── figures and claims ────────────────────────────────────────────────────────────────────────────
@@ -33,7 +33,7 @@ def show_composed(
     anchors: Mapping[Path, str],
     titles: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Return what the template needs for a composed figure, including panels without a result."""
+    """Return the template's data for a composed figure, including panels without a result."""
     panels = []
     for panel in one.panels:
         at = anchors.get(panel.result.resolve()) if panel.result else None
@@ -68,7 +68,7 @@ def show_composed(
 
 
 def here(verdicts: list[str]) -> str:
-    """Return what these models say about the figure's claims, as the end of a sentence."""
+    """Return the verdicts of these models on the figure's claims, as the end of a sentence."""
     if not verdicts:
         return "no claim is tested; look at the figure."
     count = Counter(verdicts)
@@ -79,7 +79,7 @@ def here(verdicts: list[str]) -> str:
         if count[each]
     ]
     if len(verdicts) == 1:
-        return f"the claim that is tested {told[0][1]}."
+        return f"the tested claim {told[0][1]}."
     return f"of {len(verdicts)} claims, {', '.join(f'{n} {words}' for n, words in told)}."
 
 

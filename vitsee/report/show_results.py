@@ -21,7 +21,7 @@ from vitsee.results.repeated import said_once
 
 @dataclass(frozen=True)
 class PairMap:
-    """Which columns of a table form a map of pairs of layers, and the limits of its colours."""
+    """The columns of a table that form a map of pairs of layers, and the limits of its colours."""
 
     x: str
     y: str
@@ -32,14 +32,14 @@ class PairMap:
 
 
 MAPS = {"cka": PairMap("other_layer", "model_layer", "cka", "se", "CKA", (0, 1))}
-"""Tables that the page shows as interactive maps. For the others it shows the drawn figure."""
+"""Tables that the page shows as interactive maps. For others it shows the drawn figure."""
 
 
 # ── results ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def show_result(result: FinishedResult, files: PageFiles, anchor: str) -> dict[str, Any]:
-    """Return what the template needs for a result folder."""
+    """Return the template's data for a result folder."""
     labels, made = label(result), result.made_with
     tables = {path.stem: path for path in result.tables}
     drawn = {path.stem: path for path in result.images}
@@ -68,7 +68,7 @@ def show_result(result: FinishedResult, files: PageFiles, anchor: str) -> dict[s
 
 
 def label(result: FinishedResult) -> Labels:
-    """Return the labels of the result's figures, from folder names if made_with.json does not contain them."""
+    """Return the labels of the result's figures, from folder names if made_with.json lacks them."""
     known = result.made_with.get("labels") or {}
     model, _, other = result.path.parent.name.partition("-vs-")
     return Labels(
@@ -101,7 +101,7 @@ def heat_map(path: Path, spec: PairMap, labels: Labels) -> dict[str, Any] | None
             .to_numpy(float)
             for column in numbers.values()
         ]
-    except (KeyError, ValueError):  # the table's own link says what is wrong with it
+    except (KeyError, ValueError):  # the table's own link reports the problem
         return None
     return asdict(spec) | {
         "columns": list(columns),
@@ -114,7 +114,7 @@ def heat_map(path: Path, spec: PairMap, labels: Labels) -> dict[str, Any] | None
 
 
 def parameters(experiment: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Return every option that has a value, by its name on the command line."""
+    """Return every option that has a value, named as on the command line."""
     rows = []
     for key, value in experiment.items():
         if isinstance(value, Mapping):
@@ -176,6 +176,6 @@ def by_analysis(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def question(analysis: str) -> str:
-    """Return what an analysis answers: the first paragraph of its docstring."""
+    """Return the question that an analysis answers: the first paragraph of its docstring."""
     words = REGISTERED[analysis].__doc__ if analysis in REGISTERED else None
     return " ".join((words or "").split("\n\n")[0].split())

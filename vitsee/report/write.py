@@ -1,4 +1,4 @@
-"""`vitsee report`: writes one page of everything in some folders. Does not import torch."""
+"""`vitsee report`: writes an HTML page of everything in the given folders. Does not import torch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ log = logging.getLogger(__name__)
 
 USAGE = """usage: vitsee report [PATH…] [-o FILE]
 
-Writes one HTML page of everything in these folders: the claims and their verdicts, the composed
+Writes an HTML page of everything in these folders: the claims and their verdicts, the composed
 figures, and every result with its parameters, provenance and tables. The page needs no network and no
-other file, except for what would make it larger than about 6 MB, which it links.
+other files; anything that would make it larger than about 6 MB is linked instead.
 
   vitsee report                              all of outputs/, into outputs/report.html
   vitsee report outputs/cka                  one analysis, into outputs/cka/report.html
@@ -35,9 +35,9 @@ def report(paths: list[Path], output: Path | None = None) -> Path:
     contents = collect(paths)
     file = output or paths[0] / "report.html"
     if file.is_dir():
-        raise UserError(f"-o {file} is a folder; name a file, such as {file / 'report.html'}")
+        raise UserError(f"-o {file} is a folder; give a file, such as {file / 'report.html'}")
     if file.exists() and not file.is_file():
-        raise UserError(f"-o {file} is a pipe or a device; name a file, such as -o report.html")
+        raise UserError(f"-o {file} is a pipe or a device; give a file, such as -o report.html")
     content = page(contents, file.parent).encode("utf-8", "replace")
     for what in contents.damaged:
         log.warning("warning: left out: %s", what)
@@ -53,7 +53,7 @@ def report(paths: list[Path], output: Path | None = None) -> Path:
 
 
 def asked(words: list[str]) -> tuple[list[Path], Path | None]:
-    """Parse the command line. Return the folders, and the output file if it is given."""
+    """Parse the command line. Return the folders, and the output file if given."""
     paths: list[Path] = []
     output, rest = None, iter(words)
     for word in rest:

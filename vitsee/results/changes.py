@@ -1,4 +1,4 @@
-"""Detects changes of weights, images or options since a result was started."""
+"""Detects changes to weights, images or options since a result was started."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def refuse_foreign(study: Study, results: Results) -> None:
     changed = _differences(record, study.made_of) if record else []
     if changed:
         raise UserError(
-            f"{results.path} contains another experiment, with other {' and '.join(changed)}; move it away and "
+            f"{results.path} contains a different experiment, with other {' and '.join(changed)}; move it away and "
             f"repeat the same command"
         )
 
 
 def tell(study: Study, results: Results) -> None:
-    """Warn if the same configuration gave another result before, or if images changed during this one.
+    """Warn if the same configuration gave a different result before, or if images changed during this one.
 
-    Changed weights, options or image lists give another identity, and so another folder. Images that were
-    edited in place with the same size may not, and the result would mix old and new.
+    Changed weights, options or image lists give a new identity, and so a new folder. Images that were edited
+    in place without changing size may not, and the result would mix old and new.
     """
     if not _record(results):
         results.save_json(RECORD, study.made_of)
@@ -56,7 +56,7 @@ def tell(study: Study, results: Results) -> None:
 
 
 def _same_question(results: Results) -> list[Results]:
-    """Return neighbouring results with the same configuration but another identity."""
+    """Return neighbouring results with the same configuration but a different identity."""
     asked = _configuration(results.path)
     data = results.path.name.rpartition("-")[0]
     beside = sorted(path for path in results.path.parent.iterdir() if path != results.path)

@@ -29,7 +29,7 @@ def draw(path: Path, *, formats: Formats = PNG) -> list[Path]:
 def draw_joined(paths: list[Path], *, formats: Formats = PNG) -> list[Path]:
     """Draw several results of one analysis in one figure, in their common parent folder; return the paths.
 
-    Nothing is drawn if the analyses differ, or if the analysis does not have such a figure.
+    Nothing is drawn if the analyses differ, or if the analysis has no such figure.
     """
     from matplotlib.figure import Figure
 

@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAPPING: Shape = {}
-"""The shape of a mapping with any content."""
+"""A mapping with any content."""
 Formats = Sequence[str]
 """Formats of figures: png, pdf, svg."""
 PNG: Formats = ("png",)
 VECTOR: Formats = ("pdf", "svg")
 DATELESS = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
-"""The metadata of each format without what differs from day to day."""
+"""The metadata of each format, without dates."""
 EMBEDDED: Any = {
-    "pdf.fonttype": 42,  # TrueType: journals refuse Type 3
+    "pdf.fonttype": 42,  # TrueType: journals reject Type 3
     "svg.fonttype": "none",
     "svg.hashsalt": "vitsee",
     "image.composite_image": False,
@@ -46,7 +46,7 @@ EMBEDDED: Any = {
 
 
 def formats_of(*, pdf: bool, svg: bool) -> Formats:
-    """The formats that these options ask for."""
+    """The formats that these options select."""
     return (*PNG, *(["pdf"] if pdf else []), *(["svg"] if svg else []))
 
 
@@ -84,7 +84,7 @@ class Results:
         self.write(name, (json.dumps(record, indent=1) + "\n").encode())
 
     def load_json(self, name: str, shape: Shape = MAPPING) -> dict[str, Any]:
-        """Return the JSON record of this name; empty if it does not exist. Raises UserError if it does not fit."""
+        """Return the named JSON record; empty if it does not exist. Raises UserError if it does not fit `shape`."""
         path = self.path / name
         if not path.exists():
             return {}
@@ -101,11 +101,11 @@ class Results:
         self.write("experiment.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(what))).encode())
 
     def state(self, shard: int, shards: int, stage: int = 0) -> Path:
-        """Return the path of one shard's sums of one pass over the data."""
+        """Return the path of a shard's sums for one pass over the data."""
         return self.path / "state" / f"{_stage(stage)}{shard:03d}-of-{shards:03d}.pt"
 
     def states(self, stage: int = 0) -> list[Path]:
-        """Return the paths of all shards' sums of one pass. Anything that is not a file is set aside."""
+        """Return the paths of all shards' sums for a pass. Anything that is not a file is set aside."""
         paths = sorted(self.path.glob(f"state/{_names(stage)}.pt"))
         for path in paths:
             if path.exists() and not path.is_file():
@@ -203,7 +203,7 @@ class Results:
     def save_figures(self, figures: Mapping[str, Figure], *, formats: Formats = PNG) -> list[Path]:
         """Write each figure in these formats, without dates, so that redraws are identical.
 
-        Text in PDF and SVG is text, in TrueType fonts, and the cells of heatmaps stay cells.
+        In PDF and SVG, text remains text, in TrueType fonts, and the cells of heatmaps remain cells.
         """
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -224,7 +224,7 @@ class Results:
 
 @contextmanager
 def cells(figure: Figure, ending: str) -> Iterator[None]:
-    """Within the block, a vector format has an image's own pixels, not those of a raster of the page."""
+    """Run the block so that vector formats store an image's own pixels instead of resampling it."""
     from matplotlib.image import AxesImage
 
     every = figure.findobj(AxesImage) if ending in VECTOR else []

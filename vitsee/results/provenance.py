@@ -23,7 +23,7 @@ from vitsee.sums import Sums
 
 _GIT = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR")
 FIRST, LONG = 3, 300
-"""Minibatches after which a run of more than so many seconds says how long it will take."""
+"""Number of minibatches after which a run reports its expected duration, if that is above this many seconds."""
 _PACKAGES = (
     "vitsee",
     "torch",
@@ -71,7 +71,7 @@ def made_with(study: Study, totals: list[Sums]) -> dict[str, Any]:
 
 
 def _named(model: Model) -> dict[str, str]:
-    """Return what a model is called where it comes from."""
+    """Return the model's name in its source."""
     if model.source is Source.timm:
         return {"timm": model.timm}
     return {"source": model.source.value, "id": model.id or model.import_ or model.name}
@@ -83,10 +83,10 @@ def image_ids(one: Pass, minibatches: int) -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python, the platform and packages. An unknown one never fails a run."""
+    """Return the versions of Python, the platform and packages. An unknown version never fails a run."""
     numbers = {"python": platform.python_version(), "platform": _try(platform.platform)}
     numbers |= {package: _try(version, package) for package in _PACKAGES}
-    return numbers | {"torch": torch.__version__}  # includes the CUDA version it was built for
+    return numbers | {"torch": torch.__version__}  # includes the CUDA version of the build
 
 
 def _try(ask: Callable[..., str], *of: str) -> str:
@@ -121,7 +121,7 @@ def git_commit() -> str | None:
         answer = subprocess.run(
             asked, capture_output=True, text=True, check=False, timeout=30, env=environment
         )
-    except (OSError, ValueError, subprocess.SubprocessError):  # no git, or one that does not answer
+    except (OSError, ValueError, subprocess.SubprocessError):  # git is missing or does not respond
         return None
     return answer.stdout.strip() or None
 
@@ -137,7 +137,7 @@ class Launch:
     seconds: float = 0.0
     images_per_second: float = 0.0
     waiting_share: float = 0.0
-    """Share of the time spent waiting for images."""
+    """Fraction of the time spent waiting for images."""
     peak_memory_mb: float = 0.0
     """Peak resident memory of the process; on CUDA, peak allocated memory of the device."""
 
@@ -157,9 +157,9 @@ class Launch:
         self.images += images
 
     def expected(self, minibatches: int) -> str | None:
-        """Return, after the first few minibatches, how long a long run will take in all; None otherwise.
+        """Return the expected duration of a long run, once a few minibatches are done; None otherwise.
 
-        minibatches: how many this process will measure.
+        minibatches: the number that this process will measure.
         """
         taken = time.perf_counter() - self._start
         left = taken / max(1, self.minibatches) * (minibatches - self.minibatches)

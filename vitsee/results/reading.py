@@ -34,7 +34,7 @@ def read(path: Path) -> StoredResult:
         if not (path / needed).is_file():
             raise UserError(
                 f"{path} is not a result folder: it has no {needed}; "
-                f"name a folder such as outputs/cka/<model>/<dataset>-<identity>"
+                f"give a folder such as outputs/cka/<model>/<dataset>-<identity>"
             )
     analysis = _analysis(path / "experiment.yaml")
     tables = results.tables(analysis.columns)

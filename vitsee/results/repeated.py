@@ -1,4 +1,4 @@
-"""Warnings that differ only in names with numbers, such as those of layers, said once with their count."""
+"""Merges warnings that differ only in numbered names, such as layers, and counts repeated ones."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from contextlib import contextmanager
 
 _NUMBERED = re.compile(r"\S*\d\S*")
 _NAMED = 3
-"""How many of the others are named."""
+"""Number of merged warnings whose names are listed."""
 
 
 def said_once(warnings: Iterable[str]) -> list[str]:
-    """Return the first warning of each kind, in order, with the number of others and what tells some apart.
+    """Return the first warning of each kind, in order, with the number of others and the names in some of them.
 
-    Warnings are of one kind if they are equal but for words that hold a digit.
+    Warnings are of the same kind if they are equal except for words that contain a digit.
     """
     kinds: dict[str, list[str]] = {}
     for warning in warnings:
@@ -26,7 +26,7 @@ def said_once(warnings: Iterable[str]) -> list[str]:
 
 @contextmanager
 def counted(log: logging.Logger) -> Iterator[None]:
-    """Within this block, equal warnings to this logger are said when they first come, and counted at the end."""
+    """Run the block with each warning to this logger shown only once; log the number of repetitions at the end."""
     said: Counter[str] = Counter()
 
     def is_new(record: logging.LogRecord) -> bool:
@@ -46,7 +46,7 @@ def counted(log: logging.Logger) -> Iterator[None]:
 
 
 def _others(first: str, others: list[str]) -> str:
-    """How many others there are, with the word of some that is the first to differ."""
+    """The number of others, with the first differing word of some of them."""
     if not others:
         return ""
     names: dict[str, None] = {}

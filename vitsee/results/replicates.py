@@ -24,7 +24,7 @@ _UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, MemoryError),
     *(KeyError, ValueError, TypeError),
 )
-"""What NumPy raises for a file that is not an archive of arrays."""
+"""Errors that NumPy raises for a file that is not an archive of arrays."""
 
 
 def pack(
@@ -33,7 +33,7 @@ def pack(
     """Return the float columns of the leave-one-group-out tables, (groups, rows) each, as the bytes of a file.
 
     Standard errors, columns that never change, and tables whose number of rows changes are left out. again:
-    how often an image was drawn on average (1 unless `repeats`). Errors are larger than the groups show by
+    how often an image was drawn on average (1 without `repeats`). True errors exceed those between groups by
     this factor.
     """
     arrays: dict[str, Any] = {"groups": np.array(len(without)), "again": np.array(again)}

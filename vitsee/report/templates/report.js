@@ -42,7 +42,7 @@
     return element;
   }
 
-  // Of each two models, the similarities of all their layers: a byte each, 255 if undefined.
+  // The similarities of all layers of each pair of models, one byte each, 255 if undefined.
   function pairs(map, room) {
     const cells = bytes(map.pairs), counts = map.layers.map(names => names.length), starts = new Map();
     let start = 0;
@@ -94,9 +94,9 @@
 
     function words(x, y) {
       const value = values[y * width + x], error = errors[y * width + x];
-      if (Number.isNaN(value)) return `${map.label} is not defined`;
+      if (Number.isNaN(value)) return `${map.label} is undefined`;
       if (!errors.length) return `${map.label} ${value.toFixed(4)}`;
-      const spread = Number.isNaN(error) ? "standard error not defined" : `± ${error.toPrecision(2)} standard error`;
+      const spread = Number.isNaN(error) ? "standard error undefined" : `± ${error.toPrecision(2)} standard error`;
       return `${map.label} ${value.toFixed(4)} ${spread}`;
     }
 
