@@ -31,7 +31,7 @@ from vitsee.models import cards
 from vitsee.models.cards import Card
 from vitsee.papers.composing import Drawn
 from vitsee.papers.plot import plot
-from vitsee.plotting.style import STYLE, Part
+from vitsee.plotting.style import STYLE, PagePart
 from vitsee.report import assets, page, show_results
 from vitsee.report.collect import collect
 from vitsee.report.write import report
@@ -537,7 +537,7 @@ def test_a_composed_figure_is_drawn(composed_figure):
 
 def empty(panel, folder, figure, place, read) -> Drawn:
     """A panel without axes."""
-    return Drawn(figure.add_subfigure(place), slice(0, 1), 3.0, 2.0, Part(2.0))
+    return Drawn(figure.add_subfigure(place), slice(0, 1), 3.0, 2.0, PagePart(2.0))
 
 
 @pytest.mark.parametrize("wrong", [7, "text", [[]], {}], ids=str)

@@ -18,8 +18,8 @@ from vitsee.papers.verdicts import (
     UNTRAINED_TOO,
     YES,
     Claim,
+    Estimate,
     Gathered,
-    Measured,
     Missing,
     claim,
     judge,
@@ -470,8 +470,8 @@ def test_every_claim_is_tested_by_a_figure_with_the_panels_it_needs():
 def test_a_claim_holds_or_not_only_if_the_whole_interval_says_so(low, high, expected):
     above = Claim("a", "s", "t", 0.5, True, lambda: 0.0)
     below = Claim("b", "s", "t", -0.5, False, lambda: 0.0)
-    assert judge(above, Measured((low + high) / 2, low, high)) == expected
-    assert judge(below, Measured(-(low + high) / 2, -high, -low)) == expected
+    assert judge(above, Estimate((low + high) / 2, low, high)) == expected
+    assert judge(below, Estimate(-(low + high) / 2, -high, -low)) == expected
 
 
 @pytest.mark.parametrize(
@@ -481,13 +481,13 @@ def test_a_claim_holds_or_not_only_if_the_whole_interval_says_so(low, high, expe
 def test_what_untrained_networks_do_as_well_is_not_what_training_does(untrained, expected):
     above = Claim("a", "s", "t", 0.5, True, lambda: 0.0)
     below = Claim("b", "s", "t", -0.5, False, lambda: 0.0)
-    assert judge(above, Measured(0.7, 0.6, 0.8), untrained) == expected
-    assert judge(below, Measured(-0.7, -0.8, -0.6), -untrained) == expected
+    assert judge(above, Estimate(0.7, 0.6, 0.8), untrained) == expected
+    assert judge(below, Estimate(-0.7, -0.8, -0.6), -untrained) == expected
 
 
 def test_a_claim_that_fails_fails_whatever_untrained_networks_do():
     one = Claim("a", "s", "t", 0.5, True, lambda: 0.0)
-    assert judge(one, Measured(0.3, 0.2, 0.4), 0.9) == NO
+    assert judge(one, Estimate(0.3, 0.2, 0.4), 0.9) == NO
 
 
 def test_the_statistic_of_untrained_networks_stands_beside_that_of_trained_ones():
@@ -505,7 +505,7 @@ def test_a_null_that_cannot_be_measured_leaves_the_verdict_and_is_named():
 
 def test_without_an_interval_a_claim_is_undecided():
     one = Claim("a", "s", "t", 0.5, True, lambda: 0.0)
-    assert judge(one, Measured(0.9, math.nan, math.nan)) == UNDECIDED
+    assert judge(one, Estimate(0.9, math.nan, math.nan)) == UNDECIDED
 
 
 def test_a_claim_has_one_threshold():

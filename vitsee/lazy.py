@@ -1,23 +1,26 @@
-"""torch, imported on first use: listing, drawing and reporting do not need it."""
+"""torch and timm, imported when they are first used: listing, drawing and reporting work without them."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import timm
     import torch
 else:
 
-    class _Torch:
-        """Stands in for the module until one of its names is used."""
+    class _Later:
+        """Stands for a module until one of its names is used."""
+
+        def __init__(self, module: str) -> None:
+            self._module = module
 
         def __getattr__(self, name: str) -> Any:
-            import torch
-
-            value = getattr(torch, name)
-            vars(self)[name] = value  # later look-ups skip __getattr__
+            value = getattr(import_module(self._module), name)
+            vars(self)[name] = value  # so that it is looked up once
             return value
 
-    torch = _Torch()
+    timm, torch = _Later("timm"), _Later("torch")
 
-__all__ = ["torch"]
+__all__ = ["timm", "torch"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from vitsee import plotting
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.estimators.attention import Attention, attention_distance, uniform_distance
 from vitsee.io.tidy import Error, Table, Whole
@@ -123,12 +124,10 @@ class AttentionDistance(Analysis):
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         """Sorted heads of the two lowest and two highest blocks; all heads by depth."""
-        from vitsee.plotting import line_plots
-
         table = tables["attention_distance"]
         within = "\nwithin windows" if table.get("windows", pd.Series([1])).gt(1).any() else ""
         return {
-            "attention_distance": line_plots.sorted_lines(
+            "attention_distance": plotting.line_plots.sorted_lines(
                 _lowest_and_highest(table),
                 line="block",
                 y="distance_px",
@@ -138,7 +137,7 @@ class AttentionDistance(Analysis):
                 title=f"{labels.model}, {labels.data}",
                 names="block {}",
             ),
-            "attention_distance_by_depth": line_plots.dots(
+            "attention_distance_by_depth": plotting.line_plots.dots(
                 table,
                 x="block",
                 y="distance_px",

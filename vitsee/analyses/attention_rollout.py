@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from vitsee import plotting
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.data.images import listed, require_listed
 from vitsee.estimators.attention import Attention, reached, require_same_tokens
@@ -109,11 +110,9 @@ class AttentionRollout(Analysis):
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         """Each image next to a copy that is lit where the output attends to it."""
-        from vitsee.plotting import map_plots
-
         weights = _arrays(tables["attention_rollout"], ["weight"])[..., 0]
         colours = _arrays(tables["attention_rollout_images"], list("rgb"))
-        pairs = map_plots.image_pairs(
+        pairs = plotting.map_plots.image_pairs(
             [(image / 255, weight) for image, weight in zip(colours, weights, strict=False)],
             title=f"{labels.model}, {labels.data}\n"
             "Below: the weights of black and of fully lit patches, and their ratio",

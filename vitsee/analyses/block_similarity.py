@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from vitsee import plotting
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.estimators.kernels import gram, u_centre
 from vitsee.estimators.minibatch_cka import cka_and_error, cka_terms
@@ -105,8 +106,6 @@ class BlockSimilarity(Analysis):
         self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
     ) -> dict[str, Figure]:
         """CKA by depth, one line per pair of models."""
-        from vitsee.plotting import line_plots
-
         others = {labels.other for _, labels in results}
         lines = {}
         for tables, labels in results:
@@ -114,7 +113,7 @@ class BlockSimilarity(Analysis):
             lines[f"{labels.model}{against}"] = tables["block_similarity"]
         last = results[-1][1]
         to = f" to {last.other}" if len(others) == 1 else ""
-        drawn = line_plots.lines_with_errors(
+        drawn = plotting.line_plots.lines_with_errors(
             lines,
             x="block",
             y="cka",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from vitsee import plotting
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.estimators.kernels import gram, hsic, u_centre_
 from vitsee.estimators.minibatch_cka import cka_and_error, cka_terms
@@ -180,9 +181,7 @@ class CKA(Analysis):
         return "Without outliers" if "cka_outliers" in tables else ""
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
-        from vitsee.plotting import heatmaps
-
-        heatmap = heatmaps.heatmap(
+        heatmap = plotting.heatmaps.heatmap(
             tables["cka"],
             x="other_layer",
             y="model_layer",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import pandas as pd
 
+from vitsee import plotting
 from vitsee.analysis import Analysis, Labels, register
 from vitsee.errors import UserError
 from vitsee.io.tidy import Table, Whole, indices
@@ -91,8 +92,6 @@ class EmbeddingFilters(Analysis):
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         """The components as images, each scaled from its smallest weight to its largest."""
-        from vitsee.plotting import map_plots
-
         table = tables["embedding_filters"]
         shape = [int(table[name].max()) + 1 for name in _PLACES]
         if shape[1] not in (1, 3):
@@ -103,7 +102,7 @@ class EmbeddingFilters(Analysis):
         values = table["value"].to_numpy().reshape(shape).transpose(0, 2, 3, 1)
         low, high = (pick(values, axis=(1, 2, 3), keepdims=True) for pick in (np.min, np.max))
         share = tables["embedding_variance"]["share"].sum()
-        figure = map_plots.tiles(
+        figure = plotting.map_plots.tiles(
             (values - low) / (high - low),
             columns=7,
             title=f"{labels.model}: first {shape[0]} principal components of the embedding filters, "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import pandas as pd
 
+from vitsee import plotting
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
 from vitsee.estimators.kernels import float64_device
@@ -113,9 +114,7 @@ class Fourier(Analysis):
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         """Relative log amplitude by frequency, one line per layer; at the highest frequency, by depth."""
-        from vitsee.plotting import line_plots
-
-        drawn = line_plots.shaded_lines(
+        drawn = plotting.line_plots.shaded_lines(
             tables["fourier"],
             x="frequency",
             y="relative",
@@ -130,18 +129,16 @@ class Fourier(Analysis):
         self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
     ) -> dict[str, Figure]:
         """The highest frequency relative to frequency 0, a line per model, by depth; for a single model, by layer."""
-        from vitsee.plotting import line_plots
-
         lines, x = [], []
         for tables, labels in results:
             table = tables["fourier"]
             highest = table[table["frequency"] > 0].groupby("layer", sort=False).tail(1)
             lines.append(
-                line_plots.Line(highest["relative"].to_numpy(), labels.model, labels.model)
+                plotting.line_plots.Line(highest["relative"].to_numpy(), labels.model, labels.model)
             )
             x.append(highest["depth"].to_numpy())
         several = len(results) > 1
-        drawn = line_plots.depth_lines(
+        drawn = plotting.line_plots.depth_lines(
             lines,
             xlabel="Depth (fraction of blocks)" if several else "Layer",
             ylabel="Δ log amplitude, highest frequency − 0",

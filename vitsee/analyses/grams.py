@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from vitsee import plotting
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
 from vitsee.estimators.kernels import gram
@@ -240,13 +241,11 @@ class Grams(Analysis):
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         """Effective dimensionality of the images' features, by layer."""
-        from vitsee.plotting import line_plots
-
         means = tables["grams"].groupby("layer", sort=False)[["variance", "hsic"]].mean()
         with np.errstate(divide="ignore", invalid="ignore"):
             dimension = (means["variance"] ** 2 / means["hsic"]).to_numpy()
-        line = line_plots.Line(dimension, labels.model, labels.model)
-        drawn = line_plots.depth_lines(
+        line = plotting.line_plots.Line(dimension, labels.model, labels.model)
+        drawn = plotting.line_plots.depth_lines(
             [line],
             xlabel="Layer",
             ylabel="Effective dimensionality\n(variance² / HSIC)",

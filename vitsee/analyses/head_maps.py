@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from vitsee import plotting
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.data.images import listed, require_listed
 from vitsee.errors import UserError
@@ -234,8 +235,6 @@ class HeadMaps(Analysis):
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         """All heads of some blocks on the first image; heads of the last block on more images; entropy and offsets."""
-        from vitsee.plotting import line_plots, map_plots, style
-
         table, summary = tables["head_maps"], tables["head_summary"]
         title = f"{labels.model}, {labels.data}"
         if summary.get("windows", pd.Series([1])).gt(1).any():
@@ -247,26 +246,28 @@ class HeadMaps(Analysis):
         }
         layers = table["layer"].unique()
         first = table["image"].iloc[0]
-        blocks = layers[style.evenly_spaced(len(layers), 6)]
+        blocks = layers[plotting.style.evenly_spaced(len(layers), 6)]
         images = list(names)[:4]
         return {
-            "head_maps": map_plots.heads(
+            "head_maps": plotting.map_plots.heads(
                 [
-                    map_plots.Heads(str(name), pictures[first], _maps(table, first, name))
+                    plotting.map_plots.Heads(str(name), pictures[first], _maps(table, first, name))
                     for name in blocks
                 ],
                 title=f"{title}: {names[first]}{beyond}",
                 overlay=False,
             ),
-            "head_maps_overlay": map_plots.heads(
+            "head_maps_overlay": plotting.map_plots.heads(
                 [
-                    map_plots.Heads(names[image], pictures[image], _maps(table, image, layers[-1]))
+                    plotting.map_plots.Heads(
+                        names[image], pictures[image], _maps(table, image, layers[-1])
+                    )
                     for image in images
                 ],
                 title=f"{title}: {layers[-1]}",
                 overlay=True,
             ),
-            "head_entropy": line_plots.dots(
+            "head_entropy": plotting.line_plots.dots(
                 summary,
                 x="block",
                 y="entropy",
@@ -275,7 +276,7 @@ class HeadMaps(Analysis):
                 ylabel="Attention entropy (nats)",
                 title=title,
             ),
-            "head_offsets": line_plots.dots(
+            "head_offsets": plotting.line_plots.dots(
                 summary.assign(level=self.fixed),
                 x="block",
                 y="offset_weight",

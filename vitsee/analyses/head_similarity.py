@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from vitsee import plotting
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
 from vitsee.estimators.attention import Attention, attention_distance
@@ -160,14 +161,12 @@ class HeadSimilarity(Analysis):
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         """CKA against mean distance, one line per layer, with its rank correlation."""
-        from vitsee.plotting import line_plots
-
         table = tables["head_similarity"]
         lines = {}
         for layer, line in table.groupby("other_layer", sort=False):
             rho = line["mean_distance_px"].rank().corr(line["cka"].rank())
             lines[f"{layer} (Spearman {rho:+.2f})"] = line
-        drawn = line_plots.lines_with_errors(
+        drawn = plotting.line_plots.lines_with_errors(
             lines,
             x="mean_distance_px",
             y="cka",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from vitsee import plotting
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.data.few_shot import Draw, draw
 from vitsee.errors import UserError, unknown
@@ -471,14 +472,12 @@ class LinearProbe(Analysis):
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         """Accuracy by depth, and accuracy maps of single tokens if they are probed."""
-        from vitsee.plotting import map_plots
-
         drawn = {"linear_probe": _curves([(tables["linear_probe"], labels)])}
         if "linear_probe_tokens" in tables:
             tokens = tables["linear_probe_tokens"]
             percent = tokens.assign(accuracy=100 * tokens["accuracy"])
             places = percent.groupby(["layer", "row", "col"], sort=False)["accuracy"]
-            drawn["linear_probe_tokens"] = map_plots.grids(
+            drawn["linear_probe_tokens"] = plotting.map_plots.grids(
                 places.mean().reset_index(),
                 panel="layer",
                 row="row",
@@ -589,11 +588,9 @@ def _curves(results: list[tuple[pd.DataFrame, Labels]]) -> Figure:
 
 def _accuracies(parts: list[pd.DataFrame], title: str, **axis: Any) -> Figure:
     """Column percent against `x`, one line per value of line, with the chance level if all share it."""
-    from vitsee.plotting import line_plots
-
     table = pd.concat(parts)
     classes = table["classes"].unique()
-    return line_plots.curves(
+    return plotting.line_plots.curves(
         table,
         y="percent",
         line="line",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from vitsee import plotting
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
 from vitsee.estimators.minibatch_cka import cka_and_error, cka_terms
@@ -185,32 +186,30 @@ class Localization(Analysis):
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         """CKA maps of the chosen tokens, one row per layer; own minus mean CKA, one map per layer."""
-        from vitsee.plotting import map_plots
-
         heatmaps, excess = [], []
         for layer, table in _by_layer(tables["localization"]):
             cka, se = _array(table, "cka"), _array(table, "se")
             masked = None if self.mask is None else np.abs(cka) <= self.mask * se  # False where NaN
             drawn = [
-                map_plots.Map(
+                plotting.map_plots.Map(
                     cka[place], f"Token {place}", place, None if masked is None else masked[place]
                 )
                 for place in self._shown(cka.shape[:2])
             ]
-            heatmaps.append(map_plots.MapRow(drawn, layer))
+            heatmaps.append(plotting.map_plots.MapRow(drawn, layer))
         for layer, table in _by_layer(tables["localization_score"]):
             rank = table["own_rank"].median()
-            excess.append(map_plots.Map(_excess(table), f"{layer}, rank {rank:g}"))
+            excess.append(plotting.map_plots.Map(_excess(table), f"{layer}, rank {rank:g}"))
         title = f"{labels.model}, {labels.data}"
         error = _typical_error(tables["localization"])
         known = f"median standard error {error:.2g}" if error else "standard error unknown"
         if self.mask is not None:
-            within = f"{map_plots.MASKED[1]}: within {self.mask:g} standard errors of 0"
+            within = f"{plotting.map_plots.MASKED[1]}: within {self.mask:g} standard errors of 0"
             known += f"; {within}" if error else ", so none are masked"
         common = self.scale is Scale.common
         own = "" if common else ", one scale per map"
         return {
-            "localization": map_plots.maps(
+            "localization": plotting.map_plots.maps(
                 heatmaps,
                 title=title,
                 colour_label=f"CKA between token and patch{own}\n({known})",
@@ -219,8 +218,8 @@ class Localization(Analysis):
                 common=common,
                 least=DARK * error,
             ),
-            "localization_score": map_plots.maps(
-                [map_plots.MapRow(excess[i : i + 4]) for i in range(0, len(excess), 4)],
+            "localization_score": plotting.map_plots.maps(
+                [plotting.map_plots.MapRow(excess[i : i + 4]) for i in range(0, len(excess), 4)],
                 title=title,
                 colour_label=f"Own minus mean CKA{own}\n(rank: median rank of own patch; no standard error)",
                 xlabel="Token column",

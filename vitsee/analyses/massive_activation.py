@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import pandas as pd
 
+from vitsee import plotting
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
 from vitsee.estimators.kernels import float64_device
@@ -156,16 +157,16 @@ class MassiveActivation(Analysis):
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         """Magnitude of each rank, and the median, by layer; ratio of the largest to the median."""
-        from vitsee.plotting import line_plots
-
         table = tables["massive_activation"]
         ranks = [(rank, rows) for rank, rows in table.groupby("rank")]
         lines = [
-            line_plots.Line(rows["value"].to_numpy(), f"largest {rank}", f"{rank}")
+            plotting.line_plots.Line(rows["value"].to_numpy(), f"largest {rank}", f"{rank}")
             for rank, rows in ranks
         ]
-        median = line_plots.Line(ranks[0][1]["median"].to_numpy(), "median", "median", dashed=True)
-        drawn = line_plots.depth_lines(
+        median = plotting.line_plots.Line(
+            ranks[0][1]["median"].to_numpy(), "median", "median", dashed=True
+        )
+        drawn = plotting.line_plots.depth_lines(
             [*lines, median],
             xlabel="Layer",
             ylabel="Mean magnitude",
@@ -178,15 +179,15 @@ class MassiveActivation(Analysis):
         self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
     ) -> dict[str, Figure]:
         """The largest activation over the median, by depth, one line per model."""
-        from vitsee.plotting import line_plots
-
         lines, x = [], []
         for tables, labels in results:
             table = tables["massive_activation"]
             first = table[table["rank"] == 1]
-            lines.append(line_plots.Line(first["ratio"].to_numpy(), labels.model, labels.model))
+            lines.append(
+                plotting.line_plots.Line(first["ratio"].to_numpy(), labels.model, labels.model)
+            )
             x.append(first["depth"].to_numpy())
-        drawn = line_plots.depth_lines(
+        drawn = plotting.line_plots.depth_lines(
             lines,
             xlabel="Depth (fraction of blocks)",
             ylabel="Largest magnitude / median",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pandas as pd
 
+from vitsee import plotting
 from vitsee.analysis import Analysis, Labels, register
 from vitsee.io.tidy import Table, Whole, indices
 
@@ -63,11 +64,9 @@ class PositionSimilarity(Analysis):
         ]
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
-        from vitsee.plotting import map_plots
-
         table = tables["position_similarity"]
         shape = [int(table[name].max()) + 1 for name in _PLACES]
-        figure = map_plots.grid_of_grids(
+        figure = plotting.map_plots.grid_of_grids(
             table["cosine"].to_numpy().reshape(shape),
             limits=(-1, 1),
             xlabel="Patch column",

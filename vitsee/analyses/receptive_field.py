@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from vitsee import plotting
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
 from vitsee.estimators.kernels import absolute_gradients
@@ -169,16 +170,14 @@ class ReceptiveField(Analysis):
         return "" if figure == "receptive_field_size" else "Each map over its own maximum"
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
-        from vitsee.plotting import line_plots, map_plots, style
-
-        names = style.names_of_models(labels.model, labels.other)
+        names = plotting.style.names_of_models(labels.model, labels.other)
         rows = _rows(tables["receptive_field"], names)
         few = {name: _spread(maps, _SHOWN) for name, maps in rows.items()}
         lines = _radii(tables["receptive_field_size"], names)
         return {
-            "receptive_field": map_plots.fields(few, title=labels.data, columns=_SHOWN),
-            "receptive_field_all": map_plots.fields(rows, title=labels.data, columns=12),
-            "receptive_field_size": line_plots.depth_lines(
+            "receptive_field": plotting.map_plots.fields(few, title=labels.data, columns=_SHOWN),
+            "receptive_field_all": plotting.map_plots.fields(rows, title=labels.data, columns=12),
+            "receptive_field_size": plotting.line_plots.depth_lines(
                 [line for line, _ in lines],
                 x=[x for _, x in lines],
                 xlabel="Depth (fraction of layers)",
@@ -292,8 +291,6 @@ def _spread(maps: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
 
 def _radii(table: pd.DataFrame, names: dict[str, str]) -> list[Any]:
     """Lines for both radii of each model and point, with their positions on the depth axis."""
-    from vitsee.plotting.line_plots import Line
-
     lines = []
     several = table["point"].nunique() > 1
     for key, rows in table.groupby(["model", "point"], sort=False):
@@ -302,5 +299,7 @@ def _radii(table: pd.DataFrame, names: dict[str, str]) -> list[Any]:
         x = np.arange(len(rows)) / max(1, len(rows) - 1)
         for share, dashed in ((50, False), (90, True)):
             values = rows[f"radius{share}_px"].to_numpy()
-            lines.append((Line(values, f"{group}: {share} %", group, dashed), x))
+            lines.append(
+                (plotting.line_plots.Line(values, f"{group}: {share} %", group, dashed), x)
+            )
     return lines

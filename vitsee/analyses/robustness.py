@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from vitsee import plotting
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError, unknown
 from vitsee.estimators.attention import Attention, reached, require_same_tokens
@@ -244,8 +245,6 @@ class Robustness(Analysis):
         self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
     ) -> dict[str, Figure]:
         """Accuracy (agreement, without labels) and cosine by strength: one plot per change, one line per model."""
-        from vitsee.plotting import line_plots
-
         table = pd.concat(
             [tables["robustness"].assign(model=labels.model) for tables, labels in results]
         )
@@ -263,7 +262,7 @@ class Robustness(Analysis):
             "robustness_shuffle": (table[tiles], "Rows of tiles"),
         }
         return {
-            f"{name}{suffix}": line_plots.steps(
+            f"{name}{suffix}": plotting.line_plots.steps(
                 rows.assign(change=rows["change"].map(_TITLES)),
                 panel="change",
                 x="strength",

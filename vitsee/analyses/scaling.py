@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
+from vitsee import plotting
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
 from vitsee.io.tidy import Error, Table
@@ -114,12 +115,10 @@ class Scaling(Analysis):
         self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
     ) -> dict[str, Figure]:
         """Accuracy by model, against training images, and against training FLOPs, one line per model family."""
-        from vitsee.plotting import line_plots
-
         table = pd.concat([tables["scaling"] for tables, _ in results])
         data = results[0][1].dataset
         return {
-            "scaling_accuracy": line_plots.accuracies(table, data),
-            "scaling_images": line_plots.scaling(table, data, "train_images"),
-            "scaling_compute": line_plots.scaling(table, data, "training_flops"),
+            "scaling_accuracy": plotting.line_plots.accuracies(table, data),
+            "scaling_images": plotting.line_plots.scaling(table, data, "train_images"),
+            "scaling_compute": plotting.line_plots.scaling(table, data, "training_flops"),
         }

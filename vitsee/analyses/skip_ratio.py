@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from vitsee import plotting
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.estimators.kernels import float64_device
 from vitsee.io.tidy import MODELS, Table, Whole
@@ -155,16 +156,14 @@ class SkipRatio(Analysis):
         return "Colours saturate at the 99th percentile" if figure == "skip_ratio_tokens" else ""
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
-        from vitsee.plotting import heatmaps, line_plots, style
-
         table = tables["skip_ratio"]
-        names = style.names_of_models(labels.model, labels.other)
+        names = plotting.style.names_of_models(labels.model, labels.other)
         drawn = {}
         for column, name, ylabel in (
             ("ratio", "skip_ratio", "Mean ‖z‖ / ‖f(z)‖"),
             ("cosine", "skip_cosine", "Mean cos(z, z + f(z))"),
         ):
-            drawn[name] = line_plots.depth_lines(
+            drawn[name] = plotting.line_plots.depth_lines(
                 _lines(table, column, names),
                 xlabel="Block",
                 ylabel=ylabel,
@@ -174,7 +173,7 @@ class SkipRatio(Analysis):
             )
         panels = _panels(table[table["model"] == "model"])
         if panels:
-            drawn["skip_ratio_tokens"] = heatmaps.panels(
+            drawn["skip_ratio_tokens"] = plotting.heatmaps.panels(
                 panels,
                 xlabel="Token (0: class token)" if _has_class(table) else "Token",
                 ylabel="Block",
@@ -252,8 +251,6 @@ def _has_class(table: pd.DataFrame) -> bool:
 
 def _lines(table: pd.DataFrame, column: str, names: dict[str, str]) -> list[Any]:
     """One line per model, branch and kind of token, as in the paper."""
-    from vitsee.plotting.line_plots import Line
-
     branches = {role: {*rows["branch"]} for role, rows in table.groupby("model")}
     told_apart = not set.intersection(*branches.values()) or len(branches) == 1
     lines = []
@@ -265,7 +262,11 @@ def _lines(table: pd.DataFrame, column: str, names: dict[str, str]) -> list[Any]
         if not (told_apart and _words(branch)):
             words = [names[role], *words]
         colour = f"{role} {branch}"
-        lines.append(Line(rows[column].to_numpy(), " ".join(words), colour, dashed=kind == "class"))
+        lines.append(
+            plotting.line_plots.Line(
+                rows[column].to_numpy(), " ".join(words), colour, dashed=kind == "class"
+            )
+        )
     return lines
 
 

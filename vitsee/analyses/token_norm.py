@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from vitsee import plotting
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
 from vitsee.estimators.kernels import float64_device
@@ -148,14 +149,12 @@ class TokenNorm(Analysis):
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         """Norm and fraction of outliers by depth and over the grid, and histograms of the last layers."""
-        from vitsee.plotting import line_plots, map_plots
-
         table, title = tables["token_norm"], f"{labels.model}, {labels.data}"
         patches = table[table["kind"] == "patch"]
         lines = {kind: _by_depth(rows) for kind, rows in _by_kind(table)}
         maps: dict[str, Any] = {"panel": "layer", "row": "row", "column": "col", "title": title}
         norms = [
-            line_plots.Line(
+            plotting.line_plots.Line(
                 line[value].to_numpy(), f"{_WORDS[kind]}{which}", kind, dashed=bool(which)
             )
             for kind, line in lines.items()
@@ -163,29 +162,29 @@ class TokenNorm(Analysis):
             if not which or kind == "patch"
         ]
         return {
-            "token_norm": line_plots.depth_lines(
+            "token_norm": plotting.line_plots.depth_lines(
                 norms, xlabel="Layer", ylabel="Mean token norm", title=title
             ),
-            "token_norm_outliers": line_plots.depth_lines(
+            "token_norm_outliers": plotting.line_plots.depth_lines(
                 [
-                    line_plots.Line(line["outlier_share"].to_numpy(), _WORDS[kind], kind)
+                    plotting.line_plots.Line(line["outlier_share"].to_numpy(), _WORDS[kind], kind)
                     for kind, line in lines.items()
                 ],
                 xlabel="Layer",
                 ylabel=f"Fraction of outliers (norm > {self.multiple:g} x median)",
                 title=title,
             ),
-            "token_norm_map": map_plots.grids(
+            "token_norm_map": plotting.map_plots.grids(
                 patches, value="norm", colour_label="Mean norm of patch tokens", **maps
             ),
-            "token_norm_outlier_map": map_plots.grids(
+            "token_norm_outlier_map": plotting.map_plots.grids(
                 patches,
                 value="outlier_share",
                 limits=(0, 1),
                 colour_label="Fraction of images in which the patch token is an outlier",
                 **maps,
             ),
-            "token_norm_histogram": line_plots.histograms(
+            "token_norm_histogram": plotting.line_plots.histograms(
                 tables["token_norm_histogram"],
                 panel="layer",
                 line="kind",
@@ -199,17 +198,17 @@ class TokenNorm(Analysis):
         self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
     ) -> dict[str, Figure]:
         """Fraction of outliers among the patch tokens of several models, by depth."""
-        from vitsee.plotting import line_plots
-
         lines, x = [], []
         for tables, labels in results:
             table = tables["token_norm"]
             line = _by_depth(table[table["kind"] == "patch"])
             lines.append(
-                line_plots.Line(line["outlier_share"].to_numpy(), labels.model, labels.model)
+                plotting.line_plots.Line(
+                    line["outlier_share"].to_numpy(), labels.model, labels.model
+                )
             )
             x.append(line["depth"].to_numpy())
-        drawn = line_plots.depth_lines(
+        drawn = plotting.line_plots.depth_lines(
             lines,
             xlabel="Depth (fraction of blocks)",
             ylabel=f"Outlier patch tokens (norm > {self.multiple:g} x median)",

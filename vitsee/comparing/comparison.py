@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from vitsee.comparing import opened, record, tables
 from vitsee.comparing.drawing import draw
-from vitsee.comparing.measures import MEASURES, Model
+from vitsee.comparing.measures import MEASURES, KeptModel
 from vitsee.comparing.options import Options
 from vitsee.comparing.record import Key
 from vitsee.comparing.similarity import blocks
@@ -81,8 +81,8 @@ def _prepare(folder: Path) -> None:
 
 
 def _compute(
-    todo: Sequence[tuple[Model, Model]],
-    groups: Sequence[list[Model]],
+    todo: Sequence[tuple[KeptModel, KeptModel]],
+    groups: Sequence[list[KeptModel]],
     known: dict[Key, Pair],
     options: Options,
 ) -> None:
@@ -113,8 +113,8 @@ def _compute(
 
 
 def _rectangles(
-    ones: Sequence[Model], others: Sequence[Model], left: set[Key]
-) -> list[tuple[list[Model], list[Model]]]:
+    ones: Sequence[KeptModel], others: Sequence[KeptModel], left: set[Key]
+) -> list[tuple[list[KeptModel], list[KeptModel]]]:
     """Return rows and columns of models whose pairs cover the remaining ones.
 
     One block if most of its pairs remain; otherwise one for all rows that lack the same columns.
@@ -132,14 +132,14 @@ def _rectangles(
     return [(some, lacking[some[0].name]) for some in blocks]
 
 
-def _steps(ones: Sequence[Model], others: Sequence[Model], options: Options) -> int:
+def _steps(ones: Sequence[KeptModel], others: Sequence[KeptModel], options: Options) -> int:
     """Number of times `similarity.blocks` calls `step`."""
     pairs = sum(len(a.layers) * len(b.layers) for a in ones for b in others)
     times = len(ones[0].kept.index.minibatches) if MEASURES[options.measure].vectors else pairs
     return times * (1 + options.null)
 
 
-def _groups(models: Sequence[Model], options: Options) -> Iterator[list[Model]]:
+def _groups(models: Sequence[KeptModel], options: Options) -> Iterator[list[KeptModel]]:
     """Divide the models into groups, any two of which fit in memory. Raises UserError if single models do not."""
     n = max(map(len, models[0].kept.index.minibatches))
     entries = n * n if MEASURES[options.measure].directed else n * (n + 1) // 2
@@ -152,7 +152,7 @@ def _groups(models: Sequence[Model], options: Options) -> Iterator[list[Model]]:
             f"run.memory_gb={options.memory_gb:g}; compare fewer layers (layers=last, layers=PATTERN), use a "
             f"smaller null, or allow more: run.memory_gb={float(f'{need + 0.05:.1f}'):g}"
         )
-    group: list[Model] = []
+    group: list[KeptModel] = []
     for model in models:
         if group and sum(len(one.layers) for one in [*group, model]) > most:
             yield group
@@ -178,11 +178,11 @@ def _layers_at_once(entries: int, options: Options) -> int:
     return layers
 
 
-def _key(a: Model, b: Model) -> Key:
+def _key(a: KeptModel, b: KeptModel) -> Key:
     return a.kept.digest, b.kept.digest
 
 
-def _folder(models: Sequence[Model], options: Options, first: Model | None) -> str:
+def _folder(models: Sequence[KeptModel], options: Options, first: KeptModel | None) -> str:
     """The folder of the comparison, relative to the outputs."""
     of = {
         "version": record.VERSION,
@@ -198,17 +198,17 @@ def _folder(models: Sequence[Model], options: Options, first: Model | None) -> s
     return f"compare/{names}/{folder_name(_dataset(models[0]))}-{identity}"
 
 
-def _dataset(model: Model) -> str:
+def _dataset(model: KeptModel) -> str:
     """The name of the data set, from the result's folder."""
     return model.kept.path.parent.name.rpartition("-")[0] or "images"
 
 
 def _save(
     results: Results,
-    models: Sequence[Model],
+    models: Sequence[KeptModel],
     options: Options,
-    first: Model | None,
-    keys: dict[Key, tuple[Model, Model]],
+    first: KeptModel | None,
+    keys: dict[Key, tuple[KeptModel, KeptModel]],
     known: dict[Key, Pair],
     seconds: float,
 ) -> list[Path]:

@@ -17,7 +17,7 @@ from vitsee.io.kept import Kept
 
 
 @dataclass(frozen=True)
-class Model:
+class KeptModel:
     """A model's stored Gram matrices, and the layers to compare.
 
     name: in tables. layers: positions in the file. neighbours: k of `mutual_knn`.
@@ -84,7 +84,7 @@ def u_centred(k: np.ndarray) -> np.ndarray:
     return k - means[:, rows] - means[:, columns]
 
 
-def linear(model: Model, minibatch: int) -> np.ndarray:
+def linear(model: KeptModel, minibatch: int) -> np.ndarray:
     """CKA with linear kernels: U-centred Gram matrices, whose inner product over n (n - 3) is HSIC_1.
 
     Song et al. 2012, eq. 5; Nguyen et al. 2021, eq. 3. Each pair counts twice.
@@ -93,7 +93,7 @@ def linear(model: Model, minibatch: int) -> np.ndarray:
     return model.triangles(minibatch)[:, _places(n)[1]] * np.sqrt(2 / (n * (n - 3)))
 
 
-def rbf(model: Model, minibatch: int) -> np.ndarray:
+def rbf(model: KeptModel, minibatch: int) -> np.ndarray:
     """CKA with K_ij = exp(-d_ij² / (2 σ²)), σ the median distance between images (Kornblith et al. 2019, section 3)."""
     n, sigma = model.images(minibatch), model.bandwidths[:, None]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -101,7 +101,7 @@ def rbf(model: Model, minibatch: int) -> np.ndarray:
     return u_centred(k) * np.sqrt(2 / (n * (n - 3)))
 
 
-def ranks(model: Model, minibatch: int) -> np.ndarray:
+def ranks(model: KeptModel, minibatch: int) -> np.ndarray:
     """Representational similarity analysis: Spearman's correlation of the distances (Kriegeskorte et al. 2008).
 
     Ranks of the distances (ties: their mean rank), centred and scaled to length 1: in each minibatch the inner
@@ -114,7 +114,7 @@ def ranks(model: Model, minibatch: int) -> np.ndarray:
     return _of_length_one(ranked)
 
 
-def neighbours(model: Model, minibatch: int) -> np.ndarray:
+def neighbours(model: KeptModel, minibatch: int) -> np.ndarray:
     """Mutual nearest neighbours (Huh et al. 2024, eq. 11): 1 / sqrt(N k) where j is one of the k nearest of i.
 
     The inner product is the mean fraction of an image's k nearest neighbours that both layers share.
@@ -140,7 +140,7 @@ def _of_length_one(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.where(length > 0, length, np.nan)
 
 
-def own(measure: Measure, model: Model, minibatch: int, vectors: np.ndarray) -> np.ndarray:
+def own(measure: Measure, model: KeptModel, minibatch: int, vectors: np.ndarray) -> np.ndarray:
     """<v, v> of each layer, (L,); for CKA, its value before entries were rounded."""
     if measure.vectors is linear:
         return model.kept.hsic(minibatch, list(model.layers))
@@ -173,7 +173,7 @@ class Measure:
     """
 
     label: str
-    vectors: Callable[[Model, int], np.ndarray] | None
+    vectors: Callable[[KeptModel, int], np.ndarray] | None
     directed: bool = False
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from vitsee.comparing.measures import Model
+from vitsee.comparing.measures import KeptModel
 from vitsee.comparing.options import Options
 from vitsee.errors import UserError, unknown
 from vitsee.io import kept, plain
@@ -22,7 +22,7 @@ TOGETHER = (
 )
 
 
-def models(paths: Sequence[Path], options: Options) -> list[Model]:
+def models(paths: Sequence[Path], options: Options) -> list[KeptModel]:
     """Return the models of all results at or below these paths. Raises UserError.
 
     Their order does not depend on which others are given: in a null, the images of the later one are permuted.
@@ -39,14 +39,14 @@ def models(paths: Sequence[Path], options: Options) -> list[Model]:
         _refuse_other_images(opened[0], other)
     names = _told_apart(opened)
     found = [
-        Model(names[one.digest], one, _layers(one, options.layers), options.neighbours)
+        KeptModel(names[one.digest], one, _layers(one, options.layers), options.neighbours)
         for one in opened
     ]
     _refuse_unfit(found, options)
     return sorted(found, key=lambda model: (model.kept.index.model, model.kept.digest))
 
 
-def first_of(paths: Sequence[Path], models: Sequence[Model]) -> Model:
+def first_of(paths: Sequence[Path], models: Sequence[KeptModel]) -> KeptModel:
     """Return the model of the first given result."""
     folder = _below(paths[0])[0].resolve()
     return next(model for model in models if model.kept.path.parent == folder)
@@ -141,7 +141,7 @@ def _layers(one: Kept, pattern: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _refuse_unfit(models: Sequence[Model], options: Options) -> None:
+def _refuse_unfit(models: Sequence[KeptModel], options: Options) -> None:
     """Raise UserError if these results lack what the measure needs."""
     index = models[0].kept.index
     if options.measure == "procrustes":

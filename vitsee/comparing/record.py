@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitsee.comparing.measures import Model
+from vitsee.comparing.measures import KeptModel
 from vitsee.comparing.tables import COLUMNS, Pair, pairs_of
 from vitsee.errors import UserError
 from vitsee.io.files import content
@@ -33,7 +33,7 @@ def load(folder: Path) -> dict[str, Any]:
     return Results(folder).load_json(NAME, SHAPE)
 
 
-def about(models: Sequence[Model]) -> list[dict[str, Any]]:
+def about(models: Sequence[KeptModel]) -> list[dict[str, Any]]:
     """A record's entries for the models that are compared."""
     return [
         {

@@ -8,7 +8,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from vitsee.comparing import nulls
-from vitsee.comparing.measures import Measure, Model, moved, own
+from vitsee.comparing.measures import KeptModel, Measure, moved, own
 from vitsee.estimators.minibatch_cka import cka_and_error
 
 Cells = dict[str, np.ndarray]
@@ -17,8 +17,8 @@ Cells = dict[str, np.ndarray]
 
 def blocks(
     measure: Measure,
-    ones: Sequence[Model],
-    others: Sequence[Model],
+    ones: Sequence[KeptModel],
+    others: Sequence[KeptModel],
     null: int,
     seed: int,
     step: Callable[[], None],
@@ -39,7 +39,7 @@ def blocks(
     return found
 
 
-def _spans(models: Sequence[Model]) -> list[slice]:
+def _spans(models: Sequence[KeptModel]) -> list[slice]:
     """The slice of each model's layers among the layers of all models."""
     ends = accumulate((len(model.layers) for model in models), initial=0)
     return [slice(start, end) for start, end in pairwise(ends)]
@@ -74,8 +74,8 @@ class _Sums:
 
 def _products(
     measure: Measure,
-    ones: Sequence[Model],
-    others: Sequence[Model],
+    ones: Sequence[KeptModel],
+    others: Sequence[KeptModel],
     null: int,
     seed: int,
     step: Callable[[], None],
@@ -103,7 +103,7 @@ def _products(
 
 
 def _vectors(
-    measure: Measure, models: Sequence[Model], minibatch: int
+    measure: Measure, models: Sequence[KeptModel], minibatch: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The vectors of all layers of these models, (A, M), and their products with themselves, (A,)."""
     assert measure.vectors is not None
@@ -116,8 +116,8 @@ def _vectors(
 
 def _aligned(
     measure: Measure,
-    ones: Sequence[Model],
-    others: Sequence[Model],
+    ones: Sequence[KeptModel],
+    others: Sequence[KeptModel],
     null: int,
     seed: int,
     step: Callable[[], None],
@@ -142,7 +142,7 @@ def _aligned(
     return value, se, permuted
 
 
-def _pooled(model: Model, layer: int) -> np.ndarray:
+def _pooled(model: KeptModel, layer: int) -> np.ndarray:
     """A layer's pooled features of all images, centred and of Frobenius norm 1, (images, F)."""
     count = len(model.kept.index.minibatches)
     x = np.concatenate([model.kept.pooled(b, layer) for b in range(count)]).astype(np.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from vitsee.lazy import timm
 from vitsee.models.sources.found import missing
 
 Row = tuple[str, str]
@@ -11,8 +12,6 @@ Row = tuple[str, str]
 
 
 def _timm() -> list[Row]:
-    import timm
-
     rows: dict[str, list[str]] = {name: [] for name in timm.list_models()}
     for full in timm.list_pretrained():
         name, _, tag = full.partition(".")

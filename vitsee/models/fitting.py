@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitsee.errors import UserError, unknown
+from vitsee.lazy import torch
 from vitsee.models.npz import load_npz
 from vitsee.models.resampling import is_resampled
 from vitsee.models.weight_files import (
@@ -152,8 +153,6 @@ def fill(net: nn.Module, path: Path, key: str | None = None, keep: Iterable[str]
 
 def _state_dicts(loaded: Mapping[Any, Any]) -> dict[str, dict[str, Tensor]]:
     """Return every dictionary of named tensors in a file, by its dotted key; the key of the file itself is ''."""
-    import torch
-
     states: dict[str, dict[str, Tensor]] = {}
     looks = iter(range(1000))  # dictionaries may contain each other
 
@@ -386,8 +385,6 @@ def _refuse_types(net: nn.Module, state: Mapping[str, Tensor], path: Path) -> No
 
 def _unusable(tensor: Tensor) -> str | None:
     """Return the tensor's kind if it cannot be a model's weight; None if it can."""
-    import torch
-
     usual = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
     if tensor.is_meta:
         return "on the meta device (without values)"

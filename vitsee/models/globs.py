@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from vitsee.errors import UserError, nearest
+from vitsee.lazy import timm
 
 log = logging.getLogger(__name__)
 KEY = "model.timm=glob:"
@@ -20,8 +21,6 @@ def expanded(words: Sequence[str], *, sweep: bool) -> list[str]:
     asked = [word for word in words if word.startswith(KEY)]
     if not asked:
         return list(words)
-    import timm
-
     random = "model.pretrained=false" in [word.lower() for word in words]
     found = []
     for word in words:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from vitsee.errors import UserError, nearest, unknown
 from vitsee.io.fetching import has, megabytes
 from vitsee.io.reachable import require
+from vitsee.lazy import timm, torch
 from vitsee.models.weight_files import few, line
 from vitsee.options import Model
 
@@ -72,8 +73,6 @@ def check_source(model: Model, source: str, place: str) -> None:
 
 def _check_config(path: Path) -> None:
     """Raise UserError unless a config.json names an architecture that timm knows."""
-    import timm
-
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -137,8 +136,6 @@ def weights_in(folder: Path) -> Path:
 
 def fetched(model: Model, source: str, place: Any) -> Path:
     """Return the local path of published weights, downloading them if they are not cached."""
-    import torch
-
     if source == "hf-hub":
         named, name = place if isinstance(place, tuple) else (place, None)
         names = (name,) if name else ("model.safetensors", "pytorch_model.bin")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vitsee.errors import UserError
+from vitsee.lazy import torch
 from vitsee.models.cards import Card
 from vitsee.models.fitting import Taken
 from vitsee.models.sources import (
@@ -27,7 +28,6 @@ from vitsee.options import Model, Source
 from vitsee.parallel.background import in_background
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
 SOURCES: dict[Source, Load] = {
@@ -81,8 +81,6 @@ def load(model: Model, device: str | torch.device, name: str | None = None) -> L
 
     name: replaces the model's own name if that is ambiguous.
     """
-    import torch
-
     name = name or model.name
     found = SOURCES[model.source](model, True)
     _refuse_damaged(model, found.net)
@@ -114,8 +112,6 @@ def frame(model: Model) -> Found:
 
 def digest(state: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of the names, types, shapes and values of a state dict, as hex."""
-    import torch
-
     total = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -143,8 +139,6 @@ _SIZES = {
 
 def _refuse_unrunnable(model: Model, net: nn.Module, size: tuple[int, int, int]) -> None:
     """Raise UserError if the network does not run on images of its own size, or if two runs differ."""
-    import torch
-
     from vitsee.models.outputs import tensor_of
 
     device = next((x.device for x in net.parameters()), torch.device("cpu"))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitsee.errors import UserError
+from vitsee.lazy import torch
 from vitsee.models.resampling import is_resampled
 from vitsee.models.weight_files import few, line
 
@@ -26,7 +27,6 @@ def load_npz(net: nn.Module, path: Path) -> list[str]:
     Raises UserError if the file does not fit the model.
     """
     import numpy as np
-    import torch
 
     load_pretrained = getattr(net, "load_pretrained", None)
     if load_pretrained is None:
@@ -65,8 +65,6 @@ def _refuse_partial_npz(net: nn.Module, archive: NpzFile, path: Path) -> None:
 
 def _resampled_npz(net: nn.Module, archive: NpzFile) -> Iterator[str]:
     """Yield the names of weights that timm resampled to the model's resolution or patch size."""
-    import torch
-
     positions = getattr(net, "pos_embed", None)
     projection = getattr(getattr(net, "patch_embed", None), "proj", None)
     for key in archive.files:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitsee.lazy import torch
 from vitsee.models.weight_files import is_safetensors
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ POSITIONS = re.compile(r"pos_embed|rel_pos|relative_position|patch_embed\.proj\.
 
 def is_resampled(name: str, before: Tensor | None, after: Tensor) -> bool:
     """Return whether the values were resampled, and did not merely lose the class token's position."""
-    import torch
-
     if before is None or not POSITIONS.search(name):
         return False
     if before.numel() == after.numel():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitsee.errors import UserError, nearest, unknown
+from vitsee.lazy import timm, torch
 from vitsee.models.hub import check_source
 from vitsee.models.weight_files import line
 from vitsee.options import Model, Pool
@@ -40,8 +41,6 @@ RESERVED = {
 
 def build(model: Model, *, seed: int | None = None) -> nn.Module:
     """Build the architecture on the CPU, with random weights from `seed` (default: the model's own)."""
-    import torch
-
     _refuse_huge(model)
     torch.manual_seed(model.seed if seed is None else seed)
     return _create(model)
@@ -58,8 +57,6 @@ def undrawn(model: Model) -> nn.Module:
 
 def skeleton(model: Model) -> nn.Module:
     """Build the architecture on torch's meta device: shapes and names at no cost."""
-    import torch
-
     from vitsee.models.undrawn import Undrawn
 
     with torch.device("meta"), Undrawn():
@@ -128,8 +125,6 @@ def _refuse_huge(model: Model) -> None:
 
 def refuse_unrunnable(model: Model, net: nn.Module, size: tuple[int, int, int]) -> None:
     """Raise UserError if the user's changes lead to a model that cannot run on its images."""
-    import torch
-
     if not _changed(model):
         return
     try:
@@ -144,8 +139,6 @@ def refuse_unrunnable(model: Model, net: nn.Module, size: tuple[int, int, int]) 
 
 def timm_model(model: Model, file: Path | None = None) -> nn.Module:
     """Call `timm.create_model` with the weights in `file`, or with random ones."""
-    import timm
-
     place = {} if file is None else {"file": str(file), "source": ""}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Initializing zero-element")  # reported as an error later
@@ -252,8 +245,6 @@ DATA: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 def _check_name(model: Model) -> None:
     """Raise UserError unless timm knows this architecture and this tag of weights."""
-    import timm
-
     import vitsee.models.more_architectures  # noqa: F401  (registers more architectures)
 
     name = model.timm

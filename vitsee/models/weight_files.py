@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vitsee.errors import UserError, nearest, remedy
+from vitsee.lazy import torch
 
 
 class _Inert:
@@ -168,8 +169,6 @@ def read_checked(path: Path) -> Any:
 
 
 def _unpickled(path: Path) -> Any:
-    import torch
-
     stand_ins = [(_Inert, name) for name in INERT] + [(_Dictionary, name) for name in DICTIONARIES]
     with (
         torch.serialization.safe_globals(stand_ins),  # type: ignore[arg-type]  # names may be given

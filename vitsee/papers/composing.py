@@ -121,7 +121,7 @@ class Drawn:
     columns: slice
     width: float
     height: float
-    asked: style.Part
+    asked: style.PagePart
 
     @property
     def axes(self) -> Axes | None:
@@ -215,7 +215,7 @@ def draw_panel(
     """Draw a panel with its title onto this place of the page's grid."""
     grid = place.get_gridspec()
     share = len(place.colspan) / grid.ncols
-    to = style.Panel(figure.get_figwidth() * share, lambda: figure.add_subfigure(place))
+    to = style.PagePanel(figure.get_figwidth() * share, lambda: figure.add_subfigure(place))
     with style.onto(to):
         figures = figures_of(panel, folder, read)
     of = f"{panel['figure']} of {panel['analysis']}"

@@ -120,7 +120,7 @@ def claim(
 
 
 @dataclass(frozen=True)
-class Measured:
+class Estimate:
     """A statistic with its 95 % confidence interval, or NaN."""
 
     value: float
@@ -159,23 +159,23 @@ def choices(panels: Panels) -> Iterator[dict[str, Evidence]]:
         yield dict(zip(panels, choice, strict=True))
 
 
-def measured(claim: Claim, evidence: Gathered, draws: int = DRAWS) -> Measured:
+def measured(claim: Claim, evidence: Gathered, draws: int = DRAWS) -> Estimate:
     """The statistic with its interval, from the statistics of moved tables.
 
     The interval is NaN with fewer than two groups, or if the statistic is undefined for any draw.
     """
     value = statistic(claim, evidence.whole)
     if len(evidence.left_out) < 2:
-        return Measured(value)
+        return Estimate(value)
     if not any(evidence.deviations):
-        return Measured(value, value, value)
+        return Estimate(value, value, value)
     if claim.any_of:
-        return Measured(value, *simultaneous(claim, evidence, draws))
+        return Estimate(value, *simultaneous(claim, evidence, draws))
     drawn = np.array([statistic(claim, panels) for panels in moved(evidence, draws)])
     if not np.isfinite(drawn).all():
-        return Measured(value)
+        return Estimate(value)
     low, high = percentiles(drawn, value)
-    return Measured(value, min(low, value), max(high, value))
+    return Estimate(value, min(low, value), max(high, value))
 
 
 def percentiles(drawn: np.ndarray, value: float) -> tuple[float, float]:
@@ -279,7 +279,7 @@ def _deviations(tables: Tables, parts: Sequence[Tables]) -> dict[str, dict[str, 
     return found
 
 
-def judge(claim: Claim, found: Measured, untrained: float = math.nan) -> str:
+def judge(claim: Claim, found: Estimate, untrained: float = math.nan) -> str:
     """Return the verdict: a claim holds, or does not, only if the whole interval is on one side of the threshold.
 
     If untrained networks pass the threshold as well, it holds only if the whole interval is also beyond their
@@ -306,7 +306,7 @@ def verdict(
 
     untrained: the panels of the same networks with random weights.
     """
-    found, null, why, without = Measured(math.nan), math.nan, "", ""
+    found, null, why, without = Estimate(math.nan), math.nan, "", ""
     try:
         found, why = measured(claim, evidence), unfulfilled(claim, evidence.whole)
         if math.isnan(found.value):

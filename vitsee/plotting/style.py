@@ -49,7 +49,7 @@ PAGE: Any = STYLE | {
 
 
 @dataclass
-class Part:
+class PagePart:
     """A figure drawn on a page: its height in inches, and the parts that the page draws for it.
 
     bars: for each colour bar its colours, axes, label and other options. legend: handles and labels.
@@ -61,7 +61,7 @@ class Part:
 
 
 @dataclass
-class Panel:
+class PagePanel:
     """The place on a page for one of an analysis's figures.
 
     width: in inches. make: makes an empty part of the page. parts: the figure drawn on each.
@@ -69,14 +69,14 @@ class Panel:
 
     width: float
     make: Callable[[], SubFigure]
-    parts: dict[SubFigure, Part] = field(default_factory=dict)
+    parts: dict[SubFigure, PagePart] = field(default_factory=dict)
 
 
-_panel: ContextVar[Panel | None] = ContextVar("panel", default=None)
+_panel: ContextVar[PagePanel | None] = ContextVar("panel", default=None)
 
 
 @contextmanager
-def onto(panel: Panel) -> Iterator[None]:
+def onto(panel: PagePanel) -> Iterator[None]:
     """Run the block with every canvas a part of the panel."""
     token = _panel.set(panel)
     try:
@@ -115,7 +115,7 @@ def canvas(size: tuple[float, float], layout: Any = "constrained") -> Any:
     if panel is None:
         return Figure(figsize=size, layout=layout)
     part = panel.make()
-    panel.parts[part] = Part(size[1] * panel.width / size[0])
+    panel.parts[part] = PagePart(size[1] * panel.width / size[0])
     return part
 
 

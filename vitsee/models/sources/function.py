@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitsee.errors import UserError, nearest, unknown
+from vitsee.lazy import torch
 from vitsee.models.sources.found import Found
 from vitsee.models.sources.python import found
 from vitsee.plugins import make_findable, where
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
 def load(model: Model, weights: bool = True) -> Found:
     """Return the function's result for model.args. Raises UserError if it cannot be imported or called."""
-    import torch
-
     named = str(model.import_)
     function = _imported(named)
     torch.manual_seed(0)  # makes random weights the same every time

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitsee import given
 from vitsee.errors import UserError
+from vitsee.lazy import torch
 from vitsee.models.sources.found import Found
 from vitsee.models.sources.tokens import say_tokens
 from vitsee.models.weight_files import line
@@ -65,7 +66,6 @@ _COMPILED = "_orig_mod"
 
 def _copy(net: nn.Module) -> nn.Module:
     """Return an uncompiled copy in float32. Raises UserError for a network whose modules cannot be read."""
-    import torch
     from torch.nn.parameter import is_lazy
 
     kind = type(net).__name__

@@ -9,6 +9,7 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from vitsee.errors import UserError
+from vitsee.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -74,8 +75,6 @@ def _reads_patches_alone(
     tokens: modules that output tokens, in running order; the last one that the output depends on counts. False if
     this cannot be measured: without values (on the meta device), or without gradients.
     """
-    import torch
-
     from vitsee.models.outputs import tensor_of
 
     some = next(net.parameters())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitsee.errors import expanded, unknown
 from vitsee.io.reachable import require
+from vitsee.lazy import torch
 from vitsee.models.fitting import fill
 from vitsee.models.sources.found import Found, built
 from vitsee.models.sources.tokens import say_tokens
@@ -32,7 +33,6 @@ def load(model: Model, weights: bool = True) -> Found:
 
     Raises UserError if torchvision does not have the model or the weights, or cannot download them.
     """
-    import torch
     from torchvision import models
 
     from vitsee.models import preprocessing

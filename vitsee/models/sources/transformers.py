@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitsee.errors import UserError, expanded
+from vitsee.lazy import torch
 from vitsee.models.hub import cached_first, repository
 from vitsee.models.sources.found import Found, built, missing
 from vitsee.models.sources.tokens import say_tokens
@@ -52,8 +53,6 @@ def load(model: Model, weights: bool = True) -> Found:
         import transformers
     except ImportError:
         raise missing("transformers", "transformers") from None
-    import torch
-
     from vitsee.models import preprocessing
 
     place, revision = _place(model)
@@ -149,8 +148,6 @@ def _with_weights(
     model: Model, kind: Any, config: Any, place: str, revision: str | None
 ) -> nn.Module:
     """Return the model with the weights of the folder or repository. Raises UserError if some are missing."""
-    import torch
-
     options = {"config": config, "dtype": torch.float32, "output_loading_info": True}
     net, info = _from(kind, model, place, revision, **options)
     lacking = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
