@@ -254,7 +254,7 @@ def test_every_analysis_goes_on_or_gives_a_known_reason(name):
             "test_vit": {},
             "swin_tiny_patch4_window7_224": {"attention_rollout": "windows or blocks of tokens"},
             "vgg11": dict.fromkeys(("attention_distance", "attention_rollout"), "no attention")
-            | {"skip_ratio": "none adds to its own input: no skip connections"},
+            | {"skip_ratio": "no skip connections (nothing is added to its own input)"},
         }[name]
     )
 

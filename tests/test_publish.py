@@ -266,7 +266,7 @@ def test_the_claims_are_scored_on_any_two_models_and_what_one_cannot_give_is_lef
         f"run.outputs={tmp_path}",
     ]
     written = list(publish(["figure=claims", *tiny, *data, *QUICK]))
-    assert written[0].parent.name == "claims-timm-vs-mine"
+    assert written[0].parent.name == "claims-test_resnet-vs-mine"
     record = json.loads((written[0].parent / "figure.json").read_text())
     assert record["zoo"] is None
     missing = {panel["name"] for panel in record["panels"] if panel["missing"]}
