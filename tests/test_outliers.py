@@ -145,7 +145,9 @@ def test_both_models_have_their_removed_outliers_in_the_table(images, tmp_path):
 
 def test_layers_whose_channels_are_unknown_are_refused_and_the_advice_works(images, tmp_path):
     asked = CKA(without=Without.outliers)
-    with pytest.raises(UserError, match=r"the channel axis of mlp_tokens of the model is unknown .*such as blocks"):
+    with pytest.raises(
+        UserError, match=r"the channel axis of mlp_tokens of the model is unknown .*such as blocks"
+    ):
         asked.check({"model": [Layer("mlp_tokens", (11, 8), None)]})
     asked.check({"model": [Layer("head", (11,), None)]})
     assert Study(experiment(images, tmp_path, *OWN, "analysis.without=outliers")).layers["model"]
