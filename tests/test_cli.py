@@ -49,7 +49,11 @@ MISTAKES = {
     ),
     "an unknown model": (
         ["run", "model=vit_l61"],
-        r"no model=vit_l61; .*vit_b16.*Did you mean vit_l16\?",
+        r"no model=vit_l61; .*vit_b16.*Did you mean vit_l16\? One of timm: model=timm model.timm=vit_l61",
+    ),
+    "a folder as a data set": (
+        ["run", "dataset=photos"],
+        "no dataset=photos; .* Your own images: dataset=folder dataset.root=photos",
     ),
     "an unknown second model": (
         ["run", "model@other=r50x"],
@@ -136,7 +140,7 @@ MISTAKES = {
     "no such list": (["list", "modles"], "no list of 'modles'; .*Did you mean models?"),
     "no such result": (
         ["plot", "nowhere"],
-        "nowhere is not a result folder: it has no experiment.yaml",
+        "nowhere does not exist",
     ),
     "no such experiment": (["run", "--from", "no.yaml"], "there is no file no.yaml"),
     "--from nothing": (["run", "--from"], "--from needs the path of an experiment.yaml"),
@@ -441,9 +445,7 @@ def test_skipped_images_are_counted_listed_and_left_out_for_both_models(
     assert sorted(map(sorted, shapes)) == [[7], [8]]
     record = Results(Path(out.split()[0]).parent).load_json("made_with.json")
     assert record["skipped_images"] == ["class0/004.png"]
-    assert (
-        record["warnings"][-1] == "1 images could not be decoded and were skipped: class0/004.png …"
-    )
+    assert record["warnings"][-1] == "1 image could not be decoded and was skipped: class0/004.png"
     assert "test_vit-vs-test_resnet" in out
 
 

@@ -239,6 +239,14 @@ MISTAKES = {
         lambda: [5],
         r"a model is an nn.Module or vitsee.Model\(net, name=…\), not list",
     ),
+    "a side for a size": (
+        lambda: vitsee.Model(Net(), name="mine", input_size=32),
+        r"input_size=32 of mine: give channels, height and width, e.g. input_size=\(3, 224, 224\)",
+    ),
+    "a size without channels": (
+        lambda: vitsee.Model(Net(), input_size=(32, 32)),
+        r"input_size=\(32, 32\) of model: give channels, height and width",
+    ),
     "no network inside": (
         lambda: vitsee.Model("resnet50"),
         "is an nn.Module or vitsee.Model.*not str",

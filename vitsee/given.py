@@ -34,6 +34,13 @@ class Model:
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
 
+    def __post_init__(self) -> None:
+        size = self.input_size
+        if not isinstance(size, (tuple, list)) or len(size) != 3 or not all(n > 0 for n in size):
+            raise UserError(
+                f"input_size={size} of {self.name}: give channels, height and width, e.g. input_size=(3, 224, 224)"
+            )
+
 
 def is_object(key: str, value: Any) -> bool:
     """Return whether the value of this option is an object, not a name or a mapping of options."""

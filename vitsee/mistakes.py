@@ -105,6 +105,9 @@ def _no_such_choice(error: MissingConfigException) -> str:
     if option.startswith("submitit"):
         return f"{group}={option} needs the SLURM launcher: pip install 'vitsee[slurm]'"
     own = " (if it is your own: --import its file)" if group == "analysis" else ""
-    return str(
-        unknown(f"there is no {group}={option}{own}", option, error.options, f"{group} can be")
-    )
+    elsewhere = {
+        "model": f" One of timm: model=timm model.timm={option}",
+        "dataset": f" Your own images: dataset=folder dataset.root={option}",
+    }
+    listed = unknown(f"there is no {group}={option}{own}", option, error.options, f"{group} can be")
+    return f"{listed}{elsewhere.get(group, '')}"

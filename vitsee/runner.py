@@ -261,9 +261,11 @@ def document(study: Study, results: Results, analysis: Analysis, totals: list[Su
     record["skipped_images"] = skipped_ids(study, totals)
     record["warnings"] = study.warnings() + analysis.warnings(totals[-1])
     if record["skipped_images"]:
-        count, first = len(record["skipped_images"]), record["skipped_images"][0]
+        first, *more = record["skipped_images"]
         record["warnings"].append(
-            f"{count} images could not be decoded and were skipped: {first} …"
+            f"{1 + len(more)} images could not be decoded and were skipped: {first} …"
+            if more
+            else f"1 image could not be decoded and was skipped: {first}"
         )
     if record["tolerance"] and not record["tolerance"]["reached"]:
         record["warnings"].append(

@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import vitsee.analyses  # noqa: F401  (registers every analysis)
 from vitsee.analysis import REGISTERED, Analysis, Labels
-from vitsee.errors import UserError, unknown
+from vitsee.errors import UserError, nearest, unknown
 from vitsee.io import plain
 from vitsee.io.record import LABELS
 from vitsee.io.tidy import wrong
@@ -30,6 +30,9 @@ class StoredResult:
 def read(path: Path) -> StoredResult:
     """Return the content of a result folder. Raises UserError if it is not a result folder."""
     results = Results(path)
+    if not path.exists():
+        beside = path.parent.iterdir() if path.parent.is_dir() else []
+        raise UserError(f"{path} does not exist.{nearest(path.name, [one.name for one in beside])}")
     for needed in ("experiment.yaml", "made_with.json"):
         if not (path / needed).is_file():
             raise UserError(
