@@ -70,6 +70,24 @@ def test_installed_packages_count_by_their_versions_alone(project):
     assert len(source_of(project("mine_of_project", mine_of_project=text).used)) == 1
 
 
+@pytest.mark.parametrize("installed", ["site-packages", "dist-packages"])
+def test_packages_that_the_system_or_the_user_installed_are_not_the_project_s(
+    installed, project, monkeypatch, tmp_path
+):
+    (tmp_path / installed).mkdir()
+    monkeypatch.syspath_prepend(tmp_path / installed)
+    (tmp_path / installed / "library_of_project.py").write_text("value = 2\n")
+    text = "import library_of_project\ndef used():\n    return library_of_project.value\n"
+    assert len(source_of(project("mine_of_project", mine_of_project=text).used)) == 1
+
+
+def test_a_relative_import_that_leads_nowhere_is_passed_over(project):
+    text = "def used():\n    try:\n        from .....far import away\n    except ImportError:\n        pass\n"
+    top, inside = "mine_of_project", "pack_of_project/net"
+    assert len(source_of(project(top, **{top: text}).used)) == 1
+    assert len(source_of(project("pack_of_project.net", **{inside: text}).used)) == 1
+
+
 NOTEBOOK = """
 import other_of_project
 def helper(x):

@@ -6,7 +6,6 @@ import ast
 import hashlib
 import inspect
 import sys
-import sysconfig
 import textwrap
 from functools import cache
 from importlib.util import find_spec, resolve_name
@@ -30,11 +29,8 @@ LIBRARIES = (
     "vitsee",
 )
 """Packages whose versions identify their code."""
-INSTALLED = tuple(
-    Path(sysconfig.get_path(name)).resolve()
-    for name in ("stdlib", "platstdlib", "purelib", "platlib")
-)
-"""Folders of installed packages, which a file's project does not include."""
+INSTALLED = {"site-packages", "dist-packages"}
+"""Folders of installed packages, wherever they are: of an environment, of the system, of the user."""
 SCRIPT = "__main__"
 
 
@@ -60,8 +56,9 @@ def source_of(*things: Any) -> list[str]:
         if isinstance(place, str):
             waiting += _used_by_module(place, text)
         else:
-            waiting += _used_in_script(text)
-            texts |= dict.fromkeys(_constants(text))
+            named = _globals(text)
+            waiting += _used_in_script(text, named)
+            texts |= dict.fromkeys(_constants(named))
     return [hashlib.sha256(text.encode()).hexdigest() for text in texts]
 
 
@@ -134,11 +131,10 @@ def _imported(text: str, package: str) -> list[str]:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = "." * node.level + (node.module or "")
-            if node.level:
-                if not package:
-                    continue
-                base = resolve_name(base, package)
+            try:
+                base = resolve_name("." * node.level + (node.module or ""), package)
+            except ImportError:  # it leads out of the package, so it cannot be imported
+                continue
             names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
         else:
             continue
@@ -153,13 +149,13 @@ def _is_own(module: str, package: str = "") -> bool:
     top = module.split(".")[0]
     if top in LIBRARIES or top in sys.stdlib_module_names or not (file := _file(module)):
         return False
-    return top == package or not any(folder in file.parents for folder in INSTALLED)
+    return top == package or INSTALLED.isdisjoint(file.parts)
 
 
-def _used_in_script(text: str) -> list[Any]:
+def _used_in_script(text: str, named: dict[str, Any]) -> list[Any]:
     """Return what the code of a script's class or function uses of its project: things of the script, and modules."""
     found: list[Any] = [name for name in _imported(text, "") if _is_own(name)]
-    for value in _globals(text).values():
+    for value in named.values():
         if isinstance(value, ModuleType):
             found.append(value.__name__ if _is_own(value.__name__) else None)
         elif isinstance(value, (type, FunctionType)):
@@ -168,12 +164,12 @@ def _used_in_script(text: str) -> list[Any]:
     return found
 
 
-def _constants(text: str) -> list[str]:
-    """Return the constants of a script that the code of its class or function uses."""
+def _constants(named: dict[str, Any]) -> list[str]:
+    """Return the constants among the globals of a script, as text."""
     plain = (bool, int, float, complex, str, bytes, tuple)
     return [
         f"{name}={as_text(value)}"
-        for name, value in _globals(text).items()
+        for name, value in named.items()
         if isinstance(value, plain) and not name.startswith("__")
     ]
 

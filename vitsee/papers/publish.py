@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -16,6 +15,7 @@ import pandas as pd
 
 from vitsee.config import composed
 from vitsee.errors import Busy, Incomplete, UserError, unknown
+from vitsee.io.record import Shape
 from vitsee.names import folder_name
 from vitsee.options import Experiment, Run
 from vitsee.papers import atlas, composing, evidence
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 RANDOM = ("pretrained=false", "checkpoint=null", "checkpoint_key=null")
 """Options that give a model random weights."""
+SHOWN: Shape = {"panels?": [{"name": str, "results": [str]}]}
+"""The part of a figure.json that says which results the figure shows."""
 POLL = 5.0
 """Seconds between checks on a result that another process is measuring."""
 
@@ -375,10 +377,10 @@ def describe(
 def tell_what_is_replaced(folder: Path, about: dict[str, Any]) -> None:
     """Log a warning if the figure that lies in this folder shows other results than the new one."""
     try:
-        panels = json.loads((folder / "figure.json").read_text(encoding="utf-8"))["panels"]
-        former = {panel["name"]: panel["results"] for panel in panels}
-    except (OSError, ValueError, KeyError, TypeError):
+        panels = Results(folder).load_json("figure.json", SHOWN).get("panels", [])
+    except UserError:  # a damaged record is written anew
         return
+    former = {panel["name"]: panel["results"] for panel in panels}
     new = {panel["name"]: panel["results"] for panel in about["panels"]}
     kept = {result for results in new.values() for result in results}
     before = dict.fromkeys(result for name in new if new[name] for result in former.get(name, []))
