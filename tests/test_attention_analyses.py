@@ -58,7 +58,7 @@ def all_pixels(study: Study, role: str = "model") -> list[torch.Tensor]:
 
 def check_distances(experiment, blocks: list[int], tolerance: float) -> None:
     study = Study(experiment)
-    table = pd.read_csv(run(experiment)[0])
+    table = pd.read_csv(run(experiment).files[0])
     net, (layer, *_) = study.models["model"].net, study.layers["model"]
     for block in blocks:
         found = table[table["block"] == block]["distance_px"].to_numpy()
@@ -95,7 +95,7 @@ def test_distances_on_photographs_are_those_of_plain_loops_to_a_ten_thousandth_p
 def test_similarity_of_single_heads_is_that_of_the_equations(tiny):
     experiment = tiny(*PAIR, "analysis.other_layers=[layer1]")
     study = Study(experiment)
-    table = pd.read_csv(run(experiment)[0]).set_index("heads")
+    table = pd.read_csv(run(experiment).files[0]).set_index("heads")
     net, prefix = study.models["model"].net, study.layers["model"][0].prefix
     other = study.models["other"].net
     kept = {}
@@ -148,7 +148,7 @@ def test_a_set_of_heads_is_as_similar_as_its_outputs_side_by_side():
 
 
 def test_sets_of_heads_go_from_local_to_global(tiny):
-    table = pd.read_csv(run(tiny(*PAIR, "analysis.other_layers=[layer1]"))[0])
+    table = pd.read_csv(run(tiny(*PAIR, "analysis.other_layers=[layer1]")).files[0])
     assert table["mean_distance_px"].is_monotonic_increasing
     assert len(table) == 2
 
@@ -187,7 +187,7 @@ def test_subsets_of_no_head_are_refused(tiny):
 def test_rollout_is_that_of_a_plain_product_over_the_blocks(tiny):
     experiment = tiny("analysis=attention_rollout", "analysis.images_list=[3,class1/001.png]")
     study = Study(experiment)
-    paths = run(experiment)
+    paths = run(experiment).files
     table = pd.read_csv(next(p for p in paths if p.name == "attention_rollout.csv"))
     (pixels,) = all_pixels(study)
     net, layer = study.models["model"].net, study.layers["model"][0]
@@ -224,7 +224,7 @@ def test_rollout_starts_at_what_the_head_s_own_attention_reads(tiny):
     experiment = tiny("analysis=attention_rollout", *SIGLIP, "images=6", "batch_size=4")
     study = Study(experiment)
     assert [x.name for x in study.layers["model"]][-2:] == ["blocks.2.attn", "attn_pool"]
-    paths = run(experiment)
+    paths = run(experiment).files
     table = pd.read_csv(next(p for p in paths if p.name == "attention_rollout.csv"))
     net = study.models["model"].net
     kept: dict[str, torch.Tensor] = {}
@@ -260,7 +260,7 @@ def test_distances_are_not_measured_of_the_head_s_own_attention(tiny):
 
 def test_rollout_shows_the_images_in_their_colours(tiny):
     experiment = tiny("analysis=attention_rollout", "analysis.images_list=[5]")
-    paths = run(experiment)
+    paths = run(experiment).files
     shown = pd.read_csv(next(p for p in paths if p.name == "attention_rollout_images.csv"))
     study = Study(experiment)
     data = study.models["model"].data | {"mean": (0.0,) * 3, "std": (1.0,) * 3}

@@ -14,8 +14,8 @@ PAIR = ["model@other=timm", "other.timm=test_vit2", "other.pretrained=false"]
 
 
 def test_it_is_the_cka_of_the_blocks_at_the_same_depth(tiny):
-    table = pd.read_csv(run(tiny("analysis=block_similarity", *PAIR))[0])
-    whole = pd.read_csv(run(tiny("analysis=cka", "analysis.layers=blocks", *PAIR))[0])
+    table = pd.read_csv(run(tiny("analysis=block_similarity", *PAIR)).files[0])
+    whole = pd.read_csv(run(tiny("analysis=cka", "analysis.layers=blocks", *PAIR)).files[0])
     whole = whole.set_index(["model_layer", "other_layer"])
     for row in table.itertuples():
         pair = (f"blocks.{row.block}", f"blocks.{row.other_block}")
@@ -27,7 +27,7 @@ def test_it_is_the_cka_of_the_blocks_at_the_same_depth(tiny):
 
 def test_a_model_is_1_to_itself(tiny):
     same = ["model@other=timm", "other.timm=test_vit", "other.pretrained=false"]
-    table = pd.read_csv(run(tiny("analysis=block_similarity", *same))[0])
+    table = pd.read_csv(run(tiny("analysis=block_similarity", *same)).files[0])
     assert table["cka"].to_numpy() == pytest.approx(1, abs=1e-12)
 
 

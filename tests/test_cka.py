@@ -316,20 +316,20 @@ def test_layers_without_the_asked_tokens_are_refused_and_others_are_not(kind):
 
 
 def test_cka_within_a_network_is_symmetric(tiny):
-    table = pd.read_csv(run(tiny())[0]).pivot(
+    table = pd.read_csv(run(tiny()).files[0]).pivot(
         index="model_layer", columns="other_layer", values="cka"
     )
     np.testing.assert_allclose(table, table.T, atol=1e-12)
 
 
 def test_all_entries_lie_between_minus_one_and_one(tiny):
-    table = pd.read_csv(run(tiny())[0])
+    table = pd.read_csv(run(tiny()).files[0])
     assert table["cka"].abs().max() <= 1 + 1e-9
 
 
 def test_neighbouring_blocks_are_more_alike_than_distant_ones(tiny):
     experiment = tiny("analysis.layers=blocks")
-    path = run(experiment)[0]
+    path = run(experiment).files[0]
     grid = pd.read_csv(path)["cka"].to_numpy().reshape(-1, len(Study(experiment).axes["model"]))
     assert all(b <= a + 0.05 for a, b in pairwise(grid[0]))
 

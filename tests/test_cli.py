@@ -590,7 +590,7 @@ def test_completing_never_imports_torch():
 
 
 def test_random_weights_are_said_in_the_figure_s_labels(tiny):
-    folder = run(tiny())[0].parent
+    folder = run(tiny()).folder
     assert (
         Results(folder).load_json("made_with.json")["labels"]["model"]
         == "test_vit (random weights)"

@@ -164,5 +164,8 @@ def test_it_needs_no_data_set_and_its_folder_says_so(tmp_path):
     words = ["model=timm", "model.timm=test_vit", "model.pretrained=false", "run.device=cpu"]
     nowhere = ["dataset=folder", "dataset.root=/does/not/exist", f"run.outputs={tmp_path}"]
     written = run(composed("analysis=embedding_filters", *words, *nowhere))
-    assert re.fullmatch(r"weights-[0-9a-f]{8}", written[0].parent.name)
-    assert {path.name for path in written} >= {"embedding_filters.csv", "embedding_filters.png"}
+    assert re.fullmatch(r"weights-[0-9a-f]{8}", written.folder.name)
+    assert {path.name for path in written.files} >= {
+        "embedding_filters.csv",
+        "embedding_filters.png",
+    }

@@ -197,9 +197,9 @@ def test_a_figure_of_zoo_small_needs_no_network_once_its_downloads_are_there(tmp
     monkeypatch.setattr("vitsee.io.reachable._ask", lambda url, seconds: "no route to host")
     words = ["zoo=small", "images=4", "batch_size=4", "untrained=false", "run.device=cpu"]
     words += ["run.workers=0", "run.progress=false", f"run.outputs={tmp_path / 'outputs'}"]
-    written = list(publish(["figure=figE1", *words]))
-    record = json.loads((written[0].parent / "figure.json").read_text())
-    assert written[0].parent.name == "figE1-small"
+    (written,) = publish(["figure=figE1", *words])
+    record = json.loads((written.folder / "figure.json").read_text())
+    assert written.folder.name == "figE1-small"
     assert "vit_s32 for vit_base32 (ViT-S/32, ImageNet-21k)" in record["caption"]
     with pytest.raises(UserError, match=r"model=deit_ti16 .* must be downloaded, but .*no route"):
         list(publish(["figure=figE2", *words]))

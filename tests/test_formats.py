@@ -60,9 +60,9 @@ def test_a_figure_is_the_same_to_the_byte_when_it_is_written_again(heatmap, tmp_
 
 def test_a_run_and_a_redraw_write_the_formats_that_are_asked_for(tiny, images, command):
     written = run(tiny("analysis=position_similarity", "run.pdf=true"))
-    endings = sorted(path.suffix for path in written)
+    endings = sorted(path.suffix for path in written.files)
     assert endings == [".csv", ".pdf", ".png"]
-    code, out, _ = command("plot", "--svg", str(written[0].parent))
+    code, out, _ = command("plot", "--svg", str(written.folder))
     assert code == 0
     assert [Path(line).suffix for line in out.split()] == [".png", ".svg"]
 

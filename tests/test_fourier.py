@@ -35,7 +35,7 @@ def spectrum(maps: np.ndarray) -> np.ndarray:
 def test_spectra_are_those_of_numpy(overrides, prefix, images, tmp_path):
     asked = experiment(images, tmp_path, *OWN, *overrides)
     study = Study(asked)
-    found = pd.read_csv(run(asked)[0])
+    found = pd.read_csv(run(asked).files[0])
     for layer, (name, x) in zip(study.layers["model"], outputs_of(study).items(), strict=True):
         maps = x[:, prefix:].transpose(0, 2, 1).reshape(len(x), -1, *layer.places)
         logs, n = spectrum(maps), layer.places[0]

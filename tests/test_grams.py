@@ -38,7 +38,7 @@ def measured_grams(images, outputs) -> Path:
     """The tiny ViT's result on 16 images, with pooled features."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vitsee.runner.draw", lambda *path, **options: [])
-        return run(tiny_grams(images, outputs, "analysis.features=pooled"))[0].parent
+        return run(tiny_grams(images, outputs, "analysis.features=pooled")).folder
 
 
 def tiny_grams(images: Path, outputs: Path, *words: str):
@@ -150,7 +150,7 @@ def test_the_table_has_the_variance_and_hsic_of_the_features(measured_grams):
 
 
 def test_half_the_bytes_are_within_half_a_thousandth(images, outputs, measured_grams):
-    half = run(tiny_grams(images, outputs / "half", "analysis.stored=float16"))[0].parent
+    half = run(tiny_grams(images, outputs / "half", "analysis.stored=float16")).folder
     whole, rounded = (kept.read(folder / kept.NAME) for folder in (measured_grams, half))
     every = list(range(len(whole.index.layers)))
     for minibatch in (0, 1):
@@ -179,7 +179,7 @@ def test_what_is_too_large_is_refused_with_advice_that_works(images, tmp_path):
     assert not list(tmp_path.rglob("*.pt"))
     advice = line.rpartition(" ")[2]
     assert advice == "analysis.limit_gb=0.1"
-    assert run(tiny_grams(images, tmp_path, advice))
+    assert run(tiny_grams(images, tmp_path, advice)).files
     with pytest.raises(UserError, match=r"limit_gb must be more than 0, got -1"):
         Grams(limit_gb=-1)
 
@@ -220,7 +220,7 @@ def test_layers_that_cannot_be_pooled_or_have_no_tokens_are_refused(images, tmp_
         UserError, match=r"analysis.tokens=cls: .* has no token axis .*use analysis.tokens=all"
     ):
         run(tiny_grams(images, tmp_path, *resnet))
-    assert run(tiny_grams(images, tmp_path, resnet[0], "analysis.features=pooled"))
+    assert run(tiny_grams(images, tmp_path, resnet[0], "analysis.features=pooled")).files
 
 
 def test_constant_layers_are_named():

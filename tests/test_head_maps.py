@@ -29,7 +29,7 @@ def measured(images, tmp_path_factory) -> tuple[Study, dict[str, pd.DataFrame]]:
     asked = experiment(images, tmp_path_factory.mktemp("out"), *OWN)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vitsee.runner.draw", lambda *path, **options: [])
-        return Study(asked), {path.stem: pd.read_csv(path) for path in run(asked)}
+        return Study(asked), {path.stem: pd.read_csv(path) for path in run(asked).files}
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +272,7 @@ def windowed(request, images, tmp_path_factory) -> tuple[Study, dict, dict]:
         patch.setattr("vitsee.runner.draw", lambda *path, **options: [])
         for query in ("null", "[5,6]"):
             asked = experiment(images, out, *own, f"analysis.query={query}")
-            tables[query] = {path.stem: pd.read_csv(path) for path in run(asked)}
+            tables[query] = {path.stem: pd.read_csv(path) for path in run(asked).files}
     study = Study(asked)
     layers = study.layers["model"]
     net, kept = study.models["model"].net.double(), {}

@@ -281,7 +281,7 @@ def test_a_name_leads_to_no_other_folder(name, tmp_path):
 
 
 def test_a_data_set_s_name_leads_to_no_other_folder(tiny, tmp_path):
-    written = run(tiny("dataset.name=../../up", "model.name=.."))[0]
+    written = run(tiny("dataset.name=../../up", "model.name=..")).files[0]
     assert written.resolve().is_relative_to(Path(tiny().run.outputs).resolve())
     assert written.parent.parent.name == "__"
 
@@ -338,7 +338,7 @@ def test_an_experiment_of_megabytes_is_refused(tmp_path):
 
 def test_a_result_folder_of_a_stranger_runs_nothing_when_drawn(tiny, monkeypatch):
     monkeypatch.setenv("SECRET", "told")
-    made = run(tiny())[0].parent
+    made = run(tiny()).folder
     kept = (made / "experiment.yaml").read_text()
     (made / "experiment.yaml").write_text(kept.replace("name: cka", 'name: "\\x24{oc.env:SECRET}"'))
     with pytest.raises(UserError, match="has an interpolation") as caught:
@@ -355,7 +355,7 @@ def test_a_state_file_of_a_stranger_runs_nothing(tiny, undrawn, tmp_path, caplog
     from vitsee.sums import HEAD
 
     trace = tmp_path / "it-ran"
-    made = run(tiny())[0].parent
+    made = run(tiny()).folder
     state = made / "state/000-of-001.pt"
     for content in (pickle.dumps(Harmful(trace)), b"", _saved(Harmful(trace))):
         state.write_bytes(HEAD + hashlib.sha256(content).digest() + content)

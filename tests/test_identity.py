@@ -233,9 +233,9 @@ def test_settings_of_a_class_of_ones_own_count():
 
 def test_another_architecture_with_the_same_weights_is_another_result(tiny):
     """Its layers have the same names too: nothing but the skip differs."""
-    intact = run(tiny("analysis.layers=blocks"))[0]
+    intact = run(tiny("analysis.layers=blocks")).files[0]
     before = intact.read_bytes()
-    without = run(tiny("analysis.layers=blocks", "model.remove_skip=[0]"))[0]
+    without = run(tiny("analysis.layers=blocks", "model.remove_skip=[0]")).files[0]
     assert without.parent != intact.parent
     assert without.read_bytes() != before
     assert intact.read_bytes() == before
@@ -247,26 +247,26 @@ def test_another_architecture_with_the_same_weights_is_another_result(tiny):
 
 def test_a_state_of_another_experiment_is_set_aside(tiny, caplog):
     """It has the same plan and the same layers."""
-    mine, other = run(tiny())[0], run(tiny("seed=1"))[0]
+    mine, other = run(tiny()).files[0], run(tiny("seed=1")).files[0]
     before = mine.read_bytes()
     shutil.copy(other.parent / "state/000-of-001.pt", mine.parent / "state/000-of-001.pt")
-    assert run(tiny())[0].read_bytes() == before
+    assert run(tiny()).files[0].read_bytes() == before
     assert "000-of-001.pt is set aside" in caplog.text
     assert "it belongs to another experiment, or to another version of the analysis" in caplog.text
 
 
 def test_a_state_of_other_layers_as_a_further_shard_is_set_aside(tiny, caplog):
-    mine = run(tiny())[0]
-    other = run(tiny("analysis.layers=blocks"))[0]
+    mine = run(tiny()).files[0]
+    other = run(tiny("analysis.layers=blocks")).files[0]
     before = mine.read_bytes()
     shutil.copy(other.parent / "state/000-of-001.pt", mine.parent / "state/001-of-002.pt")
-    assert run(tiny())[0].read_bytes() == before
+    assert run(tiny()).files[0].read_bytes() == before
     assert "001-of-002.pt is set aside" in caplog.text
 
 
 def test_a_state_of_another_pass_is_set_aside(images, tmp_path, caplog):
     given = words("linear_probe", images, tmp_path)
-    mine = run(composed(*given))[0]
+    mine = run(composed(*given)).files[0]
     right = Results(mine.parent).tables()
     first, second = mine.parent / "state/000-of-001.pt", mine.parent / "state/pass2-000-of-001.pt"
     assert Sums.load(first).seen.shape == Sums.load(second).seen.shape
@@ -298,7 +298,7 @@ def test_a_folder_that_somebody_gave_the_name_of_another_result_is_not_overwritt
 
 
 def test_a_damaged_record_of_what_a_result_is_made_of_is_written_anew(tiny):
-    csv = run(tiny())[0]
+    csv = run(tiny()).files[0]
     record = csv.parent / "state/made_of.json"
     before = record.read_bytes()
     record.write_bytes(b"")
@@ -322,8 +322,8 @@ def test_what_was_measured_before_a_bad_image_counts_when_bad_images_are_skipped
     (photos / study.images.id(last)).write_bytes(b"")
     with pytest.raises(UserError, match=r"dataset\.on_bad_image=skip"):
         run(composed(*given))
-    resumed = run(composed(*given, "dataset.on_bad_image=skip"))[0].parent
+    resumed = run(composed(*given, "dataset.on_bad_image=skip")).folder
     fresh = [*tiny_overrides(photos, tmp_path / "fresh"), "dataset.on_bad_image=skip", *few]
-    whole = run(composed(*fresh))[0].parent
+    whole = run(composed(*fresh)).folder
     assert_same(Results(resumed).tables(), Results(whole).tables())
     assert Results(resumed).load_json("made_with.json")["skipped_images"] == [study.images.id(last)]

@@ -335,7 +335,7 @@ def test_cka_of_layers_with_windows_is_that_of_the_images(model, pattern, window
         *model, "dataset=scenes", "images=8", "batch_size=8", f"run.outputs={tmp_path}",
         f"analysis.layers=[{pattern}]", "run.device=cpu", "run.workers=0", "run.progress=false",
     )  # fmt: skip
-    found = Results(run(experiment)[0].parent).tables()["cka"]["cka"].to_numpy()
+    found = Results(run(experiment).folder).tables()["cka"]["cka"].to_numpy()
     study = Study(experiment)
     (batch,) = minibatches(study, 0, [0])
     kept: list[np.ndarray] = []

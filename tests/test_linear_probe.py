@@ -27,6 +27,7 @@ from vitsee.estimators import places, ridge
 from vitsee.models import layers, presets
 from vitsee.papers.plot import plot_joined
 from vitsee.results.folder import Results
+from vitsee.results.reading import Written
 from vitsee.runner import run
 from vitsee.sums import Sums
 
@@ -231,7 +232,7 @@ def test_a_random_network_on_cifar10_is_that_of_a_plain_reference(test_data, tmp
     quiet = ["run.device=cpu", "run.workers=0", "run.progress=false"]
     options = ["analysis=linear_probe", "analysis.seeds=[0]", "analysis.layers=[blocks.1,blocks.5]"]
     options += [f"run.outputs={tmp_path / 'out'}"]
-    table = pd.read_csv(run(composed(*words, *quiet, *options))[0])
+    table = pd.read_csv(run(composed(*words, *quiet, *options)).files[0])
     data = [plain_features(tmp_path / "cifar" / split) for split in ("train", "test")]
     for name, row in table.set_index("layer").iterrows():
         train, test = (Data(x[name], y) for x, y in data)
@@ -374,7 +375,7 @@ def test_the_accuracy_of_each_token_is_the_mean_over_its_tokens_with_a_map_besid
     more = ["analysis.train_split=null", "analysis.shots=3", "analysis.features=[gap,each_token]"]
     quiet = [f"run.outputs={tmp_path}", "run.device=cpu", "run.workers=0", "run.progress=false"]
     written = run(composed(*options, *more, *quiet))
-    tables = Results(written[0].parent).tables()
+    tables = Results(written.folder).tables()
     table, tokens = tables["linear_probe"], tables["linear_probe_tokens"]
     columns = ["layer", "depth", "row", "col", "shots", "seed", "l2", "accuracy"]
     assert list(tokens.columns) == columns
@@ -461,7 +462,7 @@ def test_images_without_classes_are_refused(tmp_path):
         tiny_run(tmp_path, tmp_path / "flat", "analysis.train_split=null")
 
 
-def tiny_run(tmp_path: Path, root: Path, *overrides: str) -> list[Path]:
+def tiny_run(tmp_path: Path, root: Path, *overrides: str) -> Written:
     quiet = [f"run.outputs={tmp_path / 'out'}", "run.device=cpu", "run.workers=0"]
     words = [*TINY, "dataset=folder", f"dataset.root={root}", "analysis=linear_probe", *quiet]
     return run(composed(*words, "run.progress=false", *overrides))
@@ -485,25 +486,25 @@ def test_a_few_shot_run_reads_only_the_images_that_it_needs(tmp_path):
     write_images(tmp_path / "data" / "test", 16, seed=1)
     words = ["dataset.split=test", "analysis.shots=2", "analysis.seeds=[0]"]
     written = tiny_run(tmp_path, tmp_path / "data", *words)
-    record = json.loads((written[0].parent / "made_with.json").read_text())
+    record = json.loads((written.folder / "made_with.json").read_text())
     used = [set(each["image_ids"]) for each in record["passes"]]
     assert [len(ids) for ids in used] == [4, 4, 16]
     for path in train.rglob("*.png"):
         if path.relative_to(train).as_posix() not in used[0] | used[1]:
             path.write_bytes(path.read_bytes()[:50].ljust(path.stat().st_size, b"x"))
     again = tiny_run(tmp_path / "again", tmp_path / "data", *words)
-    assert again[0].read_bytes() == written[0].read_bytes()
+    assert again.files[0].read_bytes() == written.files[0].read_bytes()
 
 
 def test_an_image_that_is_skipped_is_neither_trained_on_nor_counted(tmp_path, images):
     split = write_images(tmp_path / "data", 40)
     words = ["analysis.train_split=null", "analysis.shots=8", "analysis.seeds=[0]"]
     whole = tiny_run(tmp_path, split, *words)
-    record = json.loads((whole[0].parent / "made_with.json").read_text())
+    record = json.loads((whole.folder / "made_with.json").read_text())
     for each in record["passes"]:
         (split / each["image_ids"][0]).write_bytes(b"not an image")
     words.append("dataset.on_bad_image=skip")
-    table = pd.read_csv(tiny_run(tmp_path / "again", split, *words)[0])
+    table = pd.read_csv(tiny_run(tmp_path / "again", split, *words).files[0])
     tested = len(record["passes"][-1]["image_ids"])
     assert (table["test_images"] == tested - 1).all()
     assert (table["accuracy"] * (tested - 1) % 1).round(9).isin([0, 1]).all()
@@ -517,7 +518,7 @@ def test_a_shard_without_minibatches_of_a_pass_says_what_is_missing(tmp_path, im
 
 def test_images_limits_those_that_test(tmp_path, images):
     words = ["analysis.train_split=null", "analysis.shots=2", "batch_size=4"]
-    table = pd.read_csv(tiny_run(tmp_path, images, *words, "images=6")[0])
+    table = pd.read_csv(tiny_run(tmp_path, images, *words, "images=6").files[0])
     assert (table["test_images"] == 6).all()
     with pytest.raises(UserError, match=r"images=40, but only 2\d of folder are left"):
         tiny_run(tmp_path, images, *words, "images=40")
@@ -615,9 +616,7 @@ def test_the_depth_of_a_layer_is_the_share_of_blocks_that_have_run():
 
 def test_several_results_are_joined_in_one_figure_where_all_lie(tmp_path, images):
     words = ["analysis.train_split=null", "analysis.shots=3", "analysis.seeds=[0]"]
-    folders = [
-        tiny_run(tmp_path, images, *words, f"model.seed={seed}")[0].parent for seed in (0, 1)
-    ]
+    folders = [tiny_run(tmp_path, images, *words, f"model.seed={seed}").folder for seed in (0, 1)]
     (joined,) = plot_joined(folders)
     assert joined.parent == folders[0].parent
     assert joined.name.startswith("linear_probe-")

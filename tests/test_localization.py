@@ -329,7 +329,7 @@ def test_the_largest_standard_error_is_that_of_the_table_and_can_stop_a_run(tiny
     total = sum(parts[1:], parts[0])
     largest = experiment.analysis.tables(total)["localization"]["se"].max()
     assert experiment.analysis.error(total) == largest
-    early = run(tiny(*words, "tolerance=10"))[0]
+    early = run(tiny(*words, "tolerance=10")).files[0]
     assert Results(early.parent).load_json("made_with.json")["tolerance"]["minibatches"] == 5
 
 

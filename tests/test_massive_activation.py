@@ -42,7 +42,7 @@ def by_hand(outputs: dict[str, np.ndarray], top: int) -> list[tuple]:
 def test_values_medians_and_places_are_those_computed_by_hand(overrides, images, tmp_path):
     asked = experiment(images, tmp_path, *OWN, *overrides)
     study = Study(asked)
-    found = pd.read_csv(run(asked)[0])
+    found = pd.read_csv(run(asked).files[0])
     expected = by_hand(outputs_of(study), asked.analysis.top)
     tokens = {layer.name: layer.tokens for layer in study.layers["model"]}
     for row, (layer, rank, value, sd, middle, where) in zip(

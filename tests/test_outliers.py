@@ -136,7 +136,7 @@ def test_nothing_removed_is_the_identity_of_results_from_before_there_was_the_op
 def test_both_models_have_their_removed_outliers_in_the_table(images, tmp_path):
     other = ["model@other=timm", "other.timm=test_vit2", "other.pretrained=false"]
     asked = experiment(images, tmp_path, *OWN, *other, "analysis.without=outliers")
-    cka, outliers = (pd.read_csv(path) for path in run(asked)[:2])
+    cka, outliers = (pd.read_csv(path) for path in run(asked).files[:2])
     assert list(outliers["model"].unique()) == ["model", "other"]
     assert list(cka["model_layer"].unique()) == list(
         outliers["layer"][outliers["model"] == "model"]
@@ -159,12 +159,12 @@ def test_grams_without_outliers_give_the_cka_without_outliers(images, tmp_path, 
     monkeypatch.setattr("vitsee.estimators.outliers.TOKEN", 1.05)
     other = ["model@other=timm", "other.timm=test_vit2", "other.pretrained=false"]
     without = "analysis.without=outliers"
-    direct = run(experiment(images, tmp_path, *OWN, *other, without))
+    direct = run(experiment(images, tmp_path, *OWN, *other, without)).files
     blocks = ("analysis=grams", *OWN[1:])
     (kept, removed), *_ = (
         [
             pd.read_csv(path)
-            for path in run(experiment(images, tmp_path, *blocks, without, model))[:2]
+            for path in run(experiment(images, tmp_path, *blocks, without, model)).files[:2]
         ]
         for model in ("model.timm=test_vit", "model.timm=test_vit2")
     )

@@ -15,7 +15,7 @@ import pytest
 from conftest import composed
 from PIL import Image
 
-from vitsee import gpus
+from vitsee import gpus, runner
 from vitsee.analysis import REGISTERED
 from vitsee.config import CONF
 from vitsee.errors import UserError
@@ -32,6 +32,7 @@ from vitsee.papers.publish import (
 from vitsee.papers.verdicts import COLUMNS, moved
 from vitsee.plotting.scorecard import scorecard
 from vitsee.results import reading
+from vitsee.results.reading import Written
 
 QUICK = ["run.device=cpu", "run.workers=0", "run.progress=false"]
 PAPER = [f"fig{n:02}" for n in range(1, 14)]
@@ -112,11 +113,11 @@ def published(request, tmp_path_factory) -> Path:
     words = [f"figure={request.param}", f"run.outputs={outputs}", "batch_size=8", "images=32"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vitsee.runner.draw", lambda *path, **options: [])  # of a panel alone
-        written = list(publish([*words, *QUICK]))
-    assert {path.name for path in written} == {
+        (written,) = publish([*words, *QUICK])
+    assert {path.name for path in written.files} == {
         *("panels.csv", "claims.csv", "vit_fig07.png", "claims.png")
     }
-    return written[0].parent
+    return written.folder
 
 
 def test_a_figure_has_its_panels_claims_and_description(published):
@@ -214,15 +215,15 @@ def test_a_role_that_nobody_plays_is_said_in_the_figure_and_in_the_log(
 
 
 def test_fewer_images_than_some_other_analysis_needs_are_no_mistake(tmp_path):
-    written = list(publish(["figure=vit_fig06", "images=2", f"run.outputs={tmp_path}", *QUICK]))
-    assert "vit_fig06.png" in {path.name for path in written}
+    (written,) = publish(["figure=vit_fig06", "images=2", f"run.outputs={tmp_path}", *QUICK])
+    assert "vit_fig06.png" in {path.name for path in written.files}
 
 
 def test_a_figure_whose_panels_compare_two_models_is_composed(tmp_path, undrawn):
     words = ["figure=figG1", "images=8", "batch_size=4", f"run.outputs={tmp_path}", *QUICK]
-    written = list(publish(words))
-    assert "figG1.png" in {path.name for path in written}
-    verdicts = pd.read_csv(written[0].parent / "claims.csv")
+    (written,) = publish(words)
+    assert "figG1.png" in {path.name for path in written.files}
+    verdicts = pd.read_csv(written.folder / "claims.csv")
     assert verdicts["value"].notna().all()
 
 
@@ -240,16 +241,17 @@ def test_a_panel_that_another_process_measures_is_waited_for(monkeypatch):
     from vitsee.errors import Busy
     from vitsee.papers.publish import patiently
 
-    answers = iter([Busy("held"), Busy("held"), [Path("x.csv")]])
+    written = Written(Path("x"), [Path("x/x.csv")])
+    answers = iter([Busy("held"), Busy("held"), written])
 
-    def run() -> list[Path]:
+    def run() -> Written:
         answer = next(answers)
         if isinstance(answer, Busy):
             raise answer
         return answer
 
     monkeypatch.setattr("vitsee.papers.publish.POLL", 0.0)
-    assert patiently(run) == [Path("x.csv")]
+    assert patiently(run) is written
 
 
 def test_the_claims_are_scored_on_any_two_models_and_what_one_cannot_give_is_left_out(
@@ -265,13 +267,13 @@ def test_the_claims_are_scored_on_any_two_models_and_what_one_cannot_give_is_lef
         "images=8",
         f"run.outputs={tmp_path}",
     ]
-    written = list(publish(["figure=claims", *tiny, *data, *QUICK]))
-    assert written[0].parent.name == "claims-test_resnet-vs-mine"
-    record = json.loads((written[0].parent / "figure.json").read_text())
+    (written,) = publish(["figure=claims", *tiny, *data, *QUICK])
+    assert written.folder.name == "claims-test_resnet-vs-mine"
+    record = json.loads((written.folder / "figure.json").read_text())
     assert record["zoo"] is None
     missing = {panel["name"] for panel in record["panels"] if panel["missing"]}
     assert missing == {"distance", "heads"}  # a ResNet attends to nothing
-    verdicts = pd.read_csv(written[0].parent / "claims.csv").set_index("claim")
+    verdicts = pd.read_csv(written.folder / "claims.csv").set_index("claim")
     assert verdicts.loc["high_blocks_are_global", "holds"] == "not testable"
     assert "untrained too" in set(verdicts["holds"])  # both models are random
     tested = verdicts[verdicts["untrained"].notna()]
@@ -395,11 +397,17 @@ def test_an_experiment_that_two_figures_share_is_measured_and_read_once(
 ):
     runs, reads = [], []
     real = gpus.run, reading.read
+
+    def read(path):
+        reads.append(path)
+        return real[1](path)
+
     monkeypatch.setattr(gpus, "run", lambda e: runs.append(e.analysis.name) or real[0](e))
-    monkeypatch.setattr(evidence, "read", lambda path: reads.append(path) or real[1](path))
+    for module in (evidence, runner):
+        monkeypatch.setattr(module, "read", read)
     words = [f"run.outputs={tmp_path}", "images=4", "batch_size=2", *QUICK]
     written = list(publish(["figure=vit_fig06,vit_fig14", *words]))
-    assert [path.name for path in written] == [
+    assert [path.name for one in written for path in one.files] == [
         *("panels.csv", "claims.csv", "vit_fig06.png"),
         *("panels.csv", "claims.csv", "vit_fig14.png"),
     ]

@@ -155,7 +155,7 @@ def test_with_all_channels_every_layer_equals_autograd_in_a_loop(model, images, 
         "images=3",
         "batch_size=2",
     )
-    table = Results(run(asked)[0].parent).tables()["receptive_field"]
+    table = Results(run(asked).folder).tables()["receptive_field"]
     expected = in_a_loop(Study(asked))
     found = {key: as_map(rows) for key, rows in table.groupby(["layer", "point"])}
     assert found.keys() == expected.keys()
@@ -171,7 +171,7 @@ def test_how_many_channels_go_at_once_changes_nothing(images, tmp_path):
             "model.overlay.input_size=[3,32,32]",
             f"analysis.channels_at_once={at_once}",
         )  # fmt: skip
-        return Results(run(asked)[0].parent).tables()["receptive_field"]
+        return Results(run(asked).folder).tables()["receptive_field"]
 
     pd.testing.assert_frame_equal(table(3), table(64), rtol=1e-5)
 
@@ -287,7 +287,7 @@ def test_a_convolutional_network_beside_a_vit_is_drawn_in_the_same_axes(images, 
     asked = experiment(
         images, tmp_path, "model.timm=test_vit", "analysis.channels=4", *beside, *small
     )
-    folder = run(asked)[0].parent
+    folder = run(asked).folder
     assert json.loads((folder / "made_with.json").read_text())["warnings"] == []
     tables = Results(folder).tables()
     assert tables["receptive_field"]["value"].notna().all()

@@ -40,7 +40,7 @@ def test_other_warnings_stay_in_the_order_in_which_they_came():
 def test_a_run_says_them_once_and_its_record_keeps_them_all(tiny, undrawn, monkeypatch, caplog):
     every = [constant(f"blocks.{i}") for i in range(4)]
     monkeypatch.setattr(TokenNorm, "warnings", lambda self, sums: every, raising=False)
-    (table, *_) = run(tiny("analysis=token_norm", "images=8"))
+    (table, *_) = run(tiny("analysis=token_norm", "images=8")).files
     said = [line for line in caplog.messages if line.startswith("warning: ")]
     assert said == [f"warning: {line}" for line in said_once(every)]
     assert json.loads((table.parent / "made_with.json").read_text())["warnings"] == every

@@ -72,7 +72,7 @@ def table(images, tmp_path_factory) -> tuple[Study, pd.DataFrame]:
     asked = experiment(images, tmp_path_factory.mktemp("out"), *OWN, *FEW, *OTHER)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vitsee.runner.draw", lambda *path, **options: [])
-        return Study(asked), pd.read_csv(run(asked)[0])
+        return Study(asked), pd.read_csv(run(asked).files[0])
 
 
 def test_a_drop_of_nothing_and_a_shuffle_of_one_tile_change_nothing(table):
@@ -152,11 +152,11 @@ def test_accuracy_is_measured_where_outputs_are_classes(images, tmp_path):
     """The folder has two classes: a model of two outputs has an accuracy, one of 1,000 has none."""
     words = ("analysis.drops=[0.5]", "analysis.changes=[drop_random]")
     two = pd.read_csv(
-        run(experiment(images, tmp_path, *OWN, *words, "model.args={num_classes: 2}"))[0]
+        run(experiment(images, tmp_path, *OWN, *words, "model.args={num_classes: 2}")).files[0]
     )
     assert two["accuracy"].between(0, 1).all()
     asked = experiment(images, tmp_path, *OWN, *words)
-    many = pd.read_csv(run(asked)[0])
+    many = pd.read_csv(run(asked).files[0])
     assert many["accuracy"].isna().all()
     assert many["agreement"].notna().all()
 

@@ -37,7 +37,7 @@ def measured(folder, *overrides: str):
     """`vitsee run analysis=scaling` on the first 48 scenes: the result's folder."""
     words = ["analysis=scaling", "dataset.size=48", "images=48", "batch_size=16", "run.device=cpu"]
     quiet = ["run.workers=0", "run.progress=false", f"run.outputs={folder}"]
-    return run(composed(*words, *quiet, *overrides))[0].parent
+    return run(composed(*words, *quiet, *overrides)).folder
 
 
 def test_accuracy_is_the_share_of_images_that_are_classified_right(tmp_path, undrawn):

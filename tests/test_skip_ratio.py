@@ -118,7 +118,7 @@ def by_hand(study: Study, walk) -> pd.DataFrame:
 def test_ratios_and_cosines_are_those_computed_by_hand(model, arguments, walk, images, tmp_path):
     overrides = [] if walk is vit else ["model.overlay.input_size=[3,64,64]"]
     asked = experiment(images, tmp_path, model, f"model.args={{{','.join(arguments)}}}", *overrides)
-    table = Results(run(asked)[0].parent).tables()["skip_ratio"]
+    table = Results(run(asked).folder).tables()["skip_ratio"]
     expected = by_hand(Study(asked), walk)
     keys = ["block", "branch", "token"]
     pd.testing.assert_frame_equal(table[keys], expected[keys])
@@ -184,7 +184,7 @@ def test_undefined_ratios_are_nan_with_a_warning(broken):
 
 def test_a_branch_that_adds_nothing_has_no_ratio_and_a_cosine_of_one(images, tmp_path):
     asked = experiment(images, tmp_path, "resnet18", "model.overlay.input_size=[3,64,64]")
-    folder = run(asked)[0].parent  # timm starts the last norm of every unit at 0
+    folder = run(asked).folder  # timm starts the last norm of every unit at 0
     table = Results(folder).tables()["skip_ratio"]
     assert table[["ratio", "median"]].isna().all(axis=None)
     np.testing.assert_allclose(table["cosine"], 1, rtol=1e-6)
@@ -233,7 +233,7 @@ def test_prefix_tokens_are_told_apart_and_are_not_in_the_mean():
 def test_a_resnet_beside_a_vit_is_drawn_in_the_same_axes(images, tmp_path):
     beside = ["model@other=timm", "other.timm=resnet18", "other.pretrained=false"]
     asked = experiment(images, tmp_path, "test_vit", *beside, "other.args.zero_init_last=false")
-    results = Results(run(asked)[0].parent)
+    results = Results(run(asked).folder)
     tables = results.tables()
     table = tables["skip_ratio"]
     assert table.groupby("model")["branch"].unique().map(list).to_dict() == {

@@ -96,7 +96,7 @@ def test_an_array_with_a_cancelled_job_and_one_out_of_time_gives_the_local_table
     ask, images, tiny, tmp_path, monkeypatch, slurm
 ):
     monkeypatch.setenv("SLURM_CONF", slurm["SLURM_CONF"])
-    whole = run(tiny(f"run.outputs={tmp_path / 'whole'}", "repeats=18"))[0].parent
+    whole = run(tiny(f"run.outputs={tmp_path / 'whole'}", "repeats=18")).folder
     vitsee = tmp_path / "vitsee"
     vitsee.write_text(SLOW.format(python=sys.executable))
     vitsee.chmod(0o755)
@@ -183,7 +183,7 @@ def sweep(slurm, images: Path, outputs: Path, *words: str) -> subprocess.Popen:
 
 
 def test_a_sweep_over_shards_through_submitit_gives_the_local_tables(slurm, images, tiny, tmp_path):
-    whole = run(tiny(f"run.outputs={tmp_path / 'whole'}"))[0].parent
+    whole = run(tiny(f"run.outputs={tmp_path / 'whole'}")).folder
     outputs = tmp_path / "swept"
     process = sweep(slurm, images, outputs, "run.shards=2", "run.shard=0,1")
     _, err = process.communicate(timeout=300)

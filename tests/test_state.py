@@ -70,12 +70,12 @@ def counted(monkeypatch):
 def test_a_damaged_state_file_is_set_aside_and_measured_again_to_the_same_bytes(
     damage, tiny, counted, caplog
 ):
-    csv = run(tiny())[0]
+    csv = run(tiny()).files[0]
     before = csv.read_bytes()
     state = csv.parent / "state/000-of-001.pt"
     state.write_bytes(damage(state.read_bytes()))
     csv.unlink()
-    assert run(tiny())[0].read_bytes() == before
+    assert run(tiny()).files[0].read_bytes() == before
     assert counted == [[0, 1, 2, 3, 4]] * 2
     assert "000-of-001.pt is set aside as 000-of-001.pt." in caplog.text
     assert "checksum is wrong; its content is measured again" in caplog.text
@@ -83,11 +83,11 @@ def test_a_damaged_state_file_is_set_aside_and_measured_again_to_the_same_bytes(
 
 
 def test_only_the_minibatches_of_the_damaged_file_are_measured_again(tiny, counted, tmp_path):
-    whole = run(tiny(f"run.outputs={tmp_path / 'whole'}"))[0].parent
+    whole = run(tiny(f"run.outputs={tmp_path / 'whole'}")).folder
     for shard in (0, 1):
         with pytest.raises(Incomplete):
             run(tiny("run.shards=3", f"run.shard={shard}"))
-    folder = run(tiny("run.shards=3", "run.shard=2"))[0].parent
+    folder = run(tiny("run.shards=3", "run.shard=2")).folder
     state = folder / "state/001-of-003.pt"
     state.write_bytes(flipped(state.read_bytes()))
     counted.clear()
@@ -106,20 +106,20 @@ def test_any_single_flipped_byte_of_a_state_file_is_found(tmp_path):
 
 
 def test_sums_of_another_plan_are_set_aside(tiny, caplog):
-    folder = run(tiny())[0].parent
+    folder = run(tiny()).folder
     results = Results(folder, Study(tiny()).fingerprint)
     results.save_state(folder / "state/001-of-002.pt", Sums.zero(7))
-    assert run(tiny())
+    assert run(tiny()).files
     assert "it is for 7 minibatches instead of 5" in caplog.text
 
 
 def test_what_two_files_count_is_counted_once(tiny, caplog, tmp_path):
     """Two runs that could not see each other's leases."""
-    csv = run(tiny())[0]
+    csv = run(tiny()).files[0]
     before = csv.read_bytes()
     shutil.copy(csv.parent / "state/000-of-001.pt", csv.parent / "state/001-of-002.pt")
     csv.unlink()
-    assert run(tiny())[0].read_bytes() == before
+    assert run(tiny()).files[0].read_bytes() == before
     assert "it contains minibatches that another file contains too" in caplog.text
 
 
@@ -145,14 +145,14 @@ def test_two_machines_never_write_to_the_same_temporary_name(tmp_path, monkeypat
 
 
 def test_a_damaged_record_of_launches_is_set_aside(tiny, caplog):
-    folder = run(tiny())[0].parent
+    folder = run(tiny()).folder
     (folder / "state/000-of-001.json").write_text("{")
-    assert run(tiny())
+    assert run(tiny()).files
     assert "000-of-001.json is set aside" in caplog.text
 
 
 def test_damaged_provenance_says_how_to_mend_it(tiny):
-    folder = run(tiny())[0].parent
+    folder = run(tiny()).folder
     (folder / "made_with.json").write_text("{")
     with pytest.raises(
         UserError, match=r"made_with.json is damaged: .* repeat the same `vitsee run`"
@@ -170,10 +170,10 @@ def test_changed_weights_are_not_continued_silently(tiny, tmp_path, caplog):
     state = timm_architecture.build(tiny().model).state_dict()
     path = tmp_path / "weights.safetensors"
     save_file(state, path)
-    first = run(tiny(f"model.checkpoint={path}"))[0].parent
+    first = run(tiny(f"model.checkpoint={path}")).folder
     state["norm.weight"][0] += 1e-3
     save_file(state, path)
-    second = run(tiny(f"model.checkpoint={path}"))[0].parent
+    second = run(tiny(f"model.checkpoint={path}")).folder
     assert first != second
     assert f"{first} was measured with other weights; this is a new result" in caplog.text
 
@@ -254,7 +254,7 @@ def test_an_impossible_number_names_layer_and_minibatch_and_is_not_saved(tiny, m
     monkeypatch.setattr(CKA, "observe", real)
     (state,) = Path(tiny().run.outputs).rglob("000-of-001.pt")
     assert Sums.load(state).seen.tolist() == [1, 1, 0, 0, 0]
-    assert run(tiny())
+    assert run(tiny()).files
 
 
 def test_negative_hsic_of_a_layer_with_itself_is_impossible_and_nan_is_not():

@@ -74,7 +74,7 @@ def test_norms_and_shares_of_outliers_are_those_computed_by_hand(
 ):
     asked = experiment(images, tmp_path, *overrides)
     study = Study(asked)
-    found = pd.read_csv(run(asked)[0])
+    found = pd.read_csv(run(asked).files[0])
     expected = by_hand(outputs_of(study), prefix, asked.analysis.multiple)
     assert list(found["layer"]) == list(expected["layer"])
     for column, rtol in (("norm", 1e-5), ("sd", 1e-3)):

@@ -53,7 +53,7 @@ def test_it_stops_after_the_first_minibatch_at_which_the_error_is_small_enough(t
 def test_after_an_interruption_it_stops_at_the_same_place(tiny, between, tmp_path, monkeypatch):
     tolerance, _ = between
     options = [*TEN, f"tolerance={tolerance}", "run.save_every=1"]
-    whole = run(tiny(*options, f"run.outputs={tmp_path / 'whole'}"))[0]
+    whole = run(tiny(*options, f"run.outputs={tmp_path / 'whole'}")).files[0]
     signals = iter([None, None, KeyboardInterrupt])
 
     def check(self) -> None:
@@ -64,7 +64,7 @@ def test_after_an_interruption_it_stops_at_the_same_place(tiny, between, tmp_pat
         patched.setattr("vitsee.runner.Interruptible.check", check)
         with pytest.raises(KeyboardInterrupt):
             run(tiny(*options, f"run.outputs={tmp_path / 'cut'}"))
-    cut = run(tiny(*options, f"run.outputs={tmp_path / 'cut'}"))[0]
+    cut = run(tiny(*options, f"run.outputs={tmp_path / 'cut'}")).files[0]
     assert cut.read_bytes() == whole.read_bytes()
     launches = Results(cut.parent).load_json("made_with.json")["launches"]
     assert launches[0]["minibatches"] == 3

@@ -167,7 +167,7 @@ def test_distances_of_maxvit_s_blocks_and_grids_are_those_of_plain_loops_in_floa
         "analysis.layers=[stages.1.blocks.0.*.attn,stages.2.blocks.0.*.attn]",
     )  # fmt: skip
     study = Study(experiment)
-    table = pd.read_csv(run(experiment)[0])
+    table = pd.read_csv(run(experiment).files[0])
     net = study.models["model"].net
     (batch,) = minibatches(study, 0, [0])
     kept: dict[str, np.ndarray] = {}

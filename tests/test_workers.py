@@ -105,7 +105,7 @@ def test_a_mistake_of_all_is_told_once(start, tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes by /proc")
 def test_a_killed_process_is_told_and_the_same_command_goes_on(tiny, tmp_path, monkeypatch):
-    whole = run(tiny(f"run.outputs={tmp_path / 'whole'}"))[0].parent
+    whole = run(tiny(f"run.outputs={tmp_path / 'whole'}")).folder
     killed, go_on = threading.Event(), gpus._release
 
     def kill() -> None:
@@ -126,7 +126,7 @@ def test_a_killed_process_is_told_and_the_same_command_goes_on(tiny, tmp_path, m
         ):
             gpus.run(tiny(*asked))
     monkeypatch.setattr(gpus, "get_context", lambda kind: get_context("fork"))
-    shared = gpus.run(tiny(*asked))[0].parent
+    shared = gpus.run(tiny(*asked)).folder
     assert_same(Results(whole).tables(), Results(shared).tables())
 
 

@@ -107,8 +107,8 @@ def run() -> None:
         from vitsee.results.repeated import counted
 
         with counted(publish.log):  # several figures may lack the same model
-            for path in publish.publish(sys.argv[1:]):
-                print(path)
+            for written in publish.publish(sys.argv[1:]):
+                print(*written.files, sep="\n")
         return None
     if "--from" in sys.argv:
         at = sys.argv.index("--from")
@@ -123,10 +123,20 @@ def run() -> None:
         from vitsee.models import globs
 
         rest = globs.expanded(rest, sweep=bool(flags))
+    if not flags and one_configuration(rest):
+        return perform(config.composed(rest))
     sys.argv[1:] = [*flags, *map(config.quoted, rest)]  # Hydra wants its flags in one place
     compose_and_run()
     if waiting:
         fail(f"vitsee run: incomplete: {'; '.join(waiting.values())}", INCOMPLETE)
+
+
+def one_configuration(words: list[str]) -> bool:
+    """Whether the arguments describe one configuration and ask nothing else of Hydra.
+
+    It is then composed directly: as an application, Hydra composes everything twice.
+    """
+    return not any(word.startswith(("-", "hydra")) or "${hydra" in word for word in words)
 
 
 OF_HYDRA = (
@@ -191,7 +201,7 @@ def perform(experiment: options.Experiment) -> None:
     with importing_torch():
         from vitsee.gpus import run
 
-    print(*run(experiment), sep="\n")
+    print(*run(experiment).files, sep="\n")
 
 
 @contextmanager
@@ -243,7 +253,7 @@ def compare() -> None:
 
     if wants_help() or len(sys.argv) == 1:
         return print(options.USAGE)
-    print(*comparison.compare(*options.asked(sys.argv[1:])), sep="\n")
+    print(*comparison.compare(*options.asked(sys.argv[1:])).files, sep="\n")
 
 
 def report() -> None:
@@ -280,21 +290,25 @@ def train() -> None:
         return print(f"usage: vitsee train recipe={names} [key=value …]")
     from vitsee.training import recipes  # noqa: F401  (declares the schema of recipes)
 
+    if one_configuration(sys.argv[1:]):
+        return train_with(config.configuration("train", sys.argv[1:]))
     sys.argv[1:] = map(config.quoted, sys.argv[1:])
     compose_and_train()
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")
 def compose_and_train(cfg: DictConfig) -> None:
+    answer_for("train", lambda: train_with(cfg))
+
+
+def train_with(cfg: DictConfig) -> None:
+    """Train the model of a configuration and print the path of its weights."""
     from vitsee.training import recipes
 
-    def train() -> None:
-        with importing_torch():
-            from vitsee.training import trainer
+    with importing_torch():
+        from vitsee.training import trainer
 
-        print(trainer.train(recipes.build(cfg)))
-
-    answer_for("train", train)
+    print(trainer.train(recipes.build(cfg)))
 
 
 VERBS: dict[str, Callable[[], None]] = {

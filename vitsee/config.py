@@ -39,8 +39,13 @@ def composed(words: list[str]) -> Experiment:
 
     Raises UserError, and Hydra's and OmegaConf's errors, which `mistakes.mistake` explains.
     """
+    return build(configuration("run", words))
+
+
+def configuration(name: str, words: list[str]) -> DictConfig:
+    """Return conf/NAME.yaml composed with these arguments. Raises the errors of Hydra and OmegaConf."""
     with _hydra_apart(), initialize_config_dir(str(CONF), version_base="1.3"):
-        return build(compose("run", [quoted(word) for word in words]))
+        return compose(name, [quoted(word) for word in words])
 
 
 _one_at_a_time = threading.Lock()

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -23,15 +22,16 @@ from vitsee.errors import Incomplete, UserError, speak_plainly
 from vitsee.options import Experiment, Run
 from vitsee.parallel.interrupt import Interrupted, Interruptible
 from vitsee.parallel.team import Member
+from vitsee.results.reading import Written
 
 log = logging.getLogger(__name__)
-Outcome = list[Path] | BaseException
-"""The paths that a process wrote, or the error that ended it."""
+Outcome = Written | BaseException
+"""What a process wrote, or the error that ended it."""
 PATIENCE = 30
 """Seconds that a process has to end after its last message, or after it was asked to end."""
 
 
-def run(experiment: Experiment) -> list[Path]:
+def run(experiment: Experiment) -> Written:
     """Run the experiment as `runner.run` does, with one process per device of run.device=all or run.gpus=N."""
     devices = choose(experiment.run)
     if len(devices) == 1 or experiment.analysis.weights_only:
@@ -75,8 +75,8 @@ class Team:
     experiment: Experiment
     devices: list[str]
 
-    def run(self) -> list[Path]:
-        """Run all members and return the paths that the first one wrote. Raises the members' worst error.
+    def run(self) -> Written:
+        """Run all members and return what the first one wrote. Raises the members' worst error.
 
         If one member fails, the others continue, and their work is kept.
         """
@@ -179,11 +179,11 @@ def _died(member: BaseProcess) -> BaseException:
     )
 
 
-def _verdict(outcomes: dict[str, Outcome]) -> list[Path]:
-    """Return the paths that were written. Raises the worst failure and names its process."""
+def _verdict(outcomes: dict[str, Outcome]) -> Written:
+    """Return what the member wrote that writes the tables. Raises the worst failure and names its process."""
     failed = {n: one for n, one in outcomes.items() if isinstance(one, BaseException)}
     if not failed:
-        return [path for paths in outcomes.values() if isinstance(paths, list) for path in paths]
+        return next(one for one in outcomes.values() if isinstance(one, Written) and one.stored)
     name, worst = max(failed.items(), key=lambda item: _gravity(item[1]))
     same_for_all = len(failed) == len(outcomes) and len({str(one) for one in failed.values()}) == 1
     if _gravity(worst) == 0 or same_for_all or isinstance(worst, Interrupted):

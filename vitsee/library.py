@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from vitsee.analysis import Analysis, Labels
+    from vitsee.results.reading import StoredResult
 
 
 def run_experiment(*overrides: str, **options: Any) -> Result:
@@ -75,7 +76,7 @@ def run_experiment(*overrides: str, **options: Any) -> Result:
         if mistake is None:
             raise
         raise UserError(mistake) from None
-    return load(written[0].parent)
+    return _result(written.folder, written.stored)
 
 
 def load(path: str | os.PathLike[str]) -> Result:
@@ -83,16 +84,19 @@ def load(path: str | os.PathLike[str]) -> Result:
 
     Raises UserError if it is not a result folder, or has no tables yet.
     """
+    return _result(Path(path))
+
+
+def _result(folder: Path, stored: StoredResult | None = None) -> Result:
     from vitsee.results.folder import Results
     from vitsee.results.reading import read
 
-    folder = Path(path)
     try:
-        found = read(folder)
+        stored = stored or read(folder)
         made_with = Results(folder).load_json("made_with.json")
     except OSError as error:
         raise UserError(refused(error)) from error
-    return Result(folder, found.tables, found.labels, made_with, found.analysis)
+    return Result(folder, stored.tables, stored.labels, made_with, stored.analysis)
 
 
 def compare(*results: str | os.PathLike[str], **options: Any) -> Comparison:
@@ -113,7 +117,7 @@ def compare(*results: str | os.PathLike[str], **options: Any) -> Comparison:
         written = comparison.compare([Path(path) for path in results], chosen)
     except OSError as error:
         raise UserError(refused(error)) from error
-    return Comparison(written[0].parent)
+    return Comparison(written.folder)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from vitsee.proof import Doubts
 from vitsee.results import changes, provenance, replicates
 from vitsee.results.drawing import draw
 from vitsee.results.folder import Results, formats_of
+from vitsee.results.reading import Written, read
 from vitsee.results.repeated import said_once
 from vitsee.study import Study
 from vitsee.sums import SKIPPED, Sums
@@ -35,8 +36,8 @@ from vitsee.sums import SKIPPED, Sums
 log = logging.getLogger(__name__)
 
 
-def run(experiment: Experiment, team: Alone | None = None) -> list[Path]:
-    """Measure what is missing, then write the tables and draw the figures; return their paths.
+def run(experiment: Experiment, team: Alone | None = None) -> Written:
+    """Measure what is missing, then write the tables and draw the figures.
 
     team: the processes that share the work; by default only this one.
 
@@ -60,20 +61,20 @@ def run(experiment: Experiment, team: Alone | None = None) -> list[Path]:
         team.meet()
         totals.append(gather(study, results, stage))
     if not team.writes:
-        return []
+        return Written(results.path, [])
     *earlier, total = totals
     analysis = study.analysis_after(earlier)
     tables = returned.tables(analysis, total)
-    written = results.save_tables(tables)
+    files = results.save_tables(tables)
     without = [analysis.tables(part) for part in groups_left_out(total)]
     for name, content in analysis.files(total).items():
         results.write(name, content)
     results.write(replicates.NAME, replicates.pack(tables, without, drawn_again(study, total)))
     document(study, results, analysis, totals)
     advise(study, results, tables)
-    return written + draw(
-        results.path, formats=formats_of(pdf=experiment.run.pdf, svg=experiment.run.svg)
-    )
+    stored = read(results.path)
+    formats = formats_of(pdf=experiment.run.pdf, svg=experiment.run.svg)
+    return Written(results.path, files + draw(results.path, stored, formats=formats), stored)
 
 
 def of_weights(study: Study) -> Sums:

@@ -75,7 +75,7 @@ def measure(overrides: list[str], outputs: Path) -> Measured:
     """Measure an experiment without interruption, then again minibatch by minibatch."""
     quiet = ("run.device=cpu", "run.workers=0", "run.progress=false")
     experiment = composed([*overrides, *quiet, f"run.outputs={outputs}"])
-    return Measured(experiment, *last_pass(experiment), run(experiment)[0].parent)
+    return Measured(experiment, *last_pass(experiment), run(experiment).folder)
 
 
 def last_pass(experiment: Experiment) -> tuple[Analysis, list[Sums]]:
@@ -133,7 +133,7 @@ def shards(measured: Measured, folder: Path) -> None:
     else:
         raise AssertionError("three shards did not complete the result")
     assert waited >= 2
-    assert_same(Results(measured.folder).tables(), Results(written[0].parent).tables())
+    assert_same(Results(measured.folder).tables(), Results(written.folder).tables())
 
 
 def gaps(measured: Measured, folder: Path) -> None:
@@ -146,7 +146,7 @@ def gaps(measured: Measured, folder: Path) -> None:
     except Incomplete:
         pass
     written = run(measured.experiment(folder))
-    assert_same(Results(measured.folder).tables(), Results(written[0].parent).tables())
+    assert_same(Results(measured.folder).tables(), Results(written.folder).tables())
 
 
 def nothing_twice(measured: Measured, folder: Path) -> None:
@@ -155,7 +155,7 @@ def nothing_twice(measured: Measured, folder: Path) -> None:
     copy = shutil.copytree(outputs, folder) / measured.folder.relative_to(outputs)
     before = {path.name: path.read_bytes() for path in copy.glob("*.csv")}
     launches = len(Results(copy).launches())
-    assert run(measured.experiment(folder))[0].parent == copy
+    assert run(measured.experiment(folder)).folder == copy
     assert len(Results(copy).launches()) == launches
     assert {path.name: path.read_bytes() for path in copy.glob("*.csv")} == before
 

@@ -29,14 +29,15 @@ from vitsee.io import writing
 from vitsee.names import folder_name
 from vitsee.parallel.interrupt import Interruptible
 from vitsee.results.folder import Results, formats_of
+from vitsee.results.reading import Written
 
 log = logging.getLogger(__name__)
 LONGEST = 100
 """Maximum length of all model names in a folder's name; beyond it, the folder's name gives their number."""
 
 
-def compare(paths: Sequence[Path], options: Options) -> list[Path]:
-    """Compare the missing pairs, then write the tables and draw the figures; return their paths.
+def compare(paths: Sequence[Path], options: Options) -> Written:
+    """Compare the missing pairs, then write the tables and draw the figures.
 
     Raises UserError for the user's mistakes, and Interrupted on a signal. Finished pairs are then saved, and the
     same call resumes.
@@ -67,8 +68,9 @@ def compare(paths: Sequence[Path], options: Options) -> list[Path]:
         finally:
             if known:
                 _save(results, models, options, first, keys, known, time.perf_counter() - started)
-    written = _save(results, models, options, first, keys, known, time.perf_counter() - started)
-    return written + draw(results.path, formats=formats_of(pdf=options.pdf, svg=options.svg))
+    files = _save(results, models, options, first, keys, known, time.perf_counter() - started)
+    files += draw(results.path, formats=formats_of(pdf=options.pdf, svg=options.svg))
+    return Written(results.path, files)
 
 
 def _prepare(folder: Path) -> None:

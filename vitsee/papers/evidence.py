@@ -11,7 +11,7 @@ from vitsee.papers.atlas import Published
 from vitsee.papers.claims import CLAIMS
 from vitsee.papers.verdicts import COLUMNS, Gathered, Panels, verdict
 from vitsee.results import replicates
-from vitsee.results.reading import StoredResult, read
+from vitsee.results.reading import StoredResult, Written, read
 from vitsee.results.replicates import Replicates
 
 
@@ -21,6 +21,11 @@ class Reader:
     def __init__(self) -> None:
         self._found: dict[Path, StoredResult] = {}
         self._parts: dict[Path, Replicates] = {}
+
+    def keep(self, written: Written) -> None:
+        """Keep a result that has just been written, so that it need not be read."""
+        if written.stored is not None:
+            self._found[written.folder.resolve()] = written.stored
 
     def __call__(self, folder: Path) -> StoredResult:
         """The result in this folder. Raises UserError if there is none."""

@@ -24,6 +24,7 @@ from vitsee.papers.claims import CLAIMS
 from vitsee.papers.evidence import Reader
 from vitsee.papers.plot import plot_joined
 from vitsee.results.folder import Results, formats_of
+from vitsee.results.reading import Written
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +36,8 @@ POLL = 5.0
 """Seconds between checks on a result that another process is measuring."""
 
 
-def publish(words: list[str]) -> Iterator[Path]:
-    """Measure missing panels, compose the figures and test their claims; yield the files written.
+def publish(words: list[str]) -> Iterator[Written]:
+    """Measure missing panels, compose the figures and test their claims; yield what was written, figure by figure.
 
     words: `figure=NAME`, `figure=NAME,NAME`, `figure=all` or `figure=extra`, `zoo=NAME`, `untrained=false`
     (measure no null of the claims), `figure.width=text|column` and `figure.caption=false` (as wide as
@@ -61,12 +62,11 @@ def publish(words: list[str]) -> Iterator[Path]:
             log.warning("warning: figure=%s is left out: %s", figure.name, reason)
             failed[figure.name] = reason
             continue
-        folders.append(written[0].parent)
-        yield from written
+        folders.append(written.folder)
+        yield written
     if len(folders) > 1:
-        yield from plot_joined(
-            folders, formats=formats_of(pdf=request.settings.pdf, svg=request.settings.svg)
-        )
+        formats = formats_of(pdf=request.settings.pdf, svg=request.settings.svg)
+        yield Written(folders[0].parent, plot_joined(folders, formats=formats))
     if failed:
         incomplete = all(isinstance(reason, Incomplete) for reason in failed.values())
         reasons = "; ".join(f"figure={name}: {reason}" for name, reason in failed.items())
@@ -91,8 +91,8 @@ def check_claims(figure: Published) -> None:
 
 def publish_one(
     figure: Published, request: Request, measured: dict[str, Path], reader: Reader
-) -> list[Path]:
-    """Measure and compose one figure and test its claims; return the files written.
+) -> Written:
+    """Measure and compose one figure and test its claims.
 
     measured: result folders by experiment; these are reused, and new ones are added.
     """
@@ -101,7 +101,7 @@ def publish_one(
     waiting: list[str] = []
     for name, panel in figure.panels.items():
         try:
-            shown[name] = measure(panel, zoo, request, measured)
+            shown[name] = measure(panel, zoo, request, measured, reader)
         except Incomplete as part:
             waiting.append(f"{panel.title}: {part}")
         except UserError as reason:
@@ -112,7 +112,9 @@ def publish_one(
     untrained = {}
     for name in with_null(figure) if request.untrained else []:
         try:
-            untrained[name] = nulls(figure.panels[name], zoo, request, measured, shown[name])
+            untrained[name] = nulls(
+                figure.panels[name], zoo, request, measured, reader, shown[name]
+            )
         except Incomplete as part:
             waiting.append(f"{figure.panels[name].title}, untrained: {part}")
     if waiting:
@@ -124,15 +126,14 @@ def publish_one(
     tell_what_is_replaced(results.path, about)
     results.save_json("figure.json", about)
     folders = {name: panel.folders for name, panel in shown.items()}
-    written = results.save_tables(
+    files = results.save_tables(
         {
             "panels": listing(figure, shown, results.path, reader),
             "claims": evidence.verdicts(figure, folders, untrained, reader),
         }
     )
-    return written + composing.draw(
-        results.path, formats=formats_of(pdf=asked.pdf, svg=asked.svg), read=reader
-    )
+    formats = formats_of(pdf=asked.pdf, svg=asked.svg)
+    return Written(results.path, files + composing.draw(results.path, formats=formats, read=reader))
 
 
 CHOICES = {
@@ -254,7 +255,9 @@ class Shown:
     missing: list[str]
 
 
-def measure(panel: Panel, zoo: Zoo, request: Request, measured: dict[str, Path]) -> Shown:
+def measure(
+    panel: Panel, zoo: Zoo, request: Request, measured: dict[str, Path], reader: Reader
+) -> Shown:
     """Run the panel's experiments that have not been measured yet and whose roles have a model."""
     folders: dict[str, Path] = {}
     missing = []
@@ -268,17 +271,19 @@ def measure(panel: Panel, zoo: Zoo, request: Request, measured: dict[str, Path])
                 log.warning("warning: %s of zoo %s is left out: %s", name, zoo.name, why)
             continue
         experiment = request.experiment(overrides(panel, role, zoo, request))
-        folders[role] = result(experiment, measured)
+        folders[role] = result(experiment, measured, reader)
     return Shown(folders, missing)
 
 
-def result(experiment: Experiment, measured: dict[str, Path]) -> Path:
+def result(experiment: Experiment, measured: dict[str, Path], reader: Reader) -> Path:
     """The result folder of the experiment, which runs unless it is in `measured`."""
     from vitsee.gpus import run
 
     question = repr(experiment.what())
     if question not in measured:
-        measured[question] = patiently(partial(run, experiment))[0].parent
+        written = patiently(partial(run, experiment))
+        reader.keep(written)
+        measured[question] = written.folder
     return measured[question]
 
 
@@ -296,7 +301,12 @@ def with_null(figure: Published) -> list[str]:
 
 
 def nulls(
-    panel: Panel, zoo: Zoo, request: Request, measured: dict[str, Path], shown: Shown
+    panel: Panel,
+    zoo: Zoo,
+    request: Request,
+    measured: dict[str, Path],
+    reader: Reader,
+    shown: Shown,
 ) -> dict[str, Path]:
     """Measure the panel with random weights; return result folders by role, for the models that can have them."""
     folders = {}
@@ -305,7 +315,7 @@ def nulls(
         random = [f"{model}.{option}" for model in both for option in RANDOM]
         try:
             experiment = request.experiment([*overrides(panel, role, zoo, request), *random])
-            folders[role] = result(experiment, measured)
+            folders[role] = result(experiment, measured, reader)
         except Incomplete:
             raise
         except UserError as reason:
@@ -331,7 +341,7 @@ def as_other(word: str) -> str:
     )
 
 
-def patiently(run: Callable[[], list[Path]]) -> list[Path]:
+def patiently(run: Callable[[], Written]) -> Written:
     """Call `run`; if another process is measuring the same result, wait and reuse it."""
     while True:
         try:

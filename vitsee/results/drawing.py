@@ -10,17 +10,20 @@ from pathlib import Path
 from vitsee import returned
 from vitsee.parallel.interrupt import Interruptible
 from vitsee.results.folder import PNG, Formats, Results
-from vitsee.results.reading import read
+from vitsee.results.reading import StoredResult, read
 
 log = logging.getLogger(__name__)
 
 
-def draw(path: Path, *, formats: Formats = PNG) -> list[Path]:
-    """Draw the figures of a result folder and return their paths. Raises UserError if it is not a result folder."""
+def draw(path: Path, stored: StoredResult | None = None, *, formats: Formats = PNG) -> list[Path]:
+    """Draw the figures of a result folder and return their paths. Raises UserError if it is not a result folder.
+
+    stored: its content, if that has been read already.
+    """
     from matplotlib.figure import Figure
 
     with Interruptible():  # matplotlib's callbacks would swallow a Ctrl-C
-        stored = read(path)
+        stored = stored or read(path)
         figures = stored.analysis.figures(stored.tables, stored.labels)
         drawn = returned.named(stored.analysis, "figures", figures, Figure)
         return Results(path).save_figures(drawn, formats=formats)

@@ -27,6 +27,19 @@ class StoredResult:
     labels: Labels
 
 
+@dataclass(frozen=True)
+class Written:
+    """A result folder after a run.
+
+    files: the tables and figures that this process wrote. stored: its content; None in a process that only
+    contributed to it.
+    """
+
+    folder: Path
+    files: list[Path]
+    stored: StoredResult | None = None
+
+
 def read(path: Path) -> StoredResult:
     """Return the content of a result folder. Raises UserError if it is not a result folder."""
     results = Results(path)
