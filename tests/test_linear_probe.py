@@ -382,7 +382,7 @@ def test_the_accuracy_of_each_token_is_the_mean_over_its_tokens_with_a_map_besid
     means = table[table["features"] == "each_token"].set_index(["layer", "seed"])["accuracy"]
     expected = tokens.groupby(["layer", "seed"])["accuracy"].mean()
     np.testing.assert_allclose(means, expected[means.index], rtol=1e-12)
-    assert {path.name for path in written if path.suffix == ".png"} == {
+    assert {path.name for path in written.files if path.suffix == ".png"} == {
         "linear_probe.png", "linear_probe_tokens.png",
     }  # fmt: skip
 

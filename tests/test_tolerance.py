@@ -42,7 +42,7 @@ def between(tiny) -> tuple[float, int]:
 
 def test_it_stops_after_the_first_minibatch_at_which_the_error_is_small_enough(tiny, between):
     tolerance, first = between
-    path, *_ = run(tiny(*TEN, f"tolerance={tolerance}"))
+    path, *_ = run(tiny(*TEN, f"tolerance={tolerance}")).files
     record = Results(path.parent).load_json("made_with.json")
     assert record["tolerance"]["minibatches"] == first < 10
     assert record["tolerance"]["reached"]
@@ -78,7 +78,7 @@ def test_the_same_command_again_measures_nothing(tiny, between, monkeypatch):
 
 def test_a_tolerance_that_is_not_reached_is_said(tiny, caplog):
     with caplog.at_level(logging.WARNING):
-        path, *_ = run(tiny(*TEN, "tolerance=1e-6"))
+        path, *_ = run(tiny(*TEN, "tolerance=1e-6")).files
     record = Results(path.parent).load_json("made_with.json")
     assert not record["tolerance"]["reached"]
     assert (
@@ -88,7 +88,7 @@ def test_a_tolerance_that_is_not_reached_is_said(tiny, caplog):
 
 
 def test_without_a_tolerance_all_images_are_measured(tiny):
-    path, *_ = run(tiny(*TEN))
+    path, *_ = run(tiny(*TEN)).files
     record = Results(path.parent).load_json("made_with.json")
     assert record["tolerance"] is None
     assert record["passes"][0]["minibatches"] == 10

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import pandas as pd
@@ -37,7 +37,7 @@ class Written:
 
     folder: Path
     files: list[Path]
-    stored: StoredResult | None = None
+    stored: StoredResult | None = field(default=None, compare=False, repr=False)
 
 
 def read(path: Path) -> StoredResult:
