@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +211,7 @@ class Request:
         """The figure's name, followed by its zoo or the names of its models."""
         return "-".join([figure.name, "-vs-".join(map(folder_name, self.asked)) or self.zoo])
 
-    @property
+    @cached_property
     def asked(self) -> list[str]:
         """Names of the models from the command line."""
         return [composed(words).model.name for words in self.models.values() if words]
@@ -240,7 +240,7 @@ class Request:
             return list(self.models[role])
         return [f"model={zoo.role(role).model}"]
 
-    @property
+    @cached_property
     def settings(self) -> Run:
         """Where and how to write results; the same for all figures and panels."""
         return composed([word for word in self.overrides if word.startswith("run.")]).run
