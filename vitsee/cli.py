@@ -136,7 +136,9 @@ def one_configuration(words: list[str]) -> bool:
 
     It is then composed directly: as an application, Hydra composes everything twice.
     """
-    return not any(word.startswith(("-", "hydra")) or "${hydra" in word for word in words)
+    return not any(
+        word.lstrip("+~").startswith(("-", "hydra")) or "${hydra" in word for word in words
+    )
 
 
 OF_HYDRA = (
