@@ -24,7 +24,8 @@ from vitsee.analysis import REGISTERED, Analysis
 from vitsee.config import CONF, quoted
 from vitsee.models import cards, presets
 from vitsee.models.sources.timm import EMBEDDED
-from vitsee.papers import atlas, claims, verdicts
+from vitsee.papers import atlas, verdicts
+from vitsee.papers.claims import CLAIMS
 from vitsee.papers.publish import Request
 from vitsee.plugins import import_asked
 from vitsee.results.reading import read
@@ -349,7 +350,7 @@ def test_the_example_of_an_analysis_figure_and_claim_is_measured_drawn_and_judge
     assert row.startswith("tokens_grow,norms,")
     judged = (verdicts.YES, verdicts.NO, verdicts.UNDECIDED, verdicts.UNTRAINED_TOO)
     assert any(f",{holds}," in row for holds in judged)
-    assert "tokens_grow" not in claims.CLAIMS, "the copy was meant to be imported, not this"
+    assert "tokens_grow" not in CLAIMS, "the copy was meant to be imported, not this"
 
 
 def test_the_example_of_an_analysis_obeys_the_laws(extended, monkeypatch):

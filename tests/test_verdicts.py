@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from vitsee.papers import atlas, claims
+from vitsee.papers import atlas
+from vitsee.papers.claims import CLAIMS
 from vitsee.papers.verdicts import (
-    CLAIMS,
     NO,
     NOT_TESTABLE,
     UNDECIDED,
@@ -633,12 +632,11 @@ def test_a_result_without_groups_has_no_replicates(tmp_path):
 
 def test_accuracy_is_compared_where_every_model_has_one():
     known = {"vit_large_ft": robust(0.9, accuracy=0.2), "resnet50_v1": robust(0.1, accuracy=0.6)}
-    assert claims.vits_bear_occlusion(known) == pytest.approx(-0.4)
+    assert CLAIMS["vits_bear_occlusion"].measure(known) == pytest.approx(-0.4)
     half_known = known | {"resnet50_v1": robust(0.1)}
-    assert claims.vits_bear_occlusion(half_known) == pytest.approx(0.8)
+    assert CLAIMS["vits_bear_occlusion"].measure(half_known) == pytest.approx(0.8)
 
 
 def test_missing_evidence_is_named():
     with pytest.raises(Missing, match="vit_gap"):
-        claims.first_gap_token_catches_up({"vit_base32": probes(gap=[0, 0])})
-    assert inspect.isfunction(claims.uniform)
+        CLAIMS["first_gap_token_catches_up"].measure({"vit_base32": probes(gap=[0, 0])})
