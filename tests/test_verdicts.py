@@ -10,6 +10,7 @@ import pytest
 
 from vitsee.papers import atlas
 from vitsee.papers.claims import CLAIMS
+from vitsee.papers.claims.statistics import table_of
 from vitsee.papers.verdicts import (
     NO,
     NOT_TESTABLE,
@@ -640,3 +641,10 @@ def test_accuracy_is_compared_where_every_model_has_one():
 def test_missing_evidence_is_named():
     with pytest.raises(Missing, match="vit_gap"):
         CLAIMS["first_gap_token_catches_up"].measure({"vit_base32": probes(gap=[0, 0])})
+
+
+def test_of_a_panel_with_several_roles_no_table_is_taken_at_random():
+    both = {"vit_base32": trained(0.5), "vit_gap": trained(0.6)}
+    assert table_of(both, "scaling", "vit_gap")["accuracy"].tolist() == [0.6]
+    with pytest.raises(Missing, match="a panel with one role; this one has vit_base32, vit_gap"):
+        table_of(both, "scaling")
