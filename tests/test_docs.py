@@ -21,7 +21,8 @@ from omegaconf import OmegaConf
 
 from vitsee import __version__, cli, listing
 from vitsee.analysis import REGISTERED, Analysis
-from vitsee.config import CONF, quoted
+from vitsee.choices import CONF
+from vitsee.config import quoted
 from vitsee.models import cards, presets
 from vitsee.models.sources.timm import EMBEDDED
 from vitsee.papers import atlas, verdicts

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from vitsee.errors import UserError
 from vitsee.papers import atlas
 from vitsee.papers.claims import CLAIMS
 from vitsee.papers.claims.statistics import table_of
@@ -509,8 +510,11 @@ def test_without_an_interval_a_claim_is_undecided():
 
 
 def test_a_claim_has_one_threshold():
-    with pytest.raises(ValueError, match="one threshold"):
-        claim("s", "t", above=1, below=2)
+    for given in ({}, {"above": 1, "below": 2}):
+        with pytest.raises(
+            UserError, match=r"the claim uniform .*similarity\.py, line \d+\) .*one"
+        ):
+            claim("s", "t", **given)(CLAIMS["uniform"].measure)
 
 
 def test_of_several_panels_the_worst_choice_counts():

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from numbers import Number
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,22 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import vitsee.analyses  # noqa: F401  (declares the schema of every analysis)
+from vitsee import choices
 from vitsee.analysis import REGISTERED, Analysis
 from vitsee.errors import UserError, unknown
 from vitsee.io import plain
 from vitsee.mistakes import explain, undeclared
 from vitsee.options import Dataset, Experiment
 
-_PACKAGED = Path(__file__).parent / "conf"
 
-CONF = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "conf"
-
-
-def composed(words: list[str]) -> Experiment:
+def composed(words: list[str], config_dir: str | PathLike[str] | None = None) -> Experiment:
     """Return the experiment that `vitsee run` with these arguments describes.
 
-    Raises UserError, and Hydra's and OmegaConf's errors, which `mistakes.mistake` explains.
+    config_dir: a folder of the user's choices, as with --config-dir. Raises UserError, and Hydra's and OmegaConf's
+    errors, which `mistakes.mistake` explains.
     """
-    with _hydra_apart(), initialize_config_dir(str(CONF), version_base="1.3"):
+    added = choices.using(config_dir) if config_dir else nullcontext()
+    with _hydra_apart(), added, initialize_config_dir(str(choices.CONF), version_base="1.3"):
         return build(compose("run", [quoted(word) for word in words]))
 
 
@@ -118,9 +118,7 @@ def _change(word: str) -> tuple[str, Any]:
 def _suitable_dataset(cfg: DictConfig) -> DictConfig:
     """Return the data set that suits the model, with the user's changes to `dataset=auto`."""
     schema = OmegaConf.structured(Dataset)
-    chosen = OmegaConf.load(CONF / "dataset" / f"{cfg.model.dataset}.yaml")
-    assert isinstance(chosen, DictConfig)
-    del chosen["defaults"]
+    chosen = choices.options("dataset", cfg.model.dataset)
     changed = {
         key: cfg.dataset[key]
         for key in schema

@@ -34,6 +34,7 @@ interrupted run; if everything is already measured, it only redraws.
   vitsee run figure=fig01 figure.width=column run.pdf=true     one column wide (default: text width), as PDF
   vitsee run figure=claims model=NAME model@other=NAME    test the claims on any two models
   vitsee run --import my_analysis.py analysis=mine        your own analysis: docs/extending.md
+  vitsee run --config-dir conf model=mine                 your own models, data sets, figures, …: conf/model/mine.yaml
 
 Choices
 {choices}
