@@ -87,13 +87,11 @@ def no_such(group: str, name: str, valid: Iterable[str]) -> UserError:
     near = re.sub(r"^(?:fig)?(\d)$", r"fig0\1", name)
     known = unknown(f"there is no {group}={name}{own}", near, valid, f"{group} can be")
     elsewhere = {
-        "model": f"One of timm: model=timm model.timm={name}",
-        "dataset": f"Your own images: dataset=folder dataset.root={name}",
+        "model": f" One of timm: model=timm model.timm={name}",
+        "dataset": f" Your own images: dataset=folder dataset.root={name}",
     }
-    more = [elsewhere[group]] if group in elsewhere else []
-    if not own and not _theirs:
-        more.append("With files of your own: --config-dir FOLDER")
-    return UserError(f"{known} {'; '.join(more)}".rstrip())
+    yours = "" if own or _theirs else " (files of your own: --config-dir FOLDER)"
+    return UserError(f"{known}{elsewhere.get(group, '')}{yours}")
 
 
 def options(group: str, name: str) -> dict[str, Any]:

@@ -104,9 +104,9 @@ def undeclared(kind: type, key: str) -> UserError:
 def _no_such_choice(error: MissingConfigException) -> str:
     group, _, option = str(error.missing_cfg_file).rpartition("/")
     if error.options is None:  # a file's defaults name it
-        said = str(error).splitlines()[0]
-        valid = choices.names(group)
-        return f"{said} {choices.no_such(group, option, valid)}" if valid else said
+        said, valid = str(error).splitlines()[0], choices.names(group)
+        file = said.partition(":")[0]
+        return f"{file}: {choices.no_such(group, option, valid)}" if valid else said
     if option.startswith("submitit"):
         return f"{group}={option} needs the SLURM launcher: pip install 'vitsee[slurm]'"
     return str(choices.no_such(group, option, error.options))
