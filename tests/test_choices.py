@@ -76,7 +76,9 @@ def test_every_list_and_help_has_the_choices_of_the_user_s_folder(conf, command,
         rows = command("list", f"{group}s", *flag)[1].splitlines()
         (line,) = (row for row in rows if row.split()[0] == choice)
         assert {"model": "random", "figure": "0 of 1 models"}.get(group, "") in line
-    assert " mine," in command("run", "--help", *flag)[1]
+    helped = command("run", "--help", *flag)[1]
+    assert " mine," in helped
+    assert "protocol   fast, paper\n" in helped
     assert "brief" in command("train", *flag, "--help")[1]
     assert not [row for row in command("list", "models")[1].splitlines() if row.startswith("mine")]
 

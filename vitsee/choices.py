@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ FLAGS = ("--config-dir", "-cd")
 NEEDS = "a folder of YAML files: --config-dir conf"
 PROVIDER = "vitsee --config-dir"
 
-_theirs: tuple[Path, ...] = ()
-"""The user's folders."""
+_theirs: ContextVar[tuple[Path, ...]] = ContextVar("_theirs", default=())
+"""The user's folders, in this thread."""
 
 
 @contextmanager
@@ -40,31 +41,30 @@ def using(*given: str | PathLike[str]) -> Iterator[None]:
     Raises UserError if one is missing, has no choices, or has one under a name that is taken: a name never means
     another model than it did.
     """
-    global _theirs
-    before, _theirs = _theirs, ()
+    before = _theirs.set(())
     try:
         for each in given:
             folder = _checked(each)
-            _theirs = (*_theirs, folder)
+            _theirs.set((*_theirs.get(), folder))
             _check_files(folder)
         if given:
             Plugins.instance().register(SearchTheirs)
         yield
     finally:
-        _theirs = before
+        _theirs.reset(before)
 
 
 class SearchTheirs(SearchPathPlugin):
     """Lets Hydra find what is in the user's folders."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        for folder in _theirs:
+        for folder in _theirs.get():
             search_path.append(PROVIDER, f"file://{folder.absolute()}")
 
 
 def folders() -> tuple[Path, ...]:
     """The folders with choices: the user's, then vitsee's."""
-    return (*_theirs, CONF)
+    return (*_theirs.get(), CONF)
 
 
 def names(group: str, *where: Path) -> list[str]:
@@ -90,7 +90,7 @@ def no_such(group: str, name: str, valid: Iterable[str]) -> UserError:
         "model": f" One of timm: model=timm model.timm={name}",
         "dataset": f" Your own images: dataset=folder dataset.root={name}",
     }
-    yours = "" if own or _theirs else " (files of your own: --config-dir FOLDER)"
+    yours = "" if own or _theirs.get() else " (files of your own: --config-dir FOLDER)"
     return UserError(f"{known}{elsewhere.get(group, '')}{yours}")
 
 

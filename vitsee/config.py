@@ -39,7 +39,7 @@ def composed(words: list[str], config_dir: str | PathLike[str] | None = None) ->
     errors, which `mistakes.mistake` explains.
     """
     added = choices.using(config_dir) if config_dir else nullcontext()
-    with _hydra_apart(), added, initialize_config_dir(str(choices.CONF), version_base="1.3"):
+    with added, _hydra_apart(), initialize_config_dir(str(choices.CONF), version_base="1.3"):
         return build(compose("run", [quoted(word) for word in words]))
 
 

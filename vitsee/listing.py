@@ -25,6 +25,7 @@ def every_choice() -> str:
             "analysis": sorted(REGISTERED),
             "model": names("model"),
             "dataset": names("dataset"),
+            "protocol": names("protocol"),
         }.items()
     )
 
