@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 import vitsee
 from vitsee import choices, cli, config
 from vitsee.errors import UserError
+from vitsee.options import Experiment
 from vitsee.papers import composing
 from vitsee.papers.claims import CLAIMS
 from vitsee.papers.publish import Request
@@ -50,6 +51,11 @@ def write(path: Path, content: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content)
     return path
+
+
+def composed_with(folder: Path, *words: str) -> Experiment:
+    with choices.using(folder):
+        return config.composed([*words])
 
 
 @pytest.fixture
@@ -112,7 +118,7 @@ def test_a_job_on_another_machine_finds_them(conf, monkeypatch):
 
 
 def test_a_process_per_device_needs_none_of_the_files(conf):
-    made = config.composed(["model=mine"], conf)
+    made = composed_with(conf, "model=mine")
     sent = pickle.dumps(made)
     shutil.rmtree(conf)
     assert pickle.loads(sent) == made
@@ -215,10 +221,10 @@ def test_a_file_that_would_not_be_what_it_seems_is_refused(conf, name, content, 
 
 def test_a_folder_that_is_not_there_or_has_nothing_is_refused(conf):
     with pytest.raises(UserError, match=r"there is no such folder\. Did you mean conf\?"):
-        config.composed(["model=mine"], conf.with_name("cnf"))
+        composed_with(conf.with_name("cnf"), "model=mine")
     (conf.parent / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty has nothing to choose; what is read is model/NAM"):
-        config.composed(["model=mine"], conf.parent / "empty")
+        composed_with(conf.parent / "empty", "model=mine")
 
 
 def test_of_two_folders_with_the_same_name_none_wins(conf, tmp_path):
@@ -266,7 +272,7 @@ def test_an_option_that_is_a_word_of_python_s_ends_in_an_underscore(conf, comman
     _, _, err = command("run", "--config-dir", str(conf), "model=theirs")
     assert "no option model.import in a YAML file, where it is written import_: VALUE" in err
     model.write_text(model.read_text().replace("import: ", "import_: "))
-    assert config.composed(["model=theirs"], conf).model.import_ == "nets:make"
+    assert composed_with(conf, "model=theirs").model.import_ == "nets:make"
 
 
 def test_a_figure_with_a_mistake_is_refused_before_anything_is_measured(conf, command):

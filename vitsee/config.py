@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from numbers import Number
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +25,19 @@ from omegaconf.errors import OmegaConfBaseException
 import vitsee.analyses  # noqa: F401  (declares the schema of every analysis)
 from vitsee import choices
 from vitsee.analysis import REGISTERED, Analysis
+from vitsee.choices import CONF
 from vitsee.errors import UserError, unknown
 from vitsee.io import plain
 from vitsee.mistakes import explain, undeclared
 from vitsee.options import Dataset, Experiment
 
 
-def composed(words: list[str], config_dir: str | PathLike[str] | None = None) -> Experiment:
+def composed(words: list[str]) -> Experiment:
     """Return the experiment that `vitsee run` with these arguments describes.
 
-    config_dir: a folder of the user's choices, as with --config-dir. Raises UserError, and Hydra's and OmegaConf's
-    errors, which `mistakes.mistake` explains.
+    Raises UserError, and Hydra's and OmegaConf's errors, which `mistakes.mistake` explains.
     """
-    added = choices.using(config_dir) if config_dir else nullcontext()
-    with added, _hydra_apart(), initialize_config_dir(str(choices.CONF), version_base="1.3"):
+    with _hydra_apart(), initialize_config_dir(str(CONF), version_base="1.3"):
         return build(compose("run", [quoted(word) for word in words]))
 
 

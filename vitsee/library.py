@@ -64,7 +64,8 @@ def run_experiment(
                 f"use the command line to run several: vitsee run {word} …"
             )
     try:
-        experiment = config.composed(words, config_dir)
+        with choices.using(*([config_dir] if config_dir else [])):
+            experiment = config.composed(words)
         from vitsee.gpus import choose, run  # imports torch, which takes seconds
 
         if objects and len(choose(experiment.run)) > 1:
