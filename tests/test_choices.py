@@ -194,6 +194,7 @@ def test_a_flag_without_a_folder_says_what_is_missing(command, words):
         ("models/x.yaml", "name: x", r"conf/models is not read; .* model/NAME.*mean model\?"),
         ("analysis/cka.yaml", "", r"conf/analysis: an analysis of your own is a file: --import"),
         ("model/vit_mini.yaml", "name: vit_mini", r"vit_mini\.yaml: vitsee has a file of that nam"),
+        ("model/x.yml", "name: x", r"model/x\.yml is not read; rename it x\.yaml"),
         ("run.yaml", "images: 8", r"conf/run\.yaml: vitsee has a file of that name; rename yours"),
         ("model/x.yaml", "name: vit_mini", r"x\.yaml has name: vit_mini; write name: x, as the f"),
         ("dataset/x.yaml", "defaults: [folder]", r"dataset/x\.yaml has no name; write name: x"),

@@ -138,6 +138,8 @@ def _checked(given: str | PathLike[str]) -> Path:
             raise UserError(f"{folder / kind}: an analysis of your own is a file: --import FILE")
         if close := nearest(kind, GROUPS):
             raise UserError(f"{folder / kind} is not read; {read}.{close}")
+    for file in sorted(file for group in GROUPS for file in visible(folder / group, ".yml")):
+        raise UserError(f"{file} is not read; rename it {file.stem}.yaml")
     if not kinds & {*GROUPS, "hydra"}:
         raise UserError(f"--config-dir {given} has nothing to choose; {read}")
     for there in folders():
