@@ -100,6 +100,10 @@ def _change(word: str) -> tuple[str, Any]:
     """Return the option and the value of `key=value`. Raises UserError for other kinds of override."""
     if word.startswith("-"):
         raise UserError(f"{word} cannot be given with --from, which repeats one experiment")
+    if "=" not in word:
+        raise UserError(
+            f"{word}: --from takes key=value, with one value, after one experiment.yaml"
+        )
     read = OverridesParser.create().parse_override(quoted(word))
     key, value = read.get_key_element(), read.value()
     whole = key in ("analysis", "model", "dataset", "run", "protocol") or "@" in key
