@@ -14,7 +14,7 @@ from functools import cache
 
 from omegaconf import OmegaConf
 
-from vitsee.config import CONF
+from vitsee.choices import CONF
 from vitsee.models import timm_architecture
 from vitsee.models.presets import choose
 from vitsee.models.taps import SURVEY

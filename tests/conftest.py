@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
 import vitsee.cli
-from vitsee import config
+from vitsee import choices, config
 from vitsee.analysis import Layer
 from vitsee.data.minibatches import cores
 from vitsee.errors import UserError
@@ -176,7 +176,7 @@ GROUPS = ("analysis", "model", "model@other", "dataset", "protocol")
 
 @cache
 def _chosen(groups: tuple[str, ...]) -> DictConfig:
-    with config._hydra_apart(), initialize_config_dir(str(config.CONF), version_base="1.3"):
+    with config._hydra_apart(), initialize_config_dir(str(choices.CONF), version_base="1.3"):
         return compose("run", list(groups))
 
 

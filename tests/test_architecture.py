@@ -36,6 +36,7 @@ ROOMS = {
     },
     "comparing": {"errors", "estimators", "io", "names", "parallel", "plotting", "results"},
     "papers": {
+        "choices",
         "comparing",
         "config",
         "errors",
@@ -55,8 +56,11 @@ ROOMS = {
 }
 """What each folder may import of the rest of vitsee: other folders, and modules that lie beside them."""
 THERE = {path.stem for path in (ROOT / "vitsee").iterdir()}
-DRAWING = ("vitsee", "vitsee.cli", "vitsee.listing", "vitsee.papers.plot", "vitsee.report.write")
-"""What is imported to list, to draw again and to report."""
+DRAWING = (
+    *("vitsee", "vitsee.cli", "vitsee.listing", "vitsee.papers.plot", "vitsee.papers.claims"),
+    "vitsee.report.write",
+)
+"""What is imported to list, to draw again, to judge and to report."""
 
 
 def room(name: str) -> str:
@@ -111,7 +115,7 @@ def test_no_room_imports_in_a_circle():
     assert not left
 
 
-def test_listing_drawing_and_reporting_import_no_torch():
+def test_listing_drawing_judging_and_reporting_import_no_torch():
     code = f"import sys, {', '.join(DRAWING)}; print({{'torch', 'timm'}} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

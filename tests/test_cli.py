@@ -284,6 +284,7 @@ def test_a_change_to_an_experiment_file_means_what_it_means_without(word, experi
         ("protocol=paper", "for a different protocol give"),
         ("+seed=1", r"\+seed=1: --from takes key=value"),
         ("~seed", "~seed: --from takes key=value"),
+        ("b/experiment.yaml", "b/experiment.yaml: --from takes key=value, .* one experiment.yaml"),
         ("seed=1,2", "with one value"),
         ("-m", "-m cannot be given with --from"),
         ("sed=1", "there is no option sed; .*Did you mean seed"),

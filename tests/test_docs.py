@@ -21,10 +21,12 @@ from omegaconf import OmegaConf
 
 from vitsee import __version__, cli, listing
 from vitsee.analysis import REGISTERED, Analysis
-from vitsee.config import CONF, quoted
+from vitsee.choices import CONF, GROUPS
+from vitsee.config import quoted
 from vitsee.models import cards, presets
 from vitsee.models.sources.timm import EMBEDDED
-from vitsee.papers import atlas, claims, verdicts
+from vitsee.papers import atlas, verdicts
+from vitsee.papers.claims import CLAIMS
 from vitsee.papers.publish import Request
 from vitsee.plugins import import_asked
 from vitsee.results.reading import read
@@ -224,13 +226,13 @@ def test_pages_of_the_site_fetch_nothing_from_elsewhere(site):
 
 
 def commands() -> list[tuple[str, str]]:
-    """Each line that begins with `vitsee`, and the first page that has it; examples (`--import`) are tested below."""
+    """Each line that begins with `vitsee`, and the first page that has it; examples of additions are tested below."""
     found: dict[str, str] = {}
     for name in ["../README.md", *PAGES]:
         if name != "extending.md":
             lines = re.findall(r"^    (vitsee .*)$", page(name), flags=re.MULTILINE)
             for line in lines:
-                if "--import" not in line:
+                if "--import" not in line and "--config-dir" not in line:
                     found.setdefault(" ".join(line.split()), name)
     return [(name, line) for line, name in found.items()]
 
@@ -268,7 +270,7 @@ def test_a_command_that_a_page_shows_can_be_given(name, line):
         assert verb in cli.VERBS
 
 
-# ---- the examples of docs/extending.md, in a copy of the project ----
+# ---- the examples of docs/extending.md, in an empty folder ----
 
 
 def examples() -> dict[str, str]:
@@ -283,25 +285,31 @@ def examples() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project with all examples in it."""
-    copy = tmp_path_factory.mktemp("extended")
-    for folder in ("vitsee", "conf"):
-        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    """A folder with all examples and nothing else."""
+    folder = tmp_path_factory.mktemp("extended")
     for name, content in examples().items():
-        path = copy / name
-        before = path.read_text(encoding="utf-8") + "\n\n" if path.exists() else ""
-        path.write_text(before + content, encoding="utf-8")
-    return copy
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+    return folder
 
 
+MINE = "--import token_length.py --import my_claims.py --config-dir conf"
+FEW = "images=8 batch_size=4 run.workers=0 run.progress=false"
 GIVEN = {
-    "figure": "run --import=token_length.py figure=norms images=8 batch_size=4 run.workers=0",
-    "model": "list --import=token_length.py layers model=vit_s16_dino analysis=token_length",
-    "data set": "run --import=token_length.py analysis=token_length analysis.patches=true "
-    "dataset=pets dataset.root=photos images=8 batch_size=4 run.workers=0",
-    "recipe": "train recipe=vit_nano_short --cfg job",
+    "analysis": ("run --import token_length.py analysis=token_length analysis.patches=true", FEW),
+    "figure": (f"run {MINE} figure=norms", FEW),
+    "zoo": (f"run {MINE} figure=norms zoo=two", FEW),
+    "model": ("list layers --config-dir conf model=vit_s16_dino", ""),
+    "models": ("list models --config-dir conf", ""),
+    "data set": (
+        "run --config-dir conf dataset=pets dataset.root=photos",
+        f"analysis.layers=[norm] {FEW}",
+    ),
+    "recipe": ("train --config-dir conf recipe=vit_nano_short", "--cfg job"),
+    "protocol": ("run --config-dir conf protocol=quick", "--cfg job"),
 }
-"""A command for each kind of example."""
+"""A command on the page for each kind of example, and what makes it fast."""
 
 ONE_AFTER_ANOTHER = """
 import sys
@@ -320,12 +328,12 @@ together = pytest.mark.xdist_group("examples")  # one worker, so that the comman
 
 @pytest.fixture(scope="module")
 def said(extended: Path, images: Path) -> dict[str, str]:
-    """What each command of GIVEN prints in that copy; all are given in one process."""
+    """What each command of GIVEN prints in that folder; all are given in one process."""
     shutil.copytree(images, extended / "photos" / "test")
     done = subprocess.run(
-        [sys.executable, "-c", ONE_AFTER_ANOTHER, *GIVEN.values()],
+        [sys.executable, "-c", ONE_AFTER_ANOTHER, *map(" ".join, GIVEN.values())],
         cwd=extended,
-        env=os.environ | {"PYTHONPATH": str(extended)},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
@@ -336,20 +344,24 @@ def said(extended: Path, images: Path) -> dict[str, str]:
 
 def test_there_is_an_example_of_everything_that_can_be_added():
     kinds = {str(Path(name).parent) for name in examples()}
-    groups = ("model", "dataset", "figure", "recipe")
-    assert kinds == {".", "vitsee/papers", *(f"conf/{group}" for group in groups)}
-    assert {"token_length.py", "vitsee/papers/claims.py"} <= set(examples())
+    assert kinds == {".", *(f"conf/{group}" for group in GROUPS)}
+    assert {"token_length.py", "my_claims.py"} <= set(examples())
+
+
+def test_the_commands_that_are_given_are_those_on_the_page():
+    shown = page("extending.md").splitlines()
+    assert [line for line, _ in GIVEN.values() if f"    vitsee {line}" not in shown] == []
 
 
 @together
 def test_the_example_of_an_analysis_figure_and_claim_is_measured_drawn_and_judged(extended, said):
-    (folder,) = (extended / "outputs" / "figures").iterdir()
+    folder = extended / "outputs" / "figures" / "norms-mini"
     assert (folder / "norms.png").is_file()
     (row,) = (folder / "claims.csv").read_text().splitlines()[1:]
     assert row.startswith("tokens_grow,norms,")
     judged = (verdicts.YES, verdicts.NO, verdicts.UNDECIDED, verdicts.UNTRAINED_TOO)
     assert any(f",{holds}," in row for holds in judged)
-    assert "tokens_grow" not in claims.CLAIMS, "the copy was meant to be imported, not this"
+    assert "tokens_grow" not in CLAIMS, "it is a claim of the other process"
 
 
 def test_the_example_of_an_analysis_obeys_the_laws(extended, monkeypatch):
@@ -368,13 +380,23 @@ def test_the_example_of_an_analysis_obeys_the_laws(extended, monkeypatch):
 @together
 def test_the_example_of_a_model_is_found_by_timm(said):
     assert "vit_small_patch16_224.dino" in said["model"]
+    assert re.search(r"^vit_s16_dino +vit_small_patch16_224\.dino ", said["models"], re.MULTILINE)
 
 
 @together
 def test_the_example_of_a_data_set_is_read(extended, said):
-    assert list(
-        (extended / "outputs" / "token_length" / "vit_mini").glob("pets-*/token_length.csv")
-    )
+    assert list((extended / "outputs" / "cka" / "vit_mini").glob("pets-*/cka.csv"))
+
+
+@together
+def test_the_example_of_a_zoo_casts_its_own_models(extended, said):
+    panels = extended / "outputs" / "figures" / "norms-two" / "panels.csv"
+    assert "token_length/vit_nano/" in panels.read_text()
+
+
+@together
+def test_the_example_of_a_protocol_is_composed(said):
+    assert yaml.safe_load(said["protocol"])["images"] == 64
 
 
 @together

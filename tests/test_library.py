@@ -18,7 +18,8 @@ from conftest import TINY, tiny_overrides
 from hydra import compose, initialize_config_dir
 
 import vitsee
-from vitsee.config import CONF, override
+from vitsee.choices import CONF
+from vitsee.config import override
 
 NOTEBOOK = Path(__file__).parents[1] / "examples/redraw.ipynb"
 

@@ -23,10 +23,9 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from vitsee import names
-from vitsee.config import CONF
+from vitsee import choices, names
+from vitsee.choices import CONF
 from vitsee.errors import UserError
-from vitsee.listing import model_options
 from vitsee.models import fitting, hub, layout, loader, timm_architecture, weight_files
 from vitsee.models.sources.found import nonfinite
 from vitsee.models.sources.timm import _with_weights, without_classifier
@@ -49,7 +48,9 @@ def pretrained() -> list[str]:
 
 
 def configured(name: str) -> Model:
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Model), model_options(name)))
+    return OmegaConf.to_object(
+        OmegaConf.merge(OmegaConf.structured(Model), choices.options("model", name))
+    )
 
 
 def tiny(**changes: object) -> Model:
@@ -84,9 +85,7 @@ def test_every_configured_model_has_a_comment_that_says_what_it_is():
 
 def test_a_small_model_that_does_not_ship_yet_says_how_to_train_it():
     missing = Model(name="vit_huge_mini", timm="test_vit", embedded=True)
-    message = (
-        r"do not ship with vitsee yet \(available: .*vit_mini.*\); train them: scripts/zoo.sh vit_h"
-    )
+    message = r"do not ship with vitsee \(available: .*vit_mini.*\); give model.checkpoint=PATH \(vitsee train"
     with pytest.raises(UserError, match=message):
         loader.load(missing, "cpu")
 

@@ -17,14 +17,14 @@ from PIL import Image
 
 from vitsee import gpus, runner
 from vitsee.analysis import REGISTERED
-from vitsee.config import CONF
+from vitsee.choices import CONF
 from vitsee.errors import UserError
 from vitsee.papers import atlas, composing, evidence
 from vitsee.papers.claims import CLAIMS
 from vitsee.papers.plot import plot
 from vitsee.papers.publish import (
     Request,
-    check_claims,
+    check_panels,
     overrides,
     publish,
     tell_what_is_replaced,
@@ -306,8 +306,8 @@ def test_what_makes_no_sense_for_a_figure_is_refused(words, message):
 def test_a_figure_file_with_an_unknown_key_is_refused(tmp_path, monkeypatch):
     (tmp_path / "figure").mkdir()
     (tmp_path / "figure" / "mine.yaml").write_text("name: mine\npanel: {}\n")
-    monkeypatch.setattr("vitsee.papers.atlas.CONF", tmp_path)
-    with pytest.raises(UserError, match=r"mine\.yaml: Key 'panel' not in 'Published'"):
+    monkeypatch.setattr("vitsee.choices.CONF", tmp_path)
+    with pytest.raises(UserError, match=r"mine\.yaml: there is no key panel; .* mean panels\?"):
         atlas.published("mine")
 
 
@@ -363,7 +363,7 @@ def test_of_several_figures_the_failed_one_is_named_at_the_end_and_the_others_ar
 )
 def test_a_figure_whose_claims_are_misspelt_is_refused_before_it_is_measured(claims, message):
     with pytest.raises(UserError, match=message):
-        check_claims(replace(atlas.published("fig07"), claims=claims))
+        check_panels(replace(atlas.published("fig07"), claims=claims))
 
 
 def test_a_figure_of_models_is_called_after_them():

@@ -29,7 +29,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load, load_file
 
-from vitsee.config import CONF
+from vitsee.choices import CONF
 from vitsee.data import datasets
 from vitsee.data.scenes import CLASSES, Scenes
 from vitsee.errors import Incomplete, UserError

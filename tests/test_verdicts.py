@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from vitsee.papers import atlas, claims
+from vitsee.errors import UserError
+from vitsee.papers import atlas
+from vitsee.papers.claims import CLAIMS
+from vitsee.papers.claims.statistics import table_of
 from vitsee.papers.verdicts import (
-    CLAIMS,
     NO,
     NOT_TESTABLE,
     UNDECIDED,
@@ -509,8 +510,11 @@ def test_without_an_interval_a_claim_is_undecided():
 
 
 def test_a_claim_has_one_threshold():
-    with pytest.raises(ValueError, match="one threshold"):
-        claim("s", "t", above=1, below=2)
+    for given in ({}, {"above": 1, "below": 2}):
+        with pytest.raises(
+            UserError, match=r"the claim uniform .*similarity\.py, line \d+\) .*one"
+        ):
+            claim("s", "t", **given)(CLAIMS["uniform"].measure)
 
 
 def test_of_several_panels_the_worst_choice_counts():
@@ -633,12 +637,18 @@ def test_a_result_without_groups_has_no_replicates(tmp_path):
 
 def test_accuracy_is_compared_where_every_model_has_one():
     known = {"vit_large_ft": robust(0.9, accuracy=0.2), "resnet50_v1": robust(0.1, accuracy=0.6)}
-    assert claims.vits_bear_occlusion(known) == pytest.approx(-0.4)
+    assert CLAIMS["vits_bear_occlusion"].measure(known) == pytest.approx(-0.4)
     half_known = known | {"resnet50_v1": robust(0.1)}
-    assert claims.vits_bear_occlusion(half_known) == pytest.approx(0.8)
+    assert CLAIMS["vits_bear_occlusion"].measure(half_known) == pytest.approx(0.8)
 
 
 def test_missing_evidence_is_named():
     with pytest.raises(Missing, match="vit_gap"):
-        claims.first_gap_token_catches_up({"vit_base32": probes(gap=[0, 0])})
-    assert inspect.isfunction(claims.uniform)
+        CLAIMS["first_gap_token_catches_up"].measure({"vit_base32": probes(gap=[0, 0])})
+
+
+def test_of_a_panel_with_several_roles_no_table_is_taken_at_random():
+    both = {"vit_base32": trained(0.5), "vit_gap": trained(0.6)}
+    assert table_of(both, "scaling", "vit_gap")["accuracy"].tolist() == [0.6]
+    with pytest.raises(Missing, match="a panel with one role; this one has vit_base32, vit_gap"):
+        table_of(both, "scaling")

@@ -17,7 +17,7 @@ import yaml
 from forks import Forks
 from hydra import compose, initialize_config_dir
 
-from vitsee.config import CONF
+from vitsee.choices import CONF
 from vitsee.models import cards, loader, timm_architecture
 from vitsee.models.sources import timm as embedded
 from vitsee.options import Model, Pool, Source

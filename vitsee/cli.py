@@ -16,8 +16,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from vitsee import config, listing, mistakes, options
+from vitsee import choices, config, listing, mistakes, options
 from vitsee.errors import Incomplete, UserError, nearest, printable, speak_plainly, unknown
+from vitsee.flags import taken
 from vitsee.help import RUN_HELP, usage
 from vitsee.parallel import interrupt
 from vitsee.parallel.interrupt import Interrupted
@@ -25,7 +26,7 @@ from vitsee.plugins import import_asked
 from vitsee.streams import steady
 from vitsee.version import __version__
 
-CONF = str(config.CONF)
+CONF = str(choices.CONF)
 MISTAKE, INCOMPLETE, INTERRUPTED = 2, 3, 130
 UNFINISHED = "what was measured is kept; repeat the command to continue"
 
@@ -57,17 +58,19 @@ def obey() -> None:
         )
     speak_plainly()
     del sys.argv[1]  # Hydra expects nothing but its own arguments
-    answer_for(verb, import_plugins)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # bugs keep their traceback
     os.environ["MPLBACKEND"] = "agg"  # never opens a window, which would fail without a display
     # makes torch request huge pages; without them, a CPU under Linux spends a quarter of its time on page faults
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    answer_for(verb, VERBS[verb])
+    answer_for(verb, lambda: with_what_is_theirs(verb))
 
 
-def import_plugins() -> None:
-    """Import the analyses that the command line names."""
-    sys.argv[1:] = import_asked(sys.argv[1:])
+def with_what_is_theirs(verb: str) -> None:
+    """Carry out a verb with the user's own analyses and claims (--import) and choices (--config-dir)."""
+    given, words = taken(sys.argv[1:], *choices.FLAGS, needs=choices.NEEDS)
+    with choices.using(*given):
+        sys.argv[1:] = import_asked(words)
+        answer_for(verb, VERBS[verb])
 
 
 def answer_for(verb: str, do: Callable[[], None]) -> None:
@@ -101,7 +104,7 @@ def fail(message: str, code: int = MISTAKE) -> None:
 def run() -> None:
     """measure one experiment and draw its figures (with -m: several)"""
     if wants_help():
-        return print(RUN_HELP.replace("{choices}", listing.choices()))
+        return print(RUN_HELP.replace("{choices}", listing.every_choice()))
     if any(word.startswith("figure=") for word in sys.argv):
         from vitsee.papers import publish
         from vitsee.results.repeated import counted
@@ -144,7 +147,6 @@ def one_configuration(words: list[str]) -> bool:
 OF_HYDRA = (
     *(
         "--cfg",
-        "--config-dir",
         "--config-name",
         "--config-path",
         "--experimental-rerun",
@@ -163,7 +165,7 @@ def refuse_unknown_flags() -> None:
             written = (
                 f" (options are written without dashes: {flag.strip('-').replace('-', '_')}=VALUE)"
             )
-            valid = ["--from", "--import", "--help", *OF_HYDRA]
+            valid = ["--from", "--import", "--config-dir", "--help", *OF_HYDRA]
             raise unknown(f"there is no flag {flag}{written}", flag, valid, "vitsee run has")
 
 
@@ -186,7 +188,9 @@ def one_of_many(cfg: DictConfig) -> None:
     another machine reports them in its log.
     """
     speak_plainly()
-    experiment = config.build(cfg)
+    sources = HydraConfig.get().runtime.config_sources
+    with choices.using(*(one.path for one in sources if one.provider == choices.PROVIDER)):
+        experiment = config.build(cfg)
     question = repr(experiment.what())
     try:
         perform(experiment)
@@ -272,8 +276,8 @@ def list_() -> None:
     kinds = listing.KINDS
     if wants_help() or len(sys.argv) == 1:
         return print(
-            f"usage: vitsee list {'|'.join(kinds)}   (layers: model=NAME; models: model=timm|torchvision|open_clip|"
-            f"transformers, and a pattern, e.g. model.id='resnet*')"
+            f"usage: vitsee list [--config-dir DIR] {'|'.join(kinds)}   (layers: model=NAME; models: "
+            f"model=timm|torchvision|open_clip|transformers, and a pattern, e.g. model.id='resnet*')"
         )
     kind, overrides = sys.argv[1], sys.argv[2:]
     if kind not in kinds:
@@ -289,7 +293,7 @@ def train() -> None:
     """train a model with a recipe (on several GPUs: under torchrun)"""
     if wants_help():
         names = "|".join(listing.names("recipe"))
-        return print(f"usage: vitsee train recipe={names} [key=value …]")
+        return print(f"usage: vitsee train [--config-dir DIR] recipe={names} [key=value …]")
     from vitsee.training import recipes  # noqa: F401  (declares the schema of recipes)
 
     if one_configuration(sys.argv[1:]):
@@ -345,8 +349,13 @@ def complete() -> None:
     if done[1] == "list" and len(done) == 2:
         return print(*(kind for kind in listing.KINDS if kind.startswith(typed)))
     os.environ["COMP_LINE"] = line.replace(f" {words[1]}", "", 1)
-    if done[1] == "train":
-        from vitsee.training import recipes  # noqa: F401  (declares the schema of recipes)
+    try:
+        given, _ = taken(done, *choices.FLAGS, needs=choices.NEEDS)
+        with choices.using(*given):
+            if done[1] == "train":
+                from vitsee.training import recipes  # noqa: F401  (declares the schema of recipes)
 
-        return compose_and_train()
-    compose_and_run()
+                return compose_and_train()
+            compose_and_run()
+    except UserError:  # the folder is being typed, or cannot be used
+        return

@@ -23,15 +23,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import vitsee.analyses  # noqa: F401  (declares the schema of every analysis)
+from vitsee import choices
 from vitsee.analysis import REGISTERED, Analysis
+from vitsee.choices import CONF
 from vitsee.errors import UserError, unknown
 from vitsee.io import plain
 from vitsee.mistakes import explain, undeclared
 from vitsee.options import Dataset, Experiment
-
-_PACKAGED = Path(__file__).parent / "conf"
-
-CONF = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "conf"
 
 
 def composed(words: list[str]) -> Experiment:
@@ -107,6 +105,10 @@ def _change(word: str) -> tuple[str, Any]:
     """Return the option and the value of `key=value`. Raises UserError for other kinds of override."""
     if word.startswith("-"):
         raise UserError(f"{word} cannot be given with --from, which repeats one experiment")
+    if "=" not in word:
+        raise UserError(
+            f"{word}: --from takes key=value, with one value, after one experiment.yaml"
+        )
     read = OverridesParser.create().parse_override(quoted(word))
     key, value = read.get_key_element(), read.value()
     whole = key in ("analysis", "model", "dataset", "run", "protocol") or "@" in key
@@ -123,9 +125,7 @@ def _change(word: str) -> tuple[str, Any]:
 def _suitable_dataset(cfg: DictConfig) -> DictConfig:
     """Return the data set that suits the model, with the user's changes to `dataset=auto`."""
     schema = OmegaConf.structured(Dataset)
-    chosen = OmegaConf.load(CONF / "dataset" / f"{cfg.model.dataset}.yaml")
-    assert isinstance(chosen, DictConfig)
-    del chosen["defaults"]
+    chosen = choices.options("dataset", cfg.model.dataset)
     changed = {
         key: cfg.dataset[key]
         for key in schema

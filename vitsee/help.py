@@ -11,7 +11,8 @@ def usage(verbs: dict[str, str]) -> str:
 {lines}
 
 `vitsee run` alone compares all layers of a small trained ViT; it needs no network and no GPU.
-`vitsee run --help` lists the options, `vitsee list models` the models.
+`vitsee run --help` lists the options, `vitsee list models` the models. Every verb takes your own analyses and claims
+(--import FILE), and models, data sets, figures, zoos, recipes and protocols (--config-dir DIR).
 Tab completion: eval "$(vitsee -sc install=bash)", for zsh eval "$(vitsee -sc install=zsh)"."""
 
 
@@ -34,10 +35,10 @@ interrupted run; if everything is already measured, it only redraws.
   vitsee run figure=fig01 figure.width=column run.pdf=true     one column wide (default: text width), as PDF
   vitsee run figure=claims model=NAME model@other=NAME    test the claims on any two models
   vitsee run --import my_analysis.py analysis=mine        your own analysis: docs/extending.md
+  vitsee run --config-dir conf model=mine                 your own models, data sets, figures, …: conf/model/mine.yaml
 
 Choices
 {choices}
-  protocol   paper (10,240 images in minibatches of 1,024, 20 repeats)
 
 What is measured
   images=N             how many images (default: the analysis's own number)

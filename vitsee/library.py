@@ -24,13 +24,17 @@ if TYPE_CHECKING:
     from vitsee.results.reading import StoredResult
 
 
-def run_experiment(*overrides: str, **options: Any) -> Result:
+def run_experiment(
+    *overrides: str, config_dir: str | os.PathLike[str] | None = None, **options: Any
+) -> Result:
     """Do what `vitsee run` does with the same overrides, in this process, and return the result.
 
     overrides: as on the command line, e.g. "analysis=cka", "model@other=resnet_mini".
     options: the same with Python values, e.g. images=512, run={"outputs": "results"}; a string is taken
         literally, and a mapping changes the options that it names. model and other can also be a `vitsee.Model` or
         an nn.Module, and dataset a torch Dataset of images or of (image, label), or a mapping from splits to these.
+    config_dir: a folder of your own choices (`--config-dir`), e.g. "conf" with conf/model/mine.yaml for
+        "model=mine".
 
     The result goes where the command puts it, and nothing is measured twice. A GPU is used if available.
     Experiments run one at a time, in any thread.
@@ -41,7 +45,7 @@ def run_experiment(*overrides: str, **options: Any) -> Result:
     """
     if "torch" not in sys.modules:  # as in `vitsee`; torch reads it once, on import
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    from vitsee import config, given, mistakes
+    from vitsee import choices, config, given, mistakes
 
     objects = {key: value for key, value in options.items() if given.is_object(key, value)}
     named: dict[str, Any] = {}
@@ -53,13 +57,16 @@ def run_experiment(*overrides: str, **options: Any) -> Result:
         named |= {} if key in objects else {of: value}
     words = [*overrides, *(config.override(key, value) for key, value in named.items())]
     for word in words:
+        if word.startswith(choices.FLAGS):
+            raise UserError(f"{word}: from Python this is config_dir=FOLDER")
         if word.startswith(("-", "figure=")):
             raise UserError(
                 f"{word}: run_experiment runs one experiment; "
                 f"use the command line to run several: vitsee run {word} …"
             )
     try:
-        experiment = config.composed(words)
+        with choices.using(*([config_dir] if config_dir else [])):
+            experiment = config.composed(words)
         from vitsee.gpus import choose, run  # imports torch, which takes seconds
 
         if objects and len(choose(experiment.run)) > 1:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-import yaml
-
+from vitsee import choices
 from vitsee.analysis import REGISTERED
-from vitsee.config import CONF, composed
+from vitsee.choices import names
+from vitsee.config import composed
 from vitsee.errors import UserError, unknown
 from vitsee.models.sources.timm import shipped
 from vitsee.options import Model
@@ -17,12 +17,7 @@ from vitsee.papers import atlas
 from vitsee.setting import Layer
 
 
-def names(group: str) -> list[str]:
-    """The choices in a group of conf/."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-
-
-def choices() -> str:
+def every_choice() -> str:
     """One line per group of choices."""
     return "\n".join(
         f"  {group:10} {', '.join(there)}"
@@ -30,6 +25,7 @@ def choices() -> str:
             "analysis": sorted(REGISTERED),
             "model": names("model"),
             "dataset": names("dataset"),
+            "protocol": names("protocol"),
         }.items()
     )
 
@@ -48,22 +44,32 @@ def analyses(overrides: list[str]) -> str:
 
 
 def models(overrides: list[str]) -> str:
-    """The models in conf/model; with a library (`model=torchvision`), its models that match a pattern."""
+    """The models by name; with a library (`model=torchvision`), its models that match a pattern."""
     if overrides:
         return models_of(overrides)
     rows = [("model", "timm name", "weights", "default data set")]
     for name in names("model"):
-        options = model_options(name)
+        options = choices.options("model", name)
         source = options.get("source", "timm")
         if source != "timm":
-            rows.append((name, ANY[source], "its own", options.get("dataset", Model.dataset)))
+            which = options.get("id") or options.get("import_") or ANY.get(source, "")
+            rows.append((name, which, "its own", options.get("dataset", Model.dataset)))
             continue
-        weights = "ship with vitsee" if options.get("embedded") else "downloaded from the hub"
-        if options.get("embedded") and not shipped(name).is_file():
-            weights = f"none yet: scripts/zoo.sh {name}"
         shown = options.get("timm", "any: model.timm=NAME")
+        weights = _weights(name, options)
         rows.append((name, shown, weights, options.get("dataset", Model.dataset)))
     return table(rows)
+
+
+def _weights(name: str, options: Mapping[str, Any]) -> str:
+    """Where the weights of a timm model come from."""
+    if checkpoint := options.get("checkpoint"):
+        return str(checkpoint)
+    if not options.get("pretrained", True):
+        return "random"
+    if not options.get("embedded"):
+        return "downloaded from the hub"
+    return "ship with vitsee" if shipped(name).is_file() else "none: model.checkpoint=PATH"
 
 
 ANY = {
@@ -108,7 +114,7 @@ def commented(group: str) -> str:
     """The choices in a group, with the comment at the top of each file."""
     rows = [(group, "what it is")]
     for name in names(group):
-        lines = (CONF / group / f"{name}.yaml").read_text().splitlines()
+        lines = choices.path(group, name).read_text(encoding="utf-8").splitlines()
         comments = [line[2:] for line in lines if line.startswith("# ") and "@package" not in line]
         rows.append((name, comments[0] if comments else ""))
     return table(rows)
@@ -123,7 +129,10 @@ def figures(overrides: list[str]) -> str:
         figure = atlas.published(name)
         roles = [role for panel in figure.panels.values() for role in (*panel.roles, panel.other)]
         wanted = {role for role in roles if role and role not in atlas.ASKED}
-        offered = (sum(zoo.role(role).model is not None for role in wanted) for zoo in zoos)
+        offered = (
+            sum(role in zoo.roles and zoo.role(role).model is not None for role in wanted)
+            for zoo in zoos
+        )
         shares = (f"{count} of {len(wanted)} models" if wanted else "yours" for count in offered)
         cost, claims = figure.cost, ", ".join(figure.claims) or "none"
         spent = f"{cost.images:,} images, {cost.gpu_minutes:g} min" if cost else ""
@@ -162,17 +171,6 @@ def _output(layer: Layer) -> str:
     if layer.windows > 1:
         return shape.replace(" x ", " windows x ", 1)
     return shape
-
-
-def model_options(name: str) -> dict[str, Any]:
-    """The options in conf/model/<name>.yaml, including those inherited from another model."""
-    options = yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text(encoding="utf-8"))
-    (first, *_) = options.pop("defaults")
-    below = {} if first.startswith("/schema") else model_options(first)
-    for key, value in options.items():
-        mapping = isinstance(value, dict) and isinstance(below.get(key), dict)
-        below[key] = below[key] | value if mapping else value
-    return below
 
 
 KINDS: dict[str, Callable[[list[str]], str]] = {

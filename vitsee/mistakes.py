@@ -11,6 +11,7 @@ from typing import Any
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
+from vitsee import choices
 from vitsee.analysis import REGISTERED
 from vitsee.errors import UserError, refused, unknown
 from vitsee.options import Dataset, Experiment, Model, Run, spoken
@@ -79,6 +80,8 @@ def explain(error: BaseException) -> str:
 def undeclared(kind: type, key: str) -> UserError:
     """Return the error for an option that this dataclass of options does not have. key: with its groups."""
     asked, name = f"there is no option {key}", key.rpartition(".")[2]
+    if any(f.name == f"{name}_" for f in fields(kind)):
+        return UserError(f"{asked} in a YAML file, where it is written {name}_: VALUE")
     names = [spoken(f.name) for f in fields(kind)]
     if kind is not Experiment:
         return unknown(asked, name, names, f"{kind.__name__} has")
@@ -99,15 +102,11 @@ def undeclared(kind: type, key: str) -> UserError:
 
 
 def _no_such_choice(error: MissingConfigException) -> str:
-    if error.options is None:
-        return str(error).splitlines()[0]
     group, _, option = str(error.missing_cfg_file).rpartition("/")
+    if error.options is None:  # a file's defaults name it
+        said, valid = str(error).splitlines()[0], choices.names(group)
+        file = said.partition(":")[0]
+        return f"{file}: {choices.no_such(group, option, valid)}" if valid else said
     if option.startswith("submitit"):
         return f"{group}={option} needs the SLURM launcher: pip install 'vitsee[slurm]'"
-    own = " (if it is your own: --import its file)" if group == "analysis" else ""
-    elsewhere = {
-        "model": f" One of timm: model=timm model.timm={option}",
-        "dataset": f" Your own images: dataset=folder dataset.root={option}",
-    }
-    listed = unknown(f"there is no {group}={option}{own}", option, error.options, f"{group} can be")
-    return f"{listed}{elsewhere.get(group, '')}"
+    return str(choices.no_such(group, option, error.options))

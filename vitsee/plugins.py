@@ -1,4 +1,4 @@
-"""Analyses from outside the package: files named by `--import`, and entry points of installed packages."""
+"""Analyses and claims from outside the package: files named by `--import`, and entry points of installed packages."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from vitsee.errors import UserError, nearest
+from vitsee.flags import taken
 
 log = logging.getLogger(__name__)
 
@@ -24,15 +25,8 @@ def import_asked(words: list[str]) -> list[str]:
 
     Raises UserError if an import fails.
     """
-    rest, ahead = [], iter(words)
-    for word in ahead:
-        option, given, value = word.partition("=")
-        if option != "--import":
-            rest.append(word)
-            continue
-        named = value if given else next(ahead, "")
-        if not named:
-            raise UserError("--import needs a Python file or module: --import my_analysis.py")
+    asked, rest = taken(words, "--import", needs="a Python file or module: --import my_analysis.py")
+    for named in asked:
         _import(named)
     return rest
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from vitsee.config import CONF
+from vitsee import choices
 from vitsee.errors import UserError, unknown
 
 
@@ -118,24 +117,17 @@ def zoo(name: str) -> Zoo:
 
 
 def figures() -> list[str]:
-    """Names of all published figures."""
-    return _names("figure")
+    """Names of all figures, those of the user's too."""
+    return choices.names("figure")
 
 
 def zoos() -> list[str]:
     """Names of all zoos."""
-    return _names("zoo")
-
-
-def _names(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    return choices.names("zoo")
 
 
 def _load(group: str, name: str, kind: type) -> Any:
-    if name not in _names(group):
-        near = re.sub(r"^(?:fig)?(\d)$", r"fig0\1", name)
-        raise unknown(f"there is no {group}={name}", near, _names(group), f"{group} can be")
-    path: Path = CONF / group / f"{name}.yaml"
+    path = choices.path(group, name)
     return deepcopy(_parsed(path, path.read_text(encoding="utf-8"), kind))
 
 
@@ -144,7 +136,12 @@ def _parsed(path: Path, text: str, kind: type) -> Any:
     try:
         options = yaml.load(text, yaml.CSafeLoader)
         merged = OmegaConf.merge(OmegaConf.structured(kind), options)
+        assert isinstance(merged, DictConfig)
+        return OmegaConf.to_object(merged)
+    except ConfigKeyError as error:
+        valid = [each.name for each in fields(error.object_type or kind)]
+        asked = f"{path}: there is no key {error.full_key}"
+        raise unknown(asked, str(error.key), valid, "there can be") from error
     except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
-    assert isinstance(merged, DictConfig)
-    return OmegaConf.to_object(merged)
+        at = getattr(error, "full_key", "")
+        raise UserError(f"{path}: {f'{at}: ' if at else ''}{str(error).splitlines()[0]}") from error

@@ -220,7 +220,7 @@ def draw_panel(
         figures = figures_of(panel, folder, read)
     of = f"{panel['figure']} of {panel['analysis']}"
     if panel["figure"] not in figures:
-        raise wrong(folder / "figure.json", f"there is no figure {of}")
+        raise unknown(f"there is no figure {of}", panel["figure"], figures, "it draws")
     shown: Any = figures[panel["figure"]]
     if shown not in to.parts:
         raise wrong(

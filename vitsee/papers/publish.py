@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from vitsee import choices
 from vitsee.config import composed
 from vitsee.errors import Busy, Incomplete, UserError, unknown
 from vitsee.io.record import Shape
@@ -49,7 +50,7 @@ def publish(words: list[str]) -> Iterator[Written]:
     figures = [atlas.published(name) for name in request.figures]
     for figure in figures:
         request.check(figure)
-        check_claims(figure)
+        check_panels(figure)
     measured: dict[str, Path] = {}
     failed: dict[str, UserError] = {}
     folders, reader = [], Reader()
@@ -75,12 +76,17 @@ def publish(words: list[str]) -> Iterator[Written]:
         )
 
 
-def check_claims(figure: Published) -> None:
-    """Raise UserError for a claim that does not exist, or that is given other evidence than it needs."""
+def check_panels(figure: Published) -> None:
+    """Raise UserError for a panel or a claim that does not exist, or a claim with other evidence than it needs."""
+    for panel in (panel for row in figure.rows for panel in row):
+        if panel not in figure.panels:
+            asked = f"a row of figure={figure.name} names a panel {panel}"
+            raise unknown(asked, panel, figure.panels, "there are")
     for name, given in figure.claims.items():
         asked = f"the claim {name} of figure={figure.name}"
         if name not in CLAIMS:
-            raise unknown(f"{asked} does not exist", name, CLAIMS, "there are")
+            own = " (if it is your own: --import its file)"
+            raise unknown(f"{asked} does not exist{own}", name, CLAIMS, "there are")
         needed = sorted(CLAIMS[name].evidence)
         if sorted(given) != needed:
             raise UserError(f"{asked} needs {', '.join(needed)}; got {', '.join(sorted(given))}")
@@ -199,11 +205,12 @@ class Request:
     def figures(self) -> list[str]:
         """Names of the requested figures.
 
-        `all` means the figures of the two papers whose models are in the zoos, `extra` those from later papers.
+        `all` means the figures of the two papers whose models are in the zoos, `extra` those from later papers;
+        the user's own figures are in neither.
         """
         if self.figure not in ("all", "extra"):
             return list(dict.fromkeys(self.figure.split(",")))
-        every = [atlas.published(name) for name in atlas.figures()]
+        every = [atlas.published(name) for name in choices.names("figure", choices.CONF)]
         extra = self.figure == "extra"
         return [one.name for one in every if not atlas.asks(one) and one.extra == extra]
 

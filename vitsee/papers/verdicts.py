@@ -14,6 +14,8 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 
+from vitsee.errors import UserError
+
 Tables = Mapping[str, pd.DataFrame]
 Evidence = Mapping[str, Tables]
 """The tables of a panel, by its models' roles."""
@@ -103,20 +105,40 @@ def claim(
     premise: Callable[..., str] | None = None,
     any_of: bool = False,
 ) -> Callable[[Measure], Measure]:
-    """Register a function of evidence as the statistic of a claim to be above or below a threshold."""
-    if (above is None) == (below is None):
-        raise ValueError("a claim has exactly one threshold: above=… or below=…")
-    threshold = above if above is not None else below
-    assert threshold is not None
+    """Register a function of evidence as the statistic of a claim to be above or below a threshold.
+
+    The same function may be registered again. Raises UserError for another one of that name, unless there is exactly
+    one threshold, and unless the docstring has all parts (see `Claim`).
+    """
 
     def register(measure: Measure) -> Measure:
-        name, is_above = measure.__name__, above is not None
-        CLAIMS[name] = Claim(
+        name, is_above, place = measure.__name__, above is not None, _place(measure)
+        threshold = above if is_above else below
+        if threshold is None or (is_above and below is not None):
+            raise UserError(
+                f"the claim {name} ({place}) needs exactly one threshold: above=… or below=…"
+            )
+        made = Claim(
             name, statement, statistic, threshold, is_above, measure, untrained, premise, any_of
         )
+        if lacking := [part for part in ("Paper", *_PARTS) if not made.reasons.get(part)]:
+            raise UserError(
+                f"the claim {name} ({place}): its docstring lacks {', '.join(lacking)}; it begins with the paper's "
+                f"words, and says where the rest comes from: a line each, {': …, '.join(_PARTS)}: …"
+            )
+        if name in CLAIMS and (there := _place(CLAIMS[name].measure)) != place:
+            raise UserError(f"two claims are called {name}: {there}, and {place}; rename one")
+        CLAIMS[name] = made
         return measure
 
     return register
+
+
+def _place(measure: Measure) -> str:
+    """The file and line of a function; only the module of a script or notebook, whose cells may run again."""
+    code = measure.__code__
+    at = f"{code.co_filename}, line {code.co_firstlineno}"
+    return measure.__module__ if measure.__module__ == "__main__" else at
 
 
 @dataclass(frozen=True)

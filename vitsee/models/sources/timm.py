@@ -77,8 +77,8 @@ def _from_package(model: Model) -> nn.Module:
     if not path.is_file():
         there = ", ".join(sorted(file.stem for file in EMBEDDED.glob("*.safetensors")))
         raise UserError(
-            f"the weights of model={model.name} do not ship with vitsee yet (available: {there}); train them: "
-            f"scripts/zoo.sh {model.name}"
+            f"the weights of model={model.name} do not ship with vitsee (available: {there}); give "
+            f"model.checkpoint=PATH (vitsee train model={model.name} makes one), or model.pretrained=false"
         )
     return _from_file(model, path)[0]
 
