@@ -32,7 +32,7 @@ from vitsee.estimators.arithmetic import forward, tf32
 from vitsee.estimators.kernels import u_centre
 from vitsee.models import layers, loader, presets
 from vitsee.models.taps import watch
-from vitsee.options import Model, Precision
+from vitsee.options import ModelOptions, Precision
 from vitsee.sums import Sums
 
 SIXTY = ["blocks.*.norm1", "blocks.*.attn", "blocks.*.norm2", "blocks.*.mlp", "blocks"]
@@ -76,7 +76,7 @@ def cases(on_gpu: bool, tools: list[str]) -> list[Case]:
 @cache
 def load(name: str, device: torch.device) -> loader.Loaded:
     """This timm model with random weights, as `vitsee run` loads it."""
-    model = Model(name=name, timm=name, pretrained=False, args=ARGS.get(name, {}))
+    model = ModelOptions(name=name, timm=name, pretrained=False, args=ARGS.get(name, {}))
     return loader.load(model, device)
 
 

@@ -410,7 +410,7 @@ TINY_VIT = (
 )  # fmt: skip
 
 
-def asked(*overrides: str) -> loader.Model:
+def asked(*overrides: str) -> loader.ModelOptions:
     return composed(*overrides).model
 
 

@@ -30,7 +30,7 @@ from vitsee.listing import model_options
 from vitsee.models import fitting, hub, layout, loader, timm_architecture, weight_files
 from vitsee.models.sources.found import nonfinite
 from vitsee.models.sources.timm import _with_weights, without_classifier
-from vitsee.options import Model
+from vitsee.options import ModelOptions
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -48,12 +48,14 @@ def pretrained() -> list[str]:
     return timm.list_pretrained()
 
 
-def configured(name: str) -> Model:
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Model), model_options(name)))
+def configured(name: str) -> ModelOptions:
+    return OmegaConf.to_object(
+        OmegaConf.merge(OmegaConf.structured(ModelOptions), model_options(name))
+    )
 
 
-def tiny(**changes: object) -> Model:
-    return Model(**({"name": "tiny", "timm": "test_vit", "pretrained": False} | changes))
+def tiny(**changes: object) -> ModelOptions:
+    return ModelOptions(**({"name": "tiny", "timm": "test_vit", "pretrained": False} | changes))
 
 
 @pytest.fixture
@@ -83,7 +85,7 @@ def test_every_configured_model_has_a_comment_that_says_what_it_is():
 
 
 def test_a_small_model_that_does_not_ship_yet_says_how_to_train_it():
-    missing = Model(name="vit_huge_mini", timm="test_vit", embedded=True)
+    missing = ModelOptions(name="vit_huge_mini", timm="test_vit", embedded=True)
     message = (
         r"do not ship with vitsee yet \(available: .*vit_mini.*\); train them: scripts/zoo.sh vit_h"
     )
@@ -1107,10 +1109,10 @@ for environment, names in json.loads(sys.argv[1]):
     from vitsee.errors import UserError
     from vitsee.models import loader
     from vitsee.models.sources.timm import _with_weights, without_classifier
-    from vitsee.options import Model
+    from vitsee.options import ModelOptions
     for name in names:
         try:
-            loaded = loader.load(Model(name="tiny", timm=name), "cpu")
+            loaded = loader.load(ModelOptions(name="tiny", timm=name), "cpu")
             print(loaded, loaded.digest, end="\\0")
         except UserError as error:
             print("UserError", error, end="\\0")
@@ -1233,7 +1235,7 @@ def test_real_weights_recognise_photographs(name, test_data):
     args, crop, interpolation, every, least = REAL[name]
     half = [0.5, 0.5, 0.5]
     loaded = loader.load(
-        Model(
+        ModelOptions(
             name=name,
             timm=name,
             checkpoint=str(test_data / "weights" / f"{name}.safetensors"),

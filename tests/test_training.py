@@ -35,7 +35,7 @@ from vitsee.data.scenes import CLASSES, Scenes
 from vitsee.errors import Incomplete, UserError
 from vitsee.models import cards, loader, timm_architecture
 from vitsee.models.sources.timm import EMBEDDED
-from vitsee.options import Dataset, Model, Pool, Precision, Run
+from vitsee.options import DatasetOptions, ModelOptions, Pool, Precision, RunOptions
 from vitsee.parallel.interrupt import Interrupted
 from vitsee.results.folder import Results
 from vitsee.training import captured, checkpoint, examples, recipes, trainer
@@ -65,12 +65,12 @@ def wee(
     dataset = {"name": "scenes", "kind": "scenes", "size": 64}
     return Training(
         recipe=Recipe(**recipe | {"eval_every": 2, "save_every": 2} | changes),
-        model=Model(
+        model=ModelOptions(
             **{"name": "wee", "timm": "vit_tiny_patch16_224", "args": args, "overlay": overlay}
             | own
         ),
-        dataset=Dataset(**dataset | (data or {})),
-        run=Run(outputs=str(tmp_path), device="cpu", workers=0, progress=False),
+        dataset=DatasetOptions(**dataset | (data or {})),
+        run=RunOptions(outputs=str(tmp_path), device="cpu", workers=0, progress=False),
     )
 
 
@@ -678,7 +678,7 @@ class TestPool:
 
     def test_a_model_that_has_no_such_choice_says_so(self):
         with pytest.raises(UserError, match=r"resnet18 cannot be built with .*model.pool=gap: "):
-            timm_architecture.build(Model(name="r", timm="resnet18", pool=Pool.gap))
+            timm_architecture.build(ModelOptions(name="r", timm="resnet18", pool=Pool.gap))
 
 
 class TestWatching:
@@ -871,7 +871,7 @@ def test_a_batch_that_ranks_cannot_share_evenly_is_refused(tmp_path, monkeypatch
 @cache
 def images_to_test(kind: str, seed: int, side: int) -> tuple[torch.Tensor, np.ndarray]:
     """SEEN images of the test split, (SEEN, 3, side, side) in [-1, 1], and their labels."""
-    made = datasets.load(Dataset(name=kind, kind=kind, seed=seed, size=4096), side)
+    made = datasets.load(DatasetOptions(name=kind, kind=kind, seed=seed, size=4096), side)
     indices = np.random.default_rng(0).permutation(4096)[:SEEN].tolist()
     images = np.stack([np.asarray(made.open(i)) for i in indices])
     labels = np.array([made.label(i) for i in indices])

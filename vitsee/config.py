@@ -27,7 +27,7 @@ from vitsee.analysis import REGISTERED, Analysis
 from vitsee.errors import UserError, unknown
 from vitsee.io import plain
 from vitsee.mistakes import explain, undeclared
-from vitsee.options import Dataset, Experiment
+from vitsee.options import DatasetOptions, Experiment
 
 _PACKAGED = Path(__file__).parent / "conf"
 
@@ -117,7 +117,7 @@ def _change(word: str) -> tuple[str, Any]:
 
 def _suitable_dataset(cfg: DictConfig) -> DictConfig:
     """Return the data set that suits the model, with the user's changes to `dataset=auto`."""
-    schema = OmegaConf.structured(Dataset)
+    schema = OmegaConf.structured(DatasetOptions)
     chosen = OmegaConf.load(CONF / "dataset" / f"{cfg.model.dataset}.yaml")
     assert isinstance(chosen, DictConfig)
     del chosen["defaults"]

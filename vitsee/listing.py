@@ -12,7 +12,7 @@ from vitsee.analysis import REGISTERED
 from vitsee.config import CONF, composed
 from vitsee.errors import UserError, unknown
 from vitsee.models.sources.timm import shipped
-from vitsee.options import Model
+from vitsee.options import ModelOptions
 from vitsee.papers import atlas
 from vitsee.setting import Layer
 
@@ -56,13 +56,15 @@ def models(overrides: list[str]) -> str:
         options = model_options(name)
         source = options.get("source", "timm")
         if source != "timm":
-            rows.append((name, ANY[source], "its own", options.get("dataset", Model.dataset)))
+            rows.append(
+                (name, ANY[source], "its own", options.get("dataset", ModelOptions.dataset))
+            )
             continue
         weights = "ship with vitsee" if options.get("embedded") else "downloaded from the hub"
         if options.get("embedded") and not shipped(name).is_file():
             weights = f"none yet: scripts/zoo.sh {name}"
         shown = options.get("timm", "any: model.timm=NAME")
-        rows.append((name, shown, weights, options.get("dataset", Model.dataset)))
+        rows.append((name, shown, weights, options.get("dataset", ModelOptions.dataset)))
     return table(rows)
 
 

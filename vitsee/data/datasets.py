@@ -15,7 +15,7 @@ from vitsee.data.image_files import Files, in_folder, tar_entries
 from vitsee.data.images import Generated, Images
 from vitsee.data.webdataset import shards
 from vitsee.errors import UserError, expanded, nearest, unknown
-from vitsee.options import Dataset
+from vitsee.options import DatasetOptions
 
 SCENES = 10_240
 """Default number of generated images. They are generated on demand."""
@@ -23,7 +23,7 @@ GENERATED = ("contours", "lines", "scenes")
 """The kinds whose images are generated."""
 
 
-def load(dataset: Dataset, resolution: int) -> Images:
+def load(dataset: DatasetOptions, resolution: int) -> Images:
     """Return the images of a configured data set. resolution: side in pixels of generated images by default.
 
     Raises UserError if the data set is not available.
@@ -43,26 +43,26 @@ def load(dataset: Dataset, resolution: int) -> Images:
     return KINDS[dataset.kind](dataset, resolution)
 
 
-def _scenes(dataset: Dataset, resolution: int) -> Images:
+def _scenes(dataset: DatasetOptions, resolution: int) -> Images:
     from vitsee.data.scenes import CLASSES, Scenes
 
     return _generated(dataset, resolution, Scenes, CLASSES)
 
 
-def _contours(dataset: Dataset, resolution: int) -> Images:
+def _contours(dataset: DatasetOptions, resolution: int) -> Images:
     from vitsee.data.contours import CLASSES, Contours
 
     return _generated(dataset, resolution, Contours, CLASSES)
 
 
-def _lines(dataset: Dataset, resolution: int) -> Images:
+def _lines(dataset: DatasetOptions, resolution: int) -> Images:
     from vitsee.data.contours import LINE_CLASSES, Contours
 
     return _generated(dataset, resolution, partial(Contours, lines=True), LINE_CLASSES)
 
 
 def _generated(
-    dataset: Dataset, resolution: int, of: Callable[..., Any], classes: tuple[str, ...]
+    dataset: DatasetOptions, resolution: int, of: Callable[..., Any], classes: tuple[str, ...]
 ) -> Images:
     split = split_of(dataset, ("train", "test"), "test")
     side = resolution if dataset.resolution is None else dataset.resolution
@@ -78,7 +78,7 @@ def _generated(
     return Generated(made, classes, f"{dataset.kind}/{split}")
 
 
-def _folder(dataset: Dataset, resolution: int) -> Images:
+def _folder(dataset: DatasetOptions, resolution: int) -> Images:
     if not dataset.root:
         raise UserError(
             f"dataset={dataset.name} needs a folder or .tar of images: dataset.root=PATH"
@@ -102,7 +102,7 @@ def _folder(dataset: Dataset, resolution: int) -> Images:
     return Files(root, chosen, tar=True)
 
 
-def _part(dataset: Dataset, root: Path, there: set[str]) -> str:
+def _part(dataset: DatasetOptions, root: Path, there: set[str]) -> str:
     """Return the split's folder below the root, or an empty string if the root itself is the split.
 
     The root is the split if it has the split's name, or if `split_is_root` and it has no folder of a different split.
@@ -132,7 +132,7 @@ READERS = {
 }
 """The kinds that read an option; the others would silently ignore it."""
 
-KINDS: dict[str, Callable[[Dataset, int], Images]] = {
+KINDS: dict[str, Callable[[DatasetOptions, int], Images]] = {
     "contours": _contours,
     "lines": _lines,
     "scenes": _scenes,

@@ -18,7 +18,7 @@ from vitsee import given
 from vitsee.data.images import Images
 from vitsee.data.rgb import rgb
 from vitsee.errors import UserError, unknown
-from vitsee.options import Dataset
+from vitsee.options import DatasetOptions
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ LABELS = ("label", "labels", "fine_label", "target", "class")
 """Names of labels in items that are mappings."""
 
 
-def from_python(dataset: Dataset, resolution: int) -> Images:
+def from_python(dataset: DatasetOptions, resolution: int) -> Images:
     """Return the images that were passed to `vitsee.run_experiment`. Raises UserError if they cannot be read."""
     source, split = given.what_is("dataset"), dataset.split
     if isinstance(source, Mapping):

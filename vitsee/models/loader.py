@@ -24,7 +24,7 @@ from vitsee.models.sources import (
 from vitsee.models.sources.found import Found, Load, nonfinite
 from vitsee.models.timm_architecture import refuse_unrunnable
 from vitsee.models.weight_files import line
-from vitsee.options import Model, Source
+from vitsee.options import ModelOptions, Source
 from vitsee.parallel.background import in_background
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Loaded:
         return self.data | {"transform": described(own)} if own else self.data
 
 
-def load(model: Model, device: str | torch.device, name: str | None = None) -> Loaded:
+def load(model: ModelOptions, device: str | torch.device, name: str | None = None) -> Loaded:
     """Return the model with its weights. Raises UserError if they are not available.
 
     name: replaces the model's own name if that is ambiguous.
@@ -103,7 +103,7 @@ def load(model: Model, device: str | torch.device, name: str | None = None) -> L
     )
 
 
-def frame(model: Model) -> Found:
+def frame(model: ModelOptions) -> Found:
     """Return the model for its structure only: its weights may be random, or have no values."""
     found = SOURCES[model.source](model, False)
     found.net.eval()
@@ -120,7 +120,7 @@ def digest(state: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def _refuse_damaged(model: Model, net: nn.Module) -> None:
+def _refuse_damaged(model: ModelOptions, net: nn.Module) -> None:
     name = nonfinite(net)
     if name:
         raise UserError(f"the weights of {model.name} are damaged: {name} contains NaN or Inf")
@@ -137,7 +137,7 @@ _SIZES = {
 """How to give a network images of a different size, by its source."""
 
 
-def _refuse_unrunnable(model: Model, net: nn.Module, size: tuple[int, int, int]) -> None:
+def _refuse_unrunnable(model: ModelOptions, net: nn.Module, size: tuple[int, int, int]) -> None:
     """Raise UserError if the network does not run on images of its own size, or if two runs differ."""
     from vitsee.models.outputs import tensor_of
 

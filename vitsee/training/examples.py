@@ -37,7 +37,7 @@ from vitsee.data.minibatches import (
 )
 from vitsee.errors import UserError, unwritable
 from vitsee.io import writing
-from vitsee.options import Run
+from vitsee.options import RunOptions
 from vitsee.training.ranks import Ranks
 from vitsee.training.recipes import Recipe, Training
 
@@ -96,7 +96,7 @@ class Splits:
         return range(min(len(self.test), count or len(self.test)))
 
 
-def in_cache(images: Images, cache: Path, run: Run) -> Images:
+def in_cache(images: Images, cache: Path, run: RunOptions) -> Images:
     """Return the images; procedurally generated ones are generated once, in parallel, into the cache folder.
 
     Raises UserError if the folder cannot be written, the disk is full, or a process is killed.
@@ -123,7 +123,7 @@ def in_cache(images: Images, cache: Path, run: Run) -> Images:
     return cached
 
 
-def _make(images: CachedImages, run: Run) -> None:
+def _make(images: CachedImages, run: RunOptions) -> None:
     """Generate the images into their file, atomically."""
     from tqdm import tqdm
 
@@ -349,7 +349,7 @@ class Mixup:
 
 
 def to_train(
-    splits: Splits, transform: Transform, schedule: Schedule, run: Run, device: torch.device
+    splits: Splits, transform: Transform, schedule: Schedule, run: RunOptions, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield pixels and labels of each step of the schedule."""
     loader = DataLoader(
@@ -367,7 +367,7 @@ def to_test(
     splits: Splits,
     data: dict[str, Any],
     recipe: Recipe,
-    run: Run,
+    run: RunOptions,
     device: torch.device,
     ranks: Ranks,
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -390,5 +390,5 @@ def _plainly(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
         yield from loader
 
 
-def _workers(run: Run, device: torch.device) -> int:
+def _workers(run: RunOptions, device: torch.device) -> int:
     return workers_for(device) if run.workers is None else run.workers

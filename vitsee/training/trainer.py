@@ -23,7 +23,7 @@ from vitsee.data import datasets
 from vitsee.errors import UserError
 from vitsee.models import attention_hooks, loader, skipless, timm_architecture
 from vitsee.models.cards import Card
-from vitsee.options import Model, Precision
+from vitsee.options import ModelOptions, Precision
 from vitsee.parallel.interrupt import Interrupted, Interruptible
 from vitsee.parallel.leases import Lease, lease
 from vitsee.plotting.line_plots import training_curve
@@ -375,7 +375,7 @@ def _check_classes(splits: Splits, trainer: Trainer) -> None:
         )
 
 
-def flops_of(model: Model) -> float:
+def flops_of(model: ModelOptions) -> float:
     """Return the floating-point operations of a forward pass on one image."""
     from torch.utils.flop_counter import FlopCounterMode
 

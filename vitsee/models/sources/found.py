@@ -14,7 +14,7 @@ from vitsee.models.weight_files import line
 if TYPE_CHECKING:
     from torch import nn
 
-    from vitsee.options import Model
+    from vitsee.options import ModelOptions
 
 T = TypeVar("T")
 
@@ -36,11 +36,11 @@ class Found:
     made_of: list[str] = field(default_factory=list)
 
 
-Load = Callable[["Model", bool], Found]
+Load = Callable[["ModelOptions", bool], Found]
 """Loads a model with its weights, or for its structure only: with random weights, downloading nothing."""
 
 
-def built(model: Model, build: Callable[[], T]) -> T:
+def built(model: ModelOptions, build: Callable[[], T]) -> T:
     """Return what a library builds. Raises UserError with the library's reason if it cannot."""
     try:
         return build()

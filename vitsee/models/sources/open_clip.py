@@ -15,7 +15,7 @@ from vitsee.models.sources.found import Found, built, missing
 from vitsee.models.sources.tokens import say_tokens
 
 if TYPE_CHECKING:
-    from vitsee.options import Model
+    from vitsee.options import ModelOptions
 
 REMEDY = (
     "download them on a machine with network access and set HF_HUB_CACHE to that cache, name a file with "
@@ -26,7 +26,7 @@ FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 HUB, FOLDER = "hf-hub:", "local-dir:"
 
 
-def load(model: Model, weights: bool = True) -> Found:
+def load(model: ModelOptions, weights: bool = True) -> Found:
     """Return the image tower with the preprocessing of its weights.
 
     Raises UserError if open_clip does not have the model or the weights, or cannot download them.
@@ -63,7 +63,7 @@ def load(model: Model, weights: bool = True) -> Found:
     return Found(net, data, f"random, seed {model.seed}" if drawn else source)
 
 
-def _name(model: Model, open_clip: Any, drawn: bool) -> str:
+def _name(model: ModelOptions, open_clip: Any, drawn: bool) -> str:
     """Return the name of an architecture, or local-dir:FOLDER. Raises UserError if there is none."""
     named = str(model.id)
     if named.startswith(HUB):
@@ -93,7 +93,7 @@ def _name(model: Model, open_clip: Any, drawn: bool) -> str:
     return named
 
 
-def _weights(model: Model, open_clip: Any, name: str, drawn: bool) -> dict[str, Any]:
+def _weights(model: ModelOptions, open_clip: Any, name: str, drawn: bool) -> dict[str, Any]:
     """Return the options of `create_model_and_transforms` for the weights and their preprocessing."""
     if drawn:
         return {}
@@ -119,7 +119,7 @@ def _weights(model: Model, open_clip: Any, name: str, drawn: bool) -> dict[str, 
     }
 
 
-def _file(model: Model, open_clip: Any, config: dict[str, Any]) -> Path:
+def _file(model: ModelOptions, open_clip: Any, config: dict[str, Any]) -> Path:
     """Return the file of published weights, from the cache or downloaded."""
     if config.get("hf_hub"):
         place, _, name = config["hf_hub"].rpartition("/")

@@ -15,10 +15,10 @@ from vitsee.models.weight_files import line
 if TYPE_CHECKING:
     from torch import nn
 
-    from vitsee.options import Model
+    from vitsee.options import ModelOptions
 
 
-def load(model: Model, weights: bool = True) -> Found:
+def load(model: ModelOptions, weights: bool = True) -> Found:
     """Return the model that was passed to `vitsee.run_experiment`. Raises UserError if there is none."""
     return found(given.what_is(model.id or "model"), "given from Python")
 

@@ -13,7 +13,7 @@ from vitsee.models.sources.found import Found, built
 from vitsee.models.sources.tokens import say_tokens
 
 if TYPE_CHECKING:
-    from vitsee.options import Model
+    from vitsee.options import ModelOptions
 
 REMEDY = (
     "download them on a machine with network access and set TORCH_HOME to that cache, or use random weights with "
@@ -28,7 +28,7 @@ def names() -> list[str]:
     return models.list_models(module=models)
 
 
-def load(model: Model, weights: bool = True) -> Found:
+def load(model: ModelOptions, weights: bool = True) -> Found:
     """Return the model with the preprocessing of the chosen weights, or of the default weights if none are chosen.
 
     Raises UserError if torchvision does not have the model or the weights, or cannot download them.
@@ -59,7 +59,7 @@ def load(model: Model, weights: bool = True) -> Found:
     return Found(net, data, f"torchvision {chosen}")
 
 
-def _weights(model: Model) -> Any:
+def _weights(model: ModelOptions) -> Any:
     """Return the requested weights; the default ones for a model with random weights."""
     from torchvision import models
 

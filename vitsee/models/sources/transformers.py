@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor, nn
 
-    from vitsee.options import Model
+    from vitsee.options import ModelOptions
 
 REMEDY = (
     "download it on a machine with network access and set HF_HUB_CACHE to that cache, or name a folder: "
@@ -43,7 +43,7 @@ class Processed:
         return " ".join(repr(self.processor).split())
 
 
-def load(model: Model, weights: bool = True) -> Found:
+def load(model: ModelOptions, weights: bool = True) -> Found:
     """Return the model as it was saved, or its image tower if it is for images and text.
 
     Weights in half precision become float32. Raises UserError if it is not available, does not take images, or
@@ -80,7 +80,7 @@ def load(model: Model, weights: bool = True) -> Found:
     return Found(net, data, source, made_of=[settings])
 
 
-def _place(model: Model) -> tuple[str, str | None]:
+def _place(model: ModelOptions) -> tuple[str, str | None]:
     """Return the folder, or the repository and its revision."""
     named = str(model.id)
     folder = expanded(named)
@@ -95,7 +95,9 @@ def _place(model: Model) -> tuple[str, str | None]:
     return repository(model, named)
 
 
-def _from(loader: Any, model: Model, place: str, revision: str | None, **options: Any) -> Any:
+def _from(
+    loader: Any, model: ModelOptions, place: str, revision: str | None, **options: Any
+) -> Any:
     """Return what a transformers class loads from a folder or the hub."""
     if Path(place).is_dir():
         return built(model, lambda: loader.from_pretrained(place, local_files_only=True, **options))
@@ -111,7 +113,7 @@ def _from(loader: Any, model: Model, place: str, revision: str | None, **options
     )
 
 
-def _class(model: Model, transformers: Any, config: Any) -> tuple[Any, Any]:
+def _class(model: ModelOptions, transformers: Any, config: Any) -> tuple[Any, Any]:
     """Return the model's class and configuration, or its image tower's if the model also reads text.
 
     Raises UserError if it does not take images.
@@ -132,7 +134,7 @@ def _class(model: Model, transformers: Any, config: Any) -> tuple[Any, Any]:
     return kind, config
 
 
-def _processor(model: Model, transformers: Any, place: str, revision: str | None) -> Any:
+def _processor(model: ModelOptions, transformers: Any, place: str, revision: str | None) -> Any:
     """Return the image processor. Raises UserError if there is none."""
     try:
         return _from(transformers.AutoImageProcessor, model, place, revision)
@@ -145,7 +147,7 @@ def _processor(model: Model, transformers: Any, place: str, revision: str | None
 
 
 def _with_weights(
-    model: Model, kind: Any, config: Any, place: str, revision: str | None
+    model: ModelOptions, kind: Any, config: Any, place: str, revision: str | None
 ) -> nn.Module:
     """Return the model with the weights of the folder or repository. Raises UserError if some are missing."""
     options = {"config": config, "dtype": torch.float32, "output_loading_info": True}
