@@ -118,7 +118,7 @@ class Scaling(Analysis):
         table = pd.concat([tables["scaling"] for tables, _ in results])
         data = results[0][1].dataset
         return {
-            "scaling_accuracy": plotting.line_plots.accuracies(table, data),
-            "scaling_images": plotting.line_plots.scaling(table, data, "train_images"),
-            "scaling_compute": plotting.line_plots.scaling(table, data, "training_flops"),
+            "scaling_accuracy": plotting.accuracy_plots.accuracies(table, data),
+            "scaling_images": plotting.accuracy_plots.scaling(table, data, "train_images"),
+            "scaling_compute": plotting.accuracy_plots.scaling(table, data, "training_flops"),
         }

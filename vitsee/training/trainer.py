@@ -26,7 +26,7 @@ from vitsee.models.cards import Card
 from vitsee.options import ModelOptions, Precision
 from vitsee.parallel.interrupt import Interrupted, Interruptible
 from vitsee.parallel.leases import Lease, lease
-from vitsee.plotting.line_plots import training_curve
+from vitsee.plotting.accuracy_plots import training_curve
 from vitsee.results.folder import Results
 from vitsee.study import choose_device
 from vitsee.training import captured, examples, finetuning, initial
