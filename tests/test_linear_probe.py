@@ -25,7 +25,7 @@ from vitsee.data.images import Images
 from vitsee.errors import Incomplete, UserError
 from vitsee.estimators import places, ridge
 from vitsee.models import layers, presets
-from vitsee.papers.plot import plot_joined
+from vitsee.papers.plot import plot, plot_joined
 from vitsee.results.folder import Results
 from vitsee.runner import run
 from vitsee.sums import Sums
@@ -384,6 +384,20 @@ def test_the_accuracy_of_each_token_is_the_mean_over_its_tokens_with_a_map_besid
     assert {path.name for path in written if path.suffix == ".png"} == {
         "linear_probe.png", "linear_probe_tokens.png",
     }  # fmt: skip
+
+
+def test_tokens_probed_with_a_stride_are_drawn_unless_a_place_is_missing(tmp_path, images):
+    words = ["analysis.train_split=null", "analysis.shots=3", "analysis.seeds=[0]"]
+    words += ["analysis.features=each_token", "analysis.token_stride=3", "analysis.layers=blocks.0"]
+    written = tiny_run(tmp_path, images, *words)
+    assert "linear_probe_tokens.png" in {path.name for path in written}
+    path = written[0].parent / "linear_probe_tokens.csv"
+    table = pd.read_csv(path)
+    assert sorted(set(table["row"])) == [0, 3, 6, 9]
+    for lost in (table["row"] == 3, (table["row"] == 6) & (table["col"] == 9)):
+        table[~lost].to_csv(path, index=False)
+        with pytest.raises(UserError, match=rf"{lost.sum()} of 16 rows of the grid row x col"):
+            plot(path.parent)
 
 
 @pytest.mark.parametrize("shots", [4, 20])

@@ -64,7 +64,10 @@ class LinearProbe(Analysis):
             keys=("layer", "features", "shots", "seed"),
         ),
         "linear_probe_tokens": Table(
-            _PROBE | {"row": Whole(), "col": Whole()}, grid=("row", "col"), optional=True
+            _PROBE | {"row": Whole(), "col": Whole()},
+            grid=("row", "col"),
+            strided=True,
+            optional=True,
         ),
     }
 
