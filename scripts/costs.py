@@ -22,7 +22,7 @@ from vitsee.options import Experiment, ModelOptions
 from vitsee.papers import atlas
 from vitsee.papers.atlas import ASKED, Cost
 from vitsee.papers.publish import Request, overrides
-from vitsee.training.trainer import PEAK, REACHED, flops_of
+from vitsee.training.cost import PEAK, REACHED, flops_of
 
 
 def main(names: list[str]) -> None:

@@ -16,8 +16,8 @@ from vitsee.data.images import Generated
 from vitsee.data.scenes import CLASSES, Scenes
 from vitsee.errors import UserError
 from vitsee.options import RunOptions
-from vitsee.training import examples
-from vitsee.training.examples import CachedImages, in_cache
+from vitsee.training import image_cache
+from vitsee.training.image_cache import CachedImages, in_cache
 
 
 @pytest.mark.parametrize("made", [Scenes, Contours])
@@ -123,7 +123,7 @@ def test_a_full_disk_while_images_are_made_is_told_in_one_line_and_leaves_nothin
             return super().write(content)
 
     with monkeypatch.context() as during:
-        during.setattr(examples, "open", lambda path, mode: Full(path, "w"), raising=False)
+        during.setattr(image_cache, "open", lambda path, mode: Full(path, "w"), raising=False)
         with pytest.raises(
             UserError, match=r"cannot write .*40\.npy: No space left on device; free"
         ):
@@ -136,7 +136,7 @@ def test_a_process_that_dies_while_images_are_made_is_explained(tmp_path, monkey
     def killed(images: CachedImages, run: RunOptions) -> None:
         raise BrokenProcessPool
 
-    monkeypatch.setattr(examples, "_make", killed)
+    monkeypatch.setattr(image_cache, "_generate", killed)
     with pytest.raises(UserError, match="a process that generates images died, usually out of"):
         kept_in(tmp_path)
 
