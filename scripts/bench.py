@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitsee.analyses.cka import CKA, Products
 from vitsee.analysis import Layer, Setting, View
-from vitsee.estimators.arithmetic import forward, tf32
+from vitsee.estimators.arithmetic import forward_in, tf32
 from vitsee.estimators.kernels import u_centre
 from vitsee.models import layers, loader, presets
 from vitsee.models.taps import watch
@@ -107,7 +107,7 @@ class Bench:
         ]
 
     def bare(self, nets: list[nn.Module]) -> None:
-        with torch.inference_mode(), forward(self.precision, self.device.type):
+        with torch.inference_mode(), forward_in(self.precision, self.device.type):
             for pixels in self.batches:
                 for net in nets:
                     net(pixels)
@@ -166,7 +166,7 @@ class Bench:
         handles = [
             net.get_submodule(l.name).register_forward_hook(keep(l)) for l in self.watched[i]
         ]
-        with torch.inference_mode(), forward(self.precision, self.device.type):
+        with torch.inference_mode(), forward_in(self.precision, self.device.type):
             net(pixels)
         for handle in handles:
             handle.remove()

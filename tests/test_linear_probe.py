@@ -603,8 +603,8 @@ def test_the_probes_of_every_token_of_a_large_vit_are_refused_on_a_small_machine
     message = r"24 layers x 196 probes x 1,024 features x 3 seeds need 334\.\d GB, but 64\.0 GB are available"
     remedies = r"token_stride=2.*seeds=\[0\].*kernel form.*analysis\.shots=102 or fewer"
     with pytest.raises(UserError, match=f"{message}.*{remedies}"):
-        probe.fit(64 * 2**30)
-    probe.fit(400 * 2**30)
+        probe.check_memory(64 * 2**30)
+    probe.check_memory(400 * 2**30)
 
 
 @pytest.mark.parametrize("shots", [4, 60])

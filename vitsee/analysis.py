@@ -125,7 +125,7 @@ class Analysis:
     def check(self, layers: dict[str, list[Layer]]) -> None:
         """Raise UserError if these layers (by role) cannot be analysed; runs before any image is read."""
 
-    def fit(self, memory: float) -> None:
+    def check_memory(self, memory: float) -> None:
         """Raise UserError if the sums do not fit into this many bytes; runs before any image is read."""
 
     def check_kept(self, minibatches: int, images: int) -> None:

@@ -101,7 +101,7 @@ class ModelOptions:
         return drawn and self.checkpoint is None
 
     @property
-    def asked(self) -> str:
+    def request(self) -> str:
         """The request as written on the command line, for messages."""
         named = {Source.timm: "timm", Source.function: "import_", Source.python: "name"}
         name = named.get(self.source, "id")

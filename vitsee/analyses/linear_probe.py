@@ -160,7 +160,7 @@ class LinearProbe(Analysis):
 
     # Memory
 
-    def fit(self, memory: float) -> None:
+    def check_memory(self, memory: float) -> None:
         """Raise UserError if three copies of the sums, or the solutions, do not fit in memory."""
         sizes = {
             layer.name: max(

@@ -42,9 +42,9 @@ class PositionSimilarity(Analysis):
 
     def of_weights(self, nets: dict[str, nn.Module]) -> dict[str, Tensor]:
         """cosine: (rows, columns, rows, columns)."""
-        from vitsee.models.embedding import cosines, positions
+        from vitsee.models.embedding import cosines, position_embeddings
 
-        return {"cosine": cosines(positions(nets["model"]))}
+        return {"cosine": cosines(position_embeddings(nets["model"]))}
 
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
         """One row per pair of patches: row, col, other_row, other_col, cosine."""

@@ -135,7 +135,7 @@ class Robustness(Analysis):
         clean = _outcome(view.model)
         for change, strength in self._rows():
             predicted, features = clean
-            if strength in self._asked(change):
+            if strength in self._strengths(change):
                 changed = self._changed(view, change, strength)
                 predicted, features = _outcome(view.again("model", changed))
             cosine = torch.nn.functional.cosine_similarity(features, clean[1], dim=1)
@@ -152,10 +152,10 @@ class Robustness(Analysis):
         there = CHANGES if "other" in self.setting.layers else ("drop_random", "shuffle")
         for change in self.changes or there:
             unchanged = 1 if change == "shuffle" else 0
-            for strength in sorted({unchanged, *self._asked(change)}):
+            for strength in sorted({unchanged, *self._strengths(change)}):
                 yield change, strength
 
-    def _asked(self, change: str) -> list[float]:
+    def _strengths(self, change: str) -> list[float]:
         """The strengths at which images run through the model again."""
         return self.shuffles if change == "shuffle" else self.drops
 
@@ -262,7 +262,7 @@ class Robustness(Analysis):
             "robustness_shuffle": (table[tiles], "Rows of tiles"),
         }
         return {
-            f"{name}{suffix}": plotting.line_plots.steps(
+            f"{name}{suffix}": plotting.line_plots.points_with_errors(
                 rows.assign(change=rows["change"].map(_TITLES)),
                 panel="change",
                 x="strength",

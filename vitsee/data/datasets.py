@@ -89,8 +89,8 @@ def _folder(dataset: DatasetOptions, resolution: int) -> Images:
         beside = [path.name for path in root.parent.iterdir()] if root.parent.is_dir() else []
         raise UserError(f"dataset.root={root} does not exist.{nearest(root.name, beside)}")
     if root.is_dir():
-        there = {path.name for path in root.iterdir() if path.is_dir()}
-        return in_folder(root / _part(dataset, root, there))
+        folders = {path.name for path in root.iterdir() if path.is_dir()}
+        return in_folder(root / _part(dataset, root, folders))
     entries = tar_entries(root)
     part = _part(dataset, root, {e.name.split("/")[0] for e in entries if "/" in e.name})
     below = f"{part}/" if part else ""
@@ -102,22 +102,22 @@ def _folder(dataset: DatasetOptions, resolution: int) -> Images:
     return Files(root, chosen, tar=True)
 
 
-def _part(dataset: DatasetOptions, root: Path, there: set[str]) -> str:
+def _part(dataset: DatasetOptions, root: Path, folders: set[str]) -> str:
     """Return the split's folder below the root, or an empty string if the root itself is the split.
 
     The root is the split if it has the split's name, or if `split_is_root` and it has no folder of a different split.
-    there: names of the folders in the root.
+    folders: names of the folders in the root.
     """
     split = dataset.split
-    if split is None or split in there:
+    if split is None or split in folders:
         return split or ""
     if split in (root.name, root.stem):
         return ""
-    if dataset.split_is_root and not there & {"train", "val", "test"}:
+    if dataset.split_is_root and not folders & {"train", "val", "test"}:
         return ""
-    if not there:
+    if not folders:
         raise UserError(f"{root} has no folder {split!r} (dataset.split), and no folders at all")
-    raise unknown(f"{root} has no folder {split!r} (dataset.split)", split, there, "it has")
+    raise unknown(f"{root} has no folder {split!r} (dataset.split)", split, folders, "it has")
 
 
 READERS = {

@@ -104,10 +104,10 @@ def cache_of(dataset: DatasetOptions) -> Path:
     return expanded(dataset.root or "~/.cache/vitsee")
 
 
-def split_of(dataset: DatasetOptions, there: tuple[str, ...], default: str) -> str:
+def split_of(dataset: DatasetOptions, available: tuple[str, ...], default: str) -> str:
     split = dataset.split or default
-    if split not in there:
+    if split not in available:
         raise unknown(
-            f"dataset={dataset.name} has no dataset.split={split}", split, there, "it has"
+            f"dataset={dataset.name} has no dataset.split={split}", split, available, "it has"
         )
     return split

@@ -32,7 +32,7 @@ def streamed(dataset: DatasetOptions, resolution: int) -> Images:
     refuse_pipes("dataset.path", Path(dataset.path))
     if any((Path(dataset.path) / name).is_file() for name in SAVED):
         return _in_place(dataset)
-    tar = cache_of(dataset) / f"hf-{_asked(dataset)}.tar"
+    tar = cache_of(dataset) / f"hf-{_cache_name(dataset)}.tar"
     if not tar.exists():
         _stream_to(tar, dataset)
     return Files(tar, tar_entries(tar), tar=True)
@@ -77,7 +77,7 @@ def _library() -> Any:
     return datasets
 
 
-def _asked(dataset: DatasetOptions) -> str:
+def _cache_name(dataset: DatasetOptions) -> str:
     """Return a file name for the requested images that is unique to the options that select them."""
     keys = ("path", "config", "split", "column", "take", "seed")
     asked = {key: value for key, value in asdict(dataset).items() if key in keys}

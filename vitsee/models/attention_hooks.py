@@ -198,7 +198,7 @@ def survey(
     patches = layers.patches(net, input_size)
     outputs: dict[str, Layer] = {}
     called: dict[str, windows.Arguments] = {}
-    found, refused = [], []
+    watched, refused = [], []
     for name, computed in calls.items():
         reason = _refusal(computed)
         layer = None if reason else _of_patches(net, name, computed[0], input_size, patches)
@@ -208,15 +208,15 @@ def survey(
                 called = windows.arguments(net, input_size)
             layer, reason = _of_stage(net, name, computed[0], outputs, called)
         if layer is not None:
-            found.append(layer)
+            watched.append(layer)
         else:
             refused.append(f"{name} ({type(net.get_submodule(name)).__name__}) {reason}")
-    if not found:
+    if not watched:
         raise UserError(_no_attention(net, refused))
-    pool = _pooling(net, calls, found[-1])
+    pool = _pooling(net, calls, watched[-1])
     if pool is None:
-        return found
-    return [replace(layer, pooling=pool.name) for layer in found] + [pool] * pooling
+        return watched
+    return [replace(layer, pooling=pool.name) for layer in watched] + [pool] * pooling
 
 
 def _pooling(net: nn.Module, calls: dict[str, list[Attention]], block: Layer) -> Layer | None:

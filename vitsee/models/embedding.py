@@ -73,7 +73,7 @@ def principal_components(filters: Tensor) -> tuple[Tensor, Tensor]:
     return directions.unflatten(1, filters.shape[1:]), share
 
 
-def positions(net: nn.Module) -> Tensor:
+def position_embeddings(net: nn.Module) -> Tensor:
     """Return the absolute position embeddings of the patches, (rows, columns, features) float64.
 
     Prefix tokens (class, distillation, registers) are left out. Raises a UserError that says what the model does

@@ -82,32 +82,32 @@ def load(model: ModelOptions, device: str | torch.device, name: str | None = Non
     name: replaces the model's own name if that is ambiguous.
     """
     name = name or model.name
-    found = SOURCES[model.source](model, True)
-    _refuse_damaged(model, found.net)
-    tensors = {k: v for k, v in found.net.state_dict().items() if isinstance(v, torch.Tensor)}
+    raw = SOURCES[model.source](model, True)
+    _refuse_damaged(model, raw.net)
+    tensors = {k: v for k, v in raw.net.state_dict().items() if isinstance(v, torch.Tensor)}
     hashing = in_background(digest, tensors)
-    net = found.net.eval().requires_grad_(False).to(device)
+    net = raw.net.eval().requires_grad_(False).to(device)
     check = refuse_unrunnable if model.source is Source.timm else _refuse_unrunnable
-    check(model, net, found.data["input_size"])
+    check(model, net, raw.data["input_size"])
     return Loaded(
         name=name,
         label=f"{name} (random weights)" if model.random else name,
         # Convolutions are fastest with channels last, on CPUs and on GPUs.
         net=net.to(memory_format=torch.channels_last),
-        data=found.data,
-        weights=found.weights,
+        data=raw.data,
+        weights=raw.weights,
         hashing=hashing,
-        card=found.card,
-        taken=found.taken,
-        made_of=found.made_of,
+        card=raw.card,
+        taken=raw.taken,
+        made_of=raw.made_of,
     )
 
 
 def frame(model: ModelOptions) -> Found:
     """Return the model for its structure only: its weights may be random, or have no values."""
-    found = SOURCES[model.source](model, False)
-    found.net.eval()
-    return found
+    raw = SOURCES[model.source](model, False)
+    raw.net.eval()
+    return raw
 
 
 def digest(state: Mapping[str, Tensor]) -> str:
@@ -149,7 +149,7 @@ def _refuse_unrunnable(model: ModelOptions, net: nn.Module, size: tuple[int, int
     except Exception as error:
         shape = " x ".join(map(str, size))
         raise UserError(
-            f"{model.asked} cannot run on images of {shape}: {type(error).__name__}: {line(error)}"
+            f"{model.request} cannot run on images of {shape}: {type(error).__name__}: {line(error)}"
             f"{_SIZES.get(model.source, '')}"
         ) from error
     if (
@@ -158,6 +158,6 @@ def _refuse_unrunnable(model: ModelOptions, net: nn.Module, size: tuple[int, int
         and not torch.allclose(one, again, rtol=1e-3, atol=1e-3)
     ):
         raise UserError(
-            f"{model.asked} returns a different output each time it runs on the same image: something in "
+            f"{model.request} returns a different output each time it runs on the same image: something in "
             f"{type(net).__name__} is random even in evaluation mode"
         )

@@ -237,11 +237,11 @@ def survey(
             handles += record_additions(unit, block, seen, everything=everything)
         return handles
 
-    found = layers.layers_of(net, input_size, record)
-    found = [layer for layer in found if layer.windows == 1 and (layer.grid or not everything)]
-    if not found:
+    watched = layers.layers_of(net, input_size, record)
+    watched = [layer for layer in watched if layer.windows == 1 and (layer.grid or not everything)]
+    if not watched:
         raise UserError(_nothing(net, units, everything))
-    return found
+    return watched
 
 
 def _nothing(net: nn.Module, units: list[str], everything: bool) -> str:
@@ -273,9 +273,9 @@ def attach_outputs(
         return attach(net, layer, lambda residual: deliver(residual.total))
 
     def leave(module: nn.Module, args: object, output: object) -> None:
-        found = tensor_of(output, args)
-        assert found is not None  # else this would be no layer
-        deliver(layer.by_image(found))
+        tensor = tensor_of(output, args)
+        assert tensor is not None  # else this would be no layer
+        deliver(layer.by_image(tensor))
 
     return [net.get_submodule(layer.name).register_forward_hook(leave)]
 

@@ -244,7 +244,7 @@ def histograms(
     return figure
 
 
-def steps(
+def points_with_errors(
     table: pd.DataFrame,
     *,
     panel: str,

@@ -62,7 +62,7 @@ def near_minus_far(net: nn.Module) -> float:
     NaN for a model without position embeddings.
     """
     try:
-        cosines = embedding.cosines(embedding.positions(net))
+        cosines = embedding.cosines(embedding.position_embeddings(net))
     except UserError:
         return float("nan")
     rows, columns = (torch.arange(n) for n in cosines.shape[:2])

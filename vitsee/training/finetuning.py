@@ -22,7 +22,7 @@ def begin(model: ModelOptions, start: str) -> nn.Module:
     """
     shipped = timm.shipped(start)
     if start == PRETRAINED:
-        net = timm.published(replace(model, pretrained=True))
+        net = timm.with_published_weights(replace(model, pretrained=True))
     else:
         net = timm.without_classifier(model, shipped if shipped.is_file() else expanded(start))
     _zero(net)

@@ -49,7 +49,7 @@ def built(model: ModelOptions, build: Callable[[], T]) -> T:
     except Exception as error:
         options = f" with model.args={model.args}" if model.args else ""
         raise UserError(
-            f"{model.asked}{options} cannot be built: {type(error).__name__}: {line(error)}"
+            f"{model.request}{options} cannot be built: {type(error).__name__}: {line(error)}"
         ) from error
 
 

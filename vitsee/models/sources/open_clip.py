@@ -57,7 +57,7 @@ def load(model: ModelOptions, weights: bool = True) -> Found:
     finally:
         logging.root.setLevel(said)
     net = whole.visual
-    data = preprocessing.measured(transform, model.asked)
+    data = preprocessing.measured(transform, model.request)
     say_tokens(net, data["input_size"])
     source = f"open_clip {model.weights or model.id}"
     return Found(net, data, f"random, seed {model.seed}" if drawn else source)
@@ -75,16 +75,16 @@ def _name(model: ModelOptions, open_clip: Any, drawn: bool) -> str:
     folder = expanded(named.removeprefix(FOLDER))
     if named.startswith(FOLDER) or folder.is_dir():
         if not (folder / CONFIG).is_file():
-            raise UserError(f"{model.asked}: there is no {CONFIG} in {folder}")
+            raise UserError(f"{model.request}: there is no {CONFIG} in {folder}")
         if model.weights and not model.random:
             raise UserError(
-                f"{model.asked} model.weights={model.weights}: a folder has its own weights; leave this option out, "
+                f"{model.request} model.weights={model.weights}: a folder has its own weights; leave this option out, "
                 f"or use model.weights=none"
             )
         endings = (".safetensors", ".bin", ".pth")
         if not drawn and not any(path.suffix in endings for path in folder.iterdir()):
             raise UserError(
-                f"{model.asked}: there are no weights in {folder}, e.g. open_clip_model.safetensors; use random "
+                f"{model.request}: there are no weights in {folder}, e.g. open_clip_model.safetensors; use random "
                 f"weights with model.weights=none"
             )
         return f"{FOLDER}{folder}"
@@ -100,12 +100,12 @@ def _weights(model: ModelOptions, open_clip: Any, name: str, drawn: bool) -> dic
     tags = open_clip.list_pretrained_tags_by_model(name)
     there = f"available: {', '.join(tags) or 'none'}; or a file, or none (random weights)"
     if not model.weights:
-        raise UserError(f"{model.asked} needs model.weights=TAG; {there}")
+        raise UserError(f"{model.request} needs model.weights=TAG; {there}")
     file = expanded(model.weights)
     if file.is_file():
         return {"pretrained": str(file)}
     if model.weights not in tags:
-        asked = f"{model.asked} has no model.weights={model.weights}"
+        asked = f"{model.request} has no model.weights={model.weights}"
         raise unknown(asked, model.weights, [*tags, "none"], "it can be a file, or")
     config = open_clip.get_pretrained_cfg(name, model.weights)
     return {
@@ -126,5 +126,5 @@ def _file(model: ModelOptions, open_clip: Any, config: dict[str, Any]) -> Path:
         return fetch_from_hub(model, place, None, *((name,) if name else FILES), remedy=REMEDY)
     cached = Path("~/.cache/clip").expanduser() / Path(config["url"]).name
     if not cached.exists():
-        require(config["url"], f"{model.asked} model.weights={model.weights}", REMEDY)
+        require(config["url"], f"{model.request} model.weights={model.weights}", REMEDY)
     return Path(open_clip.download_pretrained(config))

@@ -83,7 +83,7 @@ def _from_package(model: ModelOptions) -> nn.Module:
     return _from_file(model, path)[0]
 
 
-def published(model: ModelOptions) -> nn.Module:
+def with_published_weights(model: ModelOptions) -> nn.Module:
     """Return the model with its published weights, on the CPU. Raises UserError if they are not available."""
     return _from_hub(model)[0]
 

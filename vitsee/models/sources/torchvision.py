@@ -40,7 +40,7 @@ def load(model: ModelOptions, weights: bool = True) -> Found:
     if model.id not in names():
         raise unknown(f"torchvision has no model {model.id!r}", str(model.id), names(), "it has")
     chosen = _weights(model)
-    data = preprocessing.measured(chosen.transforms(), model.asked)
+    data = preprocessing.measured(chosen.transforms(), model.request)
     torch.manual_seed(model.seed)
     if model.random or model.checkpoint or not weights:
         more = {"init_weights": True} if model.id in ("googlenet", "inception_v3") else {}
@@ -53,7 +53,7 @@ def load(model: ModelOptions, weights: bool = True) -> Found:
         return Found(net, data, f"checkpoint {path}", taken=taken)
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(chosen.url).name
     if not cached.exists():
-        require(chosen.url, f"{model.asked} model.weights={model.weights}", REMEDY)
+        require(chosen.url, f"{model.request} model.weights={model.weights}", REMEDY)
     net = built(model, lambda: models.get_model(model.id, weights=chosen, **model.args))
     say_tokens(net, data["input_size"])
     return Found(net, data, f"torchvision {chosen}")

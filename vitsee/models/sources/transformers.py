@@ -61,7 +61,9 @@ def load(model: ModelOptions, weights: bool = True) -> Found:
         kind, config = _class(model, transformers, config)
         for key in model.args:
             if not hasattr(config, key):
-                raise UserError(f"{model.asked}: its {type(config).__name__} has no setting {key}")
+                raise UserError(
+                    f"{model.request}: its {type(config).__name__} has no setting {key}"
+                )
         config.update(model.args)
         processor = _processor(model, transformers, place, revision)
         if model.random or not weights:
@@ -72,7 +74,7 @@ def load(model: ModelOptions, weights: bool = True) -> Found:
                 _with_weights(model, kind, config, place, revision),
                 f"transformers {place}",
             )
-    data = preprocessing.measured(Processed(processor), model.asked)
+    data = preprocessing.measured(Processed(processor), model.request)
     if "interpolate_pos_encoding" in signature(net.forward).parameters:
         net.register_forward_pre_hook(_Resize(tuple(data["input_size"][1:])), with_kwargs=True)
     say_tokens(net, data["input_size"])
@@ -87,11 +89,11 @@ def _place(model: ModelOptions) -> tuple[str, str | None]:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UserError(
-                f"{model.asked}: there is no config.json in it; save_pretrained writes such folders"
+                f"{model.request}: there is no config.json in it; save_pretrained writes such folders"
             )
         return str(folder), None
     if named.startswith(("/", ".", "~")):
-        raise UserError(f"{model.asked}: there is no such folder")
+        raise UserError(f"{model.request}: there is no such folder")
     return repository(model, named)
 
 
@@ -107,7 +109,7 @@ def _from(
             lambda cached: loader.from_pretrained(
                 place, revision=revision or "main", local_files_only=cached, **options
             ),
-            model.asked,
+            model.request,
             REMEDY,
         ),
     )
@@ -128,7 +130,7 @@ def _class(model: ModelOptions, transformers: Any, config: Any) -> tuple[Any, An
         )
     if kind is None or kind.main_input_name != "pixel_values":
         raise UserError(
-            f"{model.asked} is a {type(config).__name__}, which transformers does not list as an image model; use "
+            f"{model.request} is a {type(config).__name__}, which transformers does not list as an image model; use "
             f"a ViT, DINOv2, BEiT, Swin or ConvNeXt, the image tower of a CLIP or SigLIP, or similar"
         )
     return kind, config
@@ -140,9 +142,9 @@ def _processor(model: ModelOptions, transformers: Any, place: str, revision: str
         return _from(transformers.AutoImageProcessor, model, place, revision)
     except UserError as error:
         raise UserError(
-            f"{model.asked}: how its images are preprocessed is unknown, because there is no preprocessor_config.json "
-            f"that transformers can read ({error.__cause__}); save one there: transformers.ViTImageProcessor(…)."
-            f"save_pretrained(FOLDER)"
+            f"{model.request}: how its images are preprocessed is unknown, because there is no "
+            f"preprocessor_config.json that transformers can read ({error.__cause__}); save one there: "
+            f"transformers.ViTImageProcessor(…).save_pretrained(FOLDER)"
         ) from error
 
 
@@ -160,7 +162,7 @@ def _with_weights(
         lacking = []
     if lacking:
         raise UserError(
-            f"{model.asked} lacks weights of its {kind.__name__}, which would be random: {few(lacking)}"
+            f"{model.request} lacks weights of its {kind.__name__}, which would be random: {few(lacking)}"
         )
     return net
 
