@@ -986,7 +986,7 @@ def test_hugging_face_data_sets_do_not_share_a_cache_by_their_names(tmp_path):
         refused("the columns are: image, label", **vars(asked) | {"column": "img"})
     asked_split = DatasetOptions(kind="hf", name="hf", path="a/b", split="val")
     asked_config = DatasetOptions(kind="hf", name="hf", path="a/b", config="val")
-    assert hugging_face._asked(asked_split) != hugging_face._asked(asked_config)
+    assert hugging_face._cache_name(asked_split) != hugging_face._cache_name(asked_config)
 
 
 @pytest.mark.filterwarnings("ignore")

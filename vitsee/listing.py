@@ -11,6 +11,7 @@ import yaml
 from vitsee.analysis import REGISTERED
 from vitsee.config import CONF, composed
 from vitsee.errors import UserError, unknown
+from vitsee.models.catalogue import LIBRARIES
 from vitsee.models.sources.timm import shipped
 from vitsee.options import ModelOptions
 from vitsee.papers import atlas
@@ -80,8 +81,6 @@ ANY = {
 
 def models_of(words: list[str]) -> str:
     """The models of a library with their available weights. Raises UserError for other requests."""
-    from vitsee.models.catalogue import LIBRARIES
-
     asked = dict(word.partition("=")[::2] for word in words)
     if "model" not in asked:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Names that tell two models apart on axes and in folder names, and block numbers in layer names."""
+"""Names that tell two models apart on axes and in folder names, and the blocks and branches in layer names."""
 
 from __future__ import annotations
 
@@ -48,6 +48,12 @@ def block_numbers(layers: Sequence[str]) -> list[int]:
     if all(len(found) == 1 for found in numbers):
         return [int(number) for (number,) in numbers]
     return list(range(len(layers)))
+
+
+def block_and_branch(name: str) -> tuple[str, str]:
+    """Return a sublayer's block and branch: ("blocks.3", "attn"), or ("layer1.0", "unit") for a single branch."""
+    block, plus, branch = name.rpartition(".+")
+    return (block, branch) if plus else (name, "unit")
 
 
 def _of_checkpoints(one: ModelOptions, other: ModelOptions) -> tuple[str, str] | None:

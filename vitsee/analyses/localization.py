@@ -22,12 +22,12 @@ from vitsee.estimators.places import (
     self_hsic,
 )
 from vitsee.io.tidy import Table, Whole, indices
+from vitsee.sums import GROUPS, Sums
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from vitsee.sums import Sums
 
 Grid = tuple[int, int]
 
@@ -116,8 +116,6 @@ class Localization(Analysis):
 
     def check_memory(self, memory: float) -> None:
         """Raise UserError if the sums of all groups, plus two working copies, do not fit in memory."""
-        from vitsee.sums import GROUPS
-
         grids = [_grid(layer) for layer in self.setting.layers["model"]]
         need = (GROUPS + 2) * sum(map(_bytes, grids))
         if need > memory:

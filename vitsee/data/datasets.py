@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vitsee.data import contours, scenes
 from vitsee.data.downloads import cifar, imagenette, split_of
 from vitsee.data.given import from_python
 from vitsee.data.hugging_face import streamed
@@ -44,21 +45,16 @@ def load(dataset: DatasetOptions, resolution: int) -> Images:
 
 
 def _scenes(dataset: DatasetOptions, resolution: int) -> Images:
-    from vitsee.data.scenes import CLASSES, Scenes
-
-    return _generated(dataset, resolution, Scenes, CLASSES)
+    return _generated(dataset, resolution, scenes.Scenes, scenes.CLASSES)
 
 
 def _contours(dataset: DatasetOptions, resolution: int) -> Images:
-    from vitsee.data.contours import CLASSES, Contours
-
-    return _generated(dataset, resolution, Contours, CLASSES)
+    return _generated(dataset, resolution, contours.Contours, contours.CLASSES)
 
 
 def _lines(dataset: DatasetOptions, resolution: int) -> Images:
-    from vitsee.data.contours import LINE_CLASSES, Contours
-
-    return _generated(dataset, resolution, partial(Contours, lines=True), LINE_CLASSES)
+    lines = partial(contours.Contours, lines=True)
+    return _generated(dataset, resolution, lines, contours.LINE_CLASSES)
 
 
 def _generated(

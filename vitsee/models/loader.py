@@ -13,6 +13,8 @@ from vitsee.errors import UserError
 from vitsee.lazy import torch
 from vitsee.models.cards import Card
 from vitsee.models.fitting import Taken
+from vitsee.models.outputs import tensor_of
+from vitsee.models.preprocessing import described
 from vitsee.models.sources import (
     function,
     open_clip,
@@ -70,8 +72,6 @@ class Loaded:
     @property
     def preprocessing(self) -> dict[str, Any]:
         """The data configuration, with a description of the transform that is the same in every process."""
-        from vitsee.models.preprocessing import described
-
         own = self.data.get("transform")
         return self.data | {"transform": described(own)} if own else self.data
 
@@ -139,8 +139,6 @@ _SIZES = {
 
 def _refuse_unrunnable(model: ModelOptions, net: nn.Module, size: tuple[int, int, int]) -> None:
     """Raise UserError if the network does not run on images of its own size, or if two runs differ."""
-    from vitsee.models.outputs import tensor_of
-
     device = next((x.device for x in net.parameters()), torch.device("cpu"))
     image = torch.linspace(-1, 1, math.prod(size), device=device).view(1, *size)
     try:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vitsee.errors import UserError, expanded, unknown
 from vitsee.io.reachable import require
 from vitsee.lazy import torch
+from vitsee.models import preprocessing
 from vitsee.models.hub import fetch_from_hub, repository
 from vitsee.models.sources.found import Found, built, missing
 from vitsee.models.sources.tokens import say_tokens
@@ -35,8 +36,6 @@ def load(model: ModelOptions, weights: bool = True) -> Found:
         import open_clip
     except ImportError:
         raise missing("open_clip", "open_clip_torch") from None
-    from vitsee.models import preprocessing
-
     drawn = model.random or not weights
     name = _name(model, open_clip, drawn)
     options = {} if name.startswith(FOLDER) else _weights(model, open_clip, name, drawn)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from vitsee import given
 from vitsee.errors import UserError
 from vitsee.lazy import torch
+from vitsee.models import preprocessing
+from vitsee.models.code import own_code
 from vitsee.models.sources.found import Found
 from vitsee.models.sources.tokens import say_tokens
 from vitsee.models.weight_files import line
@@ -28,13 +30,8 @@ def found(thing: Any, weights: str) -> Found:
 
     The network is copied, so that its owner can continue to train it.
     """
-    from torch import nn
-
-    from vitsee.models import preprocessing
-    from vitsee.models.code import own_code
-
-    asked = given.Model(thing) if isinstance(thing, nn.Module) else thing
-    if not isinstance(asked, given.Model) or not isinstance(asked.net, nn.Module):
+    asked = given.Model(thing) if isinstance(thing, torch.nn.Module) else thing
+    if not isinstance(asked, given.Model) or not isinstance(asked.net, torch.nn.Module):
         raise UserError(
             f"a model is an nn.Module or vitsee.Model(net, name=…), not {type(getattr(asked, 'net', asked)).__name__}"
         )

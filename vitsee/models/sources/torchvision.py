@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vitsee.errors import expanded, unknown
 from vitsee.io.reachable import require
 from vitsee.lazy import torch
+from vitsee.models import preprocessing
 from vitsee.models.fitting import fill
 from vitsee.models.sources.found import Found, built
 from vitsee.models.sources.tokens import say_tokens
@@ -34,8 +35,6 @@ def load(model: ModelOptions, weights: bool = True) -> Found:
     Raises UserError if torchvision does not have the model or the weights, or cannot download them.
     """
     from torchvision import models
-
-    from vitsee.models import preprocessing
 
     if model.id not in names():
         raise unknown(f"torchvision has no model {model.id!r}", str(model.id), names(), "it has")

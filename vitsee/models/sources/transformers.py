@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitsee.errors import UserError, expanded
 from vitsee.lazy import torch
+from vitsee.models import preprocessing
 from vitsee.models.hub import cached_first, repository
 from vitsee.models.sources.found import Found, built, missing
 from vitsee.models.sources.tokens import say_tokens
@@ -53,8 +54,6 @@ def load(model: ModelOptions, weights: bool = True) -> Found:
         import transformers
     except ImportError:
         raise missing("transformers", "transformers") from None
-    from vitsee.models import preprocessing
-
     place, revision = _place(model)
     with _quietly(transformers):
         config = _from(transformers.AutoConfig, model, place, revision)
