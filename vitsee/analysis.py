@@ -117,8 +117,13 @@ class Analysis:
         raise NotImplementedError
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
-        """Figures by file name without extension, from the tables as read back from the CSVs."""
-        raise NotImplementedError
+        """Figures by file name without extension, from the tables as read back from the CSVs.
+
+        By default those that `joined` makes of this result alone.
+        """
+        if not self.draws_several:
+            raise NotImplementedError
+        return self.joined([(tables, labels)])
 
     # Some analyses define these
 

@@ -99,9 +99,6 @@ class BlockSimilarity(Analysis):
     def caption(self, figure: str, tables: dict[str, pd.DataFrame]) -> str:
         return "Bands: one standard error over minibatches to either side"
 
-    def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
-        return self.joined([(tables, labels)])
-
     def joined(
         self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
     ) -> dict[str, Figure]:

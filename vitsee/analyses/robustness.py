@@ -238,9 +238,6 @@ class Robustness(Analysis):
     def caption(self, figure: str, tables: dict[str, pd.DataFrame]) -> str:
         return "Bars: one standard error over images to either side"
 
-    def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
-        return self.joined([(tables, labels)])
-
     def joined(
         self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
     ) -> dict[str, Figure]:

@@ -51,8 +51,10 @@ def require_listed(option: Any) -> None:
         )
 
 
-def listed(images: Images, entries: list[Any]) -> list[int]:
-    """Return the indices of images by number or id. Raises UserError for one that does not exist."""
+def listed(images: Images, entries: list[Any] | None) -> list[int] | None:
+    """Return the indices of the images of `images_list`, None for null. Raises UserError if one does not exist."""
+    if entries is None:
+        return None
     numbers = {images.id(i): i for i in range(len(images))}
     return [_number(one, numbers) for one in entries]
 

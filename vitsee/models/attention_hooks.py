@@ -15,12 +15,12 @@ from torch.nn.functional import (
     multi_head_attention_forward,
     scaled_dot_product_attention,
 )
-from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from vitsee.errors import UserError
 from vitsee.estimators.attention import Attention, Weights
 from vitsee.models import layers, windows
+from vitsee.models.calls import Calls
 from vitsee.models.layout import IMAGES, Output, Record, dry_run
 from vitsee.models.units import units_of
 from vitsee.setting import Layer
@@ -35,7 +35,7 @@ _ELEMENTWISE = {
 _PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm}
 
 
-class _Intercept(TorchFunctionMode):
+class _Intercept(Calls):
     """Calls `seen` whenever attention is computed.
 
     Attention is a call of scaled_dot_product_attention, or a product of weights and values, where the weights come
@@ -51,14 +51,7 @@ class _Intercept(TorchFunctionMode):
         self.weights.clear()
         super().__exit__(*error)
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
         if func is scaled_dot_product_attention:
             self.seen(_attention(result, *args, **kwargs))

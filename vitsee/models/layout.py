@@ -14,10 +14,10 @@ import torch
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from vitsee.errors import UserError
+from vitsee.models.calls import Calls
 
 Record = Callable[[str, object], None]
 """Called with the name of a module that has just run, and its output."""
@@ -202,7 +202,7 @@ def _run(
     return ran
 
 
-class _OnMeta(TorchFunctionMode):
+class _OnMeta(Calls):
     """Computes shapes at no cost, also for recurrent layers, which torch would run step by step.
 
     lenient: skip position embeddings and biases that do not fit the size.
@@ -212,14 +212,7 @@ class _OnMeta(TorchFunctionMode):
         super().__init__()
         self.lenient = lenient
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func is torch.lstm and kwargs == {}:
             return _lstm(*args)
         if func in _KNOWN and (found := _KNOWN[func](*args, **kwargs)) is not None:
