@@ -58,8 +58,7 @@ class BlockSimilarity(Analysis):
 
     def observe(self, view: View) -> dict[str, Tensor]:
         """HSIC_1 of each block with its counterpart, and the products needed for its standard error."""
-        assert view.other is not None
-        u, v = (torch.stack(list(part.values())) for part in (view.model, view.other))
+        u, v = (torch.stack(list(part.values())) for part in view.by_role.values())
         v = v[torch.tensor(paired(len(u), len(v)), device=v.device)]
         scale = view.images * (view.images - 3)
         ab, aa, bb = ((x * y).sum((1, 2)) / scale for x, y in ((u, v), (u, u), (v, v)))

@@ -168,10 +168,10 @@ class Robustness(Analysis):
             return shuffle(pixels, int(strength), orders)
         saliency = None
         if change in SALIENT:
-            assert view.other is not None
-            found = reached(list(view.other.values()), self.setting.layers["other"])
-            found = torch.nn.functional.adaptive_avg_pool2d(found[:, None], self.grid).flatten(1)
-            saliency = found if change == "drop_salient" else -found
+            weights = list(view.by_role["other"].values())
+            saliency = reached(weights, self.setting.layers["other"])[:, None]
+            saliency = torch.nn.functional.adaptive_avg_pool2d(saliency, self.grid).flatten(1)
+            saliency = saliency if change == "drop_salient" else -saliency
         order = dropped_first(self.grid, view.positions, self.seed, saliency).to(pixels.device)
         mean, deviation = view.normalisation["model"]
         black = [-m / d for m, d in zip(mean, deviation, strict=True)]

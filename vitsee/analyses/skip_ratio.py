@@ -89,9 +89,7 @@ class SkipRatio(Analysis):
         `images` is 0 where a layer has fewer entries than the longest.
         """
         terms: dict[str, Tensor] = {}
-        for role, reduced in (("model", view.model), ("other", view.other)):
-            if reduced is None:
-                continue
+        for role, reduced in view.by_role.items():
             values = _padded(list(reduced.values()))
             ratio, cosine = values.unbind(-1)
             present = _padded([v.new_ones(1, v.shape[1], 1) for v in reduced.values()])[:, 0, :, 0]
