@@ -27,7 +27,7 @@ from vitsee import names
 from vitsee.config import CONF
 from vitsee.errors import UserError
 from vitsee.listing import model_options
-from vitsee.models import fitting, hub, layout, loader, timm_architecture, weight_files
+from vitsee.models import hub, layout, loader, state_dicts, timm_architecture, weight_files
 from vitsee.models.sources.found import nonfinite
 from vitsee.models.sources.timm import _with_weights, without_classifier
 from vitsee.options import ModelOptions
@@ -553,7 +553,7 @@ def test_of_averaged_and_raw_weights_the_averaged_are_taken_and_both_can_be_chos
     assert raw.taken.record() == {"file": "x.pth", "key": "state_dict"}
 
 
-@pytest.mark.parametrize("key", fitting.KEYS)
+@pytest.mark.parametrize("key", state_dicts.KEYS)
 def test_the_usual_places_of_weights_are_known(key, tmp_path):
     content = {key: WEIGHTS, "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}, "acc": 0.7}
     found = loaded(tmp_path / "x.pth", content)
