@@ -132,7 +132,7 @@ class LinearProbe(Analysis):
     # Images
 
     @cached_property
-    def _sample(self) -> few_shot.Sample:
+    def _sample(self) -> few_shot.ProbeImages:
         """The images for training the probes and for choosing the penalty."""
         return few_shot.sample(self.setting.images[TRAIN], self.shots, self.held_out, self.seeds)
 

@@ -18,7 +18,7 @@ HELD_OUT = 2**32 - 1
 
 
 @dataclass(frozen=True)
-class Sample:
+class ProbeImages:
     """Data set indices of the images that train the probes, and of the held-out images that choose the penalty.
 
     train: (seeds, n). held_out: ascending. labels: (len(union),), of the training images of any seed.
@@ -52,7 +52,7 @@ class Sample:
         return np.array([trained[name] for name in classes])
 
     def rest(self, count: int) -> np.ndarray:
-        """Return the images of a data set of `count` that are not in the sample. Raises UserError if there are none."""
+        """Return all other images of a data set of `count`. Raises UserError if there are none."""
         used = np.union1d(self.union, self.held_out)
         rest = np.setdiff1d(np.arange(count), used)
         if not len(rest):
@@ -63,7 +63,7 @@ class Sample:
         return rest
 
 
-def sample(images: Images, shots: int, held_out: int | None, seeds: list[int]) -> Sample:
+def sample(images: Images, shots: int, held_out: int | None, seeds: list[int]) -> ProbeImages:
     """Sample the training images of every seed, and the held-out images.
 
     With shots: `held_out` images per class (default: `shots`) are held out once, and every seed draws
@@ -90,7 +90,7 @@ def sample(images: Images, shots: int, held_out: int | None, seeds: list[int]) -
     held = np.concatenate([m[len(m) - a :] for m, a in zip(members, apart, strict=True)])
     pools = [m[: len(m) - a] for m, a in zip(members, apart, strict=True)]
     train = np.stack([_shots(pools, shots, seed) for seed in seeds])
-    return Sample(
+    return ProbeImages(
         images.classes, train, np.sort(held), labels[np.unique(train)], images.fingerprint
     )
 

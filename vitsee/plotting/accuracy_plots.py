@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import matplotlib
 import pandas as pd
@@ -77,60 +77,36 @@ def probes_by_depth(results: list[tuple[pd.DataFrame, Labels]]) -> Figure:
     return _accuracies(parts, ", ".join(common), x="depth", xlabel="Depth (fraction of blocks)")
 
 
-def _accuracies(parts: list[pd.DataFrame], title: str, **axis: Any) -> Figure:
-    """Column percent against `x`, one line per value of line, with the chance level if all share it."""
+def _accuracies(
+    parts: list[pd.DataFrame], title: str, *, x: str, xlabel: str, log: bool = False
+) -> Figure:
+    """One line per value of line: the mean of percent at each x, with a band from minimum to maximum.
+
+    Undefined means (NaN) leave a gap. The chance level is dashed if all parts share it. log: whether x is
+    logarithmic; otherwise it is a fraction.
+    """
     table = pd.concat(parts)
     classes = table["classes"].unique()
-    return _curves(
-        table,
-        y="percent",
-        line="line",
-        ylabel="Test accuracy (%)",
-        title=f"Linear probes: {title}",
-        level=100 / int(classes[0]) if len(classes) == 1 else None,
-        level_label="chance",
-        **axis,
-    )
-
-
-def _curves(
-    table: pd.DataFrame,
-    *,
-    x: str,
-    y: str,
-    line: str,
-    xlabel: str,
-    ylabel: str,
-    title: str,
-    level: float | None = None,
-    level_label: str = "",
-    log: bool = False,
-) -> Figure:
-    """One line per value of `line`: the mean of y at each x, with a band from minimum to maximum.
-
-    Undefined means (NaN) leave a gap. level: height of a dashed line. log: whether x is logarithmic;
-    otherwise it is a fraction.
-    """
     with look():
         figure = canvas(plot_size((5.2, 3.6)))
         axes = figure.subplots()
-        names = table[line].unique()
-        for i, name in enumerate(names):
-            values = table[table[line] == name].groupby(x)[y]
+        for i, name in enumerate(table["line"].unique()):
+            values = table[table["line"] == name].groupby(x)["percent"]
             mean = values.agg(lambda of_one: of_one.mean(skipna=False))
             marker = MARKERS[i % len(MARKERS)]
             (drawn,) = axes.plot(mean.index, mean, marker=marker, markersize=3.5, label=name)
             axes.fill_between(
                 mean.index, values.min(), values.max(), color=drawn.get_color(), alpha=0.2, lw=0
             )
-        if level is not None:
-            axes.axhline(level, color="0.5", linestyle="--", linewidth=0.8, label=level_label)
-        axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
+        if len(classes) == 1:
+            chance = 100 / int(classes[0])
+            axes.axhline(chance, color="0.5", linestyle="--", linewidth=0.8, label="chance")
+        axes.set(xlabel=xlabel, ylabel="Test accuracy (%)", ylim=(0, None))
         if log:
             log_axis(axes, table[x])
         else:
             axes.set_xlim(0, 1.03)
-        entitle(axes, title)
+        entitle(axes, f"Linear probes: {title}")
         grid_lines(axes)
         line_legend(figure, axes, 2, frameon=False, fontsize=8)
     return figure

@@ -37,7 +37,7 @@ def found(thing: Any, weights: str) -> Found:
         )
     net = _copy(_unwrapped(asked.net))
     if asked.transform is None:
-        data = preprocessing.plain(asked.input_size, asked.mean, asked.std)
+        data = preprocessing.data_config(asked.input_size, asked.mean, asked.std)
     else:
         data = preprocessing.measured(
             asked.transform, f"vitsee.Model {asked.name}", asked.mean, asked.std
