@@ -28,11 +28,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitsee.analyses.cka import CKA, Products
 from vitsee.analysis import Layer, Setting, View
-from vitsee.estimators.arithmetic import forward, tf32
+from vitsee.estimators.arithmetic import forward_in, tf32
 from vitsee.estimators.kernels import u_centre
 from vitsee.models import layers, loader, presets
 from vitsee.models.taps import watch
-from vitsee.options import Model, Precision
+from vitsee.options import ModelOptions, Precision
 from vitsee.sums import Sums
 
 SIXTY = ["blocks.*.norm1", "blocks.*.attn", "blocks.*.norm2", "blocks.*.mlp", "blocks"]
@@ -76,7 +76,7 @@ def cases(on_gpu: bool, tools: list[str]) -> list[Case]:
 @cache
 def load(name: str, device: torch.device) -> loader.Loaded:
     """This timm model with random weights, as `vitsee run` loads it."""
-    model = Model(name=name, timm=name, pretrained=False, args=ARGS.get(name, {}))
+    model = ModelOptions(name=name, timm=name, pretrained=False, args=ARGS.get(name, {}))
     return loader.load(model, device)
 
 
@@ -107,7 +107,7 @@ class Bench:
         ]
 
     def bare(self, nets: list[nn.Module]) -> None:
-        with torch.inference_mode(), forward(self.precision, self.device.type):
+        with torch.inference_mode(), forward_in(self.precision, self.device.type):
             for pixels in self.batches:
                 for net in nets:
                     net(pixels)
@@ -166,7 +166,7 @@ class Bench:
         handles = [
             net.get_submodule(l.name).register_forward_hook(keep(l)) for l in self.watched[i]
         ]
-        with torch.inference_mode(), forward(self.precision, self.device.type):
+        with torch.inference_mode(), forward_in(self.precision, self.device.type):
             net(pixels)
         for handle in handles:
             handle.remove()

@@ -18,11 +18,11 @@ from vitsee.choices import CONF
 from vitsee.models import timm_architecture
 from vitsee.models.presets import choose
 from vitsee.models.taps import SURVEY
-from vitsee.options import Experiment, Model
+from vitsee.options import Experiment, ModelOptions
 from vitsee.papers import atlas
 from vitsee.papers.atlas import ASKED, Cost
 from vitsee.papers.publish import Request, overrides
-from vitsee.training.trainer import PEAK, REACHED, flops_of
+from vitsee.training.cost import PEAK, REACHED, flops_of
 
 
 def main(names: list[str]) -> None:
@@ -67,7 +67,7 @@ def passed(asked: Experiment) -> int:
     return (asked.images or analysis.default_images) * asked.repeats
 
 
-def flops(model: Model, asked: Experiment) -> float:
+def flops(model: ModelOptions, asked: Experiment) -> float:
     """Floating-point operations per image, including backward passes if the analysis needs gradients."""
     forward = _forward(OmegaConf.to_yaml(OmegaConf.structured(model)))
     if not asked.analysis.gradients:
@@ -83,7 +83,7 @@ def flops(model: Model, asked: Experiment) -> float:
 
 @cache
 def _forward(model: str) -> float:
-    structured = OmegaConf.merge(OmegaConf.structured(Model), OmegaConf.create(model))
+    structured = OmegaConf.merge(OmegaConf.structured(ModelOptions), OmegaConf.create(model))
     return flops_of(OmegaConf.to_object(structured))
 
 

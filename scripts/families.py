@@ -33,7 +33,7 @@ from vitsee.config import override
 from vitsee.errors import UserError
 from vitsee.models import layers, presets, timm_architecture
 from vitsee.models.taps import SURVEY
-from vitsee.options import Model
+from vitsee.options import ModelOptions
 from vitsee.setting import Layer
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
@@ -186,7 +186,7 @@ def verdicts(name: str, **options: dict[str, Any]) -> dict[str, str]:
     options: `args` and `overlay` of the model. Raises UserError if the model cannot be built with them,
     AssertionError for an empty preset, and any error that is not meant for users.
     """
-    net = timm_architecture.skeleton(Model(name=name, timm=name, **options)).eval()
+    net = timm_architecture.skeleton(ModelOptions(name=name, timm=name, **options)).eval()
     size = tuple(timm_architecture.data_config(net)["input_size"])
     once = cache(layers.survey)
     surveyed: dict[str, list[Layer] | UserError] = {}

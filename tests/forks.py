@@ -20,7 +20,7 @@ import timm
 from vitsee import cli, gpus, runner
 from vitsee.papers import publish
 from vitsee.report import write
-from vitsee.training import examples, recipes, trainer
+from vitsee.training import image_cache, recipes, trainer
 
 by_fork = multiprocessing.get_context("fork")
 
@@ -42,7 +42,7 @@ def command(words, limit, moment, environment, drawn):
     os.environ.update(environment)
     if not drawn:
         runner.draw = lambda *path, **options: []
-    gpus.get_context = examples.get_context = lambda kind: by_fork
+    gpus.get_context = image_cache.get_context = lambda kind: by_fork
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     if moment:

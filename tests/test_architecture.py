@@ -22,8 +22,8 @@ ROOMS = {
     "plotting": set(),
     "estimators": {"errors", "lazy", "options", "setting"},
     "models": {
-        *("analysis", "errors", "estimators", "given", "io", "lazy", "options", "parallel"),
-        *("plugins", "setting"),
+        *("analysis", "errors", "estimators", "given", "io", "lazy", "names", "options"),
+        *("parallel", "plugins", "setting"),
     },
     "data": {"errors", "given", "io", "options", "parallel"},
     "results": {

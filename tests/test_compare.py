@@ -22,7 +22,7 @@ from scipy.spatial.distance import cdist
 
 import vitsee
 from vitsee.comparing import comparison, nulls, ordering, record
-from vitsee.comparing.options import Options, asked, of
+from vitsee.comparing.options import Options, of, parsed
 from vitsee.errors import UserError
 from vitsee.estimators.triangles import to_scale, triangles
 from vitsee.io import kept
@@ -516,7 +516,7 @@ def test_models_of_one_name_are_told_apart(tmp_path):
 )
 def test_a_mistake_in_an_option_is_one_line(words, said):
     with pytest.raises(UserError, match=said):
-        asked(["outputs", *words])
+        parsed(["outputs", *words])
 
 
 def test_python_and_the_command_take_the_same_options(four, command):

@@ -28,7 +28,7 @@ from vitsee.data.minibatches import Minibatches, _Framed
 from vitsee.data.plan import Plan
 from vitsee.data.rgb import rgb
 from vitsee.errors import UserError, unknown
-from vitsee.options import Dataset, OnBadImage
+from vitsee.options import DatasetOptions, OnBadImage
 
 DATA = {
     "input_size": (3, 32, 32),
@@ -41,12 +41,14 @@ DATA = {
 
 
 def folder(root: Path, **changes: object) -> images.Images:
-    return datasets.load(Dataset(name="folder", kind="folder", root=str(root), **changes), 32)
+    return datasets.load(
+        DatasetOptions(name="folder", kind="folder", root=str(root), **changes), 32
+    )
 
 
 def refused(message: str, **values: object) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        datasets.load(Dataset(**({"name": "folder", "kind": "folder"} | values)), 32)
+        datasets.load(DatasetOptions(**({"name": "folder", "kind": "folder"} | values)), 32)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -550,13 +552,15 @@ def test_a_download_that_fails_says_why(tmp_path, monkeypatch):
 
 def test_imagenette_that_is_there_needs_no_network(tmp_path):
     write_images(tmp_path / "imagenette2-320" / "val", 6)
-    found = datasets.load(Dataset(name="imagenette", kind="imagenette", root=str(tmp_path)), 32)
+    found = datasets.load(
+        DatasetOptions(name="imagenette", kind="imagenette", root=str(tmp_path)), 32
+    )
     assert len(found) == 6
 
 
 def test_cifar_that_is_there_needs_no_network(tmp_path, monkeypatch):
     cifar(tmp_path, monkeypatch)
-    found = datasets.load(Dataset(name="cifar10", kind="cifar10", root=str(tmp_path)), 32)
+    found = datasets.load(DatasetOptions(name="cifar10", kind="cifar10", root=str(tmp_path)), 32)
     assert [found.label(i) for i in range(5)] == [3, 1, 4, 1, 5]
     assert np.array_equal(found.open(2), PIXELS[2].reshape(3, 32, 32).transpose(1, 2, 0))
     assert found.id(2) == "cifar10/test/00002"
@@ -599,7 +603,9 @@ def parquet(tmp_path: Path) -> Path:
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_hugging_face_data_set_is_streamed_once_and_read_offline(parquet, tmp_path):
-    asked = Dataset(name="hf", kind="hf", path=str(parquet), root=str(tmp_path / "cache"), take=5)
+    asked = DatasetOptions(
+        name="hf", kind="hf", path=str(parquet), root=str(tmp_path / "cache"), take=5
+    )
     first = datasets.load(asked, 32)
     shutil.rmtree(parquet)
     again = datasets.load(asked, 32)
@@ -868,14 +874,14 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_an_archive_that_was_copied_into_the_cache_needs_no_network(archive):
-    asked = Dataset(name="imagenette", kind="imagenette", root=str(archive.parent))
+    asked = DatasetOptions(name="imagenette", kind="imagenette", root=str(archive.parent))
     assert len(datasets.load(asked, 32)) == 6
     left = sorted(path.name for path in archive.parent.iterdir())
     assert left == ["imagenette2-320", "imagenette2-320.tgz"]
 
 
 def test_unpacking_that_was_interrupted_is_done_again(archive, monkeypatch):
-    asked = Dataset(name="imagenette", kind="imagenette", root=str(archive.parent))
+    asked = DatasetOptions(name="imagenette", kind="imagenette", root=str(archive.parent))
     with monkeypatch.context() as patched:
         patched.setattr("vitsee.data.downloads.os.replace", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -885,7 +891,7 @@ def test_unpacking_that_was_interrupted_is_done_again(archive, monkeypatch):
 
 
 def test_two_processes_that_unpack_at_once_both_have_the_images(archive, monkeypatch):
-    asked = Dataset(name="imagenette", kind="imagenette", root=str(archive.parent))
+    asked = DatasetOptions(name="imagenette", kind="imagenette", root=str(archive.parent))
     real = downloads._unpack
 
     def second(archive: Path, folder: Path) -> None:
@@ -906,7 +912,7 @@ def test_a_folder_that_lacks_the_split_is_told_to_be_removed_before_anything_is_
         r"imagenette2-320 has no folder 'val': remove it, and it will be unpacked again", **asked
     )
     there.rmdir()
-    assert len(datasets.load(Dataset(**asked), 32)) == 6
+    assert len(datasets.load(DatasetOptions(**asked), 32)) == 6
 
 
 def test_cifar_is_unpacked_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -919,7 +925,7 @@ def test_cifar_is_unpacked_whole_or_not_at_all(tmp_path, monkeypatch):
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(tmp_path / "content" / CIFAR10.base_folder, arcname=CIFAR10.base_folder)
     monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
-    asked = Dataset(name="cifar10", kind="cifar10", root=str(archive.parent))
+    asked = DatasetOptions(name="cifar10", kind="cifar10", root=str(archive.parent))
     with monkeypatch.context() as patched:
         patched.setattr("vitsee.data.downloads.os.replace", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -957,7 +963,7 @@ def test_a_hugging_face_stream_keeps_every_image_and_guesses_no_label(tmp_path):
     odd = [encoded("PNG"), encoded("MPO"), encoded("JPEG2000"), {"bytes": b"x", "path": None}, None]
     path = saved_for_hub(tmp_path / "hf", odd, [0, 1, -1, -1, 1])
     cache = tmp_path / "cache"
-    found = datasets.load(Dataset(name="hf", kind="hf", path=str(path), root=str(cache)), 32)
+    found = datasets.load(DatasetOptions(name="hf", kind="hf", path=str(path), root=str(cache)), 32)
     assert found.classes == ["all", "cat", "dog"]
     assert sorted(found.labels) == [0, 0, 1, 2, 2]
     bad = 0
@@ -975,19 +981,19 @@ def test_hugging_face_data_sets_do_not_share_a_cache_by_their_names(tmp_path):
     sizes = {"x/y_z": 2, "x_y/z": 3}
     for name, count in sizes.items():
         path = saved_for_hub(tmp_path / name, [encoded("PNG")] * count, [0] * count)
-        asked = Dataset(name="hf", kind="hf", path=str(path), root=str(tmp_path / "cache"))
+        asked = DatasetOptions(name="hf", kind="hf", path=str(path), root=str(tmp_path / "cache"))
         assert len(datasets.load(asked, 32)) == count
         refused("the columns are: image, label", **vars(asked) | {"column": "img"})
-    asked_split = Dataset(kind="hf", name="hf", path="a/b", split="val")
-    asked_config = Dataset(kind="hf", name="hf", path="a/b", config="val")
-    assert hugging_face._asked(asked_split) != hugging_face._asked(asked_config)
+    asked_split = DatasetOptions(kind="hf", name="hf", path="a/b", split="val")
+    asked_config = DatasetOptions(kind="hf", name="hf", path="a/b", config="val")
+    assert hugging_face._cache_name(asked_split) != hugging_face._cache_name(asked_config)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_hugging_face_data_set_sorted_by_class_is_mixed(tmp_path):
     path = saved_for_hub(tmp_path / "hf", [encoded("PNG")] * 40, [0] * 20 + [1] * 20)
     values = {"name": "hf", "kind": "hf", "path": str(path), "root": str(tmp_path / "cache")}
-    assert datasets.load(Dataset(**values, take=10), 32).classes == ["cat", "dog"]
+    assert datasets.load(DatasetOptions(**values, take=10), 32).classes == ["cat", "dog"]
 
 
 def test_a_folder_at_home_is_named_with_a_tilde(tmp_path):

@@ -21,7 +21,7 @@ from vitsee.errors import UserError
 from vitsee.io import fetching
 from vitsee.io.fetching import fetch
 from vitsee.models import hub, timm_architecture
-from vitsee.options import Dataset, Model
+from vitsee.options import DatasetOptions, ModelOptions
 from vitsee.papers.publish import publish
 
 CONTENT = bytes(range(256)) * 8192  # 2 MiB
@@ -129,7 +129,7 @@ def test_imagenette_is_downloaded_unpacked_and_read(server, tmp_path, monkeypatc
     url = server.url.replace("file.tgz", "imagenette2-320.tgz")
     known = url, hashlib.md5(server.content).hexdigest()
     monkeypatch.setitem(Imagenette._ARCHIVES, "320px", known)
-    asked = Dataset(name="imagenette", kind="imagenette", root=str(tmp_path / "cache"))
+    asked = DatasetOptions(name="imagenette", kind="imagenette", root=str(tmp_path / "cache"))
     with pytest.raises(UserError, match=r"downloading dataset=imagenette failed .*to continue"):
         datasets.load(asked, 32)
     assert len(datasets.load(asked, 32)) == 6
@@ -166,7 +166,7 @@ def of_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 def test_weights_of_the_hub_say_how_large_they_are(of_hub, caplog):
     caplog.set_level(logging.INFO)
     there = of_hub(CONTENT)
-    model = Model(name="vit_s32")
+    model = ModelOptions(name="vit_s32")
     assert hub.fetch_from_hub(model, "timm/vit_s32", None, "model.safetensors") == there.path
     assert "timm/vit_s32 of the Hugging Face hub): downloading 2 MB into " in caplog.text
 
@@ -174,7 +174,7 @@ def test_weights_of_the_hub_say_how_large_they_are(of_hub, caplog):
 def test_weights_that_are_damaged_on_the_way_are_removed_and_refused(of_hub):
     there = of_hub(CONTENT[:-1] + b"x")
     with pytest.raises(UserError, match=r"model.safetensors was damaged in transit and removed"):
-        hub.fetch_from_hub(Model(name="vit_s32"), "timm/vit_s32", None, "model.safetensors")
+        hub.fetch_from_hub(ModelOptions(name="vit_s32"), "timm/vit_s32", None, "model.safetensors")
     assert not there.path.exists()
 
 
@@ -188,7 +188,7 @@ def test_a_figure_of_zoo_small_needs_no_network_once_its_downloads_are_there(tmp
     import huggingface_hub
 
     name = "vit_small_patch32_224.augreg_in21k"
-    net = timm_architecture.build(Model(name="made", timm=name), seed=9).half()
+    net = timm_architecture.build(ModelOptions(name="made", timm=name), seed=9).half()
     hub_cache(tmp_path, name, net)
     write_images(tmp_path / "imagenette2-320" / "val", 4, side=64)
     monkeypatch.setenv("VITSEE_CACHE", str(tmp_path))

@@ -25,7 +25,7 @@ from vitsee.errors import UserError, printable
 from vitsee.io import plain
 from vitsee.models import loader
 from vitsee.names import folder_name
-from vitsee.options import Dataset, Model
+from vitsee.options import DatasetOptions, ModelOptions
 from vitsee.papers.plot import plot
 from vitsee.runner import run
 
@@ -39,7 +39,7 @@ def test_an_archive_that_would_fill_the_memory_is_refused_unread(ending, tmp_pat
         archive.writestr("bomb/data/0", bytes(2**20))
         archive.infolist()[0].file_size = 1100 * 2**20  # it is believed, as nothing is unpacked
     assert path.stat().st_size < 2**21
-    asked = Model(name="m", timm="test_vit", checkpoint=str(path))
+    asked = ModelOptions(name="m", timm="test_vit", checkpoint=str(path))
     with pytest.raises(UserError, match=rf"bomb\{ending} was refused: .* would unpack to 1,153,"):
         loader.load(asked, "cpu")
 
@@ -52,7 +52,9 @@ def test_an_npz_whose_header_claims_more_than_there_is_is_refused(tmp_path):
     )
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("embedding/kernel.npy", header.getvalue() + bytes(64))
-    asked = Model(name="m", timm="vit_tiny_patch16_224", args={"depth": 1}, checkpoint=str(path))
+    asked = ModelOptions(
+        name="m", timm="vit_tiny_patch16_224", args={"depth": 1}, checkpoint=str(path)
+    )
     with pytest.raises(UserError, match=r"liar\.npz"):
         loader.load(asked, "cpu")
 
@@ -61,7 +63,7 @@ def test_arguments_of_a_model_from_a_stranger_are_data(tmp_path):
     trace = tmp_path / "it-ran"
     args = {"_target_": "os.system", "_args_": [f"touch {trace}"]}
     with pytest.raises(UserError, match=r"cannot be built with model\.args="):
-        loader.load(Model(name="m", timm="test_vit", pretrained=False, args=args), "cpu")
+        loader.load(ModelOptions(name="m", timm="test_vit", pretrained=False, args=args), "cpu")
     assert not trace.exists()
 
 
@@ -69,7 +71,7 @@ def test_arguments_of_a_model_from_a_stranger_are_data(tmp_path):
 
 
 def folder(root: Path) -> images.Images:
-    return datasets.load(Dataset(name="folder", kind="folder", root=str(root)), 32)
+    return datasets.load(DatasetOptions(name="folder", kind="folder", root=str(root)), 32)
 
 
 def png(side: int = 8) -> bytes:

@@ -20,7 +20,7 @@ from vitsee.analysis import REGISTERED
 from vitsee.config import override
 from vitsee.errors import UserError
 from vitsee.models.structure import structure
-from vitsee.options import Dataset, Experiment, Model
+from vitsee.options import DatasetOptions, Experiment, ModelOptions
 from vitsee.results.folder import Results
 from vitsee.runner import run
 from vitsee.study import UNREAD, Study
@@ -122,7 +122,7 @@ def test_every_option_of_an_analysis_changes_the_identity(name, field, images):
     assert identity(*given, *other) != identity(*given)
 
 
-@pytest.mark.parametrize("field", options(Model, *UNREAD["model"], "id", "import_"))
+@pytest.mark.parametrize("field", options(ModelOptions, *UNREAD["model"], "id", "import_"))
 @pytest.mark.parametrize("role", ["model", "other"])
 def test_every_option_of_a_model_changes_the_identity(role, field, images):
     given = words("cka", images)
@@ -134,7 +134,7 @@ def test_every_option_of_a_model_changes_the_identity(role, field, images):
     assert identity(*given, *other) != identity(*given)
 
 
-@pytest.mark.parametrize("field", options(Dataset, *BY_CONTENT))
+@pytest.mark.parametrize("field", options(DatasetOptions, *BY_CONTENT))
 def test_every_option_of_the_data_that_can_change_an_image_changes_the_identity(
     field, images, tmp_path
 ):

@@ -292,7 +292,9 @@ def place_that_changes(net: torch.nn.Module, layer: Layer, pixels: torch.Tensor)
         net(changed)
     for handle in handles:
         handle.remove()
-    return places.tokens(layer, outputs[1] - outputs[0])[:, 0].norm(dim=-1).view(layer.grid)
+    return (
+        places.representations(layer, outputs[1] - outputs[0])[:, 0].norm(dim=-1).view(layer.grid)
+    )
 
 
 def near_its_place(name: str, **args: object) -> None:

@@ -26,7 +26,7 @@ from vitsee.models import (
     residual,
     timm_architecture,
 )
-from vitsee.models.layout import Growth, measure
+from vitsee.models.layout import Growth, survey
 from vitsee.results.folder import Results
 from vitsee.runner import minibatches, run
 from vitsee.study import Study
@@ -358,7 +358,7 @@ def test_a_model_is_not_changed_by_being_measured():
     net = timm.create_model("vit_tiny_patch16_224", depth=1).eval()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     flags = {n: dict(m.__dict__, _modules=None) for n, m in net.named_modules()}
-    found = measure(net, (3, 224, 224), layers.record_modules)
+    found = survey(net, (3, 224, 224), layers.record_modules)
     assert found["blocks.0"].shape == (197, 192)
     assert all(net.state_dict()[name].equal(value) for name, value in before.items())
     after = {n: dict(m.__dict__, _modules=None) for n, m in net.named_modules()}
@@ -410,7 +410,7 @@ TINY_VIT = (
 )  # fmt: skip
 
 
-def asked(*overrides: str) -> loader.Model:
+def asked(*overrides: str) -> loader.ModelOptions:
     return composed(*overrides).model
 
 

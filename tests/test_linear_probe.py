@@ -20,12 +20,12 @@ from sklearn.linear_model import Ridge as Reference
 
 from vitsee.analyses.linear_probe import LinearProbe
 from vitsee.analysis import Labels, Layer, Setting, View
-from vitsee.data.few_shot import draw
+from vitsee.data.few_shot import sample
 from vitsee.data.images import Images
 from vitsee.errors import Incomplete, UserError
 from vitsee.estimators import places, ridge
 from vitsee.models import layers, presets
-from vitsee.papers.plot import plot_joined
+from vitsee.papers.plot import plot, plot_joined
 from vitsee.results.folder import Results
 from vitsee.results.reading import Written
 from vitsee.runner import run
@@ -72,10 +72,10 @@ def test_weights_and_predictions_are_those_of_scikit_learn_for_every_penalty(n, 
         z = standardised(x.numpy(), x.numpy())
         theirs = plain_probe(z, y.numpy(), 5, l2)
         expected = theirs.predict(standardised(x.numpy(), new.numpy()))
-        weights, bias = found.linear(torch.tensor(l2))
+        classifier = found.classifier(torch.tensor(l2))
         np.testing.assert_allclose(found.weights(torch.tensor(l2)).mT, theirs.coef_, atol=1e-6)
         np.testing.assert_allclose(mine, expected, atol=1e-6)
-        np.testing.assert_allclose(new @ weights + bias, expected, atol=1e-6)
+        np.testing.assert_allclose(classifier.scores(new), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(("n", "d"), [(200, 30), (30, 80)])
@@ -174,7 +174,7 @@ def measured(
 
 def plain_accuracy(train: Data, test: Data, shots: int, seed: int) -> tuple[float, float]:
     """Chosen penalty and accuracy, in the plain way: every model fitted, the best kept."""
-    drawn = draw(train, shots, None, [seed])
+    drawn = sample(train, shots, None, [seed])
     x, y = train.x.double().numpy(), train.y.numpy()
     fit, held = drawn.train[0], drawn.held_out
     z = [standardised(x[fit], part) for part in (x[fit], x[held], test.x.double().numpy())]
@@ -269,13 +269,13 @@ def test_seeds_vary_as_the_binomial_distribution_says_where_features_tell_nothin
 
 def test_draws_are_balanced_disjoint_from_those_held_out_and_differ_between_seeds():
     data = Data(torch.zeros(300, 1), torch.arange(300) % 3)
-    drawn = draw(data, 10, 7, [0, 1, 2])
+    drawn = sample(data, 10, 7, [0, 1, 2])
     for images in drawn.train:
         assert np.bincount(images % 3).tolist() == [10, 10, 10]
         assert not set(images) & set(drawn.held_out)
     assert np.bincount(drawn.held_out % 3).tolist() == [7, 7, 7]
     assert len({tuple(images) for images in drawn.train}) == 3
-    alone = draw(data, 10, 7, [2])
+    alone = sample(data, 10, 7, [2])
     assert (alone.train[0] == drawn.train[2]).all()
     assert (alone.held_out == drawn.held_out).all()
 
@@ -285,15 +285,15 @@ def test_without_shots_the_first_nine_tenths_train_and_the_last_choose():
     mixed = torch.randint(
         3, (300,), generator=generator
     )  # as CIFAR: not the same number in the end
-    drawn = draw(Data(torch.zeros(300, 1), mixed), 0, None, [0])
+    drawn = sample(Data(torch.zeros(300, 1), mixed), 0, None, [0])
     assert drawn.train[0].tolist() == list(range(270))
     assert drawn.held_out.tolist() == list(range(270, 300))
-    assert len(draw(Data(torch.zeros(300, 1), mixed), 0, 7, [0]).held_out) == 21
+    assert len(sample(Data(torch.zeros(300, 1), mixed), 0, 7, [0]).held_out) == 21
 
 
 def test_without_shots_a_tenth_of_each_class_chooses_where_classes_are_listed_in_turn():
     data = Data(torch.zeros(300, 1), torch.arange(300) // 100)
-    drawn = draw(data, 0, None, [0])
+    drawn = sample(data, 0, None, [0])
     assert drawn.held_out.tolist() == [*range(90, 100), *range(190, 200), *range(290, 300)]
     assert not set(drawn.held_out) & set(drawn.train[0])
     assert drawn.train.shape == (1, 270)
@@ -347,7 +347,7 @@ def test_maps_with_their_channels_last_have_the_features_of_maps_with_their_chan
     ):
         probe = on(LinearProbe(features=["gap", "each_token"]), layer, deepest)
         seen.append(probe.reduce(layer, output))
-        widths.append(probe._width(layer))
+        widths.append(probe._seen.width(layer))
     assert seen[0].equal(seen[1])
     assert widths == [16, 16]
     with pytest.raises(
@@ -387,6 +387,20 @@ def test_the_accuracy_of_each_token_is_the_mean_over_its_tokens_with_a_map_besid
     }  # fmt: skip
 
 
+def test_tokens_probed_with_a_stride_are_drawn_unless_a_place_is_missing(tmp_path, images):
+    words = ["analysis.train_split=null", "analysis.shots=3", "analysis.seeds=[0]"]
+    words += ["analysis.features=each_token", "analysis.token_stride=3", "analysis.layers=blocks.0"]
+    written = tiny_run(tmp_path, images, *words)
+    assert "linear_probe_tokens.png" in {path.name for path in written}
+    path = written[0].parent / "linear_probe_tokens.csv"
+    table = pd.read_csv(path)
+    assert sorted(set(table["row"])) == [0, 3, 6, 9]
+    for lost in (table["row"] == 3, (table["row"] == 6) & (table["col"] == 9)):
+        table[~lost].to_csv(path, index=False)
+        with pytest.raises(UserError, match=rf"{lost.sum()} of 16 rows of the grid row x col"):
+            plot(path.parent)
+
+
 @pytest.mark.parametrize("shots", [4, 20])
 def test_constant_features_have_no_accuracy_and_a_warning(shots):
     x, y = random_features(200, 20, 4)
@@ -410,7 +424,7 @@ def test_constant_features_have_no_accuracy_and_a_warning(shots):
 def test_nan_and_inf_have_no_accuracy_and_a_warning(value, where, reason, shots):
     x, y = random_features(200, 20, 4)
     data = {"train": Data(x.clone(), y), "test": Data(x + 1, y)}
-    drawn = draw(data["train"], shots, None, [0])
+    drawn = sample(data["train"], shots, None, [0])
     index = drawn.held_out[0] if where == "held out" else drawn.train[0][0]
     data["test" if where == "test" else "train"].x[index] = value
     table, warnings, _ = measured(data["train"], data["test"], shots=shots, seeds=[0])
@@ -445,12 +459,12 @@ def test_a_class_with_too_few_images_is_refused():
         r"class 'dog' has 12 training images, but 20 are needed \(10 to train, 10 held out .*1 of 4"
     )
     with pytest.raises(UserError, match=message + r".*analysis\.shots=6 or less"):
-        draw(data, 10, None, [0])
-    assert draw(data, 6, None, [0]).train.shape == (1, 24)
+        sample(data, 10, None, [0])
+    assert sample(data, 6, None, [0]).train.shape == (1, 24)
     with pytest.raises(
         UserError, match=r"class 'one' has 1 .* Use a training set with more images"
     ):
-        draw(Data(torch.zeros(3, 1), torch.tensor([0, 0, 1]), ["two", "one"]), 0, None, [0])
+        sample(Data(torch.zeros(3, 1), torch.tensor([0, 0, 1]), ["two", "one"]), 0, None, [0])
 
 
 def test_images_without_classes_are_refused(tmp_path):
@@ -590,8 +604,8 @@ def test_the_probes_of_every_token_of_a_large_vit_are_refused_on_a_small_machine
     message = r"24 layers x 196 probes x 1,024 features x 3 seeds need 334\.\d GB, but 64\.0 GB are available"
     remedies = r"token_stride=2.*seeds=\[0\].*kernel form.*analysis\.shots=102 or fewer"
     with pytest.raises(UserError, match=f"{message}.*{remedies}"):
-        probe.fit(64 * 2**30)
-    probe.fit(400 * 2**30)
+        probe.check_memory(64 * 2**30)
+    probe.check_memory(400 * 2**30)
 
 
 @pytest.mark.parametrize("shots", [4, 60])

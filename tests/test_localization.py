@@ -17,7 +17,13 @@ from vitsee.analyses.localization import Localization, Scale
 from vitsee.analysis import Labels, Layer, Setting, View
 from vitsee.errors import UserError
 from vitsee.estimators.kernels import gram, hsic, u_centre
-from vitsee.estimators.places import pair_grams, pair_hsic, patches, self_hsic, tokens
+from vitsee.estimators.places import (
+    cut_into_patches,
+    pair_grams,
+    pair_hsic,
+    representations,
+    self_hsic,
+)
 from vitsee.results.folder import Results
 from vitsee.runner import minibatches, observer, run
 from vitsee.study import Study
@@ -335,13 +341,13 @@ def test_the_largest_standard_error_is_that_of_the_table_and_can_stop_a_run(tiny
 
 def test_a_patch_has_the_pixels_of_its_place_where_the_grid_divides_the_input():
     (x,) = random_pixels(1)
-    assert patches(x, (ROWS, COLUMNS)).equal(plain_patches(x))
+    assert cut_into_patches(x, (ROWS, COLUMNS)).equal(plain_patches(x))
 
 
 @pytest.mark.parametrize(("size", "grid"), [((10, 9), (3, 4)), ((7, 7), (7, 2)), ((5, 8), (2, 3))])
 def test_every_pixel_is_in_one_patch_where_the_grid_does_not_divide_the_input(size, grid):
     x = torch.arange(1.0, 1 + size[0] * size[1]).view(1, 1, *size)
-    cut = patches(x, grid)
+    cut = cut_into_patches(x, grid)
     expected: dict[int, list[float]] = {i: [] for i in range(grid[0] * grid[1])}
     for r, c in np.ndindex(*size):
         place = (r * grid[0] // size[0]) * grid[1] + c * grid[1] // size[1]
@@ -352,11 +358,11 @@ def test_every_pixel_is_in_one_patch_where_the_grid_does_not_divide_the_input(si
 
 def test_patches_of_tokens_are_those_that_the_model_sees_where_they_do_not_fill_the_input():
     x = torch.arange(1.0, 1 + 30 * 30).view(1, 1, 30, 30)
-    cut = patches(x, (3, 3), (8, 8))
+    cut = cut_into_patches(x, (3, 3), (8, 8))
     assert cut.shape == (9, 1, 64)
     assert cut[4].flatten().equal(x[0, 0, 8:16, 8:16].flatten())
-    assert cut.equal(patches(x[:, :, :24, :24], (3, 3)))
-    padded = patches(x, (4, 4), (8, 8))[15, 0].view(8, 8)  # of a model that pads its input
+    assert cut.equal(cut_into_patches(x[:, :, :24, :24], (3, 3)))
+    padded = cut_into_patches(x, (4, 4), (8, 8))[15, 0].view(8, 8)  # of a model that pads its input
     assert padded[:6, :6].equal(x[0, 0, 24:, 24:])
     assert not padded[6:].any()
     assert not padded[:, 6:].any()
@@ -388,8 +394,10 @@ def test_fewer_than_four_images_in_a_minibatch_are_refused():
 
 def test_a_map_stored_with_channels_last_has_the_same_places():
     x = torch.randn(4, 6, ROWS, COLUMNS)
-    assert tokens(MAP, x.contiguous(memory_format=torch.channels_last)).equal(tokens(MAP, x))
-    assert tokens(LAST, x.permute(0, 2, 3, 1)).equal(tokens(MAP, x))
+    assert representations(MAP, x.contiguous(memory_format=torch.channels_last)).equal(
+        representations(MAP, x)
+    )
+    assert representations(LAST, x.permute(0, 2, 3, 1)).equal(representations(MAP, x))
 
 
 def test_a_layer_without_rows_and_columns_is_refused_with_what_to_do(tiny):
@@ -423,9 +431,9 @@ def test_the_size_that_is_foretold_is_that_of_the_sums():
     batches = [(x, as_output(TOKENS, plain_patches(x))) for x in random_pixels(1)]
     size = sum(8 * term.numel() for term in summed(TOKENS, *batches).terms.values())
     analysis = Localization().on(Setting(layers={"model": [TOKENS]}))
-    analysis.fit(12 * size)
+    analysis.check_memory(12 * size)
     with pytest.raises(UserError, match="need"):
-        analysis.fit(12 * size - 1)
+        analysis.check_memory(12 * size - 1)
 
 
 def test_a_token_outside_of_the_grid_is_refused_with_the_grid():

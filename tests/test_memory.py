@@ -12,10 +12,10 @@ from vitsee.analyses.cka import CKA
 from vitsee.analysis import View
 from vitsee.models import layers, loader, presets
 from vitsee.models.taps import watch
-from vitsee.options import Model, Precision
+from vitsee.options import ModelOptions, Precision
 from vitsee.sums import Sums
 
-net = loader.load(Model(name="m", timm="vit_tiny_patch16_224", pretrained=False), "cpu").net
+net = loader.load(ModelOptions(name="m", timm="vit_tiny_patch16_224", pretrained=False), "cpu").net
 pixels = torch.randn(16, 3, 224, 224)
 peaks = []
 peak = lambda: peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

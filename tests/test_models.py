@@ -26,10 +26,10 @@ from safetensors.torch import load_file, save_file
 from vitsee import choices, names
 from vitsee.choices import CONF
 from vitsee.errors import UserError
-from vitsee.models import fitting, hub, layout, loader, timm_architecture, weight_files
+from vitsee.models import hub, layout, loader, state_dicts, timm_architecture, weight_files
 from vitsee.models.sources.found import nonfinite
 from vitsee.models.sources.timm import _with_weights, without_classifier
-from vitsee.options import Model
+from vitsee.options import ModelOptions
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -47,14 +47,14 @@ def pretrained() -> list[str]:
     return timm.list_pretrained()
 
 
-def configured(name: str) -> Model:
+def configured(name: str) -> ModelOptions:
     return OmegaConf.to_object(
-        OmegaConf.merge(OmegaConf.structured(Model), choices.options("model", name))
+        OmegaConf.merge(OmegaConf.structured(ModelOptions), choices.options("model", name))
     )
 
 
-def tiny(**changes: object) -> Model:
-    return Model(**({"name": "tiny", "timm": "test_vit", "pretrained": False} | changes))
+def tiny(**changes: object) -> ModelOptions:
+    return ModelOptions(**({"name": "tiny", "timm": "test_vit", "pretrained": False} | changes))
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_every_configured_model_has_a_comment_that_says_what_it_is():
 
 
 def test_a_small_model_that_does_not_ship_yet_says_how_to_train_it():
-    missing = Model(name="vit_huge_mini", timm="test_vit", embedded=True)
+    missing = ModelOptions(name="vit_huge_mini", timm="test_vit", embedded=True)
     message = r"do not ship with vitsee \(available: .*vit_mini.*\); give model.checkpoint=PATH \(vitsee train"
     with pytest.raises(UserError, match=message):
         loader.load(missing, "cpu")
@@ -550,7 +550,7 @@ def test_of_averaged_and_raw_weights_the_averaged_are_taken_and_both_can_be_chos
     assert raw.taken.record() == {"file": "x.pth", "key": "state_dict"}
 
 
-@pytest.mark.parametrize("key", fitting.KEYS)
+@pytest.mark.parametrize("key", state_dicts.KEYS)
 def test_the_usual_places_of_weights_are_known(key, tmp_path):
     content = {key: WEIGHTS, "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}, "acc": 0.7}
     found = loaded(tmp_path / "x.pth", content)
@@ -1106,10 +1106,10 @@ for environment, names in json.loads(sys.argv[1]):
     from vitsee.errors import UserError
     from vitsee.models import loader
     from vitsee.models.sources.timm import _with_weights, without_classifier
-    from vitsee.options import Model
+    from vitsee.options import ModelOptions
     for name in names:
         try:
-            loaded = loader.load(Model(name="tiny", timm=name), "cpu")
+            loaded = loader.load(ModelOptions(name="tiny", timm=name), "cpu")
             print(loaded, loaded.digest, end="\\0")
         except UserError as error:
             print("UserError", error, end="\\0")
@@ -1232,7 +1232,7 @@ def test_real_weights_recognise_photographs(name, test_data):
     args, crop, interpolation, every, least = REAL[name]
     half = [0.5, 0.5, 0.5]
     loaded = loader.load(
-        Model(
+        ModelOptions(
             name=name,
             timm=name,
             checkpoint=str(test_data / "weights" / f"{name}.safetensors"),

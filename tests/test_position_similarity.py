@@ -11,7 +11,7 @@ from torch import nn
 
 from vitsee.analyses.position_similarity import PositionSimilarity
 from vitsee.errors import UserError
-from vitsee.models.embedding import positions
+from vitsee.models.embedding import position_embeddings
 from vitsee.sums import Sums
 
 
@@ -118,7 +118,7 @@ def test_models_without_position_embeddings_are_refused_with_what_they_have_inst
     with torch.device("meta"):
         net = timm.create_model(name)
     with pytest.raises(UserError, match=f"{instead}.*models such as vit_mini.* have them"):
-        positions(net)
+        position_embeddings(net)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

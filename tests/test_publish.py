@@ -29,7 +29,7 @@ from vitsee.papers.publish import (
     publish,
     tell_what_is_replaced,
 )
-from vitsee.papers.verdicts import COLUMNS, moved
+from vitsee.papers.verdicts import COLUMNS, perturbed
 from vitsee.plotting.scorecard import scorecard
 from vitsee.results import reading
 from vitsee.results.reading import Written
@@ -58,7 +58,9 @@ def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
         return [*overrides(panel, *rest), *fewer]
 
     monkeypatch.setattr("vitsee.papers.publish.overrides", one_channel)
-    monkeypatch.setattr("vitsee.papers.verdicts.moved", lambda gathered, _: moved(gathered, 20))
+    monkeypatch.setattr(
+        "vitsee.papers.verdicts.perturbed", lambda gathered, _: perturbed(gathered, 20)
+    )
 
 
 @pytest.mark.parametrize("name", [*PAPER, *APPENDIX, *VIT, *EXTRA, "claims"])

@@ -25,7 +25,7 @@ from vitsee.analysis import Labels
 from vitsee.errors import UserError
 from vitsee.report import assets, show_figures, show_results
 from vitsee.report.collect import collect
-from vitsee.report.write import asked, report
+from vitsee.report.write import parsed, report
 from vitsee.runner import run
 
 HOSTILE = '</script><img src=x onerror="window.hacked=1">\'\n{{ 7*7 }} & <b>bold</b>'
@@ -206,7 +206,7 @@ def test_each_figure_says_what_the_paper_says_and_what_these_models_say(outputs)
     ],
 )
 def test_verdicts_are_told_as_the_end_of_a_sentence(verdicts, said):
-    assert show_figures.here(verdicts) == said
+    assert show_figures.of_these_models(verdicts) == said
 
 
 def test_nothing_is_said_under_a_figure_without_a_measured_panel(outputs):
@@ -419,7 +419,7 @@ def test_without_outputs_it_says_so(tmp_path, monkeypatch):
     with pytest.raises(
         UserError, match="there is no folder outputs here; `vitsee run` creates one"
     ):
-        report(*asked([]))
+        report(*parsed([]))
 
 
 def test_a_file_is_answered_with_its_folder(outputs):
@@ -432,12 +432,12 @@ def test_an_unknown_option_is_answered_with_those_there_are():
     with pytest.raises(
         UserError, match=r"no option --ouput; it has: -o FILE.*Did you mean --output\?"
     ):
-        asked(["--ouput"])
+        parsed(["--ouput"])
 
 
 def test_o_without_a_file_says_so():
     with pytest.raises(UserError, match="-o needs a file name"):
-        asked(["outputs", "-o"])
+        parsed(["outputs", "-o"])
 
 
 def test_a_page_that_cannot_be_written_says_what_to_do(outputs):

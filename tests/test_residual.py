@@ -14,6 +14,7 @@ from vitsee.errors import UserError
 from vitsee.models import presets, residual
 from vitsee.models.skipless import OF
 from vitsee.models.timm_architecture import data_config
+from vitsee.names import block_and_branch
 
 NARROW = {"embed_dim": 48, "num_heads": 3}
 
@@ -121,7 +122,7 @@ def read(net: nn.Module, pixels: torch.Tensor, *, everything: bool = False) -> d
     found = residual.survey(net, tuple(pixels.shape[1:]), everything=everything)
     for layer in found:
         handles += residual.attach(net, layer, keep(layer.name))
-    for name in dict.fromkeys(residual.split(layer.name)[0] for layer in found):
+    for name in dict.fromkeys(block_and_branch(layer.name)[0] for layer in found):
         block = net.get_submodule(name)
         handles += [block.register_forward_pre_hook(enter(name))]
         handles += [block.register_forward_hook(leave(name))]
@@ -156,7 +157,7 @@ def test_skips_and_branches_add_up_to_what_the_blocks_compute(name):
     seen = read(net, pixels)
     steps: dict[str, list] = {}
     for sublayer, addition in seen["additions"].items():
-        steps.setdefault(residual.split(sublayer)[0], []).append(addition)
+        steps.setdefault(block_and_branch(sublayer)[0], []).append(addition)
     assert steps
     for block, pairs in steps.items():
         before, after = seen["blocks"][block]

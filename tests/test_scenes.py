@@ -15,9 +15,9 @@ from vitsee.data.contours import Contours
 from vitsee.data.images import Generated
 from vitsee.data.scenes import CLASSES, Scenes
 from vitsee.errors import UserError
-from vitsee.options import Run
-from vitsee.training import examples
-from vitsee.training.examples import CachedImages, in_cache
+from vitsee.options import RunOptions
+from vitsee.training import image_cache
+from vitsee.training.image_cache import CachedImages, in_cache
 
 
 @pytest.mark.parametrize("made", [Scenes, Contours])
@@ -61,7 +61,7 @@ def test_the_fingerprint_names_what_the_pixels_depend_on(made):
 
 
 def test_images_to_train_on_are_made_once(tmp_path, monkeypatch):
-    scenes, run = Scenes("train", size=40), Run(progress=False)
+    scenes, run = Scenes("train", size=40), RunOptions(progress=False)
     images = in_cache(Generated(scenes, CLASSES, "scenes/train"), tmp_path, run)
     assert len(images) == 40
     assert all(np.array_equal(images.open(i), scenes.image(i)) for i in (0, 17, 39))
@@ -74,7 +74,9 @@ def test_images_to_train_on_are_made_once(tmp_path, monkeypatch):
 def kept_in(cache: Path) -> CachedImages:
     """40 scenes to train on; none is made if they lie in this folder already."""
     images = in_cache(
-        Generated(Scenes("train", size=40), CLASSES, "scenes/train"), cache, Run(progress=False)
+        Generated(Scenes("train", size=40), CLASSES, "scenes/train"),
+        cache,
+        RunOptions(progress=False),
     )
     assert isinstance(images, CachedImages)
     return images
@@ -121,7 +123,7 @@ def test_a_full_disk_while_images_are_made_is_told_in_one_line_and_leaves_nothin
             return super().write(content)
 
     with monkeypatch.context() as during:
-        during.setattr(examples, "open", lambda path, mode: Full(path, "w"), raising=False)
+        during.setattr(image_cache, "open", lambda path, mode: Full(path, "w"), raising=False)
         with pytest.raises(
             UserError, match=r"cannot write .*40\.npy: No space left on device; free"
         ):
@@ -131,10 +133,10 @@ def test_a_full_disk_while_images_are_made_is_told_in_one_line_and_leaves_nothin
 
 
 def test_a_process_that_dies_while_images_are_made_is_explained(tmp_path, monkeypatch):
-    def killed(images: CachedImages, run: Run) -> None:
+    def killed(images: CachedImages, run: RunOptions) -> None:
         raise BrokenProcessPool
 
-    monkeypatch.setattr(examples, "_make", killed)
+    monkeypatch.setattr(image_cache, "_generate", killed)
     with pytest.raises(UserError, match="a process that generates images died, usually out of"):
         kept_in(tmp_path)
 

@@ -10,7 +10,7 @@ from conftest import composed
 
 from vitsee.errors import UserError
 from vitsee.models import residual, timm_architecture
-from vitsee.options import Model
+from vitsee.options import ModelOptions
 
 MODELS = {
     "ViT": ("vit_tiny_patch16_224", {"depth": 3, "init_values": 0.3}),
@@ -21,7 +21,7 @@ MODELS = {
 def build(name: str, *without: int) -> torch.nn.Module:
     timm_name, args = MODELS[name]
     return timm_architecture.build(
-        Model(name="m", timm=timm_name, args=args, remove_skip=list(without))
+        ModelOptions(name="m", timm=timm_name, args=args, remove_skip=list(without))
     ).eval()
 
 
@@ -93,7 +93,7 @@ def test_only_sublayers_with_a_skip_have_a_ratio():
 )
 def test_what_has_no_such_skip_is_refused(timm_name, without, message):
     with pytest.raises(UserError, match=message):
-        timm_architecture.build(Model(name="m", timm=timm_name, remove_skip=without))
+        timm_architecture.build(ModelOptions(name="m", timm=timm_name, remove_skip=without))
 
 
 def test_it_is_part_of_what_a_result_depends_on():

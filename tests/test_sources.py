@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 
 import vitsee
 from vitsee.models import loader, timm_architecture
-from vitsee.options import Model
+from vitsee.options import ModelOptions
 from vitsee.study import Study
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -532,7 +532,7 @@ def test_a_misspelt_option_is_told_the_name_that_the_command_line_has(command):
     for word in ("model.imprt=a:b", "+model.imprt=a:b"):
         code, _, err = command("run", "model=import", "model.import=a:b", word)
         assert code == 2
-        assert re.search(r"Model has: .*, id, import, name, .* Did you mean import\?", err)
+        assert re.search(r"model has: .*, id, import, name, .* Did you mean import\?", err)
 
 
 def test_two_models_of_one_name_are_told_apart_by_what_differs():
@@ -724,7 +724,7 @@ def of_timm(name: str, **args: Any) -> dict[str, Any]:
 
 
 def built(options: dict[str, Any]) -> nn.Module:
-    return timm_architecture.build(Model(name="m", **options)).requires_grad_(False)
+    return timm_architecture.build(ModelOptions(name="m", **options)).requires_grad_(False)
 
 
 def copied(theirs: nn.Module, ours: nn.Module, names: dict[str, str]) -> None:
@@ -939,7 +939,7 @@ def towers(tmp_path_factory):
     return {name: saved(make(), folder / name) for name, make in made.items()}
 
 
-def of_transformers(place: object, *more: str) -> Model:
+def of_transformers(place: object, *more: str) -> ModelOptions:
     return composed("model=transformers", f"model.id={place}", *more).model
 
 
@@ -1179,7 +1179,7 @@ def clip(tmp_path_factory):
     return open_clip_folder(tmp_path_factory.mktemp("open_clip") / "small")
 
 
-def of_open_clip(place: object, *more: str) -> Model:
+def of_open_clip(place: object, *more: str) -> ModelOptions:
     return composed("model=open_clip", f"model.id={place}", *more).model
 
 

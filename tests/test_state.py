@@ -18,7 +18,7 @@ from PIL import Image
 from vitsee.data import datasets
 from vitsee.errors import Incomplete, UserError
 from vitsee.io import writing
-from vitsee.options import Dataset
+from vitsee.options import DatasetOptions
 from vitsee.papers.plot import plot
 from vitsee.proof import Doubts, Impossible
 from vitsee.results import changes
@@ -227,7 +227,7 @@ def test_a_tar_that_was_touched_is_what_is_newer_not_an_image(tmp_path):
     root = write_images(tmp_path / "photos", 8)
     with tarfile.open(tmp_path / "photos.tar", "w") as tar:
         tar.add(root, arcname=".")
-    asked = Dataset(name="folder", kind="folder", root=str(tmp_path / "photos.tar"))
+    asked = DatasetOptions(name="folder", kind="folder", root=str(tmp_path / "photos.tar"))
     images = datasets.load(asked, 32)
     os.utime(tmp_path / "photos.tar", (2e9, 2e9))
     assert images.changed_since(1.9e9) == [str(tmp_path / "photos.tar")]

@@ -22,7 +22,7 @@ import vitsee.data.datasets
 import vitsee.models.loader
 from vitsee import mistakes
 from vitsee.errors import UserError, expanded, printable, refused, unwritable
-from vitsee.options import Dataset, Model, Run
+from vitsee.options import DatasetOptions, ModelOptions, RunOptions
 from vitsee.parallel import leases
 from vitsee.results import provenance
 from vitsee.results.folder import Results
@@ -165,9 +165,11 @@ def test_a_home_that_there_is_not_is_told(home, monkeypatch):
     with pytest.raises(UserError, match=rf"{home}: .*{words}; write the path in full"):
         expanded(home)
     for ask in (
-        lambda: Run(outputs=home),
-        lambda: vitsee.data.datasets.load(Dataset(name="f", kind="folder", root=home), 32),
-        lambda: vitsee.models.loader.load(Model(name="m", timm="test_vit", checkpoint=home), "cpu"),
+        lambda: RunOptions(outputs=home),
+        lambda: vitsee.data.datasets.load(DatasetOptions(name="f", kind="folder", root=home), 32),
+        lambda: vitsee.models.loader.load(
+            ModelOptions(name="m", timm="test_vit", checkpoint=home), "cpu"
+        ),
     ):
         with pytest.raises(UserError, match="write the path in full"):
             ask()
@@ -175,7 +177,7 @@ def test_a_home_that_there_is_not_is_told(home, monkeypatch):
 
 def test_results_go_home_where_the_shell_leaves_the_tilde(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert Run(outputs="~/results").outputs == f"{tmp_path}/results"
+    assert RunOptions(outputs="~/results").outputs == f"{tmp_path}/results"
 
 
 def test_from_python_a_refusal_is_a_mistake_too(tmp_path, refuse):

@@ -35,10 +35,19 @@ from vitsee.data.scenes import CLASSES, Scenes
 from vitsee.errors import Incomplete, UserError
 from vitsee.models import cards, loader, timm_architecture
 from vitsee.models.sources.timm import EMBEDDED
-from vitsee.options import Dataset, Model, Pool, Precision, Run
+from vitsee.options import DatasetOptions, ModelOptions, Pool, Precision, RunOptions
 from vitsee.parallel.interrupt import Interrupted
 from vitsee.results.folder import Results
-from vitsee.training import captured, checkpoint, examples, recipes, trainer
+from vitsee.training import (
+    captured,
+    checkpoint,
+    cost,
+    examples,
+    image_cache,
+    outcome,
+    recipes,
+    trainer,
+)
 from vitsee.training.attending import near_minus_far
 from vitsee.training.checkpoint import BadCheckpoint, Checkpoints
 from vitsee.training.examples import Augmented, Mixup, Schedule, Splits
@@ -65,12 +74,12 @@ def wee(
     dataset = {"name": "scenes", "kind": "scenes", "size": 64}
     return Training(
         recipe=Recipe(**recipe | {"eval_every": 2, "save_every": 2} | changes),
-        model=Model(
+        model=ModelOptions(
             **{"name": "wee", "timm": "vit_tiny_patch16_224", "args": args, "overlay": overlay}
             | own
         ),
-        dataset=Dataset(**dataset | (data or {})),
-        run=Run(outputs=str(tmp_path), device="cpu", workers=0, progress=False),
+        dataset=DatasetOptions(**dataset | (data or {})),
+        run=RunOptions(outputs=str(tmp_path), device="cpu", workers=0, progress=False),
     )
 
 
@@ -81,7 +90,7 @@ ALONE = Ranks()
 def without_curves():
     """Trainings draw no curves here; one of test_faults.py draws its own, again and again to the byte."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "training_curve", lambda *words, **tables: None)
+        patch.setattr(outcome, "training_curve", lambda *words, **tables: None)
         patch.setattr(Results, "save_figures", lambda self, figures: [])
         yield
 
@@ -608,8 +617,8 @@ def test_an_image_that_a_training_cannot_have_is_named_in_one_line(
     def fails(self, index: int) -> Image.Image:
         raise error
 
-    monkeypatch.setattr(examples.CachedImages, "open", fails)
-    monkeypatch.setattr(examples.CachedImages, "id", lambda self, index: "scenes/train/000000")
+    monkeypatch.setattr(image_cache.CachedImages, "open", fails)
+    monkeypatch.setattr(image_cache.CachedImages, "id", lambda self, index: "scenes/train/000000")
     with pytest.raises(UserError, match=f"^{said}") as caught:
         train(asked)
     assert len(str(caught.value).splitlines()) == 1
@@ -621,7 +630,7 @@ def test_a_decoding_process_that_dies_in_a_training_is_explained(tmp_path, monke
     def dies(self, index: int) -> Image.Image:
         os._exit(1)
 
-    monkeypatch.setattr(examples.CachedImages, "open", dies)
+    monkeypatch.setattr(image_cache.CachedImages, "open", dies)
     with pytest.raises(UserError, match=r"process that decodes images died .*run\.workers=0"):
         train(replace(asked, run=replace(asked.run, workers=1)))
 
@@ -678,7 +687,7 @@ class TestPool:
 
     def test_a_model_that_has_no_such_choice_says_so(self):
         with pytest.raises(UserError, match=r"resnet18 cannot be built with .*model.pool=gap: "):
-            timm_architecture.build(Model(name="r", timm="resnet18", pool=Pool.gap))
+            timm_architecture.build(ModelOptions(name="r", timm="resnet18", pool=Pool.gap))
 
 
 class TestWatching:
@@ -744,7 +753,7 @@ def test_half_rounds_the_weights_before_they_are_judged(tmp_path):
 
 class TestCard:
     def test_flops_are_those_counted_by_hand(self, tmp_path):
-        counted = trainer.flops_of(wee(tmp_path).model)
+        counted = cost.flops_of(wee(tmp_path).model)
         tokens, width, patch = 17, 16, 3 * 7 * 7
         block = tokens * width * (3 * width + width + 8 * width) + 2 * tokens * tokens * width
         expected = 2 * (16 * patch * width + 2 * block + width * 16)
@@ -772,8 +781,8 @@ class TestCard:
             colour = (255 if index % 16 > 7 else 0, 16 * (index % 16), 16 * (index % 16))
             return Image.new("RGB", (28, 28), colour)
 
-        monkeypatch.setattr(examples.CachedImages, "open", flat)
-        assert trainer.pixel_probe(splits, 32) > 2 / 16
+        monkeypatch.setattr(image_cache.CachedImages, "open", flat)
+        assert outcome.pixel_probe(splits, 32) > 2 / 16
 
 
 def test_two_ranks_take_the_steps_of_one(forks, tmp_path):
@@ -871,7 +880,7 @@ def test_a_batch_that_ranks_cannot_share_evenly_is_refused(tmp_path, monkeypatch
 @cache
 def images_to_test(kind: str, seed: int, side: int) -> tuple[torch.Tensor, np.ndarray]:
     """SEEN images of the test split, (SEEN, 3, side, side) in [-1, 1], and their labels."""
-    made = datasets.load(Dataset(name=kind, kind=kind, seed=seed, size=4096), side)
+    made = datasets.load(DatasetOptions(name=kind, kind=kind, seed=seed, size=4096), side)
     indices = np.random.default_rng(0).permutation(4096)[:SEEN].tolist()
     images = np.stack([np.asarray(made.open(i)) for i in indices])
     labels = np.array([made.label(i) for i in indices])

@@ -23,8 +23,8 @@ from vitsee.papers.verdicts import (
     Gathered,
     Missing,
     claim,
+    estimated,
     judge,
-    measured,
     statistic,
     verdict,
 )
@@ -554,7 +554,7 @@ def test_the_interval_of_a_mean_is_that_of_student_s_t():
     values = np.random.default_rng(0).standard_normal((10, 1))
     error = float(values.std(ddof=1)) / 10**0.5
     for again in (1.0, 4.0):
-        found = measured(of_table(pd.Series.mean), of_groups(values, again))
+        found = estimated(of_table(pd.Series.mean), of_groups(values, again))
         margin = 2.262 * error * again**0.5
         assert found.value == pytest.approx(values.mean())
         assert found.high - found.value == pytest.approx(margin, rel=0.2)
@@ -572,7 +572,7 @@ def test_the_interval_of_a_mean_is_that_of_student_s_t():
 )
 def test_an_interval_never_leaves_the_range_of_the_statistic(measure, least, most):
     values = np.random.default_rng(0).standard_normal((10, 6)) + np.linspace(-0.3, 0.3, 6)
-    found = measured(of_table(measure), of_groups(values))
+    found = estimated(of_table(measure), of_groups(values))
     assert least <= found.low <= found.value <= found.high <= most
     assert found.low < found.high
 
@@ -586,7 +586,7 @@ def test_intervals_of_statistics_that_are_not_smooth_cover_the_truth(measure):
     covered = 0
     for _ in range(60):
         groups = truth + rng.standard_normal((10, 5))
-        found = measured(of_table(measure), of_groups(groups), draws=100)
+        found = estimated(of_table(measure), of_groups(groups), draws=100)
         covered += found.low <= measure(truth) <= found.high
     assert 52 <= covered <= 60
 
@@ -597,7 +597,7 @@ def test_the_best_of_many_equal_heads_is_not_taken_for_better_than_they_are(abov
     rng = np.random.default_rng(0)
     one = of_table(np.asarray, above=above, any_of=True)
     samples = 1 + 0.1 * rng.standard_normal((40, 10, 24))
-    found = [measured(one, of_groups(sample), draws=100) for sample in samples]
+    found = [estimated(one, of_groups(sample), draws=100) for sample in samples]
     assert all(each.low <= each.value <= each.high for each in found)
     assert sum(each.low <= 1 <= each.high for each in found) >= 36
     assert all(each.value > 1 if above else each.value < 1 for each in found)
@@ -605,13 +605,13 @@ def test_the_best_of_many_equal_heads_is_not_taken_for_better_than_they_are(abov
 
 def test_groups_that_make_the_statistic_undefined_leave_no_interval():
     values = np.random.default_rng(0).standard_normal((10, 3))
-    found = measured(of_table(lambda x: math.nan if x[0] < -0.5 else x[0]), of_groups(values))
+    found = estimated(of_table(lambda x: math.nan if x[0] < -0.5 else x[0]), of_groups(values))
     assert math.isnan(found.low)
 
 
 def test_one_group_leaves_no_interval():
     whole = of_groups(np.ones((2, 1))).whole
-    assert math.isnan(measured(of_table(pd.Series.mean), Gathered(whole, [whole])).low)
+    assert math.isnan(estimated(of_table(pd.Series.mean), Gathered(whole, [whole])).low)
 
 
 def test_replicates_come_back_to_the_last_digit(tmp_path):

@@ -19,7 +19,7 @@ from forks import Fork, Forks
 from vitsee import gpus
 from vitsee.analysis import REGISTERED
 from vitsee.errors import UserError
-from vitsee.options import Run
+from vitsee.options import RunOptions
 from vitsee.results.folder import Results
 from vitsee.runner import run
 from vitsee.study import Study
@@ -158,28 +158,28 @@ class TestDevices:
 
     def test_all_is_a_process_on_every_gpu(self, with_gpus):
         with_gpus(4)
-        assert gpus.choose(Run(device="all")) == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
-        assert gpus.choose(Run(gpus=2)) == ["cuda:0", "cuda:1"]
+        assert gpus.choose(RunOptions(device="all")) == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
+        assert gpus.choose(RunOptions(gpus=2)) == ["cuda:0", "cuda:1"]
 
     def test_without_a_gpu_one_process_does_it_all_and_says_so(self, with_gpus, caplog):
         with_gpus(0)
-        assert gpus.choose(Run(device="all")) == ["auto"]
+        assert gpus.choose(RunOptions(device="all")) == ["auto"]
         assert "run.device=all, but torch finds no usable GPU:" in caplog.text
-        assert gpus.choose(Run(gpus=3)) == ["auto"]
+        assert gpus.choose(RunOptions(gpus=3)) == ["auto"]
         assert "run.gpus=3, but torch finds no usable GPU:" in caplog.text
 
     def test_more_than_there_are_is_as_many_as_there_are(self, with_gpus, caplog):
         with_gpus(2)
-        assert gpus.choose(Run(gpus=3)) == ["cuda:0", "cuda:1"]
+        assert gpus.choose(RunOptions(gpus=3)) == ["cuda:0", "cuda:1"]
         assert "run.gpus=3, but only 2 available: using those" in caplog.text
 
     def test_one_named_gpu_is_one(self, with_gpus):
         with_gpus(2)
-        assert gpus.choose(Run(device="cuda:1")) == ["cuda:1"]
+        assert gpus.choose(RunOptions(device="cuda:1")) == ["cuda:1"]
         with pytest.raises(UserError, match=r"run.device=cuda:1, which is one device"):
-            gpus.choose(Run(device="cuda:1", gpus=2))
+            gpus.choose(RunOptions(device="cuda:1", gpus=2))
         with pytest.raises(UserError, match=r"run.gpus must be at least 1, got 0"):
-            Run(gpus=0)
+            RunOptions(gpus=0)
 
     def test_jobs_of_several_gpus_share_one_experiment(self, tiny):
         jobs = [tiny("run.shards=3", f"run.shard={shard}") for shard in range(3)]

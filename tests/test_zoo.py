@@ -20,7 +20,7 @@ from hydra import compose, initialize_config_dir
 from vitsee.choices import CONF
 from vitsee.models import cards, loader, timm_architecture
 from vitsee.models.sources import timm as embedded
-from vitsee.options import Model, Pool, Source
+from vitsee.options import ModelOptions, Pool, Source
 from vitsee.training import recipes
 
 # One worker, so that the models are trained once.
@@ -168,5 +168,5 @@ class TestShipping:
         monkeypatch.setattr(embedded, "EMBEDDED", root / "vitsee/weights")
         typed = {"pool": Pool.gap, "source": Source.timm}
         options = {k: v for k, v in made.items() if k not in ("defaults", *typed)}
-        model = Model(**options, **typed)
+        model = ModelOptions(**options, **typed)
         assert loader.load(model, "cpu").net.num_classes == 64

@@ -117,15 +117,20 @@ class Analysis:
         raise NotImplementedError
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
-        """Figures by file name without extension, from the tables as read back from the CSVs."""
-        raise NotImplementedError
+        """Figures by file name without extension, from the tables as read back from the CSVs.
+
+        By default those that `joined` makes of this result alone.
+        """
+        if not self.draws_several:
+            raise NotImplementedError
+        return self.joined([(tables, labels)])
 
     # Some analyses define these
 
     def check(self, layers: dict[str, list[Layer]]) -> None:
         """Raise UserError if these layers (by role) cannot be analysed; runs before any image is read."""
 
-    def fit(self, memory: float) -> None:
+    def check_memory(self, memory: float) -> None:
         """Raise UserError if the sums do not fit into this many bytes; runs before any image is read."""
 
     def check_kept(self, minibatches: int, images: int) -> None:

@@ -259,7 +259,7 @@ def compare() -> None:
 
     if wants_help() or len(sys.argv) == 1:
         return print(options.USAGE)
-    print(*comparison.compare(*options.asked(sys.argv[1:])).files, sep="\n")
+    print(*comparison.compare(*options.parsed(sys.argv[1:])).files, sep="\n")
 
 
 def report() -> None:
@@ -268,7 +268,7 @@ def report() -> None:
 
     if wants_help():
         return print(write.USAGE)
-    print(write.report(*write.asked(sys.argv[1:])))
+    print(write.report(*write.parsed(sys.argv[1:])))
 
 
 def list_() -> None:

@@ -29,7 +29,7 @@ from vitsee.choices import CONF
 from vitsee.errors import UserError, unknown
 from vitsee.io import plain
 from vitsee.mistakes import explain, undeclared
-from vitsee.options import Dataset, Experiment
+from vitsee.options import DatasetOptions, Experiment
 
 
 def composed(words: list[str]) -> Experiment:
@@ -124,7 +124,7 @@ def _change(word: str) -> tuple[str, Any]:
 
 def _suitable_dataset(cfg: DictConfig) -> DictConfig:
     """Return the data set that suits the model, with the user's changes to `dataset=auto`."""
-    schema = OmegaConf.structured(Dataset)
+    schema = OmegaConf.structured(DatasetOptions)
     chosen = choices.options("dataset", cfg.model.dataset)
     changed = {
         key: cfg.dataset[key]

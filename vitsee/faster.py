@@ -7,7 +7,7 @@ import time
 import torch
 from torch import nn
 
-from vitsee.estimators.arithmetic import forward
+from vitsee.estimators.arithmetic import forward_in
 from vitsee.options import Precision
 from vitsee.study import Study
 
@@ -54,7 +54,7 @@ def _seconds(
     net: nn.Module, size: tuple[int, int, int], study: Study, precision: Precision
 ) -> float:
     pixels = torch.randn(study.experiment.batch_size, *size, device=study.device)
-    with torch.inference_mode(), forward(precision, study.device.type):
+    with torch.inference_mode(), forward_in(precision, study.device.type):
         net(pixels)  # cuDNN chooses its algorithms
         _wait(study.device)
         began = time.perf_counter()

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from vitsee import mistakes, runner
 from vitsee.data.minibatches import cores, workers_for
 from vitsee.errors import Incomplete, UserError, speak_plainly
-from vitsee.options import Experiment, Run
+from vitsee.options import Experiment, RunOptions
 from vitsee.parallel.interrupt import Interrupted, Interruptible
 from vitsee.parallel.team import Member
 from vitsee.results.reading import Written
@@ -40,7 +40,7 @@ def run(experiment: Experiment) -> Written:
     return Team(experiment, devices).run()
 
 
-def choose(how: Run) -> list[str]:
+def choose(how: RunOptions) -> list[str]:
     """Return the device of each process. Logs a warning if there are fewer GPUs than requested.
 
     Raises UserError if run.gpus does not fit run.device.

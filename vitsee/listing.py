@@ -11,8 +11,9 @@ from vitsee.analysis import REGISTERED
 from vitsee.choices import names
 from vitsee.config import composed
 from vitsee.errors import UserError, unknown
+from vitsee.models.catalogue import LIBRARIES
 from vitsee.models.sources.timm import shipped
-from vitsee.options import Model
+from vitsee.options import ModelOptions
 from vitsee.papers import atlas
 from vitsee.setting import Layer
 
@@ -53,11 +54,12 @@ def models(overrides: list[str]) -> str:
         source = options.get("source", "timm")
         if source != "timm":
             which = options.get("id") or options.get("import_") or ANY.get(source, "")
-            rows.append((name, which, "its own", options.get("dataset", Model.dataset)))
+            data = options.get("dataset", ModelOptions.dataset)
+            rows.append((name, which, "its own", data))
             continue
         shown = options.get("timm", "any: model.timm=NAME")
         weights = _weights(name, options)
-        rows.append((name, shown, weights, options.get("dataset", Model.dataset)))
+        rows.append((name, shown, weights, options.get("dataset", ModelOptions.dataset)))
     return table(rows)
 
 
@@ -84,8 +86,6 @@ ANY = {
 
 def models_of(words: list[str]) -> str:
     """The models of a library with their available weights. Raises UserError for other requests."""
-    from vitsee.models.catalogue import LIBRARIES
-
     asked = dict(word.partition("=")[::2] for word in words)
     if "model" not in asked:
         raise UserError(

@@ -12,9 +12,9 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from vitsee import choices
-from vitsee.analysis import REGISTERED
+from vitsee.analysis import REGISTERED, Analysis
 from vitsee.errors import UserError, refused, unknown
-from vitsee.options import Dataset, Experiment, Model, Run, spoken
+from vitsee.options import DatasetOptions, Experiment, ModelOptions, RunOptions, spoken
 
 
 def of_composition(error: BaseException) -> bool:
@@ -79,17 +79,19 @@ def explain(error: BaseException) -> str:
 
 def undeclared(kind: type, key: str) -> UserError:
     """Return the error for an option that this dataclass of options does not have. key: with its groups."""
-    asked, name = f"there is no option {key}", key.rpartition(".")[2]
+    asked = f"there is no option {key}"
+    group, _, name = key.rpartition(".")
     if any(f.name == f"{name}_" for f in fields(kind)):
         return UserError(f"{asked} in a YAML file, where it is written {name}_: VALUE")
     names = [spoken(f.name) for f in fields(kind)]
     if kind is not Experiment:
-        return unknown(asked, name, names, f"{kind.__name__} has")
+        owner = kind.__name__ if issubclass(kind, Analysis) or not group else group
+        return unknown(asked, name, names, f"{owner} has")
     groups: dict[str, Iterable[Any]] = {
         "analysis": REGISTERED.values(),
-        "dataset": [Dataset],
-        "model": [Model],
-        "run": [Run],
+        "dataset": [DatasetOptions],
+        "model": [ModelOptions],
+        "run": [RunOptions],
     }
     inside = [
         f"{group}.{name}"

@@ -1,4 +1,4 @@
-"""Names that tell two models apart on axes and in folder names, and block numbers in layer names."""
+"""Names that tell two models apart on axes and in folder names, and the blocks and branches in layer names."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vitsee.options import Model
+    from vitsee.options import ModelOptions
 
 _ENDINGS = re.compile(r"(\.(safetensors|ckpt|pth|pt|bin|npz|tar))+\Z", re.IGNORECASE)
 _LONGEST = 60
 """Maximum number of characters added to a name. File systems allow 255 for both models together."""
 
 
-def told_apart(models: Mapping[str, Model]) -> dict[str, str]:
+def told_apart(models: Mapping[str, ModelOptions]) -> dict[str, str]:
     """Return the models' names by role. Equal names get a suffix: the checkpoint, or the options that differ.
 
     Two models with the same options keep the same name.
@@ -50,7 +50,13 @@ def block_numbers(layers: Sequence[str]) -> list[int]:
     return list(range(len(layers)))
 
 
-def _of_checkpoints(one: Model, other: Model) -> tuple[str, str] | None:
+def block_and_branch(name: str) -> tuple[str, str]:
+    """Return a sublayer's block and branch: ("blocks.3", "attn"), or ("layer1.0", "unit") for a single branch."""
+    block, plus, branch = name.rpartition(".+")
+    return (block, branch) if plus else (name, "unit")
+
+
+def _of_checkpoints(one: ModelOptions, other: ModelOptions) -> tuple[str, str] | None:
     """Return the checkpoints' file names, or the nearest parent folders that differ if those are equal."""
     ones, others = (PurePath(model.checkpoint or "") for model in (one, other))
     folders = zip_longest(ones.parent.parts[::-1], others.parent.parts[::-1], fillvalue="")
@@ -59,7 +65,7 @@ def _of_checkpoints(one: Model, other: Model) -> tuple[str, str] | None:
     return next((pair for pair in marks if pair[0] != pair[1]), None)
 
 
-def _of_options(one: Model, other: Model) -> tuple[str, str]:
+def _of_options(one: ModelOptions, other: ModelOptions) -> tuple[str, str]:
     ones, others = _decisive(one), _decisive(other)
     keys = [key for key in ones | others if ones.get(key) != others.get(key)]
     if {"pretrained", "weights"} & {*keys} and "seed" in keys:
@@ -76,7 +82,7 @@ def _plain(value: Any) -> str:
     return str(text).lower() if isinstance(text, bool) else re.sub(r"[\s'\"]", "", str(text))
 
 
-def _decisive(model: Model) -> dict[str, Any]:
+def _decisive(model: ModelOptions) -> dict[str, Any]:
     """Return the options that a model's function depends on, with the entries of `args` and `overlay`."""
     options: dict[str, Any] = {}
     for each in fields(model):

@@ -34,7 +34,7 @@ class Source(Enum):
 
 
 @dataclass(kw_only=True)
-class Model:
+class ModelOptions:
     """A model: its source, its architecture, and where its weights come from."""
 
     name: str = MISSING
@@ -101,7 +101,7 @@ class Model:
         return drawn and self.checkpoint is None
 
     @property
-    def asked(self) -> str:
+    def request(self) -> str:
         """The request as written on the command line, for messages."""
         named = {Source.timm: "timm", Source.function: "import_", Source.python: "name"}
         name = named.get(self.source, "id")
@@ -151,7 +151,7 @@ class OnBadImage(Enum):
 
 
 @dataclass(kw_only=True)
-class Dataset:
+class DatasetOptions:
     """Images, in a fixed order, each with an id."""
 
     name: str = MISSING
@@ -192,7 +192,7 @@ class Precision(Enum):
 
 
 @dataclass(kw_only=True)
-class Run:
+class RunOptions:
     """How and where to run; nothing here may change a number in a table."""
 
     outputs: str = "outputs"
@@ -244,10 +244,10 @@ class Experiment:
     """One analysis of one model, or of one model against another, on one data set."""
 
     analysis: Analysis = MISSING
-    model: Model = MISSING
-    other: Model | None = None
+    model: ModelOptions = MISSING
+    other: ModelOptions | None = None
     """A second model to compare with: `model@other=NAME`."""
-    dataset: Dataset = MISSING
+    dataset: DatasetOptions = MISSING
     batch_size: int = MISSING
     """Images in a minibatch; by default the analysis's own number."""
     images: int | None = None
@@ -259,7 +259,7 @@ class Experiment:
     seed: int = 0
     """Seed that draws and orders the images."""
     precision: Precision = Precision.fp32
-    run: Run = field(default_factory=Run)
+    run: RunOptions = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
         _check_models(self)
@@ -290,7 +290,7 @@ class Experiment:
         return 4 if self.analysis.equal_minibatches else 1
 
     @property
-    def models(self) -> dict[str, Model]:
+    def models(self) -> dict[str, ModelOptions]:
         """The models by role: `model`, and `other` if there is one."""
         return {"model": self.model} | ({"other": self.other} if self.other else {})
 
@@ -362,7 +362,7 @@ def _schema(kind: type, *open_to_any_key: str) -> DictConfig:
 
 for _name, _node in {
     "experiment": _schema(Experiment),
-    "model": _schema(Model, "args", "overlay"),
-    "dataset": _schema(Dataset),
+    "model": _schema(ModelOptions, "args", "overlay"),
+    "dataset": _schema(DatasetOptions),
 }.items():
     ConfigStore.instance().store(group="schema", name=_name, node=_node, provider="vitsee")

@@ -48,7 +48,7 @@ def run(experiment: Experiment, team: Alone | None = None) -> Written:
     if team.writes:
         import vitsee.plotting.style  # noqa: F401  (if drawing is broken, fail now and not after hours)
     results = Results(Path(experiment.run.outputs) / study.folder, study.fingerprint)
-    study.analysis.fit(study.memory)
+    study.analysis.check_memory(study.memory)
     if study.passes:
         study.analysis.check_kept(len(study.plan), study.plan.batch_size)
     results.prepare()
@@ -69,7 +69,7 @@ def run(experiment: Experiment, team: Alone | None = None) -> Written:
     without = [analysis.tables(part) for part in groups_left_out(total)]
     for name, content in analysis.files(total).items():
         results.write(name, content)
-    results.write(replicates.NAME, replicates.pack(tables, without, drawn_again(study, total)))
+    results.write(replicates.NAME, replicates.pack(tables, without, times_sampled(study, total)))
     document(study, results, analysis, totals)
     advise(study, results, tables)
     stored = read(results.path)
@@ -247,7 +247,7 @@ def groups_left_out(total: Sums) -> list[Sums]:
     return [total.without(group) for group in total.groups] if len(total.groups) > 1 else []
 
 
-def drawn_again(study: Study, total: Sums) -> float:
+def times_sampled(study: Study, total: Sums) -> float:
     """How many times an image was drawn on average."""
     if not study.passes:
         return 1.0

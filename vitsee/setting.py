@@ -155,6 +155,11 @@ class View:
     again: Callable[[str, Tensor], dict[str, Tensor]] = _no_models
     indices: Sequence[int] = ()
 
+    @property
+    def by_role(self) -> dict[str, dict[str, Tensor]]:
+        """What `reduce` kept of each model: `model`, and `other` if there is a second one."""
+        return {"model": self.model} | ({} if self.other is None else {"other": self.other})
+
     def colours(self, role: str = "model") -> Tensor:
         """The images as the model of this role saw them, (N, 3, H, W) from 0 to 1."""
         pixels = self.pixels[role]

@@ -108,12 +108,12 @@ class Study:
         analysis = self.experiment.analysis
         if analysis.weights_only:
             return {role: [] for role in self.models}
-        found = {
+        layers = {
             role: presets.choose(model.net, self._surveyed[role], analysis.patterns(role))
             for role, model in self.models.items()
         }
-        analysis.check(found)
-        return found
+        analysis.check(layers)
+        return layers
 
     @cached_property
     def _surveyed(self) -> dict[str, list[Layer]]:
@@ -144,7 +144,7 @@ class Study:
     @cached_property
     def axes(self) -> dict[str, list[str]]:
         """Names of the watched layers by role."""
-        return {role: [layer.name for layer in found] for role, found in self.layers.items()}
+        return {role: [layer.name for layer in layers] for role, layers in self.layers.items()}
 
     @cached_property
     def data(self) -> list[Images]:
@@ -330,31 +330,31 @@ def _without(names: Collection[str], options: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key not in names}
 
 
-def choose_device(asked: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
     """The device of this name; `auto` is cuda, else mps, else cpu. Raises UserError if it is not available."""
-    there = {
+    available = {
         "cpu": True,
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
     }
-    if asked in ("auto", "all"):  # of all, each process has its own
-        return torch.device(next(name for name in ("cuda", "mps", "cpu") if there[name]))
-    kind, _, number = asked.partition(":")
-    have = [name for name, found in there.items() if found]
-    if kind not in there or (number and not number.isdigit()):
+    if name in ("auto", "all"):  # of all, each process has its own
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if available[kind]))
+    kind, _, number = name.partition(":")
+    have = [kind for kind, usable in available.items() if usable]
+    if kind not in available or (number and not number.isdigit()):
         raise UserError(
-            f"there is no run.device={asked}; it can be: auto, all, {', '.join(have)}, cuda:N"
+            f"there is no run.device={name}; it can be: auto, all, {', '.join(have)}, cuda:N"
         )
-    if not there[kind]:
+    if not available[kind]:
         why = " (this torch is built without it)" if not _built(kind) else ""
         raise UserError(
-            f"run.device={asked}, but no {kind} device is available{why}; "
+            f"run.device={name}, but no {kind} device is available{why}; "
             f"available: {', '.join(have)} (run.device=auto chooses)"
         )
     if kind == "cuda" and number and int(number) >= torch.cuda.device_count():
         last = torch.cuda.device_count() - 1
-        raise UserError(f"run.device={asked}, but the last GPU is cuda:{last}")
-    return torch.device(asked)
+        raise UserError(f"run.device={name}, but the last GPU is cuda:{last}")
+    return torch.device(name)
 
 
 def memory_of(device: torch.device) -> float:

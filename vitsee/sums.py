@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from vitsee.errors import Incomplete
+from vitsee.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 HEAD = b"vitsee sums 3\n"
 """The first bytes of a file of sums, followed by the SHA-256 of the content and the content."""
@@ -35,7 +37,7 @@ GROUPS = 10
 ALL = -1
 """The group of terms that are kept as one sum over all minibatches."""
 
-Terms = dict[str, Tensor]
+Terms = dict[str, "Tensor"]
 
 
 @dataclass

@@ -67,8 +67,6 @@ class AttentionRollout(Analysis):
 
     def select(self, stage: int) -> Sequence[int] | None:
         """The images of `images_list`. Raises UserError for one that does not exist."""
-        if self.images_list is None:
-            return None
         return listed(self.setting.images[stage], self.images_list)
 
     def reduce(self, layer: Layer, output: Attention) -> Tensor:

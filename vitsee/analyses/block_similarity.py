@@ -58,8 +58,7 @@ class BlockSimilarity(Analysis):
 
     def observe(self, view: View) -> dict[str, Tensor]:
         """HSIC_1 of each block with its counterpart, and the products needed for its standard error."""
-        assert view.other is not None
-        u, v = (torch.stack(list(part.values())) for part in (view.model, view.other))
+        u, v = (torch.stack(list(part.values())) for part in view.by_role.values())
         v = v[torch.tensor(paired(len(u), len(v)), device=v.device)]
         scale = view.images * (view.images - 3)
         ab, aa, bb = ((x * y).sum((1, 2)) / scale for x, y in ((u, v), (u, u), (v, v)))
@@ -98,9 +97,6 @@ class BlockSimilarity(Analysis):
 
     def caption(self, figure: str, tables: dict[str, pd.DataFrame]) -> str:
         return "Bands: one standard error over minibatches to either side"
-
-    def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
-        return self.joined([(tables, labels)])
 
     def joined(
         self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]

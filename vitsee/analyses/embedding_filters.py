@@ -12,6 +12,7 @@ from vitsee import plotting
 from vitsee.analysis import Analysis, Labels, register
 from vitsee.errors import UserError
 from vitsee.io.tidy import Table, Whole, indices
+from vitsee.models.embedding import filters, principal_components
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,8 +54,6 @@ class EmbeddingFilters(Analysis):
 
     def of_weights(self, nets: dict[str, nn.Module]) -> dict[str, Tensor]:
         """components: (components, channels, rows, columns); variance: (components,), as fractions of the total."""
-        from vitsee.models.embedding import filters, principal_components
-
         weights = filters(nets["model"])
         most = min(len(weights) - 1, weights[0].numel())
         if self.components > most:

@@ -96,11 +96,10 @@ class HeadSimilarity(Analysis):
         With H heads and L layers: hl (H, L), hh (H, H), ll (L,). Products are named after both factors,
         e.g. hl_hh (L, H, H, H): hl for one head times hh for two.
         """
-        assert view.other is not None
         n = view.images
         packed = next(iter(view.model.values()))
         u, distance = packed[:, : n * n].unflatten(1, (n, n)), packed[:, n * n :]
-        v = torch.cat(list(view.other.values())).unflatten(1, (n, n))
+        v = torch.cat(list(view.by_role["other"].values())).unflatten(1, (n, n))
         hl, hh, ll = hsic(u, v), hsic(u, u), hsic(v, v).diagonal()
         return {
             "images": ll.new_tensor(n),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,12 +12,12 @@ import pandas as pd
 
 from vitsee import plotting
 from vitsee.analysis import Analysis, Labels, Layer, View, register
-from vitsee.data.few_shot import Draw, draw
-from vitsee.errors import UserError, unknown
-from vitsee.estimators import ridge
+from vitsee.data import few_shot
+from vitsee.errors import UserError
+from vitsee.estimators import probe_features, ridge
 from vitsee.estimators.kernels import float64_device
-from vitsee.estimators.places import locations, patch_side
-from vitsee.estimators.ridge import Ridge
+from vitsee.estimators.probe_features import ProbeFeatures
+from vitsee.estimators.ridge import Classifier, Ridge
 from vitsee.io.tidy import Kind, Table, Whole
 from vitsee.lazy import torch
 
@@ -26,21 +25,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from vitsee.data.images import Images
     from vitsee.sums import Sums
 
 TRAIN, CHOOSE, TEST = range(3)
 """The three passes over the data."""
-
-
-class Feature(Enum):
-    """The part of a layer's output that a probe sees."""
-
-    cls = "cls"
-    gap = "gap"
-    gap_patches = "gap_patches"
-    first = "first"
-    each_token = "each_token"
 
 
 _PROBE: dict[str, Kind] = {
@@ -72,11 +60,14 @@ class LinearProbe(Analysis):
 
     columns: ClassVar[dict[str, Table]] = {
         "linear_probe": Table(
-            _PROBE | {"features": tuple(f.value for f in Feature), "classes": Whole(1)},
+            _PROBE | {"features": probe_features.NAMES, "classes": Whole(1)},
             keys=("layer", "features", "shots", "seed"),
         ),
         "linear_probe_tokens": Table(
-            _PROBE | {"row": Whole(), "col": Whole()}, grid=("row", "col"), optional=True
+            _PROBE | {"row": Whole(), "col": Whole()},
+            grid=("row", "col"),
+            strided=True,
+            optional=True,
         ),
     }
 
@@ -100,7 +91,7 @@ class LinearProbe(Analysis):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.features = _features(self.features)
+        self.features = probe_features.chosen(self.features)
         self._check_numbers()
         if not self.shots:
             self.seeds = self.seeds[:1]
@@ -123,110 +114,43 @@ class LinearProbe(Analysis):
     # Layers and their features
 
     def check(self, layers: dict[str, list[Layer]]) -> None:
-        for layer in layers["model"]:
-            self._check_layer(layer)
-
-    def _check_layer(self, layer: Layer) -> None:
-        shape = " x ".join(map(str, layer.shape))
-        if layer.prefix is None and not layer.is_map and len(layer.shape) > 1:
-            raise UserError(
-                f"{layer.name} is neither a sequence of tokens, nor a feature map, nor "
-                f"a vector (its output is {shape}); choose other layers with analysis.layers"
-            )
-        if "cls" in self.features and not (layer.class_token and layer.prefix):
-            raise UserError(
-                f"analysis.features=cls: {layer.name} has no class token (its output is {shape}); "
-                f"use gap, gap_patches, first or each_token"
-            )
-        if "each_token" in self.features and layer.grid is None:
-            raise UserError(
-                f"analysis.features=each_token: {layer.name} has no grid of tokens or locations (its output "
-                f"is {shape}); use gap, or choose other layers with analysis.layers"
-            )
-
-    def _probes(self, layer: Layer) -> list[tuple[str, int, int]]:
-        """All probes of a layer: feature, row and column on the grid (-1, -1 without a place)."""
-        probes = [(name, -1, -1) for name in self.features if name != "each_token"]
-        if "each_token" in self.features:
-            rows, columns = (range(0, n, self.token_stride) for n in self._grid(layer))
-            probes += [("each_token", row, column) for row in rows for column in columns]
-        return probes
+        ProbeFeatures(self.features, self.token_stride, layers["model"]).require()
 
     @property
     def _layers(self) -> list[Layer]:
         return self.setting.layers["model"]
 
     @cached_property
-    def _last_map(self) -> Layer:
-        """The last feature map of a CNN; all its maps are probed at these locations."""
-        return [layer for layer in self._layers if layer.is_map][-1]
-
-    def _grid(self, layer: Layer) -> tuple[int, int]:
-        """Rows and columns of the probed locations."""
-        return self._last_map.places if layer.is_map else layer.places
-
-    def _width(self, layer: Layer) -> int:
-        """Number of features per probe of this layer."""
-        if not layer.is_map:
-            return layer.shape[-1]
-        shape = (layer.channels, *layer.places)
-        side = patch_side(shape, self._last_map.channels, self._last_map.places)
-        return layer.channels * side * side
+    def _seen(self) -> ProbeFeatures:
+        """What the probes see of each layer."""
+        return ProbeFeatures(self.features, self.token_stride, self._layers)
 
     def reduce(self, layer: Layer, output: Tensor) -> Tensor:
         """The features for each probe of the layer: (N, probes, features)."""
-        tokens = self._tokens(layer, output)
-        prefix = layer.prefix or 0
-        seen = []
-        for name in self.features:
-            if name == "gap":
-                seen.append(tokens.mean(1, keepdim=True))
-            elif name == "gap_patches":
-                seen.append(tokens[:, prefix:].mean(1, keepdim=True))
-            elif name != "each_token":  # the class token comes first
-                seen.append(tokens[:, :1])
-        if "each_token" in self.features:
-            grid = tokens[:, prefix:].unflatten(1, self._grid(layer))
-            seen.append(grid[:, :: self.token_stride, :: self.token_stride].flatten(1, 2))
-        return torch.cat(seen, 1)
-
-    def _tokens(self, layer: Layer, output: Tensor) -> Tensor:
-        """Tokens, locations of a feature map, or a single vector as (N, tokens, features) float32."""
-        if layer.is_map:
-            maps = layer.channels_first(output.float())
-            return locations(maps, self._last_map.channels, self._grid(layer))
-        return output.float() if layer.prefix is not None else output.float()[:, None]
+        return self._seen.of(layer, output)
 
     # Images
 
     @cached_property
-    def _draw(self) -> Draw:
+    def _sample(self) -> few_shot.ProbeImages:
         """The images for training the probes and for choosing the penalty."""
-        return draw(self.setting.images[TRAIN], self.shots, self.held_out, self.seeds)
+        return few_shot.sample(self.setting.images[TRAIN], self.shots, self.held_out, self.seeds)
 
     @cached_property
     def _to_train(self) -> np.ndarray:
         """The training label of each test label. Raises UserError for classes without training images."""
-        classes = self.setting.images[TEST].classes
-        trained = {name: i for i, name in enumerate(self._draw.classes)}
-        unknown_classes = [name for name in classes if name not in trained]
-        if unknown_classes:
-            raise UserError(
-                f"the test images have {len(unknown_classes)} classes that the training images lack "
-                f"(first: {unknown_classes[0]!r}); the training images have {_few(self._draw.classes)}"
-            )
-        return np.array([trained[name] for name in classes])
+        return self._sample.labels_of(self.setting.images[TEST].classes)
 
     def select(self, stage: int) -> Sequence[int] | None:
         if stage == TRAIN:
-            return self._draw.union.tolist()
+            return self._sample.union.tolist()
         if stage == CHOOSE:
-            return self._draw.held_out.tolist()
+            return self._sample.held_out.tolist()
         images = self.setting.images[TEST]
         self._to_train  # noqa: B018  (fails before measuring if a class has no training images)
         if self.train_split is None:
-            return self._the_rest(images)
-        if images.fingerprint == self._draw.fingerprint:
+            return self._sample.rest(len(images)).tolist()
+        if images.fingerprint == self._sample.fingerprint:
             raise UserError(
                 f"the test images are the training images (analysis.train_split={self.train_split}): choose "
                 f"the test split with dataset.split, or test on the images that are not drawn for training "
@@ -234,36 +158,27 @@ class LinearProbe(Analysis):
             )
         return None
 
-    def _the_rest(self, images: Images) -> list[int]:
-        """All images used neither for training nor for choosing the penalty."""
-        used = np.union1d(self._draw.union, self._draw.held_out)
-        rest = np.setdiff1d(np.arange(len(images)), used)
-        if not len(rest):
-            raise UserError(
-                f"no images are left to test on: all {len(images)} are drawn; use fewer analysis.shots, "
-                f"fewer analysis.seeds or a smaller analysis.held_out"
-            )
-        return rest.tolist()
-
     # Memory
 
-    def fit(self, memory: float) -> None:
+    def check_memory(self, memory: float) -> None:
         """Raise UserError if three copies of the sums, or the solutions, do not fit in memory."""
         sizes = {
-            layer.name: max(3 * self._bytes(layer), self._bytes(layer) + 2 * self._solution(layer))
+            layer.name: max(
+                3 * self._bytes(layer), self._bytes(layer) + 2 * self._bytes_to_solve(layer)
+            )
             for layer in self._layers
         }
         need = sum(sizes.values())
         if need <= memory:
             return
         largest = max(self._layers, key=lambda layer: sizes[layer.name])
-        width, probes = self._width(largest), len(self._probes(largest))
+        width, probes = self._seen.width(largest), len(self._seen.probes(largest))
         remedies = ["fewer layers (analysis.layers)"]
         if "each_token" in self.features:
             remedies.append(f"fewer tokens (analysis.token_stride={2 * self.token_stride})")
         if len(self.seeds) > 1:
             remedies.append(f"fewer seeds (analysis.seeds=[{self.seeds[0]}])")
-        kernel = (width - 1) // len(self._draw.classes)
+        kernel = (width - 1) // len(self._sample.classes)
         if kernel and not self._dual(largest):
             remedies.append(
                 f"the kernel form, which is used if there are fewer images than features "
@@ -277,99 +192,96 @@ class LinearProbe(Analysis):
 
     def _bytes(self, layer: Layer) -> int:
         """Size of one layer's sums over the training images."""
-        probes, width = len(self._probes(layer)), self._width(layer)
-        seeds, classes = len(self.seeds), len(self._draw.classes)
+        probes, width = len(self._seen.probes(layer)), self._seen.width(layer)
+        seeds, classes = len(self.seeds), len(self._sample.classes)
         if self._dual(layer):
-            return 8 * probes * len(self._draw.union) * width
+            return 8 * probes * len(self._sample.union) * width
         return 8 * probes * seeds * width * (width + classes)
 
-    def _solution(self, layer: Layer) -> int:
+    def _bytes_to_solve(self, layer: Layer) -> int:
         """Size of one layer's eigenvectors and their products with the targets."""
-        width, classes = self._width(layer), len(self._draw.classes)
-        probes = len(self._probes(layer)) * len(self.seeds)
-        return 8 * probes * min(self._draw.train.shape[1], width) * (width + classes)
+        width, classes = self._seen.width(layer), len(self._sample.classes)
+        probes = len(self._seen.probes(layer)) * len(self.seeds)
+        return 8 * probes * min(self._sample.train.shape[1], width) * (width + classes)
 
     def _dual(self, layer: Layer) -> bool:
         """Whether to solve the dual (kernel) form: if there are fewer training images than features."""
-        return self._draw.train.shape[1] < self._width(layer)
+        return self._sample.train.shape[1] < self._seen.width(layer)
 
     # Measurement
 
-    @cached_property
-    def _solved(self) -> dict[str, Any]:
-        """Solutions by layer, filled by `_probe`."""
-        return {}
-
     def observe(self, view: View) -> dict[str, Tensor]:
         """In the training pass: moments or rows, and which images were present. Later: numbers of correct images."""
-        seen = {
+        features = {
             name: x.to(float64_device(x)).double().transpose(0, 1).contiguous()
             for name, x in view.model.items()
         }
-        device = next(iter(seen.values())).device
         if view.stage == TRAIN:
-            return self._moments(view, seen, device)
-        return self._counts(view, seen, device)
+            return self._moments(view, features)
+        return self._counts(view, features)
 
-    def _moments(
-        self, view: View, seen: dict[str, Tensor], device: torch.device
-    ) -> dict[str, Tensor]:
-        """seen: (probes, N, features) by layer."""
-        positions = list(view.positions)
-        drawn = np.stack([np.isin(positions, of_seed) for of_seed in self._draw.positions])
-        weights = torch.from_numpy(drawn).to(device).double()[:, None, :]  # (seeds, 1, N)
-        labels = torch.from_numpy(self._draw.labels[positions]).to(device)
-        one_hot = torch.nn.functional.one_hot(labels, len(self._draw.classes)).double()
+    def _moments(self, view: View, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """features: (probes, N, features) by layer."""
+        positions, device = list(view.positions), next(iter(features.values())).device
+        counts = np.stack([np.isin(positions, of_seed) for of_seed in self._sample.positions])
+        weights = torch.from_numpy(counts).to(device).double()[:, None, :]  # (seeds, 1, N)
+        labels = torch.from_numpy(self._sample.labels[positions]).to(device)
+        classes = len(self._sample.classes)
         terms = {"there": view.rows(torch.ones(len(positions), device=device))}
         for layer in self._layers:
-            name, x = layer.name, seen[layer.name]
+            name, x = layer.name, features[layer.name]
             if self._dual(layer):
                 terms[f"rows {name}"] = view.rows(x.transpose(0, 1))
             else:
-                terms[f"products {name}"] = (x * weights[..., None]).mT @ x
-                terms[f"class_sums {name}"] = (one_hot.mT * weights[..., None, :]) @ x
+                class_sums, products = ridge.sums_of(x, labels, classes, weights)
+                terms |= {f"products {name}": products, f"class_sums {name}": class_sums}
         return terms
 
-    def _counts(
-        self, view: View, seen: dict[str, Tensor], device: torch.device
-    ) -> dict[str, Tensor]:
+    def _counts(self, view: View, features: dict[str, Tensor]) -> dict[str, Tensor]:
         """Number of images each probe classifies correctly: per penalty, or in the test only for the chosen one."""
-        labels = view.labels.to(device)
         terms = {"images": torch.tensor(float(view.images))}
-        if view.stage == TEST:
-            labels = torch.from_numpy(self._to_train).to(device)[labels]
-        for name, x in seen.items():
-            probe = self._probe(name, view.stage, device)
+        for name, x in features.items():
+            labels = view.labels.to(x.device)
             if view.stage == CHOOSE:
-                each = probe.scores_of_each(x, self.l2)
-                right = [ridge.correct(scores, labels, probe.defined) for scores in each]
-                terms[f"correct {name}"] = torch.stack(right, -1)
+                right = self._solution(name, x.device).correct_of_each(x, labels, self.l2)
             else:
-                weights, bias, defined = probe
-                scores = x @ weights + bias[..., None, :]
-                terms[f"correct {name}"] = ridge.correct(scores, labels, defined)
+                to_train = torch.from_numpy(self._to_train).to(x.device)
+                right = self._classifier(name, x.device).correct(x, to_train[labels])
+            terms[f"correct {name}"] = right
         return terms
 
-    def _probe(self, name: str, stage: int, device: torch.device) -> Any:
-        """The solutions of a layer; in the test, weights and bias for the chosen penalty only."""
-        if name not in self._solved:
-            solution = self._solve(name, device)
-            if stage == TEST:
-                chosen = self._chosen(name).to(device)
-                self._solved[name] = (*solution.linear(chosen), solution.defined)
-            else:
-                self._solved[name] = solution
-        return self._solved[name]
+    @cached_property
+    def _solutions(self) -> dict[str, Ridge]:
+        """Filled by `_solution`."""
+        return {}
+
+    def _solution(self, name: str, device: torch.device) -> Ridge:
+        """The solutions of a layer for all penalties, kept for the next minibatches."""
+        if name not in self._solutions:
+            self._solutions[name] = self._solve(name, device)
+        return self._solutions[name]
+
+    @cached_property
+    def _classifiers(self) -> dict[str, Classifier]:
+        """Filled by `_classifier`."""
+        return {}
+
+    def _classifier(self, name: str, device: torch.device) -> Classifier:
+        """The classifiers of a layer for the chosen penalties, kept for the next minibatches."""
+        if name not in self._classifiers:
+            chosen = self._chosen(name).to(device)
+            self._classifiers[name] = self._solve(name, device).classifier(chosen)
+        return self._classifiers[name]
 
     def _solve(self, name: str, device: torch.device) -> Ridge:
         """The solutions of one layer, (seeds, probes)."""
-        terms, classes = self.setting.earlier[TRAIN].terms, len(self._draw.classes)
+        terms, classes = self.setting.earlier[TRAIN].terms, len(self._sample.classes)
         there = terms["there"].cpu() > 0
-        labels = torch.from_numpy(self._draw.labels).where(there, -1)
-        by_seed = [labels[torch.from_numpy(p)].to(device) for p in self._draw.positions]
+        labels = torch.from_numpy(self._sample.labels).where(there, -1)
+        by_seed = [labels[torch.from_numpy(p)].to(device) for p in self._sample.positions]
         if f"rows {name}" in terms:
             rows = terms[f"rows {name}"].to(device).transpose(0, 1)  # (probes, N, features)
-            chosen = [rows[:, torch.from_numpy(p).to(device)] for p in self._draw.positions]
+            chosen = [rows[:, torch.from_numpy(p).to(device)] for p in self._sample.positions]
             each = [ridge.from_rows(x, l, classes) for x, l in zip(chosen, by_seed, strict=True)]
             return ridge.stack(each)
         counts = torch.stack([(l[:, None] == torch.arange(classes).to(l)).sum(0) for l in by_seed])
@@ -421,11 +333,11 @@ class LinearProbe(Analysis):
                 "accuracy": right[s, p] / images,
                 "held_out_accuracy": best[s, p] / float(held_out.terms["images"]),
                 "test_images": int(images),
-                "classes": len(self._draw.classes),
+                "classes": len(self._sample.classes),
                 "row": row,
                 "col": column,
             }
-            for p, (feature, row, column) in enumerate(self._probes(layer))
+            for p, (feature, row, column) in enumerate(self._seen.probes(layer))
             for s, seed in enumerate(self.seeds)
         ]
         return pd.DataFrame(rows)
@@ -437,14 +349,14 @@ class LinearProbe(Analysis):
             name = layer.name
             undefined = sums.terms[f"correct {name}"].isnan().cpu().numpy()
             for feature in self.features:
-                mine = [i for i, (f, *_) in enumerate(self._probes(layer)) if f == feature]
+                mine = [i for i, (f, *_) in enumerate(self._seen.probes(layer)) if f == feature]
                 if undefined[:, mine].any():
                     count = f"{int(undefined[:, mine].sum())} of {undefined[:, mine].size} probes"
                     warnings.append(
                         f"{feature} of {name}: {count} have no accuracy, because "
                         f"{self._reason(name)}"
                     )
-        if len(self.seeds) > 1 and len(self._draw.union) == self._draw.train.shape[1]:
+        if len(self.seeds) > 1 and len(self._sample.union) == self._sample.train.shape[1]:
             warnings.append(
                 f"without held-out images, the classes have no more than analysis.shots={self.shots} images: "
                 f"all seeds draw the same training images"
@@ -463,7 +375,7 @@ class LinearProbe(Analysis):
         return "features of test images are NaN or Inf"
 
     def caption(self, figure: str, tables: dict[str, pd.DataFrame]) -> str:
-        said = f"Linear probes, {_protocol(tables['linear_probe'])}"
+        said = f"Linear probes, {plotting.accuracy_plots.protocol(tables['linear_probe'])}"
         if figure == "linear_probe_tokens":
             return said
         several = tables["linear_probe"]["seed"].nunique() > 1
@@ -472,7 +384,8 @@ class LinearProbe(Analysis):
 
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         """Accuracy by depth, and accuracy maps of single tokens if they are probed."""
-        drawn = {"linear_probe": _curves([(tables["linear_probe"], labels)])}
+        plots = plotting.accuracy_plots
+        drawn = {"linear_probe": plots.probes_by_depth([(tables["linear_probe"], labels)])}
         if "linear_probe_tokens" in tables:
             tokens = tables["linear_probe_tokens"]
             percent = tokens.assign(accuracy=100 * tokens["accuracy"])
@@ -484,7 +397,7 @@ class LinearProbe(Analysis):
                 column="col",
                 value="accuracy",
                 colour_label="Test accuracy (%)",
-                title=f"Probes of single tokens of {labels.model}, {_protocol(tokens)}, {labels.data}",
+                title=f"Probes of single tokens of {labels.model}, {plots.protocol(tokens)}, {labels.data}",
             )
         return drawn
 
@@ -496,107 +409,14 @@ class LinearProbe(Analysis):
         The second shows the deepest layer. It needs every model's card, and the same protocol and data set.
         """
         probes = [(tables["linear_probe"], labels) for tables, labels in results]
-        drawn = {"linear_probe": _curves(probes)}
-        settings = {(_protocol(table), labels.data) for table, labels in probes}
+        plots = plotting.accuracy_plots
+        drawn = {"linear_probe": plots.probes_by_depth(probes)}
+        settings = {(plots.protocol(table), labels.data) for table, labels in probes}
         if len(settings) == 1 and all(labels.train_images for _, labels in results):
-            drawn["linear_probe_by_training"] = _by_training(probes)
+            drawn["linear_probe_by_training"] = plots.probes_by_training(probes)
         return drawn
-
-
-def _features(asked: Any) -> list[str]:
-    """Names of features, each once. Raises UserError for one that does not exist."""
-    names = [asked] if isinstance(asked, str) else list(asked or [])
-    known = [feature.value for feature in Feature]
-    if not names:
-        raise UserError(f"analysis.features must name at least one of: {', '.join(known)}")
-    for name in names:
-        if name not in known:
-            problem = f"there is no analysis.features={name}"
-            raise unknown(problem, str(name), known, "they can be")
-    return list(dict.fromkeys(names))
-
-
-def _few(names: list[str]) -> str:
-    return f"{', '.join(map(repr, names[:5]))}{', …' if len(names) > 5 else ''}"
 
 
 def _mean_or_nan(column: pd.Series) -> Any:
     """Mean of a column, NaN if any value is; integers, which are all equal, stay as they are."""
     return column.iloc[0] if column.dtype.kind == "i" else column.mean(skipna=False)
-
-
-def _protocol(table: pd.DataFrame) -> str:
-    """How the probes were trained, for a title or legend."""
-    shots, seeds = int(table["shots"].iloc[0]), table["seed"].nunique()
-    times = f", {seeds} draws" if seeds > 1 else ""
-    return f"{shots}-shot{times}" if shots else "all training images"
-
-
-WORDS = {
-    "cls": "class token",
-    "gap": "mean of all tokens",
-    "gap_patches": "mean of patch tokens",
-    "first": "first token",
-    "each_token": "single tokens (mean)",
-}
-
-
-def _by_training(results: list[tuple[pd.DataFrame, Labels]]) -> Figure:
-    """Accuracy of the deepest layer against the number of training images, one line per model family.
-
-    A family is named after its model with the shortest name (Dosovitskiy et al. 2021, Fig. 4).
-    """
-    families: dict[str | None, str] = {}
-    for _, labels in results:
-        families[labels.family] = min(
-            families.get(labels.family, labels.model), labels.model, key=len
-        )
-    features: dict[str | None, set[str]] = {}
-    for table, labels in results:
-        features.setdefault(labels.family, set()).update(table["features"])
-    several = any(len(names) > 1 for names in features.values())
-    parts = []
-    for table, labels in results:
-        deepest = table[table["depth"] == table["depth"].max()]
-        names = deepest["features"].map(
-            lambda name, l=labels: families[l.family] + (f", {WORDS[name]}" if several else "")
-        )
-        percent = 100 * deepest["accuracy"]
-        parts.append(deepest.assign(line=names, percent=percent, images=labels.train_images))
-    table, labels = results[0]
-    title = f"{_protocol(table)}, {labels.data}"
-    return _accuracies(parts, title, x="images", xlabel="Number of training images", log=True)
-
-
-def _curves(results: list[tuple[pd.DataFrame, Labels]]) -> Figure:
-    """Accuracy by depth, one line per feature and result, labelled by what differs between them."""
-    models = {labels.model for _, labels in results}
-    data = {labels.data for _, labels in results}
-    protocols = {_protocol(table) for table, _ in results}
-    features = {name for table, _ in results for name in table["features"]}
-    parts = []
-    for table, labels in results:
-        for feature, part in table.groupby("features", sort=False):
-            words = [labels.model] if len(models) > 1 else []
-            words += [WORDS[str(feature)]] if len(features) > 1 or not words else []
-            words += [_protocol(table)] if len(protocols) > 1 else []
-            words += [labels.dataset] if len(data) > 1 else []
-            parts.append(part.assign(line=", ".join(words), percent=100 * part["accuracy"]))
-    common = [next(iter(values)) for values in (models, protocols, data) if len(values) == 1]
-    return _accuracies(parts, ", ".join(common), x="depth", xlabel="Depth (fraction of blocks)")
-
-
-def _accuracies(parts: list[pd.DataFrame], title: str, **axis: Any) -> Figure:
-    """Column percent against `x`, one line per value of line, with the chance level if all share it."""
-    table = pd.concat(parts)
-    classes = table["classes"].unique()
-    return plotting.line_plots.curves(
-        table,
-        y="percent",
-        line="line",
-        ylabel="Test accuracy (%)",
-        title=f"Linear probes: {title}",
-        level=100 / int(classes[0]) if len(classes) == 1 else None,
-        level_label="chance",
-        **axis,
-    )

@@ -14,14 +14,20 @@ from vitsee import plotting
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
 from vitsee.estimators.minibatch_cka import cka_and_error, cka_terms
-from vitsee.estimators.places import pair_grams, pair_hsic, patches, self_hsic, tokens
+from vitsee.estimators.places import (
+    cut_into_patches,
+    pair_grams,
+    pair_hsic,
+    representations,
+    self_hsic,
+)
 from vitsee.io.tidy import Table, Whole, indices
+from vitsee.sums import GROUPS, Sums
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from vitsee.sums import Sums
 
 Grid = tuple[int, int]
 
@@ -108,10 +114,8 @@ class Localization(Analysis):
                         f"goes from [0, 0] to [{rows - 1}, {columns - 1}]"
                     )
 
-    def fit(self, memory: float) -> None:
+    def check_memory(self, memory: float) -> None:
         """Raise UserError if the sums of all groups, plus two working copies, do not fit in memory."""
-        from vitsee.sums import GROUPS
-
         grids = [_grid(layer) for layer in self.setting.layers["model"]]
         need = (GROUPS + 2) * sum(map(_bytes, grids))
         if need > memory:
@@ -124,7 +128,7 @@ class Localization(Analysis):
 
     def reduce(self, layer: Layer, output: Tensor) -> Tensor:
         """U-centred Gram matrix of each token, (rows, columns, N (N - 1) / 2) float32."""
-        return pair_grams(tokens(layer, output)).unflatten(0, _grid(layer))
+        return pair_grams(representations(layer, output)).unflatten(0, _grid(layer))
 
     def observe(self, view: View) -> dict[str, Tensor]:
         """HSIC_1 of each token with each patch, and the products needed for its standard error.
@@ -137,7 +141,7 @@ class Localization(Analysis):
             u, grid = view.model[layer.name], _grid(layer)
             cut = grid, None if layer.is_map else layer.pitch
             if cut not in pixels:
-                pixels[cut] = pair_grams(patches(view.pixels["model"], *cut))
+                pixels[cut] = pair_grams(cut_into_patches(view.pixels["model"], *cut))
             a, b = u.flatten(0, 1), pixels[cut]
             aa, bb = self_hsic(a, view.images), self_hsic(b, view.images)
             of_layer = cka_terms(pair_hsic(a, b, view.images), aa, bb, view.fresh)

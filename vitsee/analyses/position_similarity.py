@@ -10,6 +10,7 @@ import pandas as pd
 from vitsee import plotting
 from vitsee.analysis import Analysis, Labels, register
 from vitsee.io.tidy import Table, Whole, indices
+from vitsee.models.embedding import cosines, position_embeddings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,9 +43,7 @@ class PositionSimilarity(Analysis):
 
     def of_weights(self, nets: dict[str, nn.Module]) -> dict[str, Tensor]:
         """cosine: (rows, columns, rows, columns)."""
-        from vitsee.models.embedding import cosines, positions
-
-        return {"cosine": cosines(positions(nets["model"]))}
+        return {"cosine": cosines(position_embeddings(nets["model"]))}
 
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:
         """One row per pair of patches: row, col, other_row, other_col, cosine."""

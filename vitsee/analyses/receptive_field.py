@@ -109,11 +109,9 @@ class ReceptiveField(Analysis):
     def observe(self, view: View) -> dict[str, Tensor]:
         """By role: maps summed over images, (layers, points, H, W)."""
         terms = {}
-        for role, reduced in (("model", view.model), ("other", view.other)):
-            if reduced is not None:
-                pixels = view.pixels[role]
-                maps = [self._maps(values, pixels) for values in reduced.values()]
-                terms[f"maps_{role}"] = torch.stack(maps)
+        for role, reduced in view.by_role.items():
+            maps = [self._maps(values, view.pixels[role]) for values in reduced.values()]
+            terms[f"maps_{role}"] = torch.stack(maps)
         terms["images"] = terms["maps_model"].new_tensor(view.images)
         return terms
 

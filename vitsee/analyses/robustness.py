@@ -135,7 +135,7 @@ class Robustness(Analysis):
         clean = _outcome(view.model)
         for change, strength in self._rows():
             predicted, features = clean
-            if strength in self._asked(change):
+            if strength in self._strengths(change):
                 changed = self._changed(view, change, strength)
                 predicted, features = _outcome(view.again("model", changed))
             cosine = torch.nn.functional.cosine_similarity(features, clean[1], dim=1)
@@ -152,10 +152,10 @@ class Robustness(Analysis):
         there = CHANGES if "other" in self.setting.layers else ("drop_random", "shuffle")
         for change in self.changes or there:
             unchanged = 1 if change == "shuffle" else 0
-            for strength in sorted({unchanged, *self._asked(change)}):
+            for strength in sorted({unchanged, *self._strengths(change)}):
                 yield change, strength
 
-    def _asked(self, change: str) -> list[float]:
+    def _strengths(self, change: str) -> list[float]:
         """The strengths at which images run through the model again."""
         return self.shuffles if change == "shuffle" else self.drops
 
@@ -168,10 +168,10 @@ class Robustness(Analysis):
             return shuffle(pixels, int(strength), orders)
         saliency = None
         if change in SALIENT:
-            assert view.other is not None
-            found = reached(list(view.other.values()), self.setting.layers["other"])
-            found = torch.nn.functional.adaptive_avg_pool2d(found[:, None], self.grid).flatten(1)
-            saliency = found if change == "drop_salient" else -found
+            weights = list(view.by_role["other"].values())
+            saliency = reached(weights, self.setting.layers["other"])[:, None]
+            saliency = torch.nn.functional.adaptive_avg_pool2d(saliency, self.grid).flatten(1)
+            saliency = saliency if change == "drop_salient" else -saliency
         order = dropped_first(self.grid, view.positions, self.seed, saliency).to(pixels.device)
         mean, deviation = view.normalisation["model"]
         black = [-m / d for m, d in zip(mean, deviation, strict=True)]
@@ -238,9 +238,6 @@ class Robustness(Analysis):
     def caption(self, figure: str, tables: dict[str, pd.DataFrame]) -> str:
         return "Bars: one standard error over images to either side"
 
-    def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
-        return self.joined([(tables, labels)])
-
     def joined(
         self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
     ) -> dict[str, Figure]:
@@ -262,7 +259,7 @@ class Robustness(Analysis):
             "robustness_shuffle": (table[tiles], "Rows of tiles"),
         }
         return {
-            f"{name}{suffix}": plotting.line_plots.steps(
+            f"{name}{suffix}": plotting.line_plots.points_with_errors(
                 rows.assign(change=rows["change"].map(_TITLES)),
                 panel="change",
                 x="strength",

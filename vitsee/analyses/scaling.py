@@ -108,9 +108,6 @@ class Scaling(Analysis):
     def caption(self, figure: str, tables: dict[str, pd.DataFrame]) -> str:
         return "Bars: one standard error over images to either side"
 
-    def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
-        return self.joined([(tables, labels)])
-
     def joined(
         self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
     ) -> dict[str, Figure]:
@@ -118,7 +115,7 @@ class Scaling(Analysis):
         table = pd.concat([tables["scaling"] for tables, _ in results])
         data = results[0][1].dataset
         return {
-            "scaling_accuracy": plotting.line_plots.accuracies(table, data),
-            "scaling_images": plotting.line_plots.scaling(table, data, "train_images"),
-            "scaling_compute": plotting.line_plots.scaling(table, data, "training_flops"),
+            "scaling_accuracy": plotting.accuracy_plots.accuracies(table, data),
+            "scaling_images": plotting.accuracy_plots.scaling(table, data, "train_images"),
+            "scaling_compute": plotting.accuracy_plots.scaling(table, data, "training_flops"),
         }

@@ -13,6 +13,7 @@ from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.estimators.kernels import float64_device
 from vitsee.io.tidy import MODELS, Table, Whole
 from vitsee.lazy import torch
+from vitsee.names import block_and_branch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,9 +89,7 @@ class SkipRatio(Analysis):
         `images` is 0 where a layer has fewer entries than the longest.
         """
         terms: dict[str, Tensor] = {}
-        for role, reduced in (("model", view.model), ("other", view.other)):
-            if reduced is None:
-                continue
+        for role, reduced in view.by_role.items():
             values = _padded(list(reduced.values()))
             ratio, cosine = values.unbind(-1)
             present = _padded([v.new_ones(1, v.shape[1], 1) for v in reduced.values()])[:, 0, :, 0]
@@ -108,8 +107,6 @@ class SkipRatio(Analysis):
 
         token: -1 for the mean over spatial tokens. kind: mean, class, prefix (registers) or spatial.
         """
-        from vitsee.models.residual import split
-
         rows = []
         for role, names in sums.axes.items():
             terms = {
@@ -123,7 +120,15 @@ class SkipRatio(Analysis):
             for i, (name, layer) in enumerate(zip(names, self.setting.layers[role], strict=True)):
                 for entry in range(int((terms["images"][i] > 0).sum())):
                     numbers = [float(part[i, entry]) for part in (ratio, middle, cosine)]
-                    rows.append((*split(name), entry - 1, *numbers, role, _kind(layer, entry - 1)))
+                    rows.append(
+                        (
+                            *block_and_branch(name),
+                            entry - 1,
+                            *numbers,
+                            role,
+                            _kind(layer, entry - 1),
+                        )
+                    )
         columns = ["block", "branch", "token", "ratio", "median", "cosine", "model", "kind"]
         return {"skip_ratio": pd.DataFrame(rows, columns=columns)}
 

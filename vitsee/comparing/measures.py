@@ -84,7 +84,7 @@ def u_centred(k: np.ndarray) -> np.ndarray:
     return k - means[:, rows] - means[:, columns]
 
 
-def linear(model: KeptModel, minibatch: int) -> np.ndarray:
+def linear_cka(model: KeptModel, minibatch: int) -> np.ndarray:
     """CKA with linear kernels: U-centred Gram matrices, whose inner product over n (n - 3) is HSIC_1.
 
     Song et al. 2012, eq. 5; Nguyen et al. 2021, eq. 3. Each pair counts twice.
@@ -93,7 +93,7 @@ def linear(model: KeptModel, minibatch: int) -> np.ndarray:
     return model.triangles(minibatch)[:, _places(n)[1]] * np.sqrt(2 / (n * (n - 3)))
 
 
-def rbf(model: KeptModel, minibatch: int) -> np.ndarray:
+def rbf_cka(model: KeptModel, minibatch: int) -> np.ndarray:
     """CKA with K_ij = exp(-d_ij² / (2 σ²)), σ the median distance between images (Kornblith et al. 2019, section 3)."""
     n, sigma = model.images(minibatch), model.bandwidths[:, None]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -101,7 +101,7 @@ def rbf(model: KeptModel, minibatch: int) -> np.ndarray:
     return u_centred(k) * np.sqrt(2 / (n * (n - 3)))
 
 
-def ranks(model: KeptModel, minibatch: int) -> np.ndarray:
+def rsa(model: KeptModel, minibatch: int) -> np.ndarray:
     """Representational similarity analysis: Spearman's correlation of the distances (Kriegeskorte et al. 2008).
 
     Ranks of the distances (ties: their mean rank), centred and scaled to length 1: in each minibatch the inner
@@ -142,12 +142,12 @@ def _of_length_one(vectors: np.ndarray) -> np.ndarray:
 
 def own(measure: Measure, model: KeptModel, minibatch: int, vectors: np.ndarray) -> np.ndarray:
     """<v, v> of each layer, (L,); for CKA, its value before entries were rounded."""
-    if measure.vectors is linear:
+    if measure.vectors is linear_cka:
         return model.kept.hsic(minibatch, list(model.layers))
     return np.einsum("lm,lm->l", vectors, vectors)
 
 
-def moved(measure: Measure, n: int, order: np.ndarray) -> np.ndarray:
+def reordered(measure: Measure, n: int, order: np.ndarray) -> np.ndarray:
     """Indices that reorder a vector's entries when the images are in this order, (M,)."""
     if measure.directed:
         return (order[:, None] * n + order[None, :]).ravel()
@@ -178,9 +178,9 @@ class Measure:
 
 
 MEASURES = {
-    "cka": Measure("CKA", linear),
-    "rbf_cka": Measure("CKA, RBF kernels", rbf),
-    "rsa": Measure("RSA, Spearman", ranks),
+    "cka": Measure("CKA", linear_cka),
+    "rbf_cka": Measure("CKA, RBF kernels", rbf_cka),
+    "rsa": Measure("RSA, Spearman", rsa),
     "procrustes": Measure("Procrustes similarity", None),
     "mutual_knn": Measure("mutual nearest neighbours", neighbours, directed=True),
 }

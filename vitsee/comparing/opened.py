@@ -38,12 +38,12 @@ def models(paths: Sequence[Path], options: Options) -> list[KeptModel]:
     for other in opened[1:]:
         _refuse_other_images(opened[0], other)
     names = _told_apart(opened)
-    found = [
+    models = [
         KeptModel(names[one.digest], one, _layers(one, options.layers), options.neighbours)
         for one in opened
     ]
-    _refuse_unfit(found, options)
-    return sorted(found, key=lambda model: (model.kept.index.model, model.kept.digest))
+    _refuse_unfit(models, options)
+    return sorted(models, key=lambda model: (model.kept.index.model, model.kept.digest))
 
 
 def first_of(paths: Sequence[Path], models: Sequence[KeptModel]) -> KeptModel:
@@ -130,15 +130,15 @@ def _layers(one: Kept, pattern: str) -> tuple[int, ...]:
     if pattern == "last":
         return (len(names) - 1,)
     depth = pattern.count(".")
-    found = [
+    positions = [
         i for i, name in enumerate(names) if name.count(".") == depth and fnmatchcase(name, pattern)
     ]
-    if not found:
+    if not positions:
         raise unknown(
             f"layers={pattern}: nothing that {one.path.parent} keeps matches",
             *(pattern, ["all", "last", *names], "use"),
         )
-    return tuple(found)
+    return tuple(positions)
 
 
 def _refuse_unfit(models: Sequence[KeptModel], options: Options) -> None:

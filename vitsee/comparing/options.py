@@ -76,7 +76,7 @@ RUN = ("outputs", "pdf", "svg", "memory_gb", "progress")
 WRITTEN = {f"run.{f.name}" if f.name in RUN else f.name: f for f in fields(Options)}
 
 
-def asked(words: Sequence[str]) -> tuple[list[Path], Options]:
+def parsed(words: Sequence[str]) -> tuple[list[Path], Options]:
     """Parse the command line: the results and the options. Raises UserError."""
     paths, values = [], {}
     for word in words:

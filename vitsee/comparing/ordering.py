@@ -42,7 +42,7 @@ def arranged(atlas: pd.DataFrame, column: str) -> Arranged:
     np.fill_diagonal(distance, 0)
     tree = hierarchy.linkage(squareform(distance), "average", optimal_ordering=True)
     leaves = [int(leaf) for leaf in hierarchy.leaves_list(tree)]
-    places, stress = in_the_plane(distance[np.ix_(leaves, leaves)])
+    places, stress = multidimensional_scaling(distance[np.ix_(leaves, leaves)])
     return Arranged(
         [names[leaf] for leaf in leaves],
         similarity[np.ix_(leaves, leaves)],
@@ -53,7 +53,7 @@ def arranged(atlas: pd.DataFrame, column: str) -> Arranged:
     )
 
 
-def in_the_plane(distance: np.ndarray) -> tuple[np.ndarray, float]:
+def multidimensional_scaling(distance: np.ndarray) -> tuple[np.ndarray, float]:
     """Classical multidimensional scaling, (models, models) -> (models, 2), and its stress (Torgerson 1952).
 
     The stress is Kruskal's (1964): sqrt(sum (d - D)² / sum D²) over pairs, d the distances in the plane.

@@ -8,7 +8,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from vitsee.comparing import nulls
-from vitsee.comparing.measures import KeptModel, Measure, moved, own
+from vitsee.comparing.measures import KeptModel, Measure, own, reordered
 from vitsee.estimators.minibatch_cka import cka_and_error
 
 Cells = dict[str, np.ndarray]
@@ -95,7 +95,7 @@ def _products(
             del v, w
             room, product = np.empty_like(right), np.empty(layers, np.float32)
             for r, order in enumerate(nulls.orders(seed, minibatch, n, null)):
-                np.take(right, moved(measure, n, order), axis=0, out=room, mode="clip")
+                np.take(right, reordered(measure, n, order), axis=0, out=room, mode="clip")
                 permuted[r] += np.matmul(left, room, out=product)
                 step()
     permuted /= sums.lengths.astype(np.float32)

@@ -98,7 +98,7 @@ class Contours:
         diameter = rng.uniform(SIZES[size], SIZES[size + 1])
         middle = placed(rng, diameter)
         contour = profile(rng, shape, line)
-        draw(canvas, rng, middle, diameter / 2, contour, SURFACES[surface], base)
+        paint_contour(canvas, rng, middle, diameter / 2, contour, SURFACES[surface], base)
         for paint in hidden(rng, middle, diameter / 2, base):
             paint(canvas)
         noise = NOISES[0] * (NOISES[1] / NOISES[0]) ** rng.random()
@@ -185,7 +185,7 @@ def hidden(
     ]
 
 
-def draw(
+def paint_contour(
     canvas: Canvas,
     rng: np.random.Generator,
     middle: np.ndarray,

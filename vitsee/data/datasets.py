@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vitsee.data import contours, scenes
 from vitsee.data.downloads import cifar, imagenette, split_of
 from vitsee.data.given import from_python
 from vitsee.data.hugging_face import streamed
@@ -15,7 +16,7 @@ from vitsee.data.image_files import Files, in_folder, tar_entries
 from vitsee.data.images import Generated, Images
 from vitsee.data.webdataset import shards
 from vitsee.errors import UserError, expanded, nearest, unknown
-from vitsee.options import Dataset
+from vitsee.options import DatasetOptions
 
 SCENES = 10_240
 """Default number of generated images. They are generated on demand."""
@@ -23,7 +24,7 @@ GENERATED = ("contours", "lines", "scenes")
 """The kinds whose images are generated."""
 
 
-def load(dataset: Dataset, resolution: int) -> Images:
+def load(dataset: DatasetOptions, resolution: int) -> Images:
     """Return the images of a configured data set. resolution: side in pixels of generated images by default.
 
     Raises UserError if the data set is not available.
@@ -43,26 +44,21 @@ def load(dataset: Dataset, resolution: int) -> Images:
     return KINDS[dataset.kind](dataset, resolution)
 
 
-def _scenes(dataset: Dataset, resolution: int) -> Images:
-    from vitsee.data.scenes import CLASSES, Scenes
-
-    return _generated(dataset, resolution, Scenes, CLASSES)
+def _scenes(dataset: DatasetOptions, resolution: int) -> Images:
+    return _generated(dataset, resolution, scenes.Scenes, scenes.CLASSES)
 
 
-def _contours(dataset: Dataset, resolution: int) -> Images:
-    from vitsee.data.contours import CLASSES, Contours
-
-    return _generated(dataset, resolution, Contours, CLASSES)
+def _contours(dataset: DatasetOptions, resolution: int) -> Images:
+    return _generated(dataset, resolution, contours.Contours, contours.CLASSES)
 
 
-def _lines(dataset: Dataset, resolution: int) -> Images:
-    from vitsee.data.contours import LINE_CLASSES, Contours
-
-    return _generated(dataset, resolution, partial(Contours, lines=True), LINE_CLASSES)
+def _lines(dataset: DatasetOptions, resolution: int) -> Images:
+    lines = partial(contours.Contours, lines=True)
+    return _generated(dataset, resolution, lines, contours.LINE_CLASSES)
 
 
 def _generated(
-    dataset: Dataset, resolution: int, of: Callable[..., Any], classes: tuple[str, ...]
+    dataset: DatasetOptions, resolution: int, of: Callable[..., Any], classes: tuple[str, ...]
 ) -> Images:
     split = split_of(dataset, ("train", "test"), "test")
     side = resolution if dataset.resolution is None else dataset.resolution
@@ -78,7 +74,7 @@ def _generated(
     return Generated(made, classes, f"{dataset.kind}/{split}")
 
 
-def _folder(dataset: Dataset, resolution: int) -> Images:
+def _folder(dataset: DatasetOptions, resolution: int) -> Images:
     if not dataset.root:
         raise UserError(
             f"dataset={dataset.name} needs a folder or .tar of images: dataset.root=PATH"
@@ -89,8 +85,8 @@ def _folder(dataset: Dataset, resolution: int) -> Images:
         beside = [path.name for path in root.parent.iterdir()] if root.parent.is_dir() else []
         raise UserError(f"dataset.root={root} does not exist.{nearest(root.name, beside)}")
     if root.is_dir():
-        there = {path.name for path in root.iterdir() if path.is_dir()}
-        return in_folder(root / _part(dataset, root, there))
+        folders = {path.name for path in root.iterdir() if path.is_dir()}
+        return in_folder(root / _part(dataset, root, folders))
     entries = tar_entries(root)
     part = _part(dataset, root, {e.name.split("/")[0] for e in entries if "/" in e.name})
     below = f"{part}/" if part else ""
@@ -102,22 +98,22 @@ def _folder(dataset: Dataset, resolution: int) -> Images:
     return Files(root, chosen, tar=True)
 
 
-def _part(dataset: Dataset, root: Path, there: set[str]) -> str:
+def _part(dataset: DatasetOptions, root: Path, folders: set[str]) -> str:
     """Return the split's folder below the root, or an empty string if the root itself is the split.
 
     The root is the split if it has the split's name, or if `split_is_root` and it has no folder of a different split.
-    there: names of the folders in the root.
+    folders: names of the folders in the root.
     """
     split = dataset.split
-    if split is None or split in there:
+    if split is None or split in folders:
         return split or ""
     if split in (root.name, root.stem):
         return ""
-    if dataset.split_is_root and not there & {"train", "val", "test"}:
+    if dataset.split_is_root and not folders & {"train", "val", "test"}:
         return ""
-    if not there:
+    if not folders:
         raise UserError(f"{root} has no folder {split!r} (dataset.split), and no folders at all")
-    raise unknown(f"{root} has no folder {split!r} (dataset.split)", split, there, "it has")
+    raise unknown(f"{root} has no folder {split!r} (dataset.split)", split, folders, "it has")
 
 
 READERS = {
@@ -132,7 +128,7 @@ READERS = {
 }
 """The kinds that read an option; the others would silently ignore it."""
 
-KINDS: dict[str, Callable[[Dataset, int], Images]] = {
+KINDS: dict[str, Callable[[DatasetOptions, int], Images]] = {
     "contours": _contours,
     "lines": _lines,
     "scenes": _scenes,

@@ -14,10 +14,10 @@ from vitsee.errors import UserError, expanded, unknown
 from vitsee.io import writing
 from vitsee.io.fetching import fetch
 from vitsee.io.reachable import require
-from vitsee.options import Dataset
+from vitsee.options import DatasetOptions
 
 
-def imagenette(dataset: Dataset, resolution: int) -> Images:
+def imagenette(dataset: DatasetOptions, resolution: int) -> Images:
     from torchvision.datasets import Imagenette
 
     split = split_of(dataset, ("train", "val"), "val")
@@ -48,7 +48,7 @@ def _unpack(archive: Path, folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def cifar(dataset: Dataset, resolution: int) -> Images:
+def cifar(dataset: DatasetOptions, resolution: int) -> Images:
     from torchvision import datasets
 
     source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[dataset.kind]
@@ -72,7 +72,7 @@ def at_home(path: Path) -> str:
     return f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(path)
 
 
-def _download(dataset: Dataset, url: str, md5: str, unpack: Callable[[], Any]) -> Any:
+def _download(dataset: DatasetOptions, url: str, md5: str, unpack: Callable[[], Any]) -> Any:
     """Download the archive into the cache folder if needed, and return what `unpack` returns.
 
     A complete archive, downloaded earlier or copied by hand, needs no network. Raises a UserError that says
@@ -99,15 +99,15 @@ def _download(dataset: Dataset, url: str, md5: str, unpack: Callable[[], Any]) -
         raise UserError(f"downloading dataset={dataset.name} failed ({error}); {remedy}") from error
 
 
-def cache_of(dataset: Dataset) -> Path:
+def cache_of(dataset: DatasetOptions) -> Path:
     """Return the folder for downloads."""
     return expanded(dataset.root or "~/.cache/vitsee")
 
 
-def split_of(dataset: Dataset, there: tuple[str, ...], default: str) -> str:
+def split_of(dataset: DatasetOptions, available: tuple[str, ...], default: str) -> str:
     split = dataset.split or default
-    if split not in there:
+    if split not in available:
         raise unknown(
-            f"dataset={dataset.name} has no dataset.split={split}", split, there, "it has"
+            f"dataset={dataset.name} has no dataset.split={split}", split, available, "it has"
         )
     return split

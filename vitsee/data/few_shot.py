@@ -1,7 +1,8 @@
-"""Draws the training and held-out images of linear probes from labels, shots and seeds alone."""
+"""Samples the training and held-out images of linear probes from labels, shots and seeds alone."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ HELD_OUT = 2**32 - 1
 
 
 @dataclass(frozen=True)
-class Draw:
+class ProbeImages:
     """Data set indices of the images that train the probes, and of the held-out images that choose the penalty.
 
     train: (seeds, n). held_out: ascending. labels: (len(union),), of the training images of any seed.
@@ -39,9 +40,31 @@ class Draw:
         """Positions in the union of each seed's training images, (seeds, n)."""
         return np.searchsorted(self.union, self.train)
 
+    def labels_of(self, classes: Sequence[str]) -> np.ndarray:
+        """Return the training label of each of these classes. Raises UserError if one has no training images."""
+        trained = {name: label for label, name in enumerate(self.classes)}
+        untrained = [name for name in classes if name not in trained]
+        if untrained:
+            raise UserError(
+                f"the test images have {len(untrained)} classes that the training images lack "
+                f"(first: {untrained[0]!r}); the training images have {_few(self.classes)}"
+            )
+        return np.array([trained[name] for name in classes])
 
-def draw(images: Images, shots: int, held_out: int | None, seeds: list[int]) -> Draw:
-    """Draw the training images of every seed, and the held-out images.
+    def rest(self, count: int) -> np.ndarray:
+        """Return all other images of a data set of `count`. Raises UserError if there are none."""
+        used = np.union1d(self.union, self.held_out)
+        rest = np.setdiff1d(np.arange(count), used)
+        if not len(rest):
+            raise UserError(
+                f"no images are left to test on: all {count} are drawn; use fewer analysis.shots, "
+                f"fewer analysis.seeds or a smaller analysis.held_out"
+            )
+        return rest
+
+
+def sample(images: Images, shots: int, held_out: int | None, seeds: list[int]) -> ProbeImages:
+    """Sample the training images of every seed, and the held-out images.
 
     With shots: `held_out` images per class (default: `shots`) are held out once, and every seed draws
     `shots` of the others. With shots=0: the last `held_out` images of each class are held out, and all
@@ -67,7 +90,9 @@ def draw(images: Images, shots: int, held_out: int | None, seeds: list[int]) -> 
     held = np.concatenate([m[len(m) - a :] for m, a in zip(members, apart, strict=True)])
     pools = [m[: len(m) - a] for m, a in zip(members, apart, strict=True)]
     train = np.stack([_shots(pools, shots, seed) for seed in seeds])
-    return Draw(images.classes, train, np.sort(held), labels[np.unique(train)], images.fingerprint)
+    return ProbeImages(
+        images.classes, train, np.sort(held), labels[np.unique(train)], images.fingerprint
+    )
 
 
 def _last_tenth(labels: np.ndarray, members: list[np.ndarray]) -> list[int]:
@@ -84,11 +109,15 @@ def _shots(pools: list[np.ndarray], shots: int, seed: int) -> np.ndarray:
     return np.sort(np.concatenate(drawn))
 
 
+def _few(names: list[str]) -> str:
+    return f"{', '.join(map(repr, names[:5]))}{', …' if len(names) > 5 else ''}"
+
+
 def _refuse_few(
-    name: str, there: int, shots: int, held_out: int, members: list[np.ndarray]
+    name: str, available: int, shots: int, held_out: int, members: list[np.ndarray]
 ) -> None:
     needed = (shots or 1) + held_out
-    if there >= needed:
+    if available >= needed:
         return
     few = sum(len(m) < needed for m in members)
     least = min(len(m) for m in members)
@@ -98,6 +127,6 @@ def _refuse_few(
         else "a training set with more images per class"
     )
     raise UserError(
-        f"class {name!r} has {there} training images, but {needed} are needed ({shots or 1} to train, "
+        f"class {name!r} has {available} training images, but {needed} are needed ({shots or 1} to train, "
         f"{held_out} held out to choose the penalty); {few} of {len(members)} classes have too few. Use {fits}"
     )

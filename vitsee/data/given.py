@@ -18,7 +18,7 @@ from vitsee import given
 from vitsee.data.images import Images
 from vitsee.data.rgb import rgb
 from vitsee.errors import UserError, unknown
-from vitsee.options import Dataset
+from vitsee.options import DatasetOptions
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ LABELS = ("label", "labels", "fine_label", "target", "class")
 """Names of labels in items that are mappings."""
 
 
-def from_python(dataset: Dataset, resolution: int) -> Images:
+def from_python(dataset: DatasetOptions, resolution: int) -> Images:
     """Return the images that were passed to `vitsee.run_experiment`. Raises UserError if they cannot be read."""
     source, split = given.what_is("dataset"), dataset.split
     if isinstance(source, Mapping):
@@ -109,10 +109,10 @@ class Given(Images):
 
     def label(self, index: int) -> int:
         listed = self._listed
-        return int(listed[index]) if listed is not None else parts(self._item(index))[1]
+        return int(listed[index]) if listed is not None else image_and_label(self._item(index))[1]
 
     def open(self, index: int) -> Image.Image:
-        return as_image(parts(self._item(index))[0])
+        return as_image(image_and_label(self._item(index))[0])
 
     @cached_property
     def _listed(self) -> Any:
@@ -141,14 +141,14 @@ class Given(Images):
     def _read(self, index: int, what: str) -> tuple[Image.Image, int]:
         """Return an image and its label. Raises UserError if the item is nothing that a data set may return."""
         try:
-            image, label = parts(self.source[index])
+            image, label = image_and_label(self.source[index])
             return as_image(image), label
         except Exception as error:
             words = " ".join(str(error).split())
             raise UserError(f"{what} cannot be read ({type(error).__name__}: {words})") from error
 
 
-def parts(item: Any) -> tuple[Any, int]:
+def image_and_label(item: Any) -> tuple[Any, int]:
     """Return the image and the label of an item; 0 for an item without a label.
 
     Raises ValueError for a mapping without an image.

@@ -18,13 +18,13 @@ from vitsee.data.images import Images
 from vitsee.errors import UserError, unknown
 from vitsee.io import writing
 from vitsee.io.reachable import require
-from vitsee.options import Dataset
+from vitsee.options import DatasetOptions
 
 BUFFER = 1000
 """Size of the shuffle buffer while streaming. Images farther apart are not mixed, e.g. if sorted by class."""
 
 
-def streamed(dataset: Dataset, resolution: int) -> Images:
+def streamed(dataset: DatasetOptions, resolution: int) -> Images:
     if not dataset.path:
         raise UserError("dataset=hf needs the name of a data set: dataset.path=OWNER/NAME")
     if dataset.take < 1:
@@ -32,7 +32,7 @@ def streamed(dataset: Dataset, resolution: int) -> Images:
     refuse_pipes("dataset.path", Path(dataset.path))
     if any((Path(dataset.path) / name).is_file() for name in SAVED):
         return _in_place(dataset)
-    tar = cache_of(dataset) / f"hf-{_asked(dataset)}.tar"
+    tar = cache_of(dataset) / f"hf-{_cache_name(dataset)}.tar"
     if not tar.exists():
         _stream_to(tar, dataset)
     return Files(tar, tar_entries(tar), tar=True)
@@ -42,11 +42,11 @@ SAVED = ("state.json", "dataset_dict.json")
 """The files that `Dataset.save_to_disk` and `DatasetDict.save_to_disk` write into a folder."""
 
 
-def _in_place(dataset: Dataset) -> Images:
+def _in_place(dataset: DatasetOptions) -> Images:
     """Return the images of a `save_to_disk` folder without copying them: they can be read in any order."""
     datasets = _library()
     for name in ("take", "seed", "config"):
-        if getattr(dataset, name) != getattr(Dataset, name):
+        if getattr(dataset, name) != getattr(DatasetOptions, name):
             raise UserError(
                 f"dataset.path={dataset.path} is read in place, without dataset.{name}: leave it out (images=N sets "
                 f"how many images are drawn, and seed=N which)"
@@ -77,7 +77,7 @@ def _library() -> Any:
     return datasets
 
 
-def _asked(dataset: Dataset) -> str:
+def _cache_name(dataset: DatasetOptions) -> str:
     """Return a file name for the requested images that is unique to the options that select them."""
     keys = ("path", "config", "split", "column", "take", "seed")
     asked = {key: value for key, value in asdict(dataset).items() if key in keys}
@@ -87,7 +87,7 @@ def _asked(dataset: Dataset) -> str:
     return f"{re.sub(r'[^A-Za-z0-9.]+', '_', Path(str(dataset.path)).name)}-{digest}"
 
 
-def _stream_to(path: Path, dataset: Dataset) -> None:
+def _stream_to(path: Path, dataset: DatasetOptions) -> None:
     """Write `take` images of a shuffled Hugging Face stream to a tar, unchanged and atomically."""
     datasets = _library()
     if not Path(str(dataset.path)).exists():

@@ -43,28 +43,30 @@ class Images(ABC):
         return []
 
 
-def require_listed(asked: Any) -> None:
+def require_listed(option: Any) -> None:
     """Raise UserError unless the option `images_list` is a list of image numbers or ids, or null."""
-    if asked is not None and (not isinstance(asked, list) or not asked):
+    if option is not None and (not isinstance(option, list) or not option):
         raise UserError(
-            f"analysis.images_list must be a list of image numbers or ids, e.g. [0,7]; got {asked!r}"
+            f"analysis.images_list must be a list of image numbers or ids, e.g. [0,7]; got {option!r}"
         )
 
 
-def listed(images: Images, asked: list[Any]) -> list[int]:
-    """Return the indices of images by number or id. Raises UserError for one that does not exist."""
+def listed(images: Images, entries: list[Any] | None) -> list[int] | None:
+    """Return the indices of the images of `images_list`, None for null. Raises UserError if one does not exist."""
+    if entries is None:
+        return None
     numbers = {images.id(i): i for i in range(len(images))}
-    return [_number(one, numbers) for one in asked]
+    return [_number(one, numbers) for one in entries]
 
 
-def _number(asked: Any, numbers: dict[str, int]) -> int:
-    if isinstance(asked, int) and 0 <= asked < len(numbers):
-        return asked
-    if str(asked) in numbers:
-        return numbers[str(asked)]
+def _number(entry: Any, numbers: dict[str, int]) -> int:
+    if isinstance(entry, int) and 0 <= entry < len(numbers):
+        return entry
+    if str(entry) in numbers:
+        return numbers[str(entry)]
     raise UserError(
-        f"analysis.images_list: no image {asked}; the {len(numbers)} images go from 0 "
-        f"({next(iter(numbers))}) to {len(numbers) - 1}.{nearest(str(asked), numbers)}"
+        f"analysis.images_list: no image {entry}; the {len(numbers)} images go from 0 "
+        f"({next(iter(numbers))}) to {len(numbers) - 1}.{nearest(str(entry), numbers)}"
     )
 
 

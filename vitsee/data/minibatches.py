@@ -191,7 +191,7 @@ class Minibatches:
         pieces = iter(self.loader)
         for index in self.todo:
             yield self._next(index, pieces)
-            self.uploads.measured()
+            self.uploads.submitted()
 
     def _next(self, index: int, loaded: Iterator[Piece]) -> Minibatch:
         """Return this minibatch, assembled from the next pieces."""

@@ -78,7 +78,7 @@ class Scenes:
         faint = rng.random() < FAINT
         contrasts, noise = (FAINT_CONTRASTS, FAINT_NOISE) if faint else (CONTRASTS, NOISE)
         canvas = Canvas.plain(self.resolution, base)
-        for paint in [*clutter(rng, base), *parts(rng, texture, arrangement, contrasts)]:
+        for paint in [*clutter(rng, base), *disks(rng, texture, arrangement, contrasts)]:
             paint(canvas)
         noisy = canvas.pixels + noise * rng.standard_normal(canvas.pixels.shape, dtype=np.float32)
         return (np.clip(noisy, 0, 1) * 255).astype(np.uint8)
@@ -136,7 +136,7 @@ def clutter(rng: np.random.Generator, base: np.ndarray) -> list[Callable[[Canvas
     ]
 
 
-def parts(
+def disks(
     rng: np.random.Generator, texture: int, arrangement: int, contrasts: tuple[float, float]
 ) -> list[Callable[[Canvas], None]]:
     """Return the textured disks: sometimes a distractor with a different texture, then the two that carry the class."""

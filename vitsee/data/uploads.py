@@ -34,7 +34,7 @@ class Uploads:
         """Seconds that measuring has waited for minibatches, including the first."""
         return self._waited
 
-    def measured(self) -> None:
+    def submitted(self) -> None:
         """Note that a minibatch has been submitted for measuring, so waiting for the next one begins."""
         self._since = time.perf_counter()
 
@@ -65,7 +65,7 @@ class CudaUploads(Uploads):
         self._add_up(but=0)
         return self._waited
 
-    def measured(self) -> None:
+    def submitted(self) -> None:
         self._ends.append(self._now())
 
     def bring(self, made: Callable[[], Tensors]) -> Tensors:

@@ -12,7 +12,7 @@ from pathlib import Path
 from vitsee.data.image_files import ENDINGS, SAMPLE, Entry, Files, tar_entries
 from vitsee.data.images import Images
 from vitsee.errors import UserError, expanded, nearest, unknown
-from vitsee.options import Dataset
+from vitsee.options import DatasetOptions
 
 LABELS = (".cls", ".json")
 """Extensions of files with labels: a number, or a mapping with a number under `label`."""
@@ -75,7 +75,7 @@ class Shards(Files):
         return entry.shard
 
 
-def shards(dataset: Dataset, resolution: int) -> Images:
+def shards(dataset: DatasetOptions, resolution: int) -> Images:
     """Return the images of local shards. Raises UserError if there are none."""
     if not dataset.root:
         raise UserError(f"dataset=webdataset needs shards: {EXAMPLE}, or a folder of .tar files")

@@ -10,7 +10,7 @@ from vitsee.options import Precision
 
 
 @contextmanager
-def forward(precision: Precision, device: str) -> Iterator[None]:
+def forward_in(precision: Precision, device: str) -> Iterator[None]:
     """Run the block with forward passes in exactly this precision, whatever torch's defaults are."""
     with (
         tf32(precision is Precision.tf32),

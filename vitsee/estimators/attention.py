@@ -125,16 +125,14 @@ def token_distances(layer: Layer) -> Tensor:
 
     It is 0 from and to prefix tokens (class, registers), so they drop out of sums.
     """
-    assert layer.grid is not None
-    assert layer.pitch is not None
-    assert layer.prefix is not None
+    prefix = layer.prefix or 0
     rows, columns = (
         torch.arange(steps) * float(pitch)
-        for steps, pitch in zip(layer.grid, layer.pitch, strict=True)
+        for steps, pitch in zip(layer.places, layer.pitch or (), strict=True)
     )
     row, column = (place.flatten() for place in torch.meshgrid(rows, columns, indexing="ij"))
     between = torch.hypot(row[:, None] - row, column[:, None] - column)
-    return torch.nn.functional.pad(between, (layer.prefix, 0, layer.prefix, 0))
+    return torch.nn.functional.pad(between, (prefix, 0, prefix, 0))
 
 
 def attention_distance(attention: Attention, layer: Layer, *, renormalize: bool = False) -> Tensor:
@@ -158,8 +156,7 @@ def attention_distance(attention: Attention, layer: Layer, *, renormalize: bool 
 
 def uniform_distance(layer: Layer, *, renormalize: bool = False) -> float:
     """Return the `attention_distance` in pixels of a head that attends uniformly to all tokens."""
-    assert layer.grid is not None
-    patches = layer.grid[0] * layer.grid[1]
+    patches = math.prod(layer.places)
     attended = patches if renormalize else patches + (layer.prefix or 0)
     return float(token_distances(layer).double().sum() / (patches * attended))
 

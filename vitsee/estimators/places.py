@@ -25,14 +25,14 @@ _PAIRS = 16384
 """Number of pairs of examples multiplied in float64 at a time."""
 
 
-def tokens(layer: Layer, output: Tensor) -> Tensor:
+def representations(layer: Layer, output: Tensor) -> Tensor:
     """Return the representation of each place, (T, N, F): the tokens after the prefix, or a map's locations."""
     if layer.is_map:
         return layer.channels_first(output).flatten(2).permute(2, 0, 1)
     return output[:, layer.prefix :].transpose(0, 1)
 
 
-def patches(
+def cut_into_patches(
     pixels: Tensor, grid: tuple[int, int], step: tuple[float, float] | None = None
 ) -> Tensor:
     """Cut the input into rows x columns patches, (N, C, H, W) -> (rows * columns, N, C * height * width).

@@ -48,10 +48,11 @@ class Ridge:
         """Return W for one penalty per probe: (...) -> (..., D, K)."""
         return self.basis @ (self.projections / (self.eigenvalues + l2[..., None])[..., None])
 
-    def linear(self, l2: Tensor) -> tuple[Tensor, Tensor]:
-        """Return weights (..., D, K) and intercepts (..., K) for raw features, for one penalty per probe."""
+    def classifier(self, l2: Tensor) -> Classifier:
+        """Return the classifier of raw features, for one penalty per probe."""
         weights = self.scale[..., :, None] * self.weights(l2)
-        return weights, self.bias - (self.mean[..., None, :] @ weights)[..., 0, :]
+        intercept = self.bias - (self.mean[..., None, :] @ weights)[..., 0, :]
+        return Classifier(weights, intercept, self.defined)
 
     def scores_of_each(self, x: Tensor, grid: list[float]) -> list[Tensor]:
         """Return the scores, (..., N, K), for each penalty of the grid. The features are projected once."""
@@ -61,6 +62,37 @@ class Ridge:
             + self.bias[..., None, :]
             for l2 in grid
         ]
+
+    def correct_of_each(self, x: Tensor, labels: Tensor, grid: list[float]) -> Tensor:
+        """Return the number of correctly classified examples for each penalty of the grid: (..., G)."""
+        every = self.scores_of_each(x, grid)
+        return torch.stack([_correct(scores, labels, self.defined) for scores in every], -1)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Scores of raw features: weights (..., D, K), intercepts (..., K), and whether they are defined (...)."""
+
+    weights: Tensor
+    intercept: Tensor
+    defined: Tensor
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Return the scores of (..., N, D) features: (..., N, K)."""
+        return x @ self.weights + self.intercept[..., None, :]
+
+    def correct(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Return the number of correctly classified examples: (...)."""
+        return _correct(self.scores(x), labels, self.defined)
+
+
+def sums_of(x: Tensor, labels: Tensor, classes: int, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the class sums and products of `from_sums` for some examples.
+
+    x: (..., N, D). labels: (N,). weights: (..., N), 1 for an example that counts and 0 for another.
+    """
+    one_hot = torch.nn.functional.one_hot(labels, classes).to(x)
+    return (one_hot.mT * weights[..., None, :]) @ x, (x * weights[..., None]).mT @ x
 
 
 def from_sums(counts: Tensor, class_sums: Tensor, products: Tensor) -> Ridge:
@@ -96,18 +128,18 @@ def from_rows(rows: Tensor, labels: Tensor, classes: int) -> Ridge:
 
     A label of -1 marks a missing example, whose row is ignored.
     """
-    there = (labels >= 0).to(rows.dtype)
-    one_hot = torch.nn.functional.one_hot(labels.clamp(min=0), classes) * there[:, None]
-    counts, n = one_hot.sum(0), there.sum()
+    present = (labels >= 0).to(rows.dtype)
+    one_hot = torch.nn.functional.one_hot(labels.clamp(min=0), classes) * present[:, None]
+    counts, n = one_hot.sum(0), present.sum()
     finite = rows.isfinite().all(-1).all(-1)
     rows = rows.nan_to_num(0, 0, 0)
-    mean = (rows * there[:, None]).sum(-2) / n
-    centred = (rows - mean[..., None, :]) * there[:, None]
+    mean = (rows * present[:, None]).sum(-2) / n
+    centred = (rows - mean[..., None, :]) * present[:, None]
     scale = _scale(mean, centred.square().sum(-2) / n)
     z = centred * scale[..., None, :]
     eigenvalues, u = torch.linalg.eigh(z @ z.mT)
     bias = (2 * counts - n) / n
-    targets = (2 * one_hot - 1 - bias) * there[:, None]
+    targets = (2 * one_hot - 1 - bias) * present[:, None]
     return Ridge(
         mean,
         scale,
@@ -130,7 +162,7 @@ def _solvable(scale: Tensor, counts: Tensor) -> Tensor:
     return (scale > 0).any(-1) & ((counts > 0).sum(-1) >= 2)
 
 
-def correct(scores: Tensor, labels: Tensor, defined: Tensor) -> Tensor:
+def _correct(scores: Tensor, labels: Tensor, defined: Tensor) -> Tensor:
     """Return how many of (..., N, K) scores are largest for the (N,) labels: (...).
 
     NaN where the probe is not defined or a score is not finite.

@@ -41,12 +41,14 @@ class Table:
     columns: the kind of each column, by name.
     keys: the columns that together identify a row; by default all except the float ones.
     grid: key columns whose combinations must all be present, for each value of the other keys.
+    strided: whether the whole numbers of a grid may have a step above 1, such as 0, 3, 6.
     optional: whether the table may be missing from a result.
     """
 
     columns: Mapping[str, Kind]
     keys: tuple[str, ...] = ()
     grid: tuple[str, ...] = ()
+    strided: bool = False
     optional: bool = False
 
     def read(self, path: Path) -> pd.DataFrame:
@@ -85,7 +87,8 @@ class Table:
             count = by_group[name].nunique().to_numpy()
             if isinstance(self.columns[name], Whole):
                 places.append(table[name].to_numpy())
-                count = np.maximum(count, by_group[name].max().to_numpy() + 1)
+                step = by_group[name].agg(np.gcd.reduce).clip(lower=1) if self.strided else 1
+                count = np.maximum(count, (by_group[name].max() // step).to_numpy() + 1)
             else:
                 places.append(pd.factorize(table[name])[0])
             size = size * count

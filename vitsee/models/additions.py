@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from vitsee.models.calls import Calls
 from vitsee.models.layout import SUMS, Record
 from vitsee.models.outputs import flat, tensor_of
 from vitsee.models.units import layers_in, parts_of
@@ -122,7 +122,7 @@ def _hooks(
     return handles + [modules[n].register_forward_hook(skipped) for n in shortcuts]
 
 
-class _Tracer(TorchFunctionMode):
+class _Tracer(Calls):
     """Follows a block's input through additions and changes of shape.
 
     running: the parts of the block that are running, innermost last. last: the part that ended last.
@@ -145,15 +145,9 @@ class _Tracer(TorchFunctionMode):
         """Follow these tensors too."""
         self.stream |= {id(x): x for x in flat(tensors) if isinstance(x, Tensor)}
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         added = func in SUMS and len(args) == 2 and not kwargs and self._adds(*args)
-        result = func(*args, **(kwargs or {}))
+        result = func(*args, **kwargs)
         if added or (func in _RESHAPES and id(args[0]) in self.stream):
             self.follow(result)
         return result

@@ -15,12 +15,12 @@ from torch.nn.functional import (
     multi_head_attention_forward,
     scaled_dot_product_attention,
 )
-from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from vitsee.errors import UserError
 from vitsee.estimators.attention import Attention, Weights
 from vitsee.models import layers, windows
+from vitsee.models.calls import Calls
 from vitsee.models.layout import IMAGES, Output, Record, dry_run
 from vitsee.models.units import units_of
 from vitsee.setting import Layer
@@ -35,7 +35,7 @@ _ELEMENTWISE = {
 _PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm}
 
 
-class _Intercept(TorchFunctionMode):
+class _Intercept(Calls):
     """Calls `seen` whenever attention is computed.
 
     Attention is a call of scaled_dot_product_attention, or a product of weights and values, where the weights come
@@ -51,14 +51,7 @@ class _Intercept(TorchFunctionMode):
         self.weights.clear()
         super().__exit__(*error)
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
         if func is scaled_dot_product_attention:
             self.seen(_attention(result, *args, **kwargs))
@@ -198,7 +191,7 @@ def survey(
     patches = layers.patches(net, input_size)
     outputs: dict[str, Layer] = {}
     called: dict[str, windows.Arguments] = {}
-    found, refused = [], []
+    watched, refused = [], []
     for name, computed in calls.items():
         reason = _refusal(computed)
         layer = None if reason else _of_patches(net, name, computed[0], input_size, patches)
@@ -208,15 +201,15 @@ def survey(
                 called = windows.arguments(net, input_size)
             layer, reason = _of_stage(net, name, computed[0], outputs, called)
         if layer is not None:
-            found.append(layer)
+            watched.append(layer)
         else:
             refused.append(f"{name} ({type(net.get_submodule(name)).__name__}) {reason}")
-    if not found:
+    if not watched:
         raise UserError(_no_attention(net, refused))
-    pool = _pooling(net, calls, found[-1])
+    pool = _pooling(net, calls, watched[-1])
     if pool is None:
-        return found
-    return [replace(layer, pooling=pool.name) for layer in found] + [pool] * pooling
+        return watched
+    return [replace(layer, pooling=pool.name) for layer in watched] + [pool] * pooling
 
 
 def _pooling(net: nn.Module, calls: dict[str, list[Attention]], block: Layer) -> Layer | None:

@@ -126,7 +126,7 @@ def _imported(text: str, package: str) -> list[str]:
         tree = ast.parse(text)
     except SyntaxError:
         return []
-    found: dict[str, None] = {}
+    modules: dict[str, None] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -140,8 +140,8 @@ def _imported(text: str, package: str) -> list[str]:
             continue
         for name in names:
             parts = name.split(".")
-            found |= dict.fromkeys(".".join(parts[: i + 1]) for i in range(len(parts)))
-    return list(found)
+            modules |= dict.fromkeys(".".join(parts[: i + 1]) for i in range(len(parts)))
+    return list(modules)
 
 
 def _is_own(module: str, package: str = "") -> bool:
@@ -154,14 +154,14 @@ def _is_own(module: str, package: str = "") -> bool:
 
 def _used_in_script(text: str, named: dict[str, Any]) -> list[Any]:
     """Return what the code of a script's class or function uses of its project: things of the script, and modules."""
-    found: list[Any] = [name for name in _imported(text, "") if _is_own(name)]
+    used: list[Any] = [name for name in _imported(text, "") if _is_own(name)]
     for value in named.values():
         if isinstance(value, ModuleType):
-            found.append(value.__name__ if _is_own(value.__name__) else None)
+            used.append(value.__name__ if _is_own(value.__name__) else None)
         elif isinstance(value, (type, FunctionType)):
             of = _place(value)
-            found.append(of if not isinstance(of, str) or _is_own(of) else None)
-    return found
+            used.append(of if not isinstance(of, str) or _is_own(of) else None)
+    return used
 
 
 def _constants(named: dict[str, Any]) -> list[str]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from vitsee.errors import UserError
+from vitsee.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _INSTEAD = {
     "rope": "rotates queries and keys by their position",
@@ -30,7 +33,7 @@ def filters(net: nn.Module) -> Tensor:
     """
     embedding = _embedding(net)
     convolution = (
-        embedding if isinstance(embedding, nn.Conv2d) else getattr(embedding, "proj", None)
+        embedding if isinstance(embedding, torch.nn.Conv2d) else getattr(embedding, "proj", None)
     )
     backbone = getattr(embedding, "backbone", None)
     kind = type(net).__name__
@@ -39,7 +42,7 @@ def filters(net: nn.Module) -> Tensor:
             f"the patch embedding of this {kind} follows a CNN (patch_embed.backbone), "
             f"so its filters see that network's features, not the image"
         )
-    elif not isinstance(convolution, nn.Conv2d):
+    elif not isinstance(convolution, torch.nn.Conv2d):
         why = f"this {kind} does not embed patches with a single convolution"
     elif convolution.weight.shape[1] != 3:
         why = (
@@ -73,7 +76,7 @@ def principal_components(filters: Tensor) -> tuple[Tensor, Tensor]:
     return directions.unflatten(1, filters.shape[1:]), share
 
 
-def positions(net: nn.Module) -> Tensor:
+def position_embeddings(net: nn.Module) -> Tensor:
     """Return the absolute position embeddings of the patches, (rows, columns, features) float64.
 
     Prefix tokens (class, distillation, registers) are left out. Raises a UserError that says what the model does
@@ -81,7 +84,7 @@ def positions(net: nn.Module) -> Tensor:
     """
     embeddings = getattr(net, "pos_embed", None)
     grid = getattr(_embedding(net), "grid_size", None)
-    if isinstance(embeddings, Tensor) and embeddings.ndim == 3 and grid:
+    if isinstance(embeddings, torch.Tensor) and embeddings.ndim == 3 and grid:
         prefix = embeddings.shape[1] - grid[0] * grid[1]
         if prefix in (0, getattr(net, "num_prefix_tokens", 0)):
             return _finite(embeddings[0, prefix:], "the position embeddings").unflatten(0, grid)
@@ -119,10 +122,10 @@ def _finite(weights: Tensor, what: str) -> Tensor:
 def _instead(net: nn.Module) -> str:
     """Return how a model without absolute position embeddings encodes positions, as a verb phrase."""
     embeddings = getattr(net, "pos_embed", None)
-    if isinstance(embeddings, Tensor):
+    if isinstance(embeddings, torch.Tensor):
         shape = " x ".join(map(str, embeddings.shape))
         return f"has a pos_embed of {shape}, which is not one vector per patch of a known grid"
-    if isinstance(embeddings, nn.Module):
+    if isinstance(embeddings, torch.nn.Module):
         return f"computes its position encoding ({type(embeddings).__name__})"
     names = [name for name, _ in (*net.named_modules(), *net.named_parameters())]
     for part, what in _INSTEAD.items():

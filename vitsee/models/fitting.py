@@ -1,4 +1,4 @@
-"""Chooses a state dict in a checkpoint and loads it into a model if every weight fits."""
+"""Loads the weights of a checkpoint into a model if every one fits."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitsee.errors import UserError, unknown
+from vitsee.errors import UserError
 from vitsee.lazy import torch
+from vitsee.models import state_dicts
 from vitsee.models.npz import load_npz
 from vitsee.models.resampling import is_resampled
 from vitsee.models.weight_files import (
-    ALONE,
     few,
     is_npz,
     line,
@@ -31,34 +32,6 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
-
-KEYS = (
-    "state_dict_ema",
-    "model_ema",
-    "state_dict",
-    "model",
-    "model_state_dict",
-    "model_state",
-    "module",
-    "net",
-    "network",
-    "teacher",
-)
-"""Keys under which training code stores the weights, in order of preference; the first four as in timm."""
-
-WRAPPERS = (
-    "module",
-    "_orig_mod",
-    "model",
-    "net",
-    "network",
-    "backbone",
-    "encoder",
-    "trunk",
-    "student",
-    "teacher",
-)
-"""Attributes in which wrappers and training code keep a model. They become prefixes of all its names."""
 
 EXTRAS = re.compile(
     r"mask_token"  # DINOv2, iBOT, MAE: replaces patches that are masked in training
@@ -125,8 +98,9 @@ def fill(net: nn.Module, path: Path, key: str | None = None, keep: Iterable[str]
             raise UserError(f"{path}: {what} works for PyTorch files only, not for .npz")
         taken = Taken(path.name, resampled=load_npz(net, path))
     else:
-        states = _state_dicts(read_checked(path))
-        chosen, state = _choose(net, states, key, keep, path)
+        states = state_dicts.all_of(read_checked(path))
+        fits = partial(_fits, net, keep=keep, path=path)
+        chosen, state = state_dicts.choose(states, key, fits, path)
         _refuse_types(net, state, path)
         fit = _best_fit(net, state, keep)
         if fit.problems:
@@ -139,7 +113,7 @@ def fill(net: nn.Module, path: Path, key: str | None = None, keep: Iterable[str]
         taken = Taken(
             path.name,
             key=chosen or None,
-            also=[] if key else _same_names(states, chosen),
+            also=[] if key else state_dicts.same_names(states, chosen),
             prefix=fit.prefix,
             left_out=fit.left_out,
             resampled=fit.resampled,
@@ -148,116 +122,12 @@ def fill(net: nn.Module, path: Path, key: str | None = None, keep: Iterable[str]
     return taken
 
 
-# --- which state dict ----------------------------------------------------------------------------
-
-
-def _state_dicts(loaded: Mapping[Any, Any]) -> dict[str, dict[str, Tensor]]:
-    """Return every dictionary of named tensors in a file, by its dotted key; the key of the file itself is ''."""
-    states: dict[str, dict[str, Tensor]] = {}
-    looks = iter(range(1000))  # dictionaries may contain each other
-
-    def look(value: Mapping[Any, Any], key: str, depth: int) -> None:
-        if depth > 3 or next(looks, None) is None:
-            return
-        named = {name: one for name, one in value.items() if isinstance(name, str)}
-        tensors = {
-            name: one.detach() for name, one in named.items() if isinstance(one, torch.Tensor)
-        }
-        if tensors:
-            states[key] = tensors
-        for name, one in named.items():
-            if isinstance(one, Mapping):
-                look(one, f"{key}.{name}" if key else name, depth + 1)
-
-    look(loaded, "", 0)
-    return states
-
-
-def _choose(
-    net: nn.Module,
-    states: dict[str, dict[str, Tensor]],
-    key: str | None,
-    keep: Iterable[str],
-    path: Path,
-) -> tuple[str, dict[str, Tensor]]:
-    """Return the requested state dict with its key, else one with a usual key, else the only one that fits.
-
-    Raises UserError if none or several fit.
-    """
-    if not states:
-        raise UserError(f"checkpoint {path} does not contain named tensors; {ALONE}")
-    if key:
-        return key, _requested(states, key, path)
-    for usual in KEYS:
-        if usual in states:
-            return usual, states[usual]
-    below = next((b for b in ([k for k in states if k.startswith(f"{u}.")] for u in KEYS) if b), [])
-    rivals = below or list(states)
-    if len(rivals) > 1:
-        fitting = [k for k in rivals if _fits(net, states[k], keep, path)]
-        if len(fitting) != 1:
-            which = fitting or rivals
-            why = (
-                "more than one of which fits"
-                if fitting
-                else "none of which fits the model as it is"
-            )
-            choices = ", ".join(k or "(the file itself)" for k in which)
-            named = next(k for k in which if k)
-            raise UserError(
-                f"checkpoint {path} contains several state dicts, {why}: {choices}; choose one: "
-                f"model.checkpoint_key={named}"
-            )
-        rivals = fitting
-    return rivals[0], states[rivals[0]]
-
-
 def _fits(net: nn.Module, state: dict[str, Tensor], keep: Iterable[str], path: Path) -> bool:
     try:
         _refuse_types(net, state, path)
         return not _best_fit(net, state, keep).problems
     except UserError:
         return False
-
-
-def _requested(states: dict[str, dict[str, Tensor]], key: str, path: Path) -> dict[str, Tensor]:
-    """Return the state dict at this key, or the entries whose names begin with it.
-
-    Raises UserError with the keys that exist.
-    """
-    if key in states:
-        return states[key]
-    for name, state in states.items():
-        within = f"{name}." if name else ""
-        if f"{key}.".startswith(within):
-            start = f"{key}."[len(within) :]
-            part = {n[len(start) :]: t for n, t in state.items() if start and n.startswith(start)}
-            if part:
-                return part
-    deeper = [name for name in states if name.startswith(f"{key}.")]
-    if len(deeper) == 1:
-        return states[deeper[0]]
-    choices = deeper or [name for name in states if name]
-    if not choices:
-        raise UserError(
-            f"checkpoint {path} has no {key}: it is a single state dict, whose names begin with: "
-            f"{few(sorted({name.partition('.')[0] for name in states['']}), 8)}"
-        )
-    raise unknown(
-        f"model.checkpoint_key={key}: checkpoint {path} does not contain such a state dict",
-        key,
-        choices,
-        "it contains",
-    )
-
-
-def _same_names(states: dict[str, dict[str, Tensor]], chosen: str) -> list[str]:
-    """Return the keys of other state dicts of the same model, e.g. raw weights next to averaged ones."""
-    names = {key: {_wrapped(name)[1] for name in state} for key, state in states.items()}
-    return [key for key in states if key not in ("", chosen) and names[key] == names.get(chosen)]
-
-
-# --- fitting it to the model ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -276,35 +146,19 @@ class _Fit:
 def _best_fit(net: nn.Module, state: dict[str, Tensor], keep: Iterable[str]) -> _Fit:
     """Return the fit with the shortest prefix that works, else the best fit."""
     state = _uncompiled(state)
-    starts = {start for name in state for start in _starts(name)}
-    best = None
+    starts = {start for name in state for start in state_dicts.wrappers(name)}
+    fits = []
     for prefix in sorted({"", *starts}, key=lambda start: (len(start), start)):
-        fit = _fit(net, state, prefix, keep)
-        if not fit.problems:
-            return fit
-        if best is None or fit.matching > best.matching:
-            best = fit
-    assert best is not None
-    return best
+        fits.append(_fit(net, state, prefix, keep))
+        if not fits[-1].problems:
+            return fits[-1]
+    return max(fits, key=lambda fit: fit.matching)
 
 
 def _uncompiled(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the state dict without the names that torch.compile adds to parts of a model."""
     plain = {name.replace("._orig_mod.", "."): tensor for name, tensor in state.items()}
     return plain if len(plain) == len(state) else state
-
-
-def _starts(name: str) -> list[str]:
-    """Return the prefixes that could be removed from a name: `module.`, `module.backbone.`, …"""
-    words = name.split(".")[:-1]
-    count = next((i for i, word in enumerate(words[:4]) if word not in WRAPPERS), len(words[:4]))
-    return [".".join(words[: i + 1]) + "." for i in range(count)]
-
-
-def _wrapped(name: str) -> tuple[str, str]:
-    """Return the wrappers that a name begins with, and the rest of the name."""
-    start = next(reversed(_starts(name)), "")
-    return start, name.removeprefix(start)
 
 
 def _fit(net: nn.Module, state: dict[str, Tensor], prefix: str, keep: Iterable[str]) -> _Fit:
@@ -329,7 +183,7 @@ def _fit(net: nn.Module, state: dict[str, Tensor], prefix: str, keep: Iterable[s
     other = [
         f"{n} {there} instead of {here}" for n, (there, here) in shapes.items() if there != here
     ]
-    foreign = [name for name in outside if not EXTRAS.fullmatch(_wrapped(name)[1])]
+    foreign = [name for name in outside if not EXTRAS.fullmatch(state_dicts.unwrapped(name)[1])]
     strangers = [name for name in weights if name not in own] + foreign
     problems = {
         "missing": [name for name in own if name not in weights],
@@ -370,7 +224,7 @@ def _refuse_types(net: nn.Module, state: Mapping[str, Tensor], path: Path) -> No
     """Raise UserError for tensors of unusable types, e.g. integers where the model has floats."""
     own = net.state_dict()
     for name, tensor in state.items():
-        twin = own.get(name, own.get(_wrapped(name)[1]))
+        twin = own.get(name, own.get(state_dicts.unwrapped(name)[1]))
         kind = _unusable(tensor)
         if kind is None and twin is not None and tensor.ndim:
             floats = twin.is_floating_point()

@@ -16,7 +16,7 @@ from vitsee.io.fetching import has, megabytes
 from vitsee.io.reachable import require
 from vitsee.lazy import timm, torch
 from vitsee.models.weight_files import few, line
-from vitsee.options import Model
+from vitsee.options import ModelOptions
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def cached_first(load: Callable[[bool], T], what: str, remedy: str) -> T:
         raise UserError(f"{what} could not be downloaded ({reason}); {remedy}") from error
 
 
-def check_source(model: Model, source: str, place: str) -> None:
+def check_source(model: ModelOptions, source: str, place: str) -> None:
     """Raise UserError unless a config.json on the hub or in a folder describes the architecture."""
     if source == "hf-hub":
         # timm would fetch it itself, but without a network it keeps retrying for most of a minute
@@ -91,7 +91,7 @@ def _check_config(path: Path) -> None:
             raise UserError(f"{path}: its {key} must be a mapping, got {config[key]!r}")
 
 
-def repository(model: Model, place: str) -> tuple[str, str | None]:
+def repository(model: ModelOptions, place: str) -> tuple[str, str | None]:
     """Return the name and revision of a hub repository. Raises UserError if the name is not valid."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -134,7 +134,7 @@ def weights_in(folder: Path) -> Path:
     )
 
 
-def fetched(model: Model, source: str, place: Any) -> Path:
+def fetched(model: ModelOptions, source: str, place: Any) -> Path:
     """Return the local path of published weights, downloading them if they are not cached."""
     if source == "hf-hub":
         named, name = place if isinstance(place, tuple) else (place, None)
@@ -157,7 +157,7 @@ def fetched(model: Model, source: str, place: Any) -> Path:
 
 
 def fetch_from_hub(
-    model: Model, place: str, revision: str | None, *names: str, remedy: str = REMEDY
+    model: ModelOptions, place: str, revision: str | None, *names: str, remedy: str = REMEDY
 ) -> Path:
     """Return the local path of the first of these files in a repository, downloading it if it is not cached."""
     from huggingface_hub import constants, try_to_load_from_cache

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from vitsee.models.layout import Attach, Output, Record, measure
+from vitsee.models import layout
+from vitsee.models.layout import Attach, Output, Record
 from vitsee.models.outputs import tensor_of
 from vitsee.models.units import units_of
 from vitsee.setting import Layer
@@ -26,7 +27,7 @@ class Patches:
     """The patches that a model turns into tokens.
 
     grid: rows and columns. step: stride of the patch embedding, whether or not the patches overlap. more:
-    how many more patches the taller and the wider input of `layout.measure` have.
+    how many more patches the taller and the wider input of `layout.survey` have.
     """
 
     grid: tuple[int, int]
@@ -49,7 +50,7 @@ def layers_of(net: nn.Module, input_size: tuple[int, int, int], attach: Attach) 
     def both(net: nn.Module, seen: Record) -> list[RemovableHandle]:
         return attach(net, seen) + _record_embedding(net, seen)
 
-    outputs = measure(net, input_size, both)
+    outputs = layout.survey(net, input_size, both)
     patches = _patches(net, outputs.pop(_PATCHES, None))
     found = [describe(net, name, output, input_size, patches) for name, output in outputs.items()]
     steps = _steps(found)
@@ -63,7 +64,7 @@ def layers_of(net: nn.Module, input_size: tuple[int, int, int], attach: Attach) 
 
 def patches(net: nn.Module, input_size: tuple[int, int, int]) -> Patches | None:
     """Return the model's patches; None if they are not on a grid, or if their step is unknown."""
-    return _patches(net, measure(net, input_size, _record_embedding).get(_PATCHES))
+    return _patches(net, layout.survey(net, input_size, _record_embedding).get(_PATCHES))
 
 
 def record_modules(net: nn.Module, seen: Record) -> list[RemovableHandle]:

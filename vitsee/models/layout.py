@@ -14,10 +14,10 @@ import torch
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from vitsee.errors import UserError
+from vitsee.models.calls import Calls
 
 Record = Callable[[str, object], None]
 """Called with the name of a module that has just run, and its output."""
@@ -72,7 +72,7 @@ class Output:
     wider: Growth | None = None
 
 
-def measure(net: nn.Module, input_size: tuple[int, int, int], attach: Attach) -> dict[str, Output]:
+def survey(net: nn.Module, input_size: tuple[int, int, int], attach: Attach) -> dict[str, Output]:
     """Return the outputs that the hooks of `attach` report, in running order, with the meaning of their axes.
 
     input_size: (3, H, W). Raises UserError if the model does not accept it.
@@ -83,19 +83,21 @@ def measure(net: nn.Module, input_size: tuple[int, int, int], attach: Attach) ->
     down, right = _more(height), _more(width)
     taller = _enlarged(net, (1, channels, height + down, width), attach)
     wider = _enlarged(net, (1, channels, height, width + right), attach)
-    found = {}
+    outputs = {}
     for name, shape in one.items():
         if shape:
             images = several.get(name) == (IMAGES * shape[0], *shape[1:])
             grown = _growth(shape, taller.get(name), down), _growth(shape, wider.get(name), right)
             if images and shape[0] > 1:
-                found[name] = Output(shape, True, shape[0])
+                outputs[name] = Output(shape, True, shape[0])
             else:
-                found[name] = Output(shape[1:], images, 1, *grown)
-    windows = {name: output.windows for name, output in found.items() if output.windows > 1}
+                outputs[name] = Output(shape[1:], images, 1, *grown)
+    windows = {name: output.windows for name, output in outputs.items() if output.windows > 1}
     for name in _disordered(net, input_size, attach, windows):
-        found[name] = replace(found[name], shape=found[name].shape[1:], images=False, windows=1)
-    return found
+        outputs[name] = replace(
+            outputs[name], shape=outputs[name].shape[1:], images=False, windows=1
+        )
+    return outputs
 
 
 def _disordered(
@@ -200,7 +202,7 @@ def _run(
     return ran
 
 
-class _OnMeta(TorchFunctionMode):
+class _OnMeta(Calls):
     """Computes shapes at no cost, also for recurrent layers, which torch would run step by step.
 
     lenient: skip position embeddings and biases that do not fit the size.
@@ -210,14 +212,7 @@ class _OnMeta(TorchFunctionMode):
         super().__init__()
         self.lenient = lenient
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func is torch.lstm and kwargs == {}:
             return _lstm(*args)
         if func in _KNOWN and (found := _KNOWN[func](*args, **kwargs)) is not None:

@@ -13,6 +13,8 @@ from vitsee.errors import UserError
 from vitsee.lazy import torch
 from vitsee.models.cards import Card
 from vitsee.models.fitting import Taken
+from vitsee.models.outputs import tensor_of
+from vitsee.models.preprocessing import described
 from vitsee.models.sources import (
     function,
     open_clip,
@@ -24,7 +26,7 @@ from vitsee.models.sources import (
 from vitsee.models.sources.found import Found, Load, nonfinite
 from vitsee.models.timm_architecture import refuse_unrunnable
 from vitsee.models.weight_files import line
-from vitsee.options import Model, Source
+from vitsee.options import ModelOptions, Source
 from vitsee.parallel.background import in_background
 
 if TYPE_CHECKING:
@@ -70,44 +72,42 @@ class Loaded:
     @property
     def preprocessing(self) -> dict[str, Any]:
         """The data configuration, with a description of the transform that is the same in every process."""
-        from vitsee.models.preprocessing import described
-
         own = self.data.get("transform")
         return self.data | {"transform": described(own)} if own else self.data
 
 
-def load(model: Model, device: str | torch.device, name: str | None = None) -> Loaded:
+def load(model: ModelOptions, device: str | torch.device, name: str | None = None) -> Loaded:
     """Return the model with its weights. Raises UserError if they are not available.
 
     name: replaces the model's own name if that is ambiguous.
     """
     name = name or model.name
-    found = SOURCES[model.source](model, True)
-    _refuse_damaged(model, found.net)
-    tensors = {k: v for k, v in found.net.state_dict().items() if isinstance(v, torch.Tensor)}
+    raw = SOURCES[model.source](model, True)
+    _refuse_damaged(model, raw.net)
+    tensors = {k: v for k, v in raw.net.state_dict().items() if isinstance(v, torch.Tensor)}
     hashing = in_background(digest, tensors)
-    net = found.net.eval().requires_grad_(False).to(device)
+    net = raw.net.eval().requires_grad_(False).to(device)
     check = refuse_unrunnable if model.source is Source.timm else _refuse_unrunnable
-    check(model, net, found.data["input_size"])
+    check(model, net, raw.data["input_size"])
     return Loaded(
         name=name,
         label=f"{name} (random weights)" if model.random else name,
         # Convolutions are fastest with channels last, on CPUs and on GPUs.
         net=net.to(memory_format=torch.channels_last),
-        data=found.data,
-        weights=found.weights,
+        data=raw.data,
+        weights=raw.weights,
         hashing=hashing,
-        card=found.card,
-        taken=found.taken,
-        made_of=found.made_of,
+        card=raw.card,
+        taken=raw.taken,
+        made_of=raw.made_of,
     )
 
 
-def frame(model: Model) -> Found:
+def frame(model: ModelOptions) -> Found:
     """Return the model for its structure only: its weights may be random, or have no values."""
-    found = SOURCES[model.source](model, False)
-    found.net.eval()
-    return found
+    raw = SOURCES[model.source](model, False)
+    raw.net.eval()
+    return raw
 
 
 def digest(state: Mapping[str, Tensor]) -> str:
@@ -120,7 +120,7 @@ def digest(state: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def _refuse_damaged(model: Model, net: nn.Module) -> None:
+def _refuse_damaged(model: ModelOptions, net: nn.Module) -> None:
     name = nonfinite(net)
     if name:
         raise UserError(f"the weights of {model.name} are damaged: {name} contains NaN or Inf")
@@ -137,10 +137,8 @@ _SIZES = {
 """How to give a network images of a different size, by its source."""
 
 
-def _refuse_unrunnable(model: Model, net: nn.Module, size: tuple[int, int, int]) -> None:
+def _refuse_unrunnable(model: ModelOptions, net: nn.Module, size: tuple[int, int, int]) -> None:
     """Raise UserError if the network does not run on images of its own size, or if two runs differ."""
-    from vitsee.models.outputs import tensor_of
-
     device = next((x.device for x in net.parameters()), torch.device("cpu"))
     image = torch.linspace(-1, 1, math.prod(size), device=device).view(1, *size)
     try:
@@ -149,7 +147,7 @@ def _refuse_unrunnable(model: Model, net: nn.Module, size: tuple[int, int, int])
     except Exception as error:
         shape = " x ".join(map(str, size))
         raise UserError(
-            f"{model.asked} cannot run on images of {shape}: {type(error).__name__}: {line(error)}"
+            f"{model.request} cannot run on images of {shape}: {type(error).__name__}: {line(error)}"
             f"{_SIZES.get(model.source, '')}"
         ) from error
     if (
@@ -158,6 +156,6 @@ def _refuse_unrunnable(model: Model, net: nn.Module, size: tuple[int, int, int])
         and not torch.allclose(one, again, rtol=1e-3, atol=1e-3)
     ):
         raise UserError(
-            f"{model.asked} returns a different output each time it runs on the same image: something in "
+            f"{model.request} returns a different output each time it runs on the same image: something in "
             f"{type(net).__name__} is random even in evaluation mode"
         )

@@ -23,7 +23,7 @@ _ALIKE = 1e-3
 """Largest difference, on the scale 0…1, between a measured colour and one computed with mean and deviation."""
 
 
-def plain(
+def data_config(
     input_size: tuple[int, int, int], mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> dict[str, Any]:
     """Return timm's data configuration for a model that specifies only this: see `vitsee.Model`."""

@@ -19,6 +19,7 @@ from vitsee.models import layers, presets
 from vitsee.models.additions import meet_addition, record_additions
 from vitsee.models.layout import Record
 from vitsee.models.outputs import tensor_of
+from vitsee.names import block_and_branch
 from vitsee.setting import Layer
 
 
@@ -140,21 +141,15 @@ def _join(block: str, part: str) -> str:
     return f"{block}.{part}" if part else block
 
 
-def split(name: str) -> tuple[str, str]:
-    """Return a sublayer's block and branch: ("blocks.3", "attn"), or ("layer1.0", "unit") for a single branch."""
-    block, plus, branch = name.rpartition(".+")
-    return (block, branch) if plus else (name, "unit")
-
-
 def skips(net: nn.Module, name: str) -> bool:
     """Return whether a known block has a skip connection here; units that change the size have none."""
     addition = _addition(net, name)
-    block = net.get_submodule(split(name)[0])
+    block = net.get_submodule(block_and_branch(name)[0])
     return addition is not None and (not addition.skips or bool(getattr(block, addition.skips)))
 
 
 def _addition(net: nn.Module, name: str) -> Addition | None:
-    block, branch = split(name)
+    block, branch = block_and_branch(name)
     part = "" if branch == "unit" else f"+{branch}"
     known = additions(net.get_submodule(block))
     return next((addition for addition in known if addition.name == part), None)
@@ -167,14 +162,14 @@ def attach(
 
     The tensors are valid only while `deliver` runs: a block may change its branch in place afterwards.
     """
-    block, addition = net.get_submodule(split(layer.name)[0]), _addition(net, layer.name)
+    block, addition = net.get_submodule(block_and_branch(layer.name)[0]), _addition(net, layer.name)
     if addition is not None and skips(net, layer.name):
         return _meet(block, addition, deliver)
     if addition is not None and addition.name:  # one sublayer of several, without its skip
         return _meet(block, addition, lambda both: deliver(Residual(None, both.branch)))
     if addition is not None or isinstance(block, (nn.Conv2d, nn.Linear)):
         return [block.register_forward_hook(lambda m, args, out: deliver(Residual(None, out)))]
-    name, branch = split(layer.name)
+    name, branch = block_and_branch(layer.name)
     return meet_addition(
         name,
         block,
@@ -237,11 +232,11 @@ def survey(
             handles += record_additions(unit, block, seen, everything=everything)
         return handles
 
-    found = layers.layers_of(net, input_size, record)
-    found = [layer for layer in found if layer.windows == 1 and (layer.grid or not everything)]
-    if not found:
+    watched = layers.layers_of(net, input_size, record)
+    watched = [layer for layer in watched if layer.windows == 1 and (layer.grid or not everything)]
+    if not watched:
         raise UserError(_nothing(net, units, everything))
-    return found
+    return watched
 
 
 def _nothing(net: nn.Module, units: list[str], everything: bool) -> str:
@@ -257,7 +252,7 @@ def _nothing(net: nn.Module, units: list[str], everything: bool) -> str:
 
 def survey_outputs(net: nn.Module, input_size: tuple[int, int, int]) -> list[Layer]:
     """Return all modules with an output and, for blocks with several sublayers, the stream after each."""
-    within = [name for name in sublayers(net) if split(name)[1] != "unit"]
+    within = [name for name in sublayers(net) if block_and_branch(name)[1] != "unit"]
 
     def record(net: nn.Module, seen: Record) -> list[RemovableHandle]:
         return layers.record_modules(net, seen) + _record(net, within, seen)
@@ -273,9 +268,9 @@ def attach_outputs(
         return attach(net, layer, lambda residual: deliver(residual.total))
 
     def leave(module: nn.Module, args: object, output: object) -> None:
-        found = tensor_of(output, args)
-        assert found is not None  # else this would be no layer
-        deliver(layer.by_image(found))
+        tensor = tensor_of(output, args)
+        assert tensor is not None  # else this would be no layer
+        deliver(layer.by_image(tensor))
 
     return [net.get_submodule(layer.name).register_forward_hook(leave)]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vitsee.analysis import Analysis, Layer
-from vitsee.estimators.arithmetic import exact, forward
+from vitsee.estimators.arithmetic import exact, forward_in
 from vitsee.models import attention_hooks, residual
 from vitsee.options import Precision
 
@@ -46,7 +46,7 @@ def watch(
     def measure(pixels: Tensor) -> dict[str, Tensor]:
         kept.clear()
         recorded = torch.enable_grad() if analysis.gradients else torch.inference_mode()
-        with recorded, forward(precision, pixels.device.type):
+        with recorded, forward_in(precision, pixels.device.type):
             net(pixels)
         return {layer.name: kept[layer.name] for layer in watched}
 

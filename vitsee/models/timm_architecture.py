@@ -14,7 +14,7 @@ from vitsee.errors import UserError, nearest, unknown
 from vitsee.lazy import timm, torch
 from vitsee.models.hub import check_source
 from vitsee.models.weight_files import line
-from vitsee.options import Model, Pool
+from vitsee.options import ModelOptions, Pool
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,14 +39,14 @@ RESERVED = {
 """Options that timm accepts but that would bypass vitsee's checks, and what to use instead."""
 
 
-def build(model: Model, *, seed: int | None = None) -> nn.Module:
+def build(model: ModelOptions, *, seed: int | None = None) -> nn.Module:
     """Build the architecture on the CPU, with random weights from `seed` (default: the model's own)."""
     _refuse_huge(model)
     torch.manual_seed(model.seed if seed is None else seed)
     return _create(model)
 
 
-def undrawn(model: Model) -> nn.Module:
+def undrawn(model: ModelOptions) -> nn.Module:
     """Build the architecture on the CPU to be filled with weights: random ones are NaN until then."""
     from vitsee.models.undrawn import Undrawn
 
@@ -55,7 +55,7 @@ def undrawn(model: Model) -> nn.Module:
         return _create(model)
 
 
-def skeleton(model: Model) -> nn.Module:
+def skeleton(model: ModelOptions) -> nn.Module:
     """Build the architecture on torch's meta device: shapes and names at no cost."""
     from vitsee.models.undrawn import Undrawn
 
@@ -63,7 +63,7 @@ def skeleton(model: Model) -> nn.Module:
         return _create(model)
 
 
-def _create(model: Model) -> nn.Module:
+def _create(model: ModelOptions) -> nn.Module:
     """Call `timm.create_model` without weights. Turns timm's errors into UserErrors with the user's options."""
     _check_name(model)
     _check_options(model)
@@ -88,7 +88,7 @@ def _create(model: Model) -> nn.Module:
     return net
 
 
-def _changed(model: Model) -> str:
+def _changed(model: ModelOptions) -> str:
     """Return the user's changes to the architecture as command-line options; empty if there are none."""
     options = {
         "args": model.args,
@@ -106,7 +106,7 @@ def reason_of(error: Exception) -> str:
     return f"{kind}{line(error)}"
 
 
-def _refuse_huge(model: Model) -> None:
+def _refuse_huge(model: ModelOptions) -> None:
     """Raise UserError if the requested weights do not fit into this machine's memory."""
     if not model.args:
         return
@@ -123,7 +123,7 @@ def _refuse_huge(model: Model) -> None:
         )
 
 
-def refuse_unrunnable(model: Model, net: nn.Module, size: tuple[int, int, int]) -> None:
+def refuse_unrunnable(model: ModelOptions, net: nn.Module, size: tuple[int, int, int]) -> None:
     """Raise UserError if the user's changes lead to a model that cannot run on its images."""
     if not _changed(model):
         return
@@ -137,7 +137,7 @@ def refuse_unrunnable(model: Model, net: nn.Module, size: tuple[int, int, int]) 
         ) from error
 
 
-def timm_model(model: Model, file: Path | None = None) -> nn.Module:
+def timm_model(model: ModelOptions, file: Path | None = None) -> nn.Module:
     """Call `timm.create_model` with the weights in `file`, or with random ones."""
     place = {} if file is None else {"file": str(file), "source": ""}
     with warnings.catch_warnings():
@@ -156,7 +156,7 @@ def timm_model(model: Model, file: Path | None = None) -> nn.Module:
     return net
 
 
-def _check_options(model: Model) -> None:
+def _check_options(model: ModelOptions) -> None:
     """Raise UserError for an option that timm does not have, or a value that it does not accept."""
     from timm.models import PretrainedCfg
 
@@ -180,7 +180,7 @@ def _check_options(model: Model) -> None:
             )
 
 
-def _require_size(model: Model, net: nn.Module) -> None:
+def _require_size(model: ModelOptions, net: nn.Module) -> None:
     """Raise UserError if the requested image size is not the one that the model is built for."""
     asked = model.overlay.get("input_size")
     (_, *size) = data_config(net)["input_size"]
@@ -243,7 +243,7 @@ DATA: dict[str, tuple[Callable[[Any], bool], str]] = {
 """The valid values of timm's data configuration, as a test and as text."""
 
 
-def _check_name(model: Model) -> None:
+def _check_name(model: ModelOptions) -> None:
     """Raise UserError unless timm knows this architecture and this tag of weights."""
     import vitsee.models.more_architectures  # noqa: F401  (registers more architectures)
 

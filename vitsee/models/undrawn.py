@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+
+from vitsee.models.calls import Calls
 
 DRAWS = {
     Tensor.uniform_,
@@ -19,21 +20,14 @@ DRAWS = {
 }
 
 
-class Undrawn(TorchFunctionMode):
+class Undrawn(Calls):
     """Runs the block so that modules fill parameters with NaN instead of random numbers.
 
     Drawing those of ViT-L takes seconds, only for weights from a file to replace them. Parameters that are not
     replaced cannot go unnoticed.
     """
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         filled = args[0] if args else kwargs.get("tensor")
         if func in DRAWS and isinstance(filled, nn.Parameter):
             with torch.no_grad():

@@ -25,18 +25,18 @@ _LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.RNNBase)
 
 def units_of(net: nn.Module, names: list[str]) -> list[str]:
     """Return the names of the units in running order. names: of all modules that run, in this order."""
-    found = _trunk("", net) or _siblings(net) or _chain(net)
+    units = _trunk("", net) or _siblings(net) or _chain(net)
     ran = {name: i for i, name in enumerate(names)}
-    return sorted((name for name in found if name in ran), key=ran.__getitem__)
+    return sorted((name for name in units if name in ran), key=ran.__getitem__)
 
 
 def _trunk(name: str, module: nn.Module) -> list[str]:
     """Return the units in the lists of a network, or of the part of it that has most of the weights."""
-    found = _in_lists(name, module)
+    units = _in_lists(name, module)
     inside = _children(name, module)
-    if found:
-        kinds = {type(module.get_submodule(_within(name, unit))) for unit in found} - {*_LISTS}
-        return found + [kid for kid, child in inside if type(child) in kinds]
+    if units:
+        kinds = {type(module.get_submodule(_within(name, unit))) for unit in units} - {*_LISTS}
+        return units + [kid for kid, child in inside if type(child) in kinds]
     parts = [(_size(child), _trunk(kid, child)) for kid, child in inside]
     return max((part for part in parts if part[1]), key=lambda part: part[0], default=(0, []))[1]
 
@@ -70,27 +70,27 @@ def _in_list(name: str, module: nn.Module) -> list[str]:
 
 def _siblings(net: nn.Module) -> list[str]:
     """Return the units that are attributes of the network, or of its stages of equal units."""
-    found = []
+    units = []
     for name, stage in _children("", net):
         if _is_block(stage) and not isinstance(stage, _LISTS):
             inside = [(kid, child) for kid, child in _children(name, stage) if _size(child)]
             blocks = all(_is_block(child) for _, child in inside)
             kinds = {type(child) for _, child in inside}
             equal = blocks and len(kinds) == 1 and not kinds & {*_LISTS}
-            found += [kid for kid, _ in inside] if equal else [name]
-    return found if len(found) > 1 else []
+            units += [kid for kid, _ in inside] if equal else [name]
+    return units if len(units) > 1 else []
 
 
 def _chain(net: nn.Module) -> list[str]:
     """Return the end of each step (convolution, norm, activation) of the longest plain chain of layers."""
     chains = [_children(name, module) for name, module in net.named_modules()]
-    found: list[str] = []
+    ends: list[str] = []
     for name, child in max(chains, key=lambda chain: sum(_mixes(child) for _, child in chain)):
         if _mixes(child):
-            found.append(name)
-        elif found and not _composite(child) and "Pool" not in type(child).__name__:
-            found[-1] = name
-    return found
+            ends.append(name)
+        elif ends and not _composite(child) and "Pool" not in type(child).__name__:
+            ends[-1] = name
+    return ends
 
 
 def _children(name: str, module: nn.Module) -> list[Child]:
@@ -178,11 +178,11 @@ def parts_of(name: str, unit: nn.Module, ran: Container[str]) -> list[Part]:
 
     ran: names of all modules that run. Insides of attention and MLPs are not parts.
     """
-    found = [part for part in _parts(name, unit, ran, True) if part.name in ran]
-    if not any(part.role == "mlp" for part in found):
+    parts = [part for part in _parts(name, unit, ran, True) if part.name in ran]
+    if not any(part.role == "mlp" for part in parts):
         return []
-    attends = any(part.role == "attention" for part in found)
-    return [part for part in found if part.role != "mixer" or not attends]
+    attends = any(part.role == "attention" for part in parts)
+    return [part for part in parts if part.role != "mixer" or not attends]
 
 
 def _parts(name: str, module: nn.Module, ran: Container[str], direct: bool) -> Iterator[Part]:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from vitsee.estimators.attention import Attention
+from vitsee.models.calls import Calls
 from vitsee.models.layout import IMAGES, Record, dry_run, on_meta
 from vitsee.setting import Layer
 
@@ -117,19 +117,13 @@ def _zeros(value: Any) -> Any:
     return torch.zeros_like(value, device="cpu") if isinstance(value, Tensor) else value
 
 
-class _HandOn(TorchFunctionMode):
+class _HandOn(Calls):
     """Makes linear layers, norms and convolutions that keep the size pass on the number of each place."""
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func in _HANDED_ON:
-            return _HANDED_ON[func](*args, **(kwargs or {}))
-        result = func(*args, **(kwargs or {}))
+            return _HANDED_ON[func](*args, **kwargs)
+        result = func(*args, **kwargs)
         if func is torch.conv2d and result.shape[2:] == args[0].shape[2:]:
             return args[0][:, :1].expand_as(result).contiguous()
         return result

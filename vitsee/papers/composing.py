@@ -121,7 +121,7 @@ class Drawn:
     columns: slice
     width: float
     height: float
-    asked: style.PagePart
+    part_of_page: style.PagePart
 
     @property
     def axes(self) -> Axes | None:
@@ -166,7 +166,7 @@ def compose(record: dict[str, Any], folder: Path, read: Read) -> Figure | None:
         lay_out(figure)
         for panels in drawn:
             align(panels)
-        steady(figure)
+        round_positions(figure)
     return figure
 
 
@@ -308,7 +308,7 @@ def share_names(
     for same, group in groupby(range(len(rows)), lambda i: alike[i]):
         some = list(group)
         panels = [panel for i in some for panel in rows[i] if marks(panel)]
-        barred = any(panel.asked.bars for panel in panels)
+        barred = any(panel.part_of_page.bars for panel in panels)
         if len(same) == 1 and len(panels) > 1 and not barred:
             part = figure.add_subfigure(grid[2 * some[-1] + 1, :])
             heights[some[-1]] = write_legend(part, panels[0], width, "center")
@@ -321,7 +321,7 @@ def share_names(
 def marks(panel: Drawn) -> tuple[Any, ...]:
     """The names in the panel's legend, each with its colour, line and marker."""
     found = []
-    for handle, label in zip(*(panel.asked.legend or ([], [])), strict=True):
+    for handle, label in zip(*(panel.part_of_page.legend or ([], [])), strict=True):
         artist: Any = handle[0] if isinstance(handle, tuple) else handle
         looks = ("color", "linestyle", "marker") if isinstance(artist, Line2D) else ("facecolor",)
         found.append((label, *(str(getattr(artist, f"get_{look}")()) for look in looks)))
@@ -330,8 +330,8 @@ def marks(panel: Drawn) -> tuple[Any, ...]:
 
 def write_legend(part: SubFigure, panel: Drawn, width: float, where: Any) -> float:
     """Write the panel's legend into a part of the page, in as many columns as fit; return its height."""
-    assert panel.asked.legend is not None
-    handles, labels = panel.asked.legend
+    assert panel.part_of_page.legend is not None
+    handles, labels = panel.part_of_page.legend
     columns, names = style.fitting(labels, width - 0.1, style.SMALL, len(labels), 2.4)
     lines = -(-len(names) // columns)
     columns = -(-len(names) // lines)  # no line is nearly empty
@@ -359,8 +359,8 @@ def share_bars(rows: list[list[Drawn]], figure: Figure, grid: GridSpec) -> dict[
             continue
         for i in some:
             for panel in rows[i]:
-                if len(panel.asked.bars) > 1:
-                    for image, axes, label, options in panel.asked.bars:
+                if len(panel.part_of_page.bars) > 1:
+                    for image, axes, label, options in panel.part_of_page.bars:
                         panel.part.colorbar(image, ax=axes, label=label, **options)
                 elif colours(panel):
                     place = grid[2 * i + 1, panel.columns]
@@ -371,15 +371,15 @@ def share_bars(rows: list[list[Drawn]], figure: Figure, grid: GridSpec) -> dict[
 
 def colours(panel: Drawn) -> tuple[Any, ...] | None:
     """A key that is equal for panels that share a colour bar; None for a panel without one, or with several."""
-    if len(panel.asked.bars) != 1:
+    if len(panel.part_of_page.bars) != 1:
         return None
-    image, _, label, options = panel.asked.bars[0]
+    image, _, label, options = panel.part_of_page.bars[0]
     return label, image.cmap.name, *image.get_clim(), options.get("extend", "neither")
 
 
 def draw_bar(part: SubFigure, panel: Drawn, width: float, share: float) -> float:
     """Draw the panel's colour bar into a part of the page, over this fraction of its width; return its height."""
-    image, _, label, options = panel.asked.bars[0]
+    image, _, label, options = panel.part_of_page.bars[0]
     place = part.add_gridspec(1, 3, width_ratios=[(1 - share) / 2, share, (1 - share) / 2])[1]
     axes = part.add_subplot(place, label="<colorbar>")  # matplotlib's own label for colour bars
     extend = options.get("extend", "neither")
@@ -428,7 +428,7 @@ def align(panels: list[Drawn]) -> None:
         axes.set_position(place.transformed(part.transSubfigure.inverted()))
 
 
-def steady(figure: Figure) -> None:
+def round_positions(figure: Figure) -> None:
     """Round all positions on the page: the layout's last digits differ between drawings."""
     for part in figure.subfigs:
         part.bbox_relative.set_points(part.bbox_relative.get_points().round(6) + 0.0)  # no -0

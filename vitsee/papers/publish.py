@@ -18,7 +18,7 @@ from vitsee.config import composed
 from vitsee.errors import Busy, Incomplete, UserError, unknown
 from vitsee.io.record import Shape
 from vitsee.names import folder_name
-from vitsee.options import Experiment, Run
+from vitsee.options import Experiment, RunOptions
 from vitsee.papers import atlas, composing, evidence
 from vitsee.papers.atlas import Panel, Published, Zoo
 from vitsee.papers.claims import CLAIMS
@@ -248,7 +248,7 @@ class Request:
         return [f"model={zoo.role(role).model}"]
 
     @cached_property
-    def settings(self) -> Run:
+    def settings(self) -> RunOptions:
         """Where and how to write results; the same for all figures and panels."""
         return composed([word for word in self.overrides if word.startswith("run.")]).run
 

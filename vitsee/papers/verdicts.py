@@ -162,17 +162,17 @@ def statistic(claim: Claim, panels: Panels) -> float:
 
 def every_statistic(claim: Claim, panels: Panels) -> list[np.ndarray]:
     """The values of the claim's function, (1 or many,), for each choice of panels with the necessary evidence."""
-    found, missing = [], Missing("its panels")
+    statistics, missing = [], Missing("its panels")
     for choice in choices(panels):
         try:
             with np.errstate(divide="ignore", invalid="ignore"):  # NaN where it is undefined
                 values = claim.measure(**choice)
-            found.append(np.atleast_1d(np.asarray(values, float)))
+            statistics.append(np.atleast_1d(np.asarray(values, float)))
         except Missing as what:
             missing = what
-    if not found:
+    if not statistics:
         raise missing
-    return found
+    return statistics
 
 
 def choices(panels: Panels) -> Iterator[dict[str, Evidence]]:
@@ -181,8 +181,8 @@ def choices(panels: Panels) -> Iterator[dict[str, Evidence]]:
         yield dict(zip(panels, choice, strict=True))
 
 
-def measured(claim: Claim, evidence: Gathered, draws: int = DRAWS) -> Estimate:
-    """The statistic with its interval, from the statistics of moved tables.
+def estimated(claim: Claim, evidence: Gathered, draws: int = DRAWS) -> Estimate:
+    """The statistic with its interval, from the statistics of perturbed tables.
 
     The interval is NaN with fewer than two groups, or if the statistic is undefined for any draw.
     """
@@ -193,7 +193,7 @@ def measured(claim: Claim, evidence: Gathered, draws: int = DRAWS) -> Estimate:
         return Estimate(value, value, value)
     if claim.any_of:
         return Estimate(value, *simultaneous(claim, evidence, draws))
-    drawn = np.array([statistic(claim, panels) for panels in moved(evidence, draws)])
+    drawn = np.array([statistic(claim, panels) for panels in perturbed(evidence, draws)])
     if not np.isfinite(drawn).all():
         return Estimate(value)
     low, high = percentiles(drawn, value)
@@ -220,7 +220,9 @@ def simultaneous(claim: Claim, evidence: Gathered, draws: int = DRAWS) -> tuple[
     with a probability of 95 %, so the best of them is between the best lower and the best upper end.
     """
     best, worst = (np.max, np.min) if claim.above else (np.min, np.max)
-    every = zip(*(every_statistic(claim, panels) for panels in moved(evidence, draws)), strict=True)
+    every = zip(
+        *(every_statistic(claim, panels) for panels in perturbed(evidence, draws)), strict=True
+    )
     ends = []
     for values, drawn in zip(every_statistic(claim, evidence.whole), every, strict=True):
         apart = np.array(drawn) - values  # (draws, many)
@@ -231,7 +233,7 @@ def simultaneous(claim: Claim, evidence: Gathered, draws: int = DRAWS) -> tuple[
     return float(low), float(high)
 
 
-def moved(evidence: Gathered, draws: int = DRAWS) -> Iterator[Panels]:
+def perturbed(evidence: Gathered, draws: int = DRAWS) -> Iterator[Panels]:
     """Draws of the evidence as it might be with different images: all numbers in its tables move together.
 
     They are drawn from the multivariate t distribution that the delete-a-group jackknife gives for the
@@ -292,23 +294,23 @@ class Moved(Mapping[str, pd.DataFrame]):
 
 def _deviations(tables: Tables, parts: Sequence[Tables]) -> dict[str, dict[str, np.ndarray]]:
     """(groups, rows) by table and column: deviations of each float column without a group from their mean."""
-    found: dict[str, dict[str, np.ndarray]] = {}
+    deviations: dict[str, dict[str, np.ndarray]] = {}
     for name, table in tables.items():
         for column in table.select_dtypes("float64").columns:
             values = np.array([part[name][column] for part in parts])
             if (values != values[0]).any():
-                found.setdefault(name, {})[column] = values - values.mean(0)
-    return found
+                deviations.setdefault(name, {})[column] = values - values.mean(0)
+    return deviations
 
 
-def judge(claim: Claim, found: Estimate, untrained: float = math.nan) -> str:
+def judge(claim: Claim, estimate: Estimate, untrained: float = math.nan) -> str:
     """Return the verdict: a claim holds, or does not, only if the whole interval is on one side of the threshold.
 
     If untrained networks pass the threshold as well, it holds only if the whole interval is also beyond their
     statistic.
     """
     sign = 1 if claim.above else -1
-    low, high = sorted((sign * found.low, sign * found.high))
+    low, high = sorted((sign * estimate.low, sign * estimate.high))
     if low > sign * claim.threshold:
         return UNTRAINED_TOO if low <= sign * untrained else YES
     return NO if high < sign * claim.threshold else UNDECIDED
@@ -328,10 +330,10 @@ def verdict(
 
     untrained: the panels of the same networks with random weights.
     """
-    found, null, why, without = Estimate(math.nan), math.nan, "", ""
+    estimate, null, why, without = Estimate(math.nan), math.nan, "", ""
     try:
-        found, why = measured(claim, evidence), unfulfilled(claim, evidence.whole)
-        if math.isnan(found.value):
+        estimate, why = estimated(claim, evidence), unfulfilled(claim, evidence.whole)
+        if math.isnan(estimate.value):
             why = why or "the statistic is undefined"
     except Missing as missing:
         why = f"not measured: {missing}"
@@ -340,14 +342,22 @@ def verdict(
             null = statistic(claim, untrained)
         except Missing as missing:
             without = f"no null: {missing}"
-    holds = NOT_TESTABLE if why else judge(claim, found, null)
+    holds = NOT_TESTABLE if why else judge(claim, estimate, null)
     sign = "above" if claim.above else "below"
     return dict(
         zip(
             COLUMNS,
             (
                 *(claim.name, figure, claim.statement, f"{claim.statistic} ({sign} is claimed)"),
-                *(found.value, found.low, found.high, claim.threshold, holds, null, why or without),
+                *(
+                    estimate.value,
+                    estimate.low,
+                    estimate.high,
+                    claim.threshold,
+                    holds,
+                    null,
+                    why or without,
+                ),
             ),
             strict=True,
         )

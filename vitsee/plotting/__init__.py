@@ -5,9 +5,25 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vitsee.plotting import heatmaps, line_plots, map_plots, model_maps, scorecard, style
+    from vitsee.plotting import (
+        accuracy_plots,
+        heatmaps,
+        line_plots,
+        map_plots,
+        model_maps,
+        scorecard,
+        style,
+    )
 
-__all__ = ["heatmaps", "line_plots", "map_plots", "model_maps", "scorecard", "style"]
+__all__ = [
+    "accuracy_plots",
+    "heatmaps",
+    "line_plots",
+    "map_plots",
+    "model_maps",
+    "scorecard",
+    "style",
+]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -15,8 +15,8 @@ from vitsee.plotting.style import (
     headline,
     look,
     on_page,
-    points,
     room,
+    text_size,
     wrapped,
 )
 
@@ -60,7 +60,7 @@ def heatmap(
         colour_bar(figure, image, axes, colour_label, shrink=0.9)
         if np.isnan(grid).any():
             note = "Grey: undefined (see the log of the run)"
-            figure.supxlabel(wrapped(note, width, 8), fontsize=points(8), color="0.35")
+            figure.supxlabel(wrapped(note, width, 8), fontsize=text_size(8), color="0.35")
     return figure
 
 

@@ -25,9 +25,9 @@ from vitsee.plotting.style import (
     headline,
     look,
     on_page,
-    points,
     room,
     shape_ratio,
+    text_size,
 )
 
 
@@ -76,7 +76,7 @@ def grids(
         if shared:
             colour_bar(figure, image, list(panels), colour_label)
         else:
-            figure.supxlabel(colour_label, fontsize=points(8))
+            figure.supxlabel(colour_label, fontsize=text_size(8))
     return figure
 
 
@@ -332,7 +332,7 @@ def image_pairs(
             axes.text((left + right) / 2, top - 0.03, name, ha="center")
         for image, (_, weights) in zip(drawn[1::2], pairs, strict=True):
             _, right, bottom, _ = image.get_extent()
-            axes.text(right, bottom + 0.03, _range(weights), **_BELOW, fontsize=points(6.5))
+            axes.text(right, bottom + 0.03, _range(weights), **_BELOW, fontsize=text_size(6.5))
         headline(figure, title)
     return figure
 
@@ -379,14 +379,14 @@ def heads(rows: list[Heads], *, title: str, overlay: bool, most: int = 12) -> Fi
             for cell in line[1 + len(shown[i]) :]:
                 cell.axis("off")
             line[0].imshow(row.image)
-            line[0].set_ylabel(_short(row.label), fontsize=points(6))
+            line[0].set_ylabel(_short(row.label), fontsize=text_size(6))
             for cell, head in zip(line[1:], shown[i], strict=False):
                 if overlay:
                     cell.imshow(row.image * _lit(row.maps[head], row.image.shape[:2])[..., None])
                 else:
                     cell.imshow(row.maps[head], cmap="magma", vmin=0, interpolation="nearest")
                 if i == 0 or not np.array_equal(shown[i], shown[i - 1]):
-                    cell.set_title(f"head {head}", fontsize=points(8), pad=2)
+                    cell.set_title(f"head {head}", fontsize=text_size(8), pad=2)
         headline(figure, title)
     return figure
 

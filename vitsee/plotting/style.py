@@ -101,7 +101,7 @@ def room(alone: float) -> float:
     return alone if panel is None else panel.width
 
 
-def points(alone: float) -> float:
+def text_size(alone: float) -> float:
     """Size of text in points: `SMALL` on a page, `alone` in a standalone figure."""
     return SMALL if on_page() else alone
 

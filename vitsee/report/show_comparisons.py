@@ -20,10 +20,10 @@ UNDEFINED = 255
 
 def show_comparison(folder: Path, files: PageFiles, anchor: str) -> dict[str, Any]:
     """Return the template's data for a comparison. Raises UserError if it is damaged or not finished."""
-    about, found = drawing.read(folder)
+    about, tables_by_name = drawing.read(folder)
     measure = MEASURES[about["question"]["measure"]].label
     images = {path.stem: image for path in visible(folder, ".png") if (image := files.image(path))}
-    known = {name: folder / f"{name}.csv" for name in found}
+    known = {name: folder / f"{name}.csv" for name in tables_by_name}
     return {
         "anchor": anchor,
         "title": f"{measure} of {len(about['models'])} models",
@@ -31,17 +31,18 @@ def show_comparison(folder: Path, files: PageFiles, anchor: str) -> dict[str, An
         "identity": folder.name.rpartition("-")[2],
         "path": str(folder),
         "images": images,
-        "map": None if about["first"] else atlas_map(about, found, measure),
+        "map": None if about["first"] else atlas_map(about, tables_by_name, measure),
         "parameters": [(name, str(value)) for name, value in about["question"].items() if value],
         "tables": [
-            files.download(path) | {"rows": len(found[name]), "columns": list(found[name])}
+            files.download(path)
+            | {"rows": len(tables_by_name[name]), "columns": list(tables_by_name[name])}
             for name, path in known.items()
         ],
     }
 
 
 def atlas_map(
-    about: dict[str, Any], found: dict[str, pd.DataFrame], measure: str
+    about: dict[str, Any], tables_by_name: dict[str, pd.DataFrame], measure: str
 ) -> dict[str, Any]:
     """Return the models' similarities as a map, with the similarities of all layers of each pair.
 
@@ -50,9 +51,9 @@ def atlas_map(
     """
     column = "calibrated" if about["calibrated"] else "value"
     label = f"calibrated {measure}" if about["calibrated"] else measure
-    order = arranged(found["atlas"], column)
+    order = arranged(tables_by_name["atlas"], column)
     layers = {model["name"]: model["layers"] for model in about["models"]}
-    pairs = tables.pairs_of(found["compare"], layers)
+    pairs = tables.pairs_of(tables_by_name["compare"], layers)
     cells = []
     for i, model in enumerate(order.names):
         for other in order.names[i + 1 :]:

@@ -63,11 +63,11 @@ def show_composed(
         "waiting": sum(not (panel["anchor"] or panel["missing"]) for panel in panels),
         "tables": [files.table(path) for path in one.tables],
         "claims": own,
-        "here": here([claim["verdict"] for claim in own]),
+        "here": of_these_models([claim["verdict"] for claim in own]),
     }
 
 
-def here(verdicts: list[str]) -> str:
+def of_these_models(verdicts: list[str]) -> str:
     """Return the verdicts of these models on the figure's claims, as the end of a sentence."""
     if not verdicts:
         return "no claim is tested; look at the figure."

@@ -52,7 +52,7 @@ def report(paths: list[Path], output: Path | None = None) -> Path:
         ) from error
 
 
-def asked(words: list[str]) -> tuple[list[Path], Path | None]:
+def parsed(words: list[str]) -> tuple[list[Path], Path | None]:
     """Parse the command line. Return the folders, and the output file if given."""
     paths: list[Path] = []
     output, rest = None, iter(words)

@@ -19,12 +19,12 @@ from vitsee.errors import UserError, unwritable
 from vitsee.io import tidy, writing
 from vitsee.io.files import content, visible
 from vitsee.io.record import LAUNCH, Shape, misfit
+from vitsee.sums import Damaged, Sums
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from vitsee.sums import Sums
 
 log = logging.getLogger(__name__)
 
@@ -126,8 +126,6 @@ class Results:
         A file that is damaged, belongs to another experiment or repeats minibatches of another file is set
         aside with a warning. Minibatches that only it contained are measured again.
         """
-        from vitsee.sums import Damaged, Sums
-
         loaded, seen = {}, Sums.zero(minibatches).seen
         for path in self.states(stage):
             try:

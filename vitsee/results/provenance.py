@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from vitsee.options import Model, Source
+from vitsee.options import ModelOptions, Source
 from vitsee.study import Pass, Study
 from vitsee.sums import Sums
 
@@ -70,7 +70,7 @@ def made_with(study: Study, totals: list[Sums]) -> dict[str, Any]:
     }
 
 
-def _named(model: Model) -> dict[str, str]:
+def _named(model: ModelOptions) -> dict[str, str]:
     """Return the model's name in its source."""
     if model.source is Source.timm:
         return {"timm": model.timm}

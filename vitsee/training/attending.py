@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vitsee.errors import UserError
 from vitsee.estimators.attention import Attention, attention_distance, uniform_distance
 from vitsee.models import attention_hooks, embedding, timm_architecture
-from vitsee.options import Model
+from vitsee.options import ModelOptions
 from vitsee.setting import Layer
 
 
@@ -22,7 +22,7 @@ class Gaze:
     layers: list[Layer]
 
     @classmethod
-    def of(cls, model: Model) -> Gaze:
+    def of(cls, model: ModelOptions) -> Gaze:
         net = timm_architecture.skeleton(model).eval()
         size = timm_architecture.data_config(net)["input_size"]
         try:
@@ -62,7 +62,7 @@ def near_minus_far(net: nn.Module) -> float:
     NaN for a model without position embeddings.
     """
     try:
-        cosines = embedding.cosines(embedding.positions(net))
+        cosines = embedding.cosines(embedding.position_embeddings(net))
     except UserError:
         return float("nan")
     rows, columns = (torch.arange(n) for n in cosines.shape[:2])

@@ -8,12 +8,12 @@ from torch import nn
 
 from vitsee.errors import UserError, expanded
 from vitsee.models.sources import timm
-from vitsee.options import Model
+from vitsee.options import ModelOptions
 
 PRETRAINED = "pretrained"
 
 
-def begin(model: Model, start: str) -> nn.Module:
+def begin(model: ModelOptions, start: str) -> nn.Module:
     """Return the architecture with initial weights and a zero classifier (Dosovitskiy et al. 2021, 3.2).
 
     start: path of a checkpoint, name of a model that ships with vitsee, or `pretrained` for this model's
@@ -22,7 +22,7 @@ def begin(model: Model, start: str) -> nn.Module:
     """
     shipped = timm.shipped(start)
     if start == PRETRAINED:
-        net = timm.published(replace(model, pretrained=True))
+        net = timm.with_published_weights(replace(model, pretrained=True))
     else:
         net = timm.without_classifier(model, shipped if shipped.is_file() else expanded(start))
     _zero(net)

@@ -19,7 +19,7 @@ def sines_and_cosines(net: nn.Module, std: float) -> None:
 
     std: their root mean square. Raises UserError if the model has none, or if its width is not a multiple of 4.
     """
-    rows, columns, width = embedding.positions(net).shape
+    rows, columns, width = embedding.position_embeddings(net).shape
     if width % 4:
         raise UserError(
             f"recipe.positions=sincos needs a width that is a multiple of 4, not {width}"

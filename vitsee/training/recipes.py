@@ -14,7 +14,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from vitsee.config import refuse_undeclared
 from vitsee.errors import UserError
-from vitsee.options import Dataset, Model, Precision, Run, Source
+from vitsee.options import DatasetOptions, ModelOptions, Precision, RunOptions, Source
 
 
 class Optimiser(Enum):
@@ -169,10 +169,10 @@ class Training:
     """A training: this model on these images with this recipe."""
 
     recipe: Recipe = MISSING
-    model: Model = MISSING
-    dataset: Dataset = MISSING
+    model: ModelOptions = MISSING
+    dataset: DatasetOptions = MISSING
     """Its split is held out. The model trains on recipe.train_split."""
-    run: Run = field(default_factory=Run)
+    run: RunOptions = field(default_factory=RunOptions)
 
     def identity(self, *seen: str) -> str:
         """Return eight hex digits that depend on all that the weights do. seen: fingerprints of images and weights."""

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitsee.training.examples import SHIFTED, CachedImages, Mixup, Schedule, Splits
+from vitsee.training.examples import SHIFTED, Mixup, Schedule, Splits
+from vitsee.training.image_cache import CachedImages
 from vitsee.training.ranks import Ranks
 from vitsee.training.recipes import Recipe
 

@@ -11,25 +11,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-import pandas as pd
 import torch
-from omegaconf import OmegaConf
-from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vitsee.data import datasets
 from vitsee.errors import UserError
 from vitsee.models import attention_hooks, loader, skipless, timm_architecture
-from vitsee.models.cards import Card
-from vitsee.options import Model, Precision
+from vitsee.options import Precision
 from vitsee.parallel.interrupt import Interrupted, Interruptible
 from vitsee.parallel.leases import Lease, lease
-from vitsee.plotting.line_plots import training_curve
 from vitsee.results.folder import Results
 from vitsee.study import choose_device
-from vitsee.training import captured, examples, finetuning, initial
+from vitsee.training import captured, cost, examples, finetuning, initial, outcome
 from vitsee.training.attending import Gaze, near_minus_far
 from vitsee.training.checkpoint import Checkpoints, Progress
 from vitsee.training.examples import EVALUATION_BATCH, Mixup, Schedule, Splits
@@ -43,12 +36,6 @@ SETTLE = 20
 """Steps between two checks of losses and signals, which synchronise with the device and the other ranks."""
 OBSERVED = 250
 """Number of held-out images on which attention distances are tracked."""
-PROBE_IMAGES = 20_000
-"""Number of training images for the linear probe on pixels, the baseline for models trained on scenes."""
-PEAK = {Precision.bf16: 312e12, Precision.tf32: 156e12, Precision.fp32: 19.5e12}
-"""Peak FLOP/s of an A100."""
-REACHED = 0.4
-"""Share of the peak that a training typically reaches (Chowdhery et al. 2022, table 3)."""
 
 
 def train(training: Training) -> Path:
@@ -70,7 +57,7 @@ def train(training: Training) -> Path:
         results.prepare()
         with alone(results) if team.first else nullcontext():
             learn(trainer, splits, Checkpoints(results, identity))
-            finish(trainer, splits, results)
+            outcome.write(trainer, splits, results)
         return results.path
 
 
@@ -84,7 +71,7 @@ def learn(trainer: Trainer, splits: Splits, checkpoints: Checkpoints) -> None:
     recipe, team = trainer.training.recipe, trainer.team
     steps = recipe.steps(len(splits.train))
     if not trainer.resume(checkpoints) and team.first:
-        log.info("%s", estimate(trainer, steps))
+        log.info("%s", cost.expected(trainer.training, steps))
     schedule = Schedule(recipe, splits.chosen, trainer.step, steps, team)
     advance = advances(trainer, splits, schedule)
 
@@ -373,103 +360,3 @@ def _check_classes(splits: Splits, trainer: Trainer) -> None:
             f"the model has {outputs} outputs, but dataset={trainer.training.dataset.name} has {classes} "
             f"classes: use model.args.num_classes={classes}"
         )
-
-
-def flops_of(model: Model) -> float:
-    """Return the floating-point operations of a forward pass on one image."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    net = timm_architecture.skeleton(model).eval()
-    size = timm_architecture.data_config(net)["input_size"]
-    timm_architecture.refuse_unrunnable(model, net, size)
-    attention_hooks.fuse(net, False)  # torch does not count all fused kernels
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(torch.zeros(1, *size, device="meta"))
-    return float(counter.get_total_flops())
-
-
-def estimate(trainer: Trainer, steps: int) -> str:
-    """Return a log line with the expected cost of the training."""
-    recipe = trainer.training.recipe
-    images = steps * recipe.batch_size
-    flops = 3 * flops_of(trainer.training.model) * images
-    hours = flops / (PEAK[recipe.precision] * REACHED) / 3600
-    return (
-        f"{recipe.name}: {steps:,} steps of {recipe.batch_size} images, {flops:.2g} FLOPs: about "
-        f"{hours:.2g} GPU hours on an A100 at {REACHED:.0%} of its peak in {recipe.precision.value}"
-    )
-
-
-def finish(trainer: Trainer, splits: Splits, results: Results) -> None:
-    """Write the weights, the metrics with their curve, and the model card."""
-    recipe = trainer.training.recipe
-    weights = {name: tensor.cpu().contiguous() for name, tensor in trainer.net.state_dict().items()}
-    if recipe.half:
-        weights = {n: t.half() if t.is_floating_point() else t for n, t in weights.items()}
-        trainer.net.load_state_dict(weights)
-    accuracy = trainer.accuracy(splits)
-    if not trainer.team.first:
-        return
-    results.write(f"{recipe.name}.safetensors", save(weights))
-    tables = {"metrics": pd.DataFrame(trainer.progress.metrics)}
-    if trainer.progress.heads:
-        tables["heads"] = pd.DataFrame(trainer.progress.heads)
-    results.save_tables(tables)
-    results.save_figures({"metrics": training_curve(recipe.name, **tables)})
-    results.write(f"{recipe.name}.md", card_of(trainer, splits, accuracy).markdown.encode())
-
-
-def card_of(trainer: Trainer, splits: Splits, accuracy: float) -> Card:
-    """Return the model card of the trained model."""
-    training, recipe = trainer.training, trainer.training.recipe
-    flops, images = flops_of(training.model), trainer.step * recipe.batch_size
-    plain = OmegaConf.to_container(OmegaConf.structured(training), enum_to_str=True)
-    assert isinstance(plain, dict)
-    made = training.dataset.kind in datasets.GENERATED
-    return Card(
-        name=recipe.name,
-        architecture=training.model.timm,
-        parameters=sum(p.numel() for p in trainer.net.parameters()),
-        dataset=f"{training.dataset.name} ({splits.train.fingerprint})",
-        classes=len(splits.train.classes),
-        accuracy=accuracy,
-        test_images=len(splits.held_out(recipe.test_images)),
-        pixel_probe=pixel_probe(splits, recipe.test_images) if made else None,
-        train_images=len(splits.chosen),
-        images_seen=images,
-        epochs=images / len(splits.chosen),
-        flops_per_image=flops,
-        training_flops=3 * flops * images,
-        started_from=trainer.started_from or None,
-        stored_as="float16 (the accuracy is that of the rounded weights)"
-        if recipe.half
-        else "float32",
-        seed=recipe.seed,
-        recipe=plain["recipe"],
-        model=plain["model"],
-    )
-
-
-def pixel_probe(splits: Splits, test_images: int | None) -> float:
-    """Return the held-out accuracy of ridge regression on pixels averaged over 2 x 2, with the best l2 of a grid."""
-    shown = range(min(PROBE_IMAGES, len(splits.train)))
-    x, y = _pooled(splits.train, shown)
-    t, truth = _pooled(splits.test, splits.held_out(test_images))
-    mean = x.mean(0)
-    x, t = x - mean, t - mean
-    targets = 2.0 * np.eye(len(splits.train.classes), dtype=np.float32)[y] - 1
-    values, vectors = np.linalg.eigh((x.T @ x).astype(np.float64))
-    projected, rotated = vectors.T @ (x.T @ targets), t @ vectors
-    predictions = (
-        (rotated @ (projected / (values + l2)[:, None])).argmax(1)
-        for l2 in values.max() * 10.0 ** np.arange(-6, 1)
-    )
-    return float(max((predicted == truth).mean() for predicted in predictions))
-
-
-def _pooled(images: Any, indices: range) -> tuple[np.ndarray, np.ndarray]:
-    """Return (N, D) pixels averaged over 2 x 2, from 0 to 1, and (N,) labels."""
-    pixels = np.stack([np.asarray(images.open(index)) for index in indices])
-    n, h, w, c = pixels.shape
-    pooled = pixels.reshape(n, h // 2, 2, w // 2, 2, c).mean((2, 4), dtype=np.float32)
-    return pooled.reshape(n, -1) / 255, np.array([images.label(index) for index in indices])

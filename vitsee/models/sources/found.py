@@ -14,7 +14,7 @@ from vitsee.models.weight_files import line
 if TYPE_CHECKING:
     from torch import nn
 
-    from vitsee.options import Model
+    from vitsee.options import ModelOptions
 
 T = TypeVar("T")
 
@@ -36,11 +36,11 @@ class Found:
     made_of: list[str] = field(default_factory=list)
 
 
-Load = Callable[["Model", bool], Found]
+Load = Callable[["ModelOptions", bool], Found]
 """Loads a model with its weights, or for its structure only: with random weights, downloading nothing."""
 
 
-def built(model: Model, build: Callable[[], T]) -> T:
+def built(model: ModelOptions, build: Callable[[], T]) -> T:
     """Return what a library builds. Raises UserError with the library's reason if it cannot."""
     try:
         return build()
@@ -49,7 +49,7 @@ def built(model: Model, build: Callable[[], T]) -> T:
     except Exception as error:
         options = f" with model.args={model.args}" if model.args else ""
         raise UserError(
-            f"{model.asked}{options} cannot be built: {type(error).__name__}: {line(error)}"
+            f"{model.request}{options} cannot be built: {type(error).__name__}: {line(error)}"
         ) from error
 
 

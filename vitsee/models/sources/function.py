@@ -13,10 +13,10 @@ from vitsee.models.sources.python import found
 from vitsee.plugins import make_findable, where
 
 if TYPE_CHECKING:
-    from vitsee.options import Model
+    from vitsee.options import ModelOptions
 
 
-def load(model: Model, weights: bool = True) -> Found:
+def load(model: ModelOptions, weights: bool = True) -> Found:
     """Return the function's result for model.args. Raises UserError if it cannot be imported or called."""
     named = str(model.import_)
     function = _imported(named)

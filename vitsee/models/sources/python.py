@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from vitsee import given
 from vitsee.errors import UserError
 from vitsee.lazy import torch
+from vitsee.models import preprocessing
+from vitsee.models.code import own_code
 from vitsee.models.sources.found import Found
 from vitsee.models.sources.tokens import say_tokens
 from vitsee.models.weight_files import line
@@ -15,10 +17,10 @@ from vitsee.models.weight_files import line
 if TYPE_CHECKING:
     from torch import nn
 
-    from vitsee.options import Model
+    from vitsee.options import ModelOptions
 
 
-def load(model: Model, weights: bool = True) -> Found:
+def load(model: ModelOptions, weights: bool = True) -> Found:
     """Return the model that was passed to `vitsee.run_experiment`. Raises UserError if there is none."""
     return found(given.what_is(model.id or "model"), "given from Python")
 
@@ -28,19 +30,14 @@ def found(thing: Any, weights: str) -> Found:
 
     The network is copied, so that its owner can continue to train it.
     """
-    from torch import nn
-
-    from vitsee.models import preprocessing
-    from vitsee.models.code import own_code
-
-    asked = given.Model(thing) if isinstance(thing, nn.Module) else thing
-    if not isinstance(asked, given.Model) or not isinstance(asked.net, nn.Module):
+    asked = given.Model(thing) if isinstance(thing, torch.nn.Module) else thing
+    if not isinstance(asked, given.Model) or not isinstance(asked.net, torch.nn.Module):
         raise UserError(
             f"a model is an nn.Module or vitsee.Model(net, name=…), not {type(getattr(asked, 'net', asked)).__name__}"
         )
     net = _copy(_unwrapped(asked.net))
     if asked.transform is None:
-        data = preprocessing.plain(asked.input_size, asked.mean, asked.std)
+        data = preprocessing.data_config(asked.input_size, asked.mean, asked.std)
     else:
         data = preprocessing.measured(
             asked.transform, f"vitsee.Model {asked.name}", asked.mean, asked.std

@@ -28,14 +28,14 @@ from vitsee.models.weight_files import line
 if TYPE_CHECKING:
     from torch import nn
 
-    from vitsee.options import Model
+    from vitsee.options import ModelOptions
 
 log = logging.getLogger(__name__)
 
 EMBEDDED = Path(__file__).parents[2] / "weights"
 
 
-def load(model: Model, weights: bool = True) -> Found:
+def load(model: ModelOptions, weights: bool = True) -> Found:
     """Return the model. Raises UserError if its weights are not available.
 
     weights=False: on torch's meta device, with shapes but no values.
@@ -60,7 +60,7 @@ def load(model: Model, weights: bool = True) -> Found:
     return Found(net, data_config(net), source, _card(model), taken)
 
 
-def _card(model: Model) -> Card | None:
+def _card(model: ModelOptions) -> Card | None:
     if model.checkpoint is not None:
         return cards.beside(expanded(model.checkpoint))
     return cards.beside(shipped(model.name)) if model.embedded and model.pretrained else None
@@ -71,7 +71,7 @@ def shipped(name: str) -> Path:
     return EMBEDDED / f"{name}.safetensors"
 
 
-def _from_package(model: Model) -> nn.Module:
+def _from_package(model: ModelOptions) -> nn.Module:
     """Return the model with the weights that ship with vitsee. Raises UserError if there are none."""
     path = shipped(model.name)
     if not path.is_file():
@@ -83,7 +83,7 @@ def _from_package(model: Model) -> nn.Module:
     return _from_file(model, path)[0]
 
 
-def published(model: Model) -> nn.Module:
+def with_published_weights(model: ModelOptions) -> nn.Module:
     """Return the model with its published weights, on the CPU. Raises UserError if they are not available."""
     return _from_hub(model)[0]
 
@@ -98,7 +98,7 @@ def classifier_names(net: nn.Module) -> list[str]:
     ]
 
 
-def without_classifier(model: Model, path: Path) -> nn.Module:
+def without_classifier(model: ModelOptions, path: Path) -> nn.Module:
     """Return the architecture with all weights of a file except the classifier's, which are random.
 
     Raises UserError if the other weights do not fit.
@@ -108,7 +108,7 @@ def without_classifier(model: Model, path: Path) -> nn.Module:
     return net
 
 
-def _from_hub(model: Model) -> tuple[nn.Module, str, Taken]:
+def _from_hub(model: ModelOptions) -> tuple[nn.Module, str, Taken]:
     """Return the model with published weights, from a local folder, from the cache, or downloaded."""
     # create_model calls this to choose among a file, an address and the hub; there is no public counterpart.
     from timm.models._builder import _resolve_pretrained_source
@@ -145,7 +145,7 @@ def _from_hub(model: Model) -> tuple[nn.Module, str, Taken]:
     return net, f"{source} {place}", taken
 
 
-def _with_weights(model: Model, path: Path) -> nn.Module:
+def _with_weights(model: ModelOptions, path: Path) -> nn.Module:
     """Return the model with timm's weights from a file, and random weights where timm leaves some out."""
     from vitsee.models.undrawn import Undrawn
 
@@ -154,7 +154,7 @@ def _with_weights(model: Model, path: Path) -> nn.Module:
     return net if nonfinite(net) is None else timm_model(model, path)
 
 
-def _from_file(model: Model, path: Path) -> tuple[nn.Module, Taken]:
+def _from_file(model: ModelOptions, path: Path) -> tuple[nn.Module, Taken]:
     """Return the architecture with all its weights from a local file."""
     net = undrawn(model)
     return net, fill(net, path, model.checkpoint_key)

@@ -6,13 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
 
 from vitsee.errors import UserError
-from vitsee.lazy import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from vitsee.models import layers, layout
+from vitsee.models.outputs import tensor_of
 
 _CLASS = re.compile(r"(.*\.)?(cls|class)_(token|embedding)s?")
 _POSITIONS = re.compile(r"(.*\.)?pos[a-z_]*(\.weight)?")
@@ -27,10 +27,6 @@ def say_tokens(net: nn.Module, input_size: tuple[int, int, int]) -> None:
     Tokens that most layers have in addition to one per patch are prefix tokens. A parameter's name shows whether the
     first is a class token; the gradient of the network's output shows whether the head reads it.
     """
-    from torch import nn
-
-    from vitsee.models import layers, layout
-
     with suppress(UserError):  # an image of this size is tried, and refused, elsewhere
         shapes = layout.dry_run(net, (1, *input_size), layers.record_modules)
         modules = dict(net.named_modules())
@@ -75,8 +71,6 @@ def _reads_patches_alone(
     tokens: modules that output tokens, in running order; the last one that the output depends on counts. False if
     this cannot be measured: without values (on the meta device), or without gradients.
     """
-    from vitsee.models.outputs import tensor_of
-
     some = next(net.parameters())
     if some.is_meta:
         return False

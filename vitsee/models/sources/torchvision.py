@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from vitsee.errors import expanded, unknown
 from vitsee.io.reachable import require
 from vitsee.lazy import torch
+from vitsee.models import preprocessing
 from vitsee.models.fitting import fill
 from vitsee.models.sources.found import Found, built
 from vitsee.models.sources.tokens import say_tokens
 
 if TYPE_CHECKING:
-    from vitsee.options import Model
+    from vitsee.options import ModelOptions
 
 REMEDY = (
     "download them on a machine with network access and set TORCH_HOME to that cache, or use random weights with "
@@ -28,19 +29,17 @@ def names() -> list[str]:
     return models.list_models(module=models)
 
 
-def load(model: Model, weights: bool = True) -> Found:
+def load(model: ModelOptions, weights: bool = True) -> Found:
     """Return the model with the preprocessing of the chosen weights, or of the default weights if none are chosen.
 
     Raises UserError if torchvision does not have the model or the weights, or cannot download them.
     """
     from torchvision import models
 
-    from vitsee.models import preprocessing
-
     if model.id not in names():
         raise unknown(f"torchvision has no model {model.id!r}", str(model.id), names(), "it has")
     chosen = _weights(model)
-    data = preprocessing.measured(chosen.transforms(), model.asked)
+    data = preprocessing.measured(chosen.transforms(), model.request)
     torch.manual_seed(model.seed)
     if model.random or model.checkpoint or not weights:
         more = {"init_weights": True} if model.id in ("googlenet", "inception_v3") else {}
@@ -53,13 +52,13 @@ def load(model: Model, weights: bool = True) -> Found:
         return Found(net, data, f"checkpoint {path}", taken=taken)
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(chosen.url).name
     if not cached.exists():
-        require(chosen.url, f"{model.asked} model.weights={model.weights}", REMEDY)
+        require(chosen.url, f"{model.request} model.weights={model.weights}", REMEDY)
     net = built(model, lambda: models.get_model(model.id, weights=chosen, **model.args))
     say_tokens(net, data["input_size"])
     return Found(net, data, f"torchvision {chosen}")
 
 
-def _weights(model: Model) -> Any:
+def _weights(model: ModelOptions) -> Any:
     """Return the requested weights; the default ones for a model with random weights."""
     from torchvision import models
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitsee.errors import UserError, expanded
 from vitsee.lazy import torch
+from vitsee.models import preprocessing
 from vitsee.models.hub import cached_first, repository
 from vitsee.models.sources.found import Found, built, missing
 from vitsee.models.sources.tokens import say_tokens
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor, nn
 
-    from vitsee.options import Model
+    from vitsee.options import ModelOptions
 
 REMEDY = (
     "download it on a machine with network access and set HF_HUB_CACHE to that cache, or name a folder: "
@@ -43,7 +44,7 @@ class Processed:
         return " ".join(repr(self.processor).split())
 
 
-def load(model: Model, weights: bool = True) -> Found:
+def load(model: ModelOptions, weights: bool = True) -> Found:
     """Return the model as it was saved, or its image tower if it is for images and text.
 
     Weights in half precision become float32. Raises UserError if it is not available, does not take images, or
@@ -53,15 +54,15 @@ def load(model: Model, weights: bool = True) -> Found:
         import transformers
     except ImportError:
         raise missing("transformers", "transformers") from None
-    from vitsee.models import preprocessing
-
     place, revision = _place(model)
     with _quietly(transformers):
         config = _from(transformers.AutoConfig, model, place, revision)
         kind, config = _class(model, transformers, config)
         for key in model.args:
             if not hasattr(config, key):
-                raise UserError(f"{model.asked}: its {type(config).__name__} has no setting {key}")
+                raise UserError(
+                    f"{model.request}: its {type(config).__name__} has no setting {key}"
+                )
         config.update(model.args)
         processor = _processor(model, transformers, place, revision)
         if model.random or not weights:
@@ -72,7 +73,7 @@ def load(model: Model, weights: bool = True) -> Found:
                 _with_weights(model, kind, config, place, revision),
                 f"transformers {place}",
             )
-    data = preprocessing.measured(Processed(processor), model.asked)
+    data = preprocessing.measured(Processed(processor), model.request)
     if "interpolate_pos_encoding" in signature(net.forward).parameters:
         net.register_forward_pre_hook(_Resize(tuple(data["input_size"][1:])), with_kwargs=True)
     say_tokens(net, data["input_size"])
@@ -80,22 +81,24 @@ def load(model: Model, weights: bool = True) -> Found:
     return Found(net, data, source, made_of=[settings])
 
 
-def _place(model: Model) -> tuple[str, str | None]:
+def _place(model: ModelOptions) -> tuple[str, str | None]:
     """Return the folder, or the repository and its revision."""
     named = str(model.id)
     folder = expanded(named)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UserError(
-                f"{model.asked}: there is no config.json in it; save_pretrained writes such folders"
+                f"{model.request}: there is no config.json in it; save_pretrained writes such folders"
             )
         return str(folder), None
     if named.startswith(("/", ".", "~")):
-        raise UserError(f"{model.asked}: there is no such folder")
+        raise UserError(f"{model.request}: there is no such folder")
     return repository(model, named)
 
 
-def _from(loader: Any, model: Model, place: str, revision: str | None, **options: Any) -> Any:
+def _from(
+    loader: Any, model: ModelOptions, place: str, revision: str | None, **options: Any
+) -> Any:
     """Return what a transformers class loads from a folder or the hub."""
     if Path(place).is_dir():
         return built(model, lambda: loader.from_pretrained(place, local_files_only=True, **options))
@@ -105,13 +108,13 @@ def _from(loader: Any, model: Model, place: str, revision: str | None, **options
             lambda cached: loader.from_pretrained(
                 place, revision=revision or "main", local_files_only=cached, **options
             ),
-            model.asked,
+            model.request,
             REMEDY,
         ),
     )
 
 
-def _class(model: Model, transformers: Any, config: Any) -> tuple[Any, Any]:
+def _class(model: ModelOptions, transformers: Any, config: Any) -> tuple[Any, Any]:
     """Return the model's class and configuration, or its image tower's if the model also reads text.
 
     Raises UserError if it does not take images.
@@ -126,26 +129,26 @@ def _class(model: Model, transformers: Any, config: Any) -> tuple[Any, Any]:
         )
     if kind is None or kind.main_input_name != "pixel_values":
         raise UserError(
-            f"{model.asked} is a {type(config).__name__}, which transformers does not list as an image model; use "
+            f"{model.request} is a {type(config).__name__}, which transformers does not list as an image model; use "
             f"a ViT, DINOv2, BEiT, Swin or ConvNeXt, the image tower of a CLIP or SigLIP, or similar"
         )
     return kind, config
 
 
-def _processor(model: Model, transformers: Any, place: str, revision: str | None) -> Any:
+def _processor(model: ModelOptions, transformers: Any, place: str, revision: str | None) -> Any:
     """Return the image processor. Raises UserError if there is none."""
     try:
         return _from(transformers.AutoImageProcessor, model, place, revision)
     except UserError as error:
         raise UserError(
-            f"{model.asked}: how its images are preprocessed is unknown, because there is no preprocessor_config.json "
-            f"that transformers can read ({error.__cause__}); save one there: transformers.ViTImageProcessor(…)."
-            f"save_pretrained(FOLDER)"
+            f"{model.request}: how its images are preprocessed is unknown, because there is no "
+            f"preprocessor_config.json that transformers can read ({error.__cause__}); save one there: "
+            f"transformers.ViTImageProcessor(…).save_pretrained(FOLDER)"
         ) from error
 
 
 def _with_weights(
-    model: Model, kind: Any, config: Any, place: str, revision: str | None
+    model: ModelOptions, kind: Any, config: Any, place: str, revision: str | None
 ) -> nn.Module:
     """Return the model with the weights of the folder or repository. Raises UserError if some are missing."""
     options = {"config": config, "dtype": torch.float32, "output_loading_info": True}
@@ -158,7 +161,7 @@ def _with_weights(
         lacking = []
     if lacking:
         raise UserError(
-            f"{model.asked} lacks weights of its {kind.__name__}, which would be random: {few(lacking)}"
+            f"{model.request} lacks weights of its {kind.__name__}, which would be random: {few(lacking)}"
         )
     return net
 
