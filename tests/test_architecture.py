@@ -23,7 +23,7 @@ ROOMS = {
     "estimators": {"errors", "lazy", "options", "setting"},
     "models": {
         *("analysis", "errors", "estimators", "given", "io", "lazy", "options", "parallel"),
-        *("plugins", "setting"),
+        *("plugins", "returned", "setting"),
     },
     "data": {"errors", "given", "io", "options", "parallel"},
     "results": {
@@ -46,6 +46,7 @@ ROOMS = {
         "parallel",
         "plotting",
         "results",
+        "returned",
     },
     "report": {"analyses", "comparing", "analysis", "errors", "io", "results", "version"},
     "training": {

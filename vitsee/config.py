@@ -23,8 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import vitsee.analyses  # noqa: F401  (declares the schema of every analysis)
-from vitsee.analysis import REGISTERED, Analysis
-from vitsee.errors import UserError, unknown
+from vitsee.analysis import Analysis, registered
+from vitsee.errors import UserError
 from vitsee.io import plain
 from vitsee.mistakes import explain, undeclared
 from vitsee.options import Dataset, Experiment
@@ -82,11 +82,9 @@ def load_experiment(path: Path, overrides: list[str]) -> Experiment:
     if path.is_dir():
         raise UserError(f"--from {path} is a folder; name the experiment.yaml in it")
     stored = plain.read(path)
-    chosen = plain.analysis_of(stored, path)
-    if chosen not in REGISTERED:
-        raise unknown(f"there is no analysis {chosen}", chosen, REGISTERED, "available")
+    chosen = registered(plain.analysis_of(stored, path), path)
     schema = OmegaConf.structured(Experiment)
-    schema.analysis = OmegaConf.structured(REGISTERED[chosen])
+    schema.analysis = OmegaConf.structured(chosen)
     try:
         whole = OmegaConf.merge(schema, OmegaConf.create(stored))
     except OmegaConfBaseException as error:

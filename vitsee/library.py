@@ -213,12 +213,11 @@ class Result:
     def figures(self) -> dict[str, Figure]:
         """The figures of `vitsee plot` by name, redrawn from the tables.
 
-        Raises UserError if a custom analysis returns anything other than figures.
+        Raises UserError if a custom analysis fails, or returns anything other than figures.
         """
         from matplotlib.figure import Figure
 
-        drawn = self._analysis.figures(self.tables, self.labels)
-        return returned.named(self._analysis, "figures", drawn, Figure)
+        return returned.named(self._analysis, "figures", Figure, self.tables, self.labels)
 
     def __repr__(self) -> str:
         models = self.labels.model + (f" × {self.labels.other}" if self.labels.other else "")

@@ -115,9 +115,12 @@ def _part(dataset: Dataset, root: Path, there: set[str]) -> str:
         return ""
     if dataset.split_is_root and not there & {"train", "val", "test"}:
         return ""
+    absent = (
+        f"{root} has no folder {split!r} (dataset.split; linear_probe: analysis.train_split=null)"
+    )
     if not there:
-        raise UserError(f"{root} has no folder {split!r} (dataset.split), and no folders at all")
-    raise unknown(f"{root} has no folder {split!r} (dataset.split)", split, there, "it has")
+        raise UserError(f"{absent}, and no folders at all")
+    raise unknown(absent, split, there, "it has")
 
 
 READERS = {

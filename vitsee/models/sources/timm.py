@@ -77,8 +77,9 @@ def _from_package(model: Model) -> nn.Module:
     if not path.is_file():
         there = ", ".join(sorted(file.stem for file in EMBEDDED.glob("*.safetensors")))
         raise UserError(
-            f"the weights of model={model.name} do not ship with vitsee yet (available: {there}); train them: "
-            f"scripts/zoo.sh {model.name}"
+            f"no weights called {model.name} ship with vitsee (available: {there}). They are found by the model's "
+            f"name: leave model.name out, or give a file of weights with model.checkpoint=PATH. `vitsee list "
+            f"models` shows how to train missing ones"
         )
     return _from_file(model, path)[0]
 
