@@ -43,14 +43,18 @@ def run_experiment(*overrides: str, **options: Any) -> Result:
     from vitsee import config, given, mistakes
 
     objects = {key: value for key, value in options.items() if given.is_object(key, value)}
-    named: dict[str, Any] = {}
+    of_objects: dict[str, Any] = {}
     for key, value in objects.items():
-        named |= given.options(key, value)
+        of_objects |= given.options(key, value)
+    named: dict[str, Any] = {}
     for key, value in options.items():
         # a name selects a whole group of options; the second model's group has a different name
         of = "model@other" if key == "other" and isinstance(value, str) else key
         named |= {} if key in objects else {of: value}
-    words = [*overrides, *(config.override(key, value) for key, value in named.items())]
+    chosen, asked = (
+        [config.override(key, value) for key, value in some.items()] for some in (of_objects, named)
+    )
+    words = [*chosen, *overrides, *asked]  # so that model.name=mine overrides an object's own name
     for word in words:
         if word.startswith(("-", "figure=")):
             raise UserError(

@@ -208,12 +208,12 @@ class Study:
         there, default = len(images), e.analysis.default_images
         if e.images is not None and e.images > there:
             raise UserError(
-                f"images={e.images}, but {e.dataset.name} has {there}; use images={there} or fewer"
+                f"images={e.images}, but {self._shown} has {there}; use images={there} or fewer"
             )
         count = min(default, there) if e.images is None else e.images
         if equal and count < e.batch_size:
             raise UserError(
-                f"{e.dataset.name} has {there} images, fewer than one minibatch "
+                f"{self._shown} has {there} images, fewer than one minibatch "
                 f"(batch_size={e.batch_size}); "
                 + (f"use batch_size={there // 2}" if there >= 8 else "at least 8 are needed")
             )
@@ -231,7 +231,7 @@ class Study:
         """The first `count` images that the analysis chose. Raises UserError if it chose fewer."""
         if count > len(chosen):
             raise UserError(
-                f"images={count}, but only {len(chosen)} of {self.experiment.dataset.name} are left; "
+                f"images={count}, but only {len(chosen)} of {self._shown} are left; "
                 f"use images={len(chosen)} or fewer"
             )
         rng = np.random.default_rng(self.experiment.seed)
