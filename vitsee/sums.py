@@ -27,7 +27,7 @@ such images lack it."""
 
 
 class Damaged(Exception):
-    """A file of sums was changed or cut off, or belongs to another experiment."""
+    """A file of sums was changed or cut off, or belongs to a different experiment."""
 
 
 GROUPS = 10
