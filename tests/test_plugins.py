@@ -278,6 +278,7 @@ def test_an_unknown_analysis_may_be_a_file_that_was_not_imported(run_tiny):
     [
         *("reduce(self, layer, output)", "observe(self, view)", "tables(self, sums)"),
         *("figures(self, tables, labels)", "warnings(self, sums)", "check(self, layers)"),
+        "__post_init__(self)",
     ],
 )
 def test_a_method_of_ones_own_analysis_that_fails_is_named_with_its_line(

@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import vitsee.analyses  # noqa: F401  (declares the schema of every analysis)
+from vitsee import returned
 from vitsee.analysis import Analysis, registered
 from vitsee.errors import UserError
 from vitsee.io import plain
@@ -69,6 +70,7 @@ def build(cfg: DictConfig) -> Experiment:
         assert kind is not None
         assert issubclass(kind, Analysis)
         cfg.batch_size = kind.default_batch_size
+    returned.made(cfg.analysis)
     experiment = OmegaConf.to_object(cfg)
     assert isinstance(experiment, Experiment)
     return experiment

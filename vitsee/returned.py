@@ -1,9 +1,12 @@
-"""Calls the methods of an analysis, so that mistakes in a custom analysis are reported where they occur."""
+"""Makes an analysis and calls its methods, so that mistakes in a custom analysis are reported where they occur."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from vitsee.errors import UserError
 from vitsee.lazy import torch
@@ -24,20 +27,40 @@ def of(analysis: Analysis, method: str, *given: Any) -> Any:
 
     Errors of vitsee's own analyses are bugs and are raised as they are, as are UserError and a lack of memory.
     """
+    kind = type(analysis)
     try:
         return getattr(analysis, method)(*given)
     except Exception as error:
-        ours = type(analysis).__module__.split(".")[0] == "vitsee"
-        if ours or isinstance(error, (UserError, torch.OutOfMemoryError)):
+        if _ours(kind) or isinstance(error, (UserError, torch.OutOfMemoryError)):
             raise
-        if getattr(type(analysis), method).__module__ == "vitsee.analysis":
+        if getattr(kind, method).__module__ == "vitsee.analysis":
             raise UserError(
-                f"analysis={analysis.name}: {type(analysis).__name__} has no method {method}; define it"
+                f"analysis={analysis.name}: {kind.__name__} has no method {method}; define it"
             ) from error
-        raise UserError(
-            f"analysis={analysis.name}: its method {method} failed: {where(error)}; "
-            f"VITSEE_TRACEBACK=1 prints the traceback"
-        ) from error
+        raise _failed(kind, method, error) from error
+
+
+def made(options: DictConfig) -> Analysis:
+    """The analysis with these options. If its `__post_init__` fails, as `of`."""
+    kind = OmegaConf.get_type(options)
+    try:
+        analysis = OmegaConf.to_object(options)
+    except Exception as error:
+        if kind is None or _ours(kind) or isinstance(error, (UserError, OmegaConfBaseException)):
+            raise
+        raise _failed(kind, "__post_init__", error) from error
+    return cast("Analysis", analysis)
+
+
+def _ours(kind: type) -> bool:
+    return kind.__module__.split(".")[0] == "vitsee"
+
+
+def _failed(kind: type, method: str, error: Exception) -> UserError:
+    return UserError(
+        f"analysis={getattr(kind, 'name', kind.__name__)}: its method {method} failed: {where(error)}; "
+        f"VITSEE_TRACEBACK=1 prints the traceback"
+    )
 
 
 def reduced(analysis: Analysis, outputs: dict[str, Any]) -> dict[str, Tensor]:

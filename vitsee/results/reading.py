@@ -6,10 +6,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pandas as pd
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import vitsee.analyses  # noqa: F401  (registers every analysis)
+from vitsee import returned
 from vitsee.analysis import Analysis, Labels, registered
 from vitsee.errors import UserError, nearest
 from vitsee.io import plain
@@ -59,8 +60,8 @@ def _analysis(path: Path) -> Analysis:
     kind = registered(plain.analysis_of(stored, path), path)
     try:
         options = OmegaConf.create(stored["analysis"])
-        analysis = OmegaConf.to_object(OmegaConf.merge(kind, options))
+        merged = OmegaConf.merge(kind, options)
+        assert isinstance(merged, DictConfig)
+        return returned.made(merged)
     except (OmegaConfBaseException, UserError) as error:
         raise wrong(path, str(error).splitlines()[0]) from error
-    assert isinstance(analysis, Analysis)
-    return analysis
