@@ -123,7 +123,7 @@ MISTAKES = {
     ),
     "a list in a mapping that is not closed": (
         ["run", "model.args={a:[1,2}"],
-        r"\} cannot close the \[; write 'model.args=\{a:\[1,2\]\}'$",
+        r"nothing closes the \[; write 'model.args=\{a:\[1,2\]\}'$",
     ),
     "a minibatch of three": (["run", "batch_size=3"], "batch_size must be at least 4 .*, got 3"),
     "fewer images than a minibatch": (["run", "images=8"], "images=8 is fewer than one minibatch"),

@@ -126,7 +126,7 @@ def run() -> None:
         path, overrides = Path(sys.argv[at + 1]), sys.argv[1:at] + sys.argv[at + 2 :]
         return perform(config.load_experiment(path, overrides))
     refuse_unknown_flags()
-    listing.refuse_bare(sys.argv[1:])
+    config.refuse_bare(sys.argv[1:])
     refuse_zoo(sys.argv[1:])
     flags = [word for word in sys.argv[1:] if word in ("-m", "--multirun")]
     rest = [word for word in sys.argv[1:] if word not in flags]

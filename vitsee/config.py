@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from enum import Enum
 from numbers import Number
 from pathlib import Path
@@ -24,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import vitsee.analyses  # noqa: F401  (declares the schema of every analysis)
 from vitsee import returned
-from vitsee.analysis import Analysis, registered
+from vitsee.analysis import REGISTERED, Analysis, registered
 from vitsee.errors import UserError
 from vitsee.io import plain
 from vitsee.mistakes import explain, undeclared
@@ -40,8 +41,23 @@ def composed(words: list[str]) -> Experiment:
 
     Raises UserError, and Hydra's and OmegaConf's errors, which `mistakes.mistake` explains.
     """
+    refuse_bare(words)
     with _hydra_apart(), initialize_config_dir(str(CONF), version_base="1.3"):
         return build(compose("run", [quoted(word) for word in words]))
+
+
+def refuse_bare(words: Iterable[str]) -> None:
+    """Raise UserError for a choice without its group: vit_nano instead of model=vit_nano."""
+    for word in (word for word in words if word[:1].isalpha() and "=" not in word):
+        there = {
+            path.stem: group
+            for group in ("figure", "dataset", "model")
+            for path in (CONF / group).glob("*.yaml")
+        } | dict.fromkeys(REGISTERED, "analysis")
+        for name in get_close_matches(word, there, 1):
+            raise UserError(
+                f"cannot read {word!r}: options are written key=value. Did you mean {there[name]}={name}?"
+            )
 
 
 _one_at_a_time = threading.Lock()

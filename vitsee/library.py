@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitsee import returned
 from vitsee.errors import UserError, refused, unknown
 
 if TYPE_CHECKING:
@@ -220,6 +219,8 @@ class Result:
         Raises UserError if a custom analysis fails, or returns anything other than figures.
         """
         from matplotlib.figure import Figure
+
+        from vitsee import returned
 
         return returned.named(self._analysis, "figures", Figure, self.tables, self.labels)
 

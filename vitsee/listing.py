@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -21,22 +20,6 @@ from vitsee.setting import Layer
 def names(group: str) -> list[str]:
     """The choices in a group of conf/."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-
-
-GROUPS = ("model", "analysis", "dataset", "figure", "recipe")
-"""The groups that a choice without its group may belong to."""
-
-
-def refuse_bare(words: Iterable[str]) -> None:
-    """Raise UserError for a choice without its group: vit_nano instead of model=vit_nano."""
-    there = {name: group for group in reversed(GROUPS) for name in names(group)}
-    there |= dict.fromkeys(REGISTERED, "analysis")
-    for word in words:
-        near = get_close_matches(word, there, 1) if word[:1].isalpha() and "=" not in word else []
-        for name in near:
-            raise UserError(
-                f"cannot read {word!r}: options are written key=value. Did you mean {there[name]}={name}?"
-            )
 
 
 def choices() -> str:
@@ -153,7 +136,6 @@ def layers(overrides: list[str]) -> str:
     from vitsee.models import loader, presets
     from vitsee.models.taps import SURVEY
 
-    refuse_bare(overrides)
     experiment = composed(overrides)
     found = loader.frame(experiment.model)
     net, size = found.net, found.data["input_size"]

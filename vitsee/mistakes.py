@@ -95,10 +95,11 @@ def _balanced(value: str) -> tuple[str, str]:
             unclosed.append(each)
         elif each in _OPENING and not unclosed:
             wrong, balanced = f"no {_OPENING[each]} opens the {each}", _OPENING[each] + balanced
+        elif each in _OPENING and _OPENING[each] not in unclosed:
+            wrong, each = f"{each} cannot close the {unclosed[-1]}", _CLOSING[unclosed.pop()]
         elif each in _OPENING:
-            opening = unclosed.pop()
-            if each != _CLOSING[opening]:
-                wrong, each = f"{each} cannot close the {opening}", _CLOSING[opening]
+            while (opening := unclosed.pop()) != _OPENING[each]:
+                wrong, balanced = f"nothing closes the {opening}", balanced + _CLOSING[opening]
         balanced += each
     if unclosed:
         wrong = f"nothing closes the {unclosed[-1]} (a space ends the word, unless it is quoted)"
