@@ -262,9 +262,9 @@ def figures_of(panel: dict[str, Any], folder: Path, read: Read) -> dict[str, Fig
     results = [read(folder / result) for result in panel["results"]]
     analysis = results[0].analysis
     if len(results) == 1:
-        return returned.named(analysis, "figures", Figure, results[0].tables, results[0].labels)
+        return returned.of(analysis, "figures", results[0].tables, results[0].labels)
     several = [(result.tables, result.labels) for result in results]
-    return returned.named(analysis, "joined", Figure, several)
+    return returned.of(analysis, "joined", several)
 
 
 def fit_words(axes: Axes, width: float, height: float) -> None:
