@@ -276,15 +276,16 @@ def test_a_folder_gives_its_name_to_figures_and_not_to_the_result_path(
     run_tiny, tmp_path, undrawn, caplog
 ):
     caplog.set_level("INFO")
-    for root, name in ((tmp_path / "photos", "photos"), (tmp_path / "photos" / "..", None)):
-        write_images(root, 16)
-        asked = [] if name else ["dataset.name=mine"]
-        _, out, _ = run_tiny(f"dataset.root={root}", *asked)
+    for root, asked, label, path in (
+        ("photos", [], "photos", "folder"),
+        ("写真", [], "folder", "folder"),  # no font of the figures has these
+        ("photos", ["dataset.name=mine"], "mine", "mine"),
+    ):
+        _, out, _ = run_tiny(f"dataset.root={write_images(tmp_path / root, 16)}", *asked)
         folder = Path(out.split()[0]).parent
-        assert folder.name.startswith("folder-" if name else "mine-")
         record = Results(folder).load_json("made_with.json")
-        assert record["labels"]["dataset"] == (name or "mine")
-        assert record["dataset"] == folder.name.partition("-")[0]
+        assert (record["labels"]["dataset"], record["dataset"]) == (label, path)
+        assert folder.name.startswith(f"{path}-")
     assert "photos has 16 images, fewer than the default of 2560" in caplog.text
 
 

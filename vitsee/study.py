@@ -303,12 +303,16 @@ class Study:
 
     @property
     def _shown(self) -> str:
-        """The name of the data in figures: for a folder or tar without a name of its own, the file's."""
+        """The name of the data in figures: for a folder or tar that was given none, its own.
+
+        Their fonts have Latin, Greek and Cyrillic letters.
+        """
         dataset = self.experiment.dataset
         if dataset.name != "folder" or not dataset.root:
             return dataset.name
         root = expanded(dataset.root).resolve()
-        return (root.name if root.is_dir() else root.stem) or dataset.name
+        own = root.name if root.is_dir() else root.stem
+        return own if own and max(own) < "\u0500" else dataset.name
 
     def enough(self, sums: Sums) -> bool:
         """Whether these are the sums of the first minibatches, and `tolerance` is reached."""
