@@ -23,7 +23,7 @@ ROOMS = {
     "estimators": {"errors", "lazy", "options", "setting"},
     "models": {
         *("analysis", "errors", "estimators", "given", "io", "lazy", "names", "options"),
-        *("parallel", "plugins", "setting"),
+        *("parallel", "plugins", "returned", "setting"),
     },
     "data": {"errors", "given", "io", "options", "parallel"},
     "results": {
@@ -47,6 +47,7 @@ ROOMS = {
         "parallel",
         "plotting",
         "results",
+        "returned",
     },
     "report": {"analyses", "comparing", "analysis", "errors", "io", "results", "version"},
     "training": {

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import tiny_overrides, wait_until, write_images
+from conftest import composed, tiny_overrides, wait_until, write_images
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
@@ -103,7 +103,28 @@ MISTAKES = {
         ["run", "precision=fp16"],
         "precision: Invalid value 'fp16', expected",
     ),
-    "a word without =": (["run", "cka"], "cannot read 'cka': options are written key=value"),
+    "a word without =": (["run", "1"], "cannot read '1': options are written key=value"),
+    "an analysis without analysis=": (["run", "cka"], r"cannot read 'cka'.*mean analysis=cka\?"),
+    "a figure without figure=": (["run", "fig1"], r"cannot read 'fig1'.*mean figure=fig\w+\?"),
+    "a model without model=": (["list", "layers", "vit_nan"], r"'vit_nan'.*mean model=vit_nano\?"),
+    "a zoo that does not exist": (["run", "zoo=tiny"], "no zoo=tiny; zoo can be: mini, paper"),
+    "a misspelt zoo": (["run", "figure=all", "zoo=mni"], r"no zoo=mni; .*Did you mean mini\?"),
+    "a zoo without a figure": (
+        ["run", "zoo=small"],
+        "zoo=small chooses the models of a figure: vitsee run figure=NAME zoo=small",
+    ),
+    "a list that is not closed": (
+        ["run", "analysis.layers=[blocks.0,"],
+        r"nothing closes the \[ .a space ends the word.*; write 'analysis.layers=\[blocks.0\]'$",
+    ),
+    "a list that is not opened": (
+        ["run", "analysis.layers=blocks.0]"],
+        r"no \[ opens the \]; write 'analysis.layers=\[blocks.0\]'$",
+    ),
+    "a list in a mapping that is not closed": (
+        ["run", "model.args={a:[1,2}"],
+        r"nothing closes the \[; write 'model.args=\{a:\[1,2\]\}'$",
+    ),
     "a minibatch of three": (["run", "batch_size=3"], "batch_size must be at least 4 .*, got 3"),
     "fewer images than a minibatch": (["run", "images=8"], "images=8 is fewer than one minibatch"),
     "no repeats": (["run", "repeats=0"], "repeats must be at least 1, got 0"),
@@ -155,6 +176,21 @@ MISTAKES = {
 }
 
 
+@pytest.mark.parametrize(
+    "word", ["analysis.layers=[blocks.0", "analysis.layers=blocks.0]", "analysis.layers=[blocks.0}"]
+)
+def test_the_word_that_a_message_about_brackets_shows_can_be_read(word, command):
+    written = re.search("write '(.*)'", command("run", word)[2])
+    assert written
+    assert composed(written[1]).analysis.layers == ["blocks.0"]
+
+
+def test_layers_of_a_model_are_listed_with_the_word_that_the_message_shows(command):
+    shown = re.search(r"Did you mean (.*)\?", command("list", "layers", "vit_nano")[2])
+    assert shown
+    assert "blocks.11" in command("list", "layers", shown[1])[1]
+
+
 @pytest.mark.parametrize(("words", "message"), MISTAKES.values(), ids=MISTAKES.keys())
 def test_a_mistake_is_answered_in_one_line_with_exit_code_2(words, message, command):
     code, out, err = command(*words)
@@ -171,7 +207,7 @@ TINY_MISTAKES = {
     ),
     "more images than there are": (
         ["images=41"],
-        "images=41, but folder has 40; use images=40",
+        r"images=41, but images\d* has 40; use images=40",
     ),
     "a device that is nowhere": (
         ["run.device=tpu"],
@@ -234,6 +270,23 @@ def test_a_result_records_what_it_was_made_with(run_tiny):
     assert record["images_per_second"] > 0
     assert 0 <= record["waiting_share"] < 1
     assert record["peak_memory_mb"] > 0
+
+
+def test_a_folder_gives_its_name_to_figures_and_not_to_the_result_path(
+    run_tiny, tmp_path, undrawn, caplog
+):
+    caplog.set_level("INFO")
+    for root, asked, label, path in (
+        ("photos", [], "photos", "folder"),
+        ("写真", [], "folder", "folder"),  # no font of the figures has these
+        ("photos", ["dataset.name=mine"], "mine", "mine"),
+    ):
+        _, out, _ = run_tiny(f"dataset.root={write_images(tmp_path / root, 16)}", *asked)
+        folder = Path(out.split()[0]).parent
+        record = Results(folder).load_json("made_with.json")
+        assert (record["labels"]["dataset"], record["dataset"]) == (label, path)
+        assert folder.name.startswith(f"{path}-")
+    assert "photos has 16 images, fewer than the default of 2560" in caplog.text
 
 
 def test_a_last_partial_minibatch_is_left_out_and_the_log_says_so(tiny, caplog):
@@ -483,8 +536,6 @@ def test_the_identity_changes_with_what_changes_a_number_and_with_nothing_else(
 
 
 def test_the_default_data_set_suits_the_model():
-    from conftest import composed
-
     assert composed("model=vit_mini").dataset.name == "scenes"
     assert composed("model=vit_l16").dataset.name == "imagenette"
     assert composed("model=vit_l16", "dataset=cifar10").dataset.name == "cifar10"
@@ -498,8 +549,6 @@ def test_the_slurm_extra_is_asked_for_when_it_is_missing():
 
 
 def test_the_paper_protocol_is_the_paper_s():
-    from conftest import composed
-
     experiment = composed("protocol=paper")
     assert (experiment.images, experiment.batch_size, experiment.repeats) == (10240, 1024, 20)
 

@@ -78,3 +78,15 @@ def test_what_cannot_be_drawn_in_a_format_is_said(words, message, command):
     code, _, err = command("plot", *words)
     assert code == 2
     assert message in err
+
+
+def test_a_misspelt_path_among_several_is_refused_before_anything_is_drawn(tiny, command):
+    written = run(tiny("analysis=position_similarity"))
+    folder, picture = written[0].parent, written[-1]
+    picture.unlink()
+    code, out, err = command("plot", str(folder), f"{folder}9")
+    assert (code, out) == (2, "")
+    assert f"{folder}9 does not exist. Did you mean {folder.name}?" in err
+    assert not picture.exists()
+    assert command("plot", str(folder))[0] == 0
+    assert picture.exists()

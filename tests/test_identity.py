@@ -252,7 +252,9 @@ def test_a_state_of_another_experiment_is_set_aside(tiny, caplog):
     shutil.copy(other.parent / "state/000-of-001.pt", mine.parent / "state/000-of-001.pt")
     assert run(tiny()).files[0].read_bytes() == before
     assert "000-of-001.pt is set aside" in caplog.text
-    assert "it belongs to another experiment, or to another version of the analysis" in caplog.text
+    assert (
+        "it belongs to a different experiment or a different version of the analysis" in caplog.text
+    )
 
 
 def test_a_state_of_other_layers_as_a_further_shard_is_set_aside(tiny, caplog):

@@ -112,7 +112,7 @@ def test_a_folder_that_is_no_result_is_refused(tmp_path):
 
 def test_a_result_can_be_loaded_without_torch_and_shows_itself(measure):
     result = measure(images=16)
-    assert repr(result).startswith("<cka of test_vit (random weights), 16 images of folder: ")
+    assert repr(result).startswith("<cka of test_vit (random weights), 16 images of images")
     code = (
         f"import sys, vitsee; result = vitsee.load({str(result.path)!r}); "
         "print(result.analysis, *result.tables, *result.figures(), len(result.table)); "

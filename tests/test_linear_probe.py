@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from functools import reduce
 from itertools import pairwise
@@ -491,8 +492,13 @@ def test_a_test_split_that_is_the_training_split_is_refused(tmp_path):
 
 
 def test_data_without_a_training_split_are_refused(tmp_path, images):
-    with pytest.raises(UserError, match=r"has no folder 'train'"):
+    with pytest.raises(
+        UserError, match=r"has no folder 'train' .*: (analysis\.\S+=null)\)"
+    ) as said:
         tiny_run(tmp_path, images)
+    advised = re.search(r"analysis\.\S+=null", str(said.value))
+    assert advised
+    assert tiny_run(tmp_path, images, advised[0], "analysis.shots=2", "analysis.seeds=[0]")
 
 
 def test_a_few_shot_run_reads_only_the_images_that_it_needs(tmp_path):
@@ -534,7 +540,7 @@ def test_images_limits_those_that_test(tmp_path, images):
     words = ["analysis.train_split=null", "analysis.shots=2", "batch_size=4"]
     table = pd.read_csv(tiny_run(tmp_path, images, *words, "images=6").files[0])
     assert (table["test_images"] == 6).all()
-    with pytest.raises(UserError, match=r"images=40, but only 2\d of folder are left"):
+    with pytest.raises(UserError, match=r"images=40, but only 2\d of images\d* are left"):
         tiny_run(tmp_path, images, *words, "images=40")
     with pytest.raises(UserError, match=r"no images are left to test on: all 40 are drawn"):
         tiny_run(tmp_path, images, "analysis.train_split=null")

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 from collections import defaultdict
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from vitsee.choices import CONF
 from vitsee.errors import UserError
 from vitsee.models import hub, layout, loader, state_dicts, timm_architecture, weight_files
 from vitsee.models.sources.found import nonfinite
-from vitsee.models.sources.timm import _with_weights, without_classifier
+from vitsee.models.sources.timm import _with_weights, shipped, without_classifier
 from vitsee.options import ModelOptions
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -83,11 +84,18 @@ def test_every_configured_model_has_a_comment_that_says_what_it_is():
         assert re.match(r"# .{10,}\.\n", (CONF / "model" / f"{name}.yaml").read_text()), name
 
 
-def test_a_small_model_that_does_not_ship_yet_says_how_to_train_it():
-    missing = ModelOptions(name="vit_huge_mini", timm="test_vit", embedded=True)
-    message = r"do not ship with vitsee \(available: .*vit_mini.*\); give model.checkpoint=PATH \(vitsee train"
+def test_a_shipped_model_of_another_name_is_told_how_to_keep_its_weights():
+    renamed = replace(configured("vit_nano"), name="mine")
+    message = (
+        r"no weights called mine ship with vitsee \(available: .*vit_nano.*\)\. They are found by the model's "
+        r"name: leave model\.name out, or give a file of weights with model\.checkpoint=PATH"
+    )
     with pytest.raises(UserError, match=message):
-        loader.load(missing, "cpu")
+        loader.load(renamed, "cpu")
+    file = shipped("vit_nano")
+    mine = loader.load(replace(renamed, checkpoint=str(file)), "cpu")
+    assert mine.name == "mine"
+    assert mine.digest == loader.load(configured("vit_nano"), "cpu").digest
 
 
 @pytest.mark.parametrize("name", ["mixer_b32", "mixer_h14"])

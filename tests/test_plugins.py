@@ -271,3 +271,96 @@ def test_an_unknown_analysis_may_be_a_file_that_was_not_imported(run_tiny):
     code, _, err = run_tiny("analysis=of_my_own")
     assert code == 2
     assert "there is no analysis=of_my_own (if it is your own: --import its file)" in err
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        *("reduce(self, layer, output)", "observe(self, view)", "tables(self, sums)"),
+        *("figures(self, tables, labels)", "warnings(self, sums)", "check(self, layers)"),
+        "__post_init__(self)",
+    ],
+)
+def test_a_method_of_ones_own_analysis_that_fails_is_named_with_its_line(
+    run_tiny, tmp_path, method
+):
+    path = tmp_path / "failing.py"
+    mine = MINE.format(name="failing", kind="Failing")
+    path.write_text(f"{mine}\n    def {method}:\n        return pd.DataFrame().no_such\n")
+    line = len(path.read_text().splitlines())
+    code, _, err = run_tiny(f"--import={path}", "analysis=failing", "images=8")
+    assert code == 2
+    name = method.partition("(")[0]
+    assert (
+        f"analysis=failing: its method {name} failed: AttributeError: 'DataFrame' object has no attribute "
+        f"'no_such' ({path}, line {line}); VITSEE_TRACEBACK=1 prints the traceback" in err
+    )
+    assert len(err.splitlines()) == 1
+
+
+def test_the_traceback_of_a_method_that_fails_is_printed_on_request(
+    run_tiny, tmp_path, monkeypatch
+):
+    path = tmp_path / "traced.py"
+    mine = MINE.format(name="traced", kind="Traced")
+    path.write_text(f"{mine}\n    def observe(self, view):\n        return 1 / 0\n")
+    monkeypatch.setenv("VITSEE_TRACEBACK", "1")
+    code, _, err = run_tiny(f"--import={path}", "analysis=traced", "images=8")
+    assert code == 2
+    assert "in observe\n    return 1 / 0" in err
+    assert err.splitlines()[-1].startswith("vitsee run: analysis=traced: its method observe failed")
+
+
+def test_a_method_that_is_missing_is_named(run_tiny, tmp_path):
+    path = tmp_path / "unfinished.py"
+    mine = MINE.format(name="unfinished", kind="Unfinished")
+    path.write_text(mine.replace("def tables", "def table"))
+    code, _, err = run_tiny(f"--import={path}", "analysis=unfinished", "images=8")
+    assert code == 2
+    assert "analysis=unfinished: Unfinished has no method tables; define it" in err
+    path.write_text(mine)
+    del sys.modules["unfinished"]
+    assert run_tiny(f"--import={path}", "analysis=unfinished", "images=8")[0] == 0
+
+
+def test_an_error_in_an_analysis_of_vitsee_is_a_bug_and_stays_as_it_is(run_tiny, monkeypatch):
+    monkeypatch.setattr("vitsee.analyses.cka.CKA.observe", lambda self, view: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_tiny("images=8")
+
+
+def test_a_result_of_ones_own_analysis_is_repeated_only_with_its_file(run_tiny, command, tmp_path):
+    path = write(tmp_path, "to_repeat")
+    _, out, _ = run_tiny(f"--import={path}", "analysis=to_repeat", "images=8")
+    del REGISTERED["to_repeat"], sys.modules["to_repeat"]
+    asked = ["--from", str(Path(out.splitlines()[0]).parent / "experiment.yaml")]
+    code, _, err = command("run", *asked)
+    assert code == 2
+    assert "there is no analysis to_repeat (if it is your own: --import its file)" in err
+    assert command("run", f"--import={path}", *asked, f"run.outputs={tmp_path}")[0] == 0
+
+
+def test_an_analysis_that_is_not_registered_is_named(tmp_path, caplog):
+    path = write(tmp_path, "forgotten")
+    path.write_text(path.read_text().replace("@register\n", ""))
+    import_asked(["--import", str(path)])
+    assert (
+        "forgotten.py: the analysis Counted is not registered; write @register above" in caplog.text
+    )
+    caplog.clear()
+    del sys.modules["forgotten"]
+    write(tmp_path, "forgotten")
+    import_asked(["--import", str(path)])
+    assert not caplog.text
+
+
+def test_a_file_without_analyses_and_a_base_class_are_nothing_to_warn_of(tmp_path, caplog):
+    path = write(tmp_path, "with_a_base")
+    path.write_text(
+        path.read_text()
+        .replace("@register\n", "class Base(Analysis):\n    pass\n\n\n@register\n")
+        .replace("Counted(Analysis)", "Counted(Base)")
+    )
+    (tmp_path / "of_claims.py").write_text("from vitsee.analysis import Analysis\n")
+    import_asked(["--import", str(path), "--import", str(tmp_path / "of_claims.py")])
+    assert not caplog.text

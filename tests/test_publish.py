@@ -24,7 +24,9 @@ from vitsee.papers.claims import CLAIMS
 from vitsee.papers.plot import plot
 from vitsee.papers.publish import (
     Request,
+    Shown,
     check_panels,
+    nulls,
     overrides,
     publish,
     tell_what_is_replaced,
@@ -281,6 +283,23 @@ def test_the_claims_are_scored_on_any_two_models_and_what_one_cannot_give_is_lef
     tested = verdicts[verdicts["untrained"].notna()]
     assert tested["untrained"].equals(tested["value"])
     assert verdicts.loc["uniform", ["low", "high"]].notna().all()
+
+
+def test_a_model_that_cannot_be_given_random_weights_has_no_null_and_the_log_says_so(caplog):
+    own = ["model=import", "model.import=package:function", "model@other=resnet_mini"]
+    request, panels = Request.read(["figure=claims", *own]), atlas.published("claims").panels
+    shown = Shown({"model": Path("anywhere")}, [])
+    assert nulls(panels["within"], atlas.zoo("mini"), request, {}, shown) == {}
+    assert (
+        "Within the model has no null: vitsee cannot draw random weights for model=import, so claims about this "
+        "panel are tested without untrained networks" in caplog.text
+    )
+
+
+def test_a_zoo_that_does_not_exist_is_refused_once_for_all_figures(caplog):
+    with pytest.raises(UserError, match=r"^there is no zoo=mni; .*Did you mean mini\?$"):
+        list(publish(["figure=all", "zoo=mni"]))
+    assert not caplog.text
 
 
 @pytest.mark.parametrize(

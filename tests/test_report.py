@@ -133,7 +133,7 @@ def test_the_page_has_every_figure_table_and_claim(outputs):
     words = " ".join(shown.words.split())
     for text in ("1 yes", "1 no", "1 undecided", "1 not testable", "0.187 to 0.241", "0.012"):
         assert text in words
-    for text in ("Raghu et al. 2021, Figure 1; zoo mini", "40 images of folder", "batch_size"):
+    for text in ("Raghu et al. 2021, Figure 1; zoo mini", "40 images of images", "batch_size"):
         assert text in words
     assert re.search(r"from class\d/\d+.png to class\d/\d+.png; fingerprint", words)
 
@@ -373,7 +373,7 @@ def test_damaged_files_and_unfinished_results_are_named_and_cost_no_other(output
         "figure.json is damaged: panels[0] is not a mapping",
     ):
         assert name in words.replace("\n", " ")
-    assert "40 images of folder" in words
+    assert "40 images of images" in words
 
 
 def result_of_tiny(root: Path) -> Path:

@@ -135,6 +135,11 @@ def test_two_networks_are_compared_and_one_may_be_named(measure):
     assert (np.diag(pair.matrix()) < 0.99).all()
 
 
+def test_a_name_among_the_options_comes_before_the_object_s_own(measure):
+    result = measure("analysis=cka", "images=8", "model.name=theirs", model=mine(), **LAYERS)
+    assert result.labels.model == "theirs"
+
+
 def test_the_second_model_may_be_named_as_on_the_command_line(measure):
     result = measure(
         *("analysis=cka", "images=8", "analysis.other_layers=[blocks.*]"),

@@ -14,13 +14,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from vitsee.errors import UserError
+from vitsee.errors import UserError, unknown
 from vitsee.io.tidy import Table
 from vitsee.setting import Labels, Layer, Setting, View
 
@@ -248,6 +249,16 @@ def _name(analysis: type[Analysis]) -> str:
 
 
 REGISTERED: dict[str, type[Analysis]] = {}
+
+
+def registered(name: str, path: Path) -> type[Analysis]:
+    """The analysis with the name that a file gives. Raises UserError that names the file if there is none."""
+    if name not in REGISTERED:
+        raise unknown(
+            f"{path}: there is no analysis {name} (if it is your own: --import its file)",
+            *(name, REGISTERED, "available"),
+        )
+    return REGISTERED[name]
 
 
 def register(analysis: type[Analysis]) -> type[Analysis]:

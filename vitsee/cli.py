@@ -17,7 +17,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from vitsee import choices, config, listing, mistakes, options
-from vitsee.errors import Incomplete, UserError, nearest, printable, speak_plainly, unknown
+from vitsee.errors import (
+    Incomplete,
+    UserError,
+    nearest,
+    printable,
+    show_traceback,
+    speak_plainly,
+    unknown,
+)
 from vitsee.flags import taken
 from vitsee.help import RUN_HELP, usage
 from vitsee.parallel import interrupt
@@ -89,6 +97,7 @@ def answer_for(verb: str, do: Callable[[], None]) -> None:
         if interrupt.led_to(error) and not isinstance(error, UserError):
             fail(f"vitsee {verb}: interrupted", INTERRUPTED)
         if mistake := mistakes.mistake(error):
+            show_traceback(error)
             fail(f"vitsee {verb}: {mistake}")
         if type(error).__module__.split(".")[0] != "submitit":
             raise
@@ -120,6 +129,8 @@ def run() -> None:
         path, overrides = Path(sys.argv[at + 1]), sys.argv[1:at] + sys.argv[at + 2 :]
         return perform(config.load_experiment(path, overrides))
     refuse_unknown_flags()
+    config.refuse_bare(sys.argv[1:])
+    refuse_zoo(sys.argv[1:])
     flags = [word for word in sys.argv[1:] if word in ("-m", "--multirun")]
     rest = [word for word in sys.argv[1:] if word not in flags]
     if any("glob:" in word for word in rest):
@@ -167,6 +178,19 @@ def refuse_unknown_flags() -> None:
             )
             valid = ["--from", "--import", "--config-dir", "--help", *OF_HYDRA]
             raise unknown(f"there is no flag {flag}{written}", flag, valid, "vitsee run has")
+
+
+def refuse_zoo(words: list[str]) -> None:
+    """Raise UserError for a zoo without a figure."""
+    for key, _, value in (word.partition("=") for word in words):
+        if key == "zoo":
+            from vitsee.papers import atlas
+
+            atlas.zoo(value)
+            raise UserError(
+                f"zoo={value} chooses the models of a figure: vitsee run figure=NAME zoo={value} "
+                f"(`vitsee list figures`); for one model use model=NAME"
+            )
 
 
 waiting: dict[str, str] = {}
@@ -234,7 +258,7 @@ def plot() -> None:
         return print(
             "usage: vitsee plot [--pdf] [--svg] PATH…   (result folders, e.g. outputs/cka/vit_mini/*)"
         )
-    from vitsee.papers.plot import plot, plot_joined
+    from vitsee.papers.plot import check, plot, plot_joined
     from vitsee.results.folder import VECTOR
 
     asked = [word.removeprefix("--") for word in sys.argv[1:] if word.startswith("--")]
@@ -247,6 +271,8 @@ def plot() -> None:
     paths = [Path(path) for path in sys.argv[1:] if not path.startswith("--")]
     if not paths:
         raise UserError(f"vitsee plot --{asked[0]} needs a result folder: outputs/cka/vit_mini/*")
+    for path in paths:
+        check(path)  # all of them before the first is drawn
     for path in paths:
         print(*plot(path, formats=formats), sep="\n")
     for joined in plot_joined(paths, formats=formats) if len(paths) > 1 else []:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from enum import Enum
 from numbers import Number
 from pathlib import Path
@@ -23,10 +24,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import vitsee.analyses  # noqa: F401  (declares the schema of every analysis)
-from vitsee import choices
-from vitsee.analysis import REGISTERED, Analysis
+from vitsee import choices, returned
+from vitsee.analysis import REGISTERED, Analysis, registered
 from vitsee.choices import CONF
-from vitsee.errors import UserError, unknown
+from vitsee.errors import UserError
 from vitsee.io import plain
 from vitsee.mistakes import explain, undeclared
 from vitsee.options import DatasetOptions, Experiment
@@ -37,6 +38,7 @@ def composed(words: list[str]) -> Experiment:
 
     Raises UserError, and Hydra's and OmegaConf's errors, which `mistakes.mistake` explains.
     """
+    refuse_bare(words)
     return build(configuration("run", words))
 
 
@@ -44,6 +46,18 @@ def configuration(name: str, words: list[str]) -> DictConfig:
     """Return conf/NAME.yaml composed with these arguments. Raises the errors of Hydra and OmegaConf."""
     with _hydra_apart(), initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(name, [quoted(word) for word in words])
+
+
+def refuse_bare(words: Iterable[str]) -> None:
+    """Raise UserError for a choice without its group: vit_nano instead of model=vit_nano."""
+    for word in (word for word in words if word[:1].isalpha() and "=" not in word):
+        groups = {
+            name: group for group in ("figure", "dataset", "model") for name in choices.names(group)
+        } | dict.fromkeys(REGISTERED, "analysis")
+        for name in get_close_matches(word, groups, 1):
+            raise UserError(
+                f"cannot read {word!r}: options are written key=value. Did you mean {groups[name]}={name}?"
+            )
 
 
 _one_at_a_time = threading.Lock()
@@ -72,6 +86,7 @@ def build(cfg: DictConfig) -> Experiment:
         assert kind is not None
         assert issubclass(kind, Analysis)
         cfg.batch_size = kind.default_batch_size
+    returned.made(cfg.analysis)
     experiment = OmegaConf.to_object(cfg)
     assert isinstance(experiment, Experiment)
     return experiment
@@ -85,11 +100,9 @@ def load_experiment(path: Path, overrides: list[str]) -> Experiment:
     if path.is_dir():
         raise UserError(f"--from {path} is a folder; name the experiment.yaml in it")
     stored = plain.read(path)
-    chosen = plain.analysis_of(stored, path)
-    if chosen not in REGISTERED:
-        raise unknown(f"there is no analysis {chosen}", chosen, REGISTERED, "available")
+    chosen = registered(plain.analysis_of(stored, path), path)
     schema = OmegaConf.structured(Experiment)
-    schema.analysis = OmegaConf.structured(REGISTERED[chosen])
+    schema.analysis = OmegaConf.structured(chosen)
     try:
         whole = OmegaConf.merge(schema, OmegaConf.create(stored))
     except OmegaConfBaseException as error:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import sys
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -93,6 +95,12 @@ def unwritable(path: Path, error: OSError) -> UserError:
         f"cannot write {path}: {error.strerror or error}; {remedy(error)}, or choose another folder "
         f"with run.outputs=PATH (for `vitsee plot`: work on a copy of this one). Everything saved so far is kept"
     )
+
+
+def show_traceback(error: BaseException) -> None:
+    """Print the traceback behind a message if the environment variable VITSEE_TRACEBACK is set."""
+    if os.environ.get("VITSEE_TRACEBACK"):
+        traceback.print_exception(error)
 
 
 def expanded(path: str) -> Path:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from vitsee import mistakes, runner
 from vitsee.data.minibatches import cores, workers_for
-from vitsee.errors import Incomplete, UserError, speak_plainly
+from vitsee.errors import Incomplete, UserError, show_traceback, speak_plainly
 from vitsee.options import Experiment, RunOptions
 from vitsee.parallel.interrupt import Interrupted, Interruptible
 from vitsee.parallel.team import Member
@@ -226,6 +226,7 @@ def _member(experiment: Experiment, number: int, size: int, line: Connection) ->
     try:
         outcome = runner.run(experiment, Member(line, writes=number == 0))
     except (UserError, Interrupted) as failure:
+        show_traceback(failure)  # the other process gets the message alone
         outcome = failure
     except (KeyboardInterrupt, EOFError, BrokenPipeError):  # the latter two: the parent has ended
         outcome = Interrupted()

@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitsee import returned
 from vitsee.errors import UserError, refused, unknown
 
 if TYPE_CHECKING:
@@ -48,14 +47,18 @@ def run_experiment(
     from vitsee import choices, config, given, mistakes
 
     objects = {key: value for key, value in options.items() if given.is_object(key, value)}
-    named: dict[str, Any] = {}
+    of_objects: dict[str, Any] = {}
     for key, value in objects.items():
-        named |= given.options(key, value)
+        of_objects |= given.options(key, value)
+    named: dict[str, Any] = {}
     for key, value in options.items():
         # a name selects a whole group of options; the second model's group has a different name
         of = "model@other" if key == "other" and isinstance(value, str) else key
         named |= {} if key in objects else {of: value}
-    words = [*overrides, *(config.override(key, value) for key, value in named.items())]
+    chosen, asked = (
+        [config.override(key, value) for key, value in some.items()] for some in (of_objects, named)
+    )
+    words = [*chosen, *overrides, *asked]  # so that model.name=mine overrides an object's own name
     for word in words:
         if word.startswith(choices.FLAGS):
             raise UserError(f"{word}: from Python this is config_dir=FOLDER")
@@ -224,12 +227,13 @@ class Result:
     def figures(self) -> dict[str, Figure]:
         """The figures of `vitsee plot` by name, redrawn from the tables.
 
-        Raises UserError if a custom analysis returns anything other than figures.
+        Raises UserError if a custom analysis fails, or returns anything other than figures.
         """
         from matplotlib.figure import Figure
 
-        drawn = self._analysis.figures(self.tables, self.labels)
-        return returned.named(self._analysis, "figures", drawn, Figure)
+        from vitsee import returned
+
+        return returned.named(self._analysis, "figures", Figure, self.tables, self.labels)
 
     def __repr__(self) -> str:
         models = self.labels.model + (f" × {self.labels.other}" if self.labels.other else "")

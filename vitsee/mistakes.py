@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
@@ -44,6 +45,9 @@ def explain(error: BaseException) -> str:
         if "=" not in str(error.override):
             return f"cannot read {error.override!r}: options are written key=value"
         key, _, value = str(error.override).partition("=")
+        wrong, balanced = _balanced(value)
+        if wrong and _readable(f"{key}={balanced}"):
+            return f"cannot read {error.override!r}: {wrong}; write '{key}={balanced}'"
         return (
             f"cannot read {error.override!r}: quote a value with special characters twice, for the shell and "
             f"for vitsee: '{key}=\"{value}\"'"
@@ -75,6 +79,41 @@ def explain(error: BaseException) -> str:
     if missing := re.search(r"Missing mandatory value: (\S+)", said):
         return f"{missing[1]} is missing: give {missing[1]}=VALUE"
     return f"{error.full_key}: {said}"
+
+
+_CLOSING = {"[": "]", "{": "}", "(": ")"}
+_OPENING = {closing: opening for opening, closing in _CLOSING.items()}
+
+
+def _balanced(value: str) -> tuple[str, str]:
+    """Return what is wrong with the brackets of a value, and the value with matching brackets."""
+    wrong, balanced, quote = "", "", ""
+    unclosed: list[str] = []
+    for each in value:
+        if quote or each in "'\"":
+            quote = "" if each == quote else quote or each
+        elif each in _CLOSING:
+            unclosed.append(each)
+        elif each in _OPENING and not unclosed:
+            wrong, balanced = f"no {_OPENING[each]} opens the {each}", _OPENING[each] + balanced
+        elif each in _OPENING and _OPENING[each] not in unclosed:
+            wrong, each = f"{each} cannot close the {unclosed[-1]}", _CLOSING[unclosed.pop()]
+        elif each in _OPENING:
+            while (opening := unclosed.pop()) != _OPENING[each]:
+                wrong, balanced = f"nothing closes the {opening}", balanced + _CLOSING[opening]
+        balanced += each
+    if unclosed:
+        wrong = f"nothing closes the {unclosed[-1]} (a space ends the word, unless it is quoted)"
+        balanced = balanced.rstrip(", ") + "".join(_CLOSING[each] for each in reversed(unclosed))
+    return wrong, balanced
+
+
+def _readable(word: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(word)
+    except HydraException:
+        return False
+    return True
 
 
 def undeclared(kind: type, key: str) -> UserError:

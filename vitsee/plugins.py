@@ -10,7 +10,9 @@ import traceback
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
+from sysconfig import get_path
 
+from vitsee.analysis import REGISTERED, Analysis
 from vitsee.errors import UserError, nearest
 from vitsee.flags import taken
 
@@ -47,6 +49,23 @@ def _import(named: str) -> None:
         raise
     except Exception as error:
         raise UserError(f"--import {named}: {where(error)}") from error
+    for each in _unregistered(path.stem if is_file else named):
+        log.warning(
+            "warning: --import %s: the analysis %s is not registered; write @register above its class, below "
+            "`from vitsee.analysis import register`",
+            *(named, each),
+        )
+
+
+def _unregistered(module: str) -> list[str]:
+    """Names of the analyses that a module defines and forgets to register, and that no registered one extends."""
+    kinds = [
+        kind
+        for kind in vars(sys.modules[module]).values()
+        if isinstance(kind, type) and issubclass(kind, Analysis) and kind.__module__ == module
+    ]
+    known = tuple(REGISTERED.values())
+    return [kind.__name__ for kind in kinds if not any(issubclass(one, kind) for one in known)]
 
 
 def _import_file(path: Path) -> None:
@@ -72,12 +91,19 @@ def make_findable(folder: Path) -> None:
 
 
 def where(error: Exception) -> str:
-    """The error in user code, with its file and line."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    line = getattr(error, "lineno", None) or last.lineno
-    file = getattr(error, "filename", None) or last.filename
-    said = getattr(error, "msg", None) or " ".join(str(error).split())
-    return f"{type(error).__name__}: {said} ({file}, line {line})"
+    """The error in user code, with the file and line: the innermost that no library contains, if there is one."""
+    frames = traceback.extract_tb(error.__traceback__)
+    last = [*frames, *(frame for frame in frames if not _of_library(frame.filename))][-1]
+    file, line, said = last.filename, last.lineno, " ".join(str(error).split())
+    if isinstance(error, SyntaxError):
+        file, line, said = error.filename or file, error.lineno or line, error.msg
+    return f"{type(error).__name__}{said and f': {said}'} ({file}, line {line})"
+
+
+def _of_library(file: str) -> bool:
+    path = Path(file)
+    ours = any(path.is_relative_to(place) for place in (Path(__file__).parent, get_path("stdlib")))
+    return ours or not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
 
 
 def import_installed() -> None:

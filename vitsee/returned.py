@@ -1,12 +1,16 @@
-"""Checks what the methods of an analysis return, so mistakes in a custom analysis are reported where they occur."""
+"""Makes an analysis and calls its methods, so that mistakes in a custom analysis are reported where they occur."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from vitsee.errors import UserError
 from vitsee.lazy import torch
+from vitsee.plugins import where
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,6 +20,47 @@ if TYPE_CHECKING:
     from vitsee.sums import Sums
 
 T = TypeVar("T")
+
+
+def of(analysis: Analysis, method: str, *given: Any) -> Any:
+    """What this method returns. If it fails in a custom analysis, raises UserError with the file and line.
+
+    Errors of vitsee's own analyses are bugs and are raised as they are, as are UserError and a lack of memory.
+    """
+    kind = type(analysis)
+    try:
+        return getattr(analysis, method)(*given)
+    except Exception as error:
+        if _ours(kind) or isinstance(error, (UserError, torch.OutOfMemoryError)):
+            raise
+        if getattr(kind, method).__module__ == "vitsee.analysis":
+            raise UserError(
+                f"analysis={analysis.name}: {kind.__name__} has no method {method}; define it"
+            ) from error
+        raise _failed(kind, method, error) from error
+
+
+def made(options: DictConfig) -> Analysis:
+    """The analysis with these options. If its `__post_init__` fails, as `of`."""
+    kind = OmegaConf.get_type(options)
+    try:
+        analysis = OmegaConf.to_object(options)
+    except Exception as error:
+        if kind is None or _ours(kind) or isinstance(error, (UserError, OmegaConfBaseException)):
+            raise
+        raise _failed(kind, "__post_init__", error) from error
+    return cast("Analysis", analysis)
+
+
+def _ours(kind: type) -> bool:
+    return kind.__module__.split(".")[0] == "vitsee"
+
+
+def _failed(kind: type, method: str, error: Exception) -> UserError:
+    return UserError(
+        f"analysis={getattr(kind, 'name', kind.__name__)}: its method {method} failed: {where(error)}; "
+        f"VITSEE_TRACEBACK=1 prints the traceback"
+    )
 
 
 def reduced(analysis: Analysis, outputs: dict[str, Any]) -> dict[str, Tensor]:
@@ -33,9 +78,9 @@ def _a(value: object) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
 
-def named(analysis: Analysis, method: str, returned: Any, kind: type[T]) -> dict[str, T]:
-    """What this method returned. Raises UserError unless it is a dictionary from names to objects of this kind."""
-    what = None
+def named(analysis: Analysis, method: str, kind: type[T], *given: Any) -> dict[str, T]:
+    """What this method returns. Raises UserError unless it is a dictionary from names to objects of this kind."""
+    returned, what = of(analysis, method, *given), None
     if not isinstance(returned, Mapping):
         what = _a(returned)
     else:
@@ -55,7 +100,7 @@ def tables(analysis: Analysis, sums: Sums) -> dict[str, pd.DataFrame]:
     """The tables of these sums. Raises UserError unless all are tables, one of them named after the analysis."""
     import pandas as pd
 
-    made = named(analysis, "tables", analysis.tables(sums), pd.DataFrame)
+    made = named(analysis, "tables", pd.DataFrame, sums)
     if analysis.name not in made:
         raise UserError(
             f"analysis={analysis.name}: {type(analysis).__name__}.tables returned no table "

@@ -48,9 +48,9 @@ def run(experiment: Experiment, team: Alone | None = None) -> Written:
     if team.writes:
         import vitsee.plotting.style  # noqa: F401  (if drawing is broken, fail now and not after hours)
     results = Results(Path(experiment.run.outputs) / study.folder, study.fingerprint)
-    study.analysis.check_memory(study.memory)
+    returned.of(study.analysis, "check_memory", study.memory)
     if study.passes:
-        study.analysis.check_kept(len(study.plan), study.plan.batch_size)
+        returned.of(study.analysis, "check_kept", len(study.plan), study.plan.batch_size)
     results.prepare()
     changes.refuse_foreign(study, results)
     results.save_experiment(study.what)
@@ -66,8 +66,8 @@ def run(experiment: Experiment, team: Alone | None = None) -> Written:
     analysis = study.analysis_after(earlier)
     tables = returned.tables(analysis, total)
     files = results.save_tables(tables)
-    without = [analysis.tables(part) for part in groups_left_out(total)]
-    for name, content in analysis.files(total).items():
+    without = [returned.tables(analysis, part) for part in groups_left_out(total)]
+    for name, content in returned.of(analysis, "files", total).items():
         results.write(name, content)
     results.write(replicates.NAME, replicates.pack(tables, without, times_sampled(study, total)))
     document(study, results, analysis, totals)
@@ -80,9 +80,7 @@ def run(experiment: Experiment, team: Alone | None = None) -> Written:
 def of_weights(study: Study) -> Sums:
     """The terms of an analysis that reads only weights."""
     nets = {role: model.net for role, model in study.models.items()}
-    terms = returned.named(
-        study.analysis, "of_weights", study.analysis.of_weights(nets), torch.Tensor
-    )
+    terms = returned.named(study.analysis, "of_weights", torch.Tensor, nets)
     return Sums.of(0, 1, terms, study.axes)
 
 
@@ -132,7 +130,7 @@ def add_up(
         try:
             for batch in team.follow(batches, study.folder, len(todo), e.run.progress):
                 terms = observe(batch)
-                doubts.add(batch.index, e.analysis.impossible(terms))
+                doubts.add(batch.index, returned.of(e.analysis, "impossible", terms))
                 sums += Sums.of(
                     batch.index, minibatch_count, terms, study.axes, grouped, e.analysis.keeps
                 )
@@ -203,7 +201,7 @@ def observer(
                     again=forward,
                     indices=batch.ids,
                 )
-                terms = returned.named(analysis, "observe", analysis.observe(view), torch.Tensor)
+                terms = returned.named(analysis, "observe", torch.Tensor, view)
             except torch.OutOfMemoryError as error:
                 raise UserError(
                     f"not enough memory on {study.device} for minibatches of {e.batch_size} images; "
@@ -260,7 +258,7 @@ def document(study: Study, results: Results, analysis: Analysis, totals: list[Su
     record = provenance.made_with(study, totals)
     record["tolerance"] = stopped(study, totals[-1])
     record["skipped_images"] = skipped_ids(study, totals)
-    record["warnings"] = study.warnings() + analysis.warnings(totals[-1])
+    record["warnings"] = study.warnings() + returned.of(analysis, "warnings", totals[-1])
     if record["skipped_images"]:
         first, *more = record["skipped_images"]
         record["warnings"].append(
@@ -295,7 +293,7 @@ def stopped(study: Study, total: Sums) -> dict[str, Any] | None:
     asked = study.experiment.tolerance
     if asked is None:
         return None
-    largest = study.analysis.error(total)
+    largest = returned.of(study.analysis, "error", total)
     measured = int(total.seen.sum())
     return {
         "asked": asked,

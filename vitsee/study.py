@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from vitsee import returned
 from vitsee.analysis import Analysis, Labels, Layer, Setting
 from vitsee.data import datasets
 from vitsee.data.images import Images
 from vitsee.data.plan import Plan
-from vitsee.errors import UserError, printable
+from vitsee.errors import UserError, expanded, printable
 from vitsee.models import loader, presets
 from vitsee.models.code import source_of
 from vitsee.models.structure import structure
@@ -112,7 +113,7 @@ class Study:
             role: presets.choose(model.net, self._surveyed[role], analysis.patterns(role))
             for role, model in self.models.items()
         }
-        analysis.check(layers)
+        returned.of(analysis, "check", layers)
         return layers
 
     @cached_property
@@ -198,7 +199,7 @@ class Study:
         """Which images form each minibatch. Raises UserError if there are too few."""
         e = self.experiment
         equal = e.analysis.equal_minibatches
-        chosen = self.analysis.select(stage)
+        chosen = returned.of(self.analysis, "select", stage)
         if chosen is not None:
             order = tuple(chosen)
             if e.images is not None and stage == len(e.analysis.splits) - 1:
@@ -207,17 +208,17 @@ class Study:
         there, default = len(images), e.analysis.default_images
         if e.images is not None and e.images > there:
             raise UserError(
-                f"images={e.images}, but {e.dataset.name} has {there}; use images={there} or fewer"
+                f"images={e.images}, but {self._shown} has {there}; use images={there} or fewer"
             )
         count = min(default, there) if e.images is None else e.images
         if equal and count < e.batch_size:
             raise UserError(
-                f"{e.dataset.name} has {there} images, fewer than one minibatch "
+                f"{self._shown} has {there} images, fewer than one minibatch "
                 f"(batch_size={e.batch_size}); "
                 + (f"use batch_size={there // 2}" if there >= 8 else "at least 8 are needed")
             )
         if count < default and e.images is None:
-            log.info("%s has %d images: all of them are used", e.dataset.name, there)
+            log.info("%s has %d images, fewer than the default of %d", self._shown, there, default)
         plan = Plan(there, count, e.batch_size, e.seed, e.repeats, equal)
         if plan.left_out:
             log.info(
@@ -230,7 +231,7 @@ class Study:
         """The first `count` images that the analysis chose. Raises UserError if it chose fewer."""
         if count > len(chosen):
             raise UserError(
-                f"images={count}, but only {len(chosen)} of {self.experiment.dataset.name} are left; "
+                f"images={count}, but only {len(chosen)} of {self._shown} are left; "
                 f"use images={len(chosen)} or fewer"
             )
         rng = np.random.default_rng(self.experiment.seed)
@@ -300,12 +301,25 @@ class Study:
         """The folder name for the data that was read."""
         return self.experiment.dataset.name if self.passes else "weights"
 
+    @property
+    def _shown(self) -> str:
+        """The name of the data in figures: for a folder or tar that was given none, its own.
+
+        Their fonts have Latin, Greek and Cyrillic letters.
+        """
+        dataset = self.experiment.dataset
+        if dataset.name != "folder" or not dataset.root:
+            return dataset.name
+        root = expanded(dataset.root).resolve()
+        own = root.name if root.is_dir() else root.stem
+        return own if own and max(own) < "\u0500" else dataset.name
+
     def enough(self, sums: Sums) -> bool:
         """Whether these are the sums of the first minibatches, and `tolerance` is reached."""
         tolerance, measured = self.experiment.tolerance, int(sums.seen.sum())
         if tolerance is None or measured < LEAST or not (sums.seen[:measured] == 1).all():
             return False
-        return self.analysis.error(sums) <= tolerance
+        return returned.of(self.analysis, "error", sums) <= tolerance
 
     def labels(self, sums: Sums) -> Labels:
         """The labels of the figures. sums: those of the last pass."""
@@ -318,7 +332,7 @@ class Study:
         return Labels(
             model=self.models["model"].label,
             other=other.label if other else None,
-            dataset=self._data,
+            dataset=self._shown if self.passes else self._data,
             images=images,
             repeats=math.ceil(measured / self.plan.per_repeat) if self.passes else 1,
             family=card.family if card else None,

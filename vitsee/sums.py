@@ -29,7 +29,7 @@ such images lack it."""
 
 
 class Damaged(Exception):
-    """A file of sums was changed or cut off, or belongs to another experiment."""
+    """A file of sums was changed or cut off, or belongs to a different experiment."""
 
 
 GROUPS = 10
@@ -175,7 +175,7 @@ class Sums:
         checked = len(HEAD) + hashlib.sha256().digest_size
         content = memoryview(packed)[checked:]
         if packed.startswith(HEAD[:12]) and not packed.startswith(HEAD):
-            raise Damaged("it was written by another version of vitsee")
+            raise Damaged("it was written by a different version of vitsee")
         if packed[:checked] != HEAD + hashlib.sha256(content).digest():
             raise Damaged("it is truncated or corrupt: its checksum is wrong")
         try:
@@ -187,7 +187,9 @@ class Sums:
         except Exception as error:  # the checksum is right, so another program wrote it
             raise Damaged("it does not hold sums of this version of vitsee") from error
         if owner not in (None, whose):
-            raise Damaged("it belongs to another experiment, or to another version of the analysis")
+            raise Damaged(
+                "it belongs to a different experiment or a different version of the analysis"
+            )
         return sums
 
 

@@ -149,8 +149,8 @@ class AttentionDistance(Analysis):
         }
 
 
-def _standard_error(mean: np.ndarray, squares: np.ndarray, images: Any) -> np.ndarray:
-    """Standard error of the mean over images; NaN for one image, 0 if below rounding."""
+def _standard_error(mean: np.ndarray, squares: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Standard error of the mean over `images` (a scalar) images; NaN for one image, 0 if below rounding."""
     if images < 2:
         return np.full_like(mean, np.nan)
     variance = (squares / images - mean**2) / (images - 1)

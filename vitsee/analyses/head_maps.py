@@ -299,7 +299,7 @@ def _picture(rows: pd.DataFrame) -> np.ndarray:
     return rows[list("rgb")].to_numpy(float).reshape(*shape, 3) / 255
 
 
-def _maps(table: pd.DataFrame, image: Any, layer: Any) -> np.ndarray:
+def _maps(table: pd.DataFrame, image: int, layer: str) -> np.ndarray:
     """The maps of one layer on one image, (heads, rows, columns)."""
     rows = table[(table["image"] == image) & (table["layer"] == layer)]
     shape = [int(rows[name].max()) + 1 for name in ("head", "row", "col")]

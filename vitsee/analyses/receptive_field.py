@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vitsee.models.residual import Residual
+    from vitsee.plotting.line_plots import Line
     from vitsee.sums import Sums
 
 _SHOWN = 5
@@ -287,7 +288,7 @@ def _spread(maps: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
     return {name: maps[name] for name in shown}
 
 
-def _radii(table: pd.DataFrame, names: dict[str, str]) -> list[Any]:
+def _radii(table: pd.DataFrame, names: dict[str, str]) -> list[tuple[Line, np.ndarray]]:
     """Lines for both radii of each model and point, with their positions on the depth axis."""
     lines = []
     several = table["point"].nunique() > 1

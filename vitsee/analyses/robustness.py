@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -276,7 +276,7 @@ class Robustness(Analysis):
         }
 
 
-def _require(option: str, value: Any, example: str, good: Any) -> None:
+def _require(option: str, value: Any, example: str, good: Callable[[Any], bool]) -> None:
     if not isinstance(value, list) or not value or not all(map(good, value)):
         raise UserError(f"analysis.{option} must be a list such as {example}; got {value!r}")
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vitsee.models.residual import Residual
+    from vitsee.plotting.line_plots import Line
     from vitsee.sums import Sums
 
 LOWEST, OCTAVES, PER_OCTAVE = -16, 40, 16
@@ -254,7 +255,7 @@ def _has_class(table: pd.DataFrame) -> bool:
     return bool((table["kind"] == "class").any())
 
 
-def _lines(table: pd.DataFrame, column: str, names: dict[str, str]) -> list[Any]:
+def _lines(table: pd.DataFrame, column: str, names: dict[str, str]) -> list[Line]:
     """One line per model, branch and kind of token, as in the paper."""
     branches = {role: {*rows["branch"]} for role, rows in table.groupby("model")}
     told_apart = not set.intersection(*branches.values()) or len(branches) == 1

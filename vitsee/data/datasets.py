@@ -111,9 +111,12 @@ def _part(dataset: DatasetOptions, root: Path, folders: set[str]) -> str:
         return ""
     if dataset.split_is_root and not folders & {"train", "val", "test"}:
         return ""
+    absent = (
+        f"{root} has no folder {split!r} (dataset.split; linear_probe: analysis.train_split=null)"
+    )
     if not folders:
-        raise UserError(f"{root} has no folder {split!r} (dataset.split), and no folders at all")
-    raise unknown(f"{root} has no folder {split!r} (dataset.split)", split, folders, "it has")
+        raise UserError(f"{absent}, and no folders at all")
+    raise unknown(absent, split, folders, "it has")
 
 
 READERS = {

@@ -59,7 +59,8 @@ def _in_place(dataset: DatasetOptions) -> Images:
         there = there[split]
     elif dataset.split is not None:
         raise UserError(
-            f"dataset.split={dataset.split}: {dataset.path} has no splits; leave it out"
+            f"dataset.split={dataset.split}: {dataset.path} has no splits; leave it out "
+            f"(linear_probe: analysis.train_split=null)"
         )
     try:
         column = _column(there.features, datasets.Image, dataset.column)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from vitsee import returned
 from vitsee.analysis import Analysis, Layer
 from vitsee.estimators.arithmetic import exact, forward_in
 from vitsee.models import attention_hooks, residual
@@ -39,7 +40,7 @@ def watch(
     def keep(layer: Layer) -> Callable[[Any], None]:
         def deliver(output: Any) -> None:
             with exact(device):
-                kept[layer.name] = analysis.reduce(layer, output)
+                kept[layer.name] = returned.of(analysis, "reduce", layer, output)
 
         return deliver
 

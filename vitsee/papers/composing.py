@@ -24,6 +24,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import AutoLocator, MaxNLocator
 from matplotlib.transforms import Bbox
 
+from vitsee import returned
 from vitsee.errors import unknown
 from vitsee.io.record import COMPOSED
 from vitsee.io.tidy import Table, wrong
@@ -259,9 +260,11 @@ def titled(panel: dict[str, Any], folder: Path, read: Read) -> str:
 def figures_of(panel: dict[str, Any], folder: Path, read: Read) -> dict[str, Figure]:
     """All figures drawn from the panel's results."""
     results = [read(folder / result) for result in panel["results"]]
+    analysis = results[0].analysis
     if len(results) == 1:
-        return results[0].analysis.figures(results[0].tables, results[0].labels)
-    return results[0].analysis.joined([(result.tables, result.labels) for result in results])
+        return returned.of(analysis, "figures", results[0].tables, results[0].labels)
+    several = [(result.tables, result.labels) for result in results]
+    return returned.of(analysis, "joined", several)
 
 
 def fit_words(axes: Axes, width: float, height: float) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from vitsee.comparing import drawing as comparing
 from vitsee.comparing import record
 from vitsee.papers import composing
-from vitsee.results import drawing
+from vitsee.results import drawing, reading
 from vitsee.results.folder import PNG, Formats
 
 
@@ -21,6 +21,12 @@ def plot(path: Path, *, formats: Formats = PNG) -> list[Path]:
     if _is_composed(path):
         return composing.draw(path, formats=formats)
     return drawing.draw(path, formats=formats)
+
+
+def check(path: Path) -> None:
+    """Raise UserError if this is no result folder, comparison or composed figure."""
+    if not _is_comparison(path) and not _is_composed(path):
+        reading.check(path)
 
 
 def plot_joined(paths: list[Path], *, formats: Formats = PNG) -> list[Path]:

@@ -13,12 +13,12 @@ from typing import Any
 
 import pandas as pd
 
-from vitsee import choices
+from vitsee import choices, returned
 from vitsee.config import composed
 from vitsee.errors import Busy, Incomplete, UserError, unknown
 from vitsee.io.record import Shape
 from vitsee.names import folder_name
-from vitsee.options import Experiment, RunOptions
+from vitsee.options import Experiment, RunOptions, readers
 from vitsee.papers import atlas, composing, evidence
 from vitsee.papers.atlas import Panel, Published, Zoo
 from vitsee.papers.claims import CLAIMS
@@ -48,6 +48,7 @@ def publish(words: list[str]) -> Iterator[Written]:
     """
     request = Request.read(words)
     figures = [atlas.published(name) for name in request.figures]
+    atlas.zoo(request.zoo)  # a mistake in its name concerns all of them
     for figure in figures:
         request.check(figure)
         check_panels(figure)
@@ -320,8 +321,17 @@ def nulls(
     for role in shown.folders:
         both = ["model", "other"] if panel.other else ["model"]
         random = [f"{model}.{option}" for model in both for option in RANDOM]
+        asked = overrides(panel, role, zoo, request)
+        sources = {model.source for model in request.experiment(asked).models.values()}
+        if fixed := sources - {*readers("pretrained")}:
+            log.warning(
+                "warning: %s has no null: vitsee cannot draw random weights for model=%s, so claims about this "
+                "panel are tested without untrained networks",
+                *(panel.title, fixed.pop().value),
+            )
+            continue
         try:
-            experiment = request.experiment([*overrides(panel, role, zoo, request), *random])
+            experiment = request.experiment([*asked, *random])
             folders[role] = result(experiment, measured, reader)
         except Incomplete:
             raise
@@ -421,7 +431,8 @@ def caption(figure: Published, zoo: Zoo, shown: dict[str, Shown], reader: Reader
             models.setdefault(result.labels.model, {})[role] = None
             if result.labels.other and panel.other:
                 models.setdefault(result.labels.other, {})[panel.other] = None
-            explained[result.analysis.caption(panel.figure, result.tables)] = None
+            words = returned.of(result.analysis, "caption", panel.figure, result.tables)
+            explained[words] = None
     parts = [
         f"{data}: " + ", ".join(f"{model}{played(roles, zoo)}" for model, roles in models.items())
         for data, models in cast.items()

@@ -17,7 +17,7 @@ RECORD = "state/made_of.json"
 
 
 def refuse_foreign(study: Study, results: Results) -> None:
-    """Raise UserError if the folder contains another experiment, e.g. because it was moved."""
+    """Raise UserError if the folder contains a different experiment, e.g. because it was moved."""
     record = _record(results)
     changed = _differences(record, study.made_of) if record else []
     if changed:

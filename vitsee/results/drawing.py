@@ -24,8 +24,8 @@ def draw(path: Path, stored: StoredResult | None = None, *, formats: Formats = P
 
     with Interruptible():  # matplotlib's callbacks would swallow a Ctrl-C
         stored = stored or read(path)
-        figures = stored.analysis.figures(stored.tables, stored.labels)
-        drawn = returned.named(stored.analysis, "figures", figures, Figure)
+        given = stored.tables, stored.labels
+        drawn = returned.named(stored.analysis, "figures", Figure, *given)
         return Results(path).save_figures(drawn, formats=formats)
 
 
@@ -45,10 +45,10 @@ def draw_joined(paths: list[Path], *, formats: Formats = PNG) -> list[Path]:
         if not analysis.draws_several:
             log.info("%s has no figure of several results", analysis.name)
             return []
-        figures = analysis.joined([(result.tables, result.labels) for result in stored])
+        results = [(result.tables, result.labels) for result in stored]
         resolved = [str(path.resolve()) for path in paths]
         digest = hashlib.sha256("\0".join(resolved).encode()).hexdigest()[:8]
         together = Results(Path(os.path.commonpath(resolved)))
-        drawn = returned.named(analysis, "joined", figures, Figure)
+        drawn = returned.named(analysis, "joined", Figure, results)
         named = {f"{name}-{digest}": figure for name, figure in drawn.items()}
         return together.save_figures(named, formats=formats)

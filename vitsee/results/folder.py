@@ -123,7 +123,7 @@ class Results:
     def load_states(self, minibatches: int, stage: int = 0) -> dict[Path, Sums]:
         """Return the sums of a pass by file, with each minibatch counted at most once.
 
-        A file that is damaged, belongs to another experiment or repeats minibatches of another file is set
+        A file that is damaged, belongs to a different experiment or repeats minibatches of another file is set
         aside with a warning. Minibatches that only it contained are measured again.
         """
         loaded, seen = {}, Sums.zero(minibatches).seen

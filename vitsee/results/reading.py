@@ -6,12 +6,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import pandas as pd
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import vitsee.analyses  # noqa: F401  (registers every analysis)
-from vitsee.analysis import REGISTERED, Analysis, Labels
-from vitsee.errors import UserError, nearest, unknown
+from vitsee import returned
+from vitsee.analysis import Analysis, Labels, registered
+from vitsee.errors import UserError, nearest
 from vitsee.io import plain
 from vitsee.io.record import LABELS
 from vitsee.io.tidy import wrong
@@ -42,7 +43,19 @@ class Written:
 
 def read(path: Path) -> StoredResult:
     """Return the content of a result folder. Raises UserError if it is not a result folder."""
+    check(path)
+    analysis = _analysis(path / "experiment.yaml")
     results = Results(path)
+    tables = results.tables(analysis.columns)
+    if not tables:
+        raise UserError(f"{path} has no tables yet; run `vitsee run --from {path}/experiment.yaml`")
+    stored = results.load_json("made_with.json", {"labels": LABELS})["labels"]
+    known = {name: stored[name] for name in (f.name for f in fields(Labels)) if name in stored}
+    return StoredResult(analysis, tables, Labels(**({"other": None} | known)))
+
+
+def check(path: Path) -> None:
+    """Raise UserError if this is not a result folder."""
     if not path.exists():
         beside = path.parent.iterdir() if path.parent.is_dir() else []
         raise UserError(f"{path} does not exist.{nearest(path.name, [one.name for one in beside])}")
@@ -52,30 +65,16 @@ def read(path: Path) -> StoredResult:
                 f"{path} is not a result folder: it has no {needed}; "
                 f"give a folder such as outputs/cka/<model>/<dataset>-<identity>"
             )
-    analysis = _analysis(path / "experiment.yaml")
-    tables = results.tables(analysis.columns)
-    if not tables:
-        raise UserError(f"{path} has no tables yet; run `vitsee run --from {path}/experiment.yaml`")
-    stored = results.load_json("made_with.json", {"labels": LABELS})["labels"]
-    known = {name: stored[name] for name in (f.name for f in fields(Labels)) if name in stored}
-    return StoredResult(analysis, tables, Labels(**({"other": None} | known)))
 
 
 def _analysis(path: Path) -> Analysis:
     """Return the analysis of an experiment.yaml, with its options. Raises UserError that names the file."""
     stored = plain.read(path)
-    name = plain.analysis_of(stored, path)
-    if name not in REGISTERED:
-        raise unknown(
-            f"{path}: there is no analysis {name} (if it is your own: --import its file)",
-            name,
-            REGISTERED,
-            "available",
-        )
+    kind = registered(plain.analysis_of(stored, path), path)
     try:
         options = OmegaConf.create(stored["analysis"])
-        analysis = OmegaConf.to_object(OmegaConf.merge(REGISTERED[name], options))
+        merged = OmegaConf.merge(kind, options)
+        assert isinstance(merged, DictConfig)
+        return returned.made(merged)
     except (OmegaConfBaseException, UserError) as error:
         raise wrong(path, str(error).splitlines()[0]) from error
-    assert isinstance(analysis, Analysis)
-    return analysis

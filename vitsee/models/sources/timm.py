@@ -77,8 +77,9 @@ def _from_package(model: ModelOptions) -> nn.Module:
     if not path.is_file():
         there = ", ".join(sorted(file.stem for file in EMBEDDED.glob("*.safetensors")))
         raise UserError(
-            f"the weights of model={model.name} do not ship with vitsee (available: {there}); give "
-            f"model.checkpoint=PATH (vitsee train model={model.name} makes one), or model.pretrained=false"
+            f"no weights called {model.name} ship with vitsee (available: {there}). They are found by the model's "
+            f"name: leave model.name out, or give a file of weights with model.checkpoint=PATH (vitsee train makes "
+            f"one)"
         )
     return _from_file(model, path)[0]
 
