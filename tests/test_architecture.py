@@ -46,6 +46,7 @@ ROOMS = {
         "options",
         "parallel",
         "plotting",
+        "plugins",
         "results",
         "returned",
     },

@@ -21,6 +21,7 @@ from vitsee.options import Experiment
 from vitsee.papers import composing
 from vitsee.papers.claims import CLAIMS
 from vitsee.papers.publish import Request
+from vitsee.papers.verdicts import Gathered, verdict
 from vitsee.plugins import import_asked
 
 MINE = {
@@ -382,3 +383,13 @@ def test_a_claim_that_does_not_say_where_it_comes_from_is_refused(imported, old,
     ):
         imported("claims_x", content.replace(old, new))
     assert "unfounded" not in CLAIMS
+
+
+def test_a_claim_that_fails_on_its_evidence_is_named_with_its_line(imported):
+    failing = CLAIM.format(name="failing").replace("1.0", "all_of_it['no such role']")
+    imported("claims_x", failing)
+    message = (
+        r"the claim failing failed: KeyError: 'no such role' \(.*claims_x\.py, line 13\); VITSEE_T"
+    )
+    with pytest.raises(UserError, match=message):
+        verdict(CLAIMS["failing"], "mine", Gathered({"all_of_it": [{}]}, []))

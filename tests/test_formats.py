@@ -82,7 +82,7 @@ def test_what_cannot_be_drawn_in_a_format_is_said(words, message, command):
 
 def test_a_misspelt_path_among_several_is_refused_before_anything_is_drawn(tiny, command):
     written = run(tiny("analysis=position_similarity"))
-    folder, picture = written[0].parent, written[-1]
+    folder, picture = written.folder, written.files[-1]
     picture.unlink()
     code, out, err = command("plot", str(folder), f"{folder}9")
     assert (code, out) == (2, "")

@@ -11,7 +11,7 @@ from conftest import tiny_overrides
 from vitsee.cli import answer_for
 from vitsee.errors import UserError
 from vitsee.parallel.interrupt import OF_TERMINALS, Interrupted, Interruptible
-from vitsee.results import drawing, reading
+from vitsee.results.folder import Results
 from vitsee.sums import Sums
 
 
@@ -130,19 +130,19 @@ def test_what_cannot_be_saved_after_ctrl_c_is_told(capsys):
 def test_ctrl_c_in_a_callback_that_swallows_exceptions_while_a_figure_is_drawn_is_not_lost(
     command, images, tmp_path, monkeypatch
 ):
-    real = reading.read
+    real = Results.save_figures
 
     class Garbage:
         pass
 
-    def read(path):
+    def save(*given, **formats):
         garbage = Garbage()
         weakref.finalize(garbage, signal.raise_signal, signal.SIGINT)
         del garbage
-        return real(path)
+        return real(*given, **formats)
 
     with monkeypatch.context() as patch:
-        patch.setattr(drawing, "read", read)
+        patch.setattr(Results, "save_figures", save)
         code, out, err = command("run", *tiny_overrides(images, tmp_path))
     assert (code, out) == (130, "")
     assert err.endswith("interrupted, state saved; repeat the command to continue\n")

@@ -392,8 +392,8 @@ def test_tokens_probed_with_a_stride_are_drawn_unless_a_place_is_missing(tmp_pat
     words = ["analysis.train_split=null", "analysis.shots=3", "analysis.seeds=[0]"]
     words += ["analysis.features=each_token", "analysis.token_stride=3", "analysis.layers=blocks.0"]
     written = tiny_run(tmp_path, images, *words)
-    assert "linear_probe_tokens.png" in {path.name for path in written}
-    path = written[0].parent / "linear_probe_tokens.csv"
+    assert "linear_probe_tokens.png" in {path.name for path in written.files}
+    path = written.folder / "linear_probe_tokens.csv"
     table = pd.read_csv(path)
     assert sorted(set(table["row"])) == [0, 3, 6, 9]
     for lost in (table["row"] == 3, (table["row"] == 6) & (table["col"] == 9)):

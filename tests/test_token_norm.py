@@ -118,7 +118,7 @@ def test_a_planted_outlier_is_found_where_it_was_put(images, tmp_path):
 
 def test_the_histogram_holds_every_token_once(images, tmp_path):
     asked = experiment(images, tmp_path, "analysis.layers=[blocks.0]")
-    found = pd.read_csv(run(asked)[1])
+    found = pd.read_csv(run(asked).files[1])
     assert found.groupby("kind")["share"].sum().to_dict() == pytest.approx({"class": 1, "patch": 1})
     (norms,) = outputs_of(Study(asked)).values()
     norms = np.sqrt((norms**2).sum(-1))[:, 1:].ravel()

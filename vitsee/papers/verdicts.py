@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from vitsee.errors import UserError
+from vitsee.plugins import where
 
 Tables = Mapping[str, pd.DataFrame]
 Evidence = Mapping[str, Tables]
@@ -166,13 +168,25 @@ def every_statistic(claim: Claim, panels: Panels) -> list[np.ndarray]:
     for choice in choices(panels):
         try:
             with np.errstate(divide="ignore", invalid="ignore"):  # NaN where it is undefined
-                values = claim.measure(**choice)
+                values = _called(claim, claim.measure, choice)
             statistics.append(np.atleast_1d(np.asarray(values, float)))
         except Missing as what:
             missing = what
     if not statistics:
         raise missing
     return statistics
+
+
+def _called(claim: Claim, function: Callable[..., Any], choice: dict[str, Evidence]) -> Any:
+    """What a function of the claim returns. Raises UserError, with file and line, if one of the user's own fails."""
+    try:
+        return function(**choice)
+    except Exception as error:
+        if function.__module__.startswith("vitsee.") or isinstance(error, (Missing, UserError)):
+            raise
+        raise UserError(
+            f"the claim {claim.name} failed: {where(error)}; VITSEE_TRACEBACK=1 prints the traceback"
+        ) from error
 
 
 def choices(panels: Panels) -> Iterator[dict[str, Evidence]]:
@@ -320,7 +334,9 @@ def unfulfilled(claim: Claim, panels: Panels) -> str:
     """Why the claim's premise does not hold for some choice of panels; empty if it holds for all."""
     if claim.premise is None:
         return ""
-    return next(filter(None, (claim.premise(**choice) for choice in choices(panels))), "")
+    return next(
+        filter(None, (_called(claim, claim.premise, choice) for choice in choices(panels))), ""
+    )
 
 
 def verdict(
