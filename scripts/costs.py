@@ -21,7 +21,7 @@ from vitsee.models.taps import SURVEY
 from vitsee.options import Experiment, ModelOptions
 from vitsee.papers import atlas
 from vitsee.papers.atlas import ASKED, Cost
-from vitsee.papers.publish import Request, overrides
+from vitsee.papers.request import Request, overrides
 from vitsee.training.cost import PEAK, REACHED, flops_of
 
 

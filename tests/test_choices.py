@@ -20,7 +20,7 @@ from vitsee.errors import UserError
 from vitsee.options import Experiment
 from vitsee.papers import composing
 from vitsee.papers.claims import CLAIMS
-from vitsee.papers.publish import Request
+from vitsee.papers.request import Request
 from vitsee.papers.verdicts import Gathered, verdict
 from vitsee.plugins import import_asked
 

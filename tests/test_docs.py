@@ -27,7 +27,7 @@ from vitsee.models import cards, presets
 from vitsee.models.sources.timm import EMBEDDED
 from vitsee.papers import atlas, verdicts
 from vitsee.papers.claims import CLAIMS
-from vitsee.papers.publish import Request
+from vitsee.papers.request import Request
 from vitsee.plugins import import_asked
 from vitsee.results.reading import read
 from vitsee.testing import check_analysis

@@ -23,8 +23,10 @@ from vitsee.analyses.skip_ratio import SkipRatio
 from vitsee.analysis import REGISTERED, Labels
 from vitsee.errors import UserError
 from vitsee.papers import atlas, composing
+from vitsee.papers.description import Shown, describe
 from vitsee.papers.plot import plot
-from vitsee.papers.publish import Request, Shown, describe, publish
+from vitsee.papers.publish import publish
+from vitsee.papers.request import Request
 from vitsee.plotting import line_plots
 from vitsee.results.folder import Results
 from vitsee.results.reading import StoredResult

@@ -21,17 +21,11 @@ from vitsee.choices import CONF
 from vitsee.errors import UserError
 from vitsee.papers import atlas, composing, evidence
 from vitsee.papers.claims import CLAIMS
+from vitsee.papers.description import Shown, tell_what_is_replaced
 from vitsee.papers.evidence import Reader
 from vitsee.papers.plot import plot
-from vitsee.papers.publish import (
-    Request,
-    Shown,
-    check_panels,
-    nulls,
-    overrides,
-    publish,
-    tell_what_is_replaced,
-)
+from vitsee.papers.publish import check_panels, nulls, publish
+from vitsee.papers.request import Request, overrides
 from vitsee.papers.verdicts import COLUMNS, perturbed
 from vitsee.plotting.scorecard import scorecard
 from vitsee.results import reading
@@ -48,7 +42,7 @@ VIT = [f"vit_fig{n:02}" for n in (3, 4, 5, 6, 7, 10, 11, 14)]
 @pytest.fixture(autouse=True, scope="module")
 def quickly_composed() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vitsee.papers.publish.composed", lambda words: composed(*words))
+        patch.setattr("vitsee.papers.request.composed", lambda words: composed(*words))
         yield
 
 

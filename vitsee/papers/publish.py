@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
-
-from vitsee import choices, returned
-from vitsee.config import composed
 from vitsee.errors import Busy, Incomplete, UserError, unknown
-from vitsee.io.record import Shape
-from vitsee.names import folder_name
-from vitsee.options import Experiment, RunOptions, readers
+from vitsee.options import Experiment, readers
 from vitsee.papers import atlas, composing, evidence
 from vitsee.papers.atlas import Panel, Published, Zoo
 from vitsee.papers.claims import CLAIMS
+from vitsee.papers.description import Shown, describe, listing, tell_what_is_replaced
 from vitsee.papers.evidence import Reader
 from vitsee.papers.plot import plot_joined
+from vitsee.papers.request import Request, overrides
 from vitsee.results.folder import Results, formats_of
 from vitsee.results.reading import Written
 
@@ -31,8 +24,6 @@ log = logging.getLogger(__name__)
 
 RANDOM = ("pretrained=false", "checkpoint=null", "checkpoint_key=null")
 """Options that give a model random weights."""
-SHOWN: Shape = {"panels?": [{"name": str, "results": [str]}]}
-"""The part of a figure.json that says which results the figure shows."""
 POLL = 5.0
 """Seconds between checks on a result that another process is measuring."""
 
@@ -143,126 +134,6 @@ def publish_one(
     return Written(results.path, files + composing.draw(results.path, formats=formats, read=reader))
 
 
-CHOICES = {
-    "figure.width": tuple(composing.WIDTHS),
-    "figure.caption": ("true", "false"),
-    "untrained": ("true", "false"),
-}
-"""The values of the options of a figure."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """The request on the command line."""
-
-    figure: str
-    zoo: str = "mini"
-    width: str = "text"
-    captioned: bool = True
-    untrained: bool = True
-    """Whether claims are also measured on the same networks with random weights."""
-    overrides: list[str] = field(default_factory=list)
-    models: dict[str, list[str]] = field(default_factory=lambda: {"model": [], "other": []})
-    """Overrides for the models with these roles, all written as for `model`."""
-
-    @classmethod
-    def read(cls, words: list[str]) -> Request:
-        """Parse the command line. Raises UserError for options that a whole figure cannot take."""
-        named = {
-            "figure": "", "zoo": "mini", "untrained": "true",
-            "figure.width": "text", "figure.caption": "true",
-        }  # fmt: skip
-        rest: list[str] = []
-        models: dict[str, list[str]] = {"model": [], "other": []}
-        for word in words:
-            key, _, value = word.partition("=")
-            if key in named:
-                named[key] = value
-            elif key.startswith("figure."):
-                options = [name for name in named if name.startswith("figure.")]
-                raise unknown(f"{word}: a figure has no such option", key, options, "it has")
-            elif key in ("analysis", "-m", "--multirun"):
-                raise UserError(
-                    f"{word} cannot be combined with figure={named['figure'] or '…'}: a figure chooses its "
-                    f"own experiments; request several figures with figure=fig01,fig02 or figure=all"
-                )
-            elif key == "model@other" or key.startswith("other."):
-                models["other"].append(
-                    word.replace("model@other", "model").replace("other.", "model.", 1)
-                )
-            elif key == "model" or key.startswith("model."):
-                models["model"].append(word)
-            else:
-                rest.append(word)
-        for key, can_be in CHOICES.items():
-            if named[key] not in can_be:
-                raise unknown(f"there is no {key}={named[key]}", named[key], can_be, "it can be")
-        return cls(
-            named["figure"], named["zoo"], named["figure.width"], named["figure.caption"] == "true",
-            named["untrained"] == "true", rest, models,
-        )  # fmt: skip
-
-    @property
-    def figures(self) -> list[str]:
-        """Names of the requested figures.
-
-        `all` means the figures of the two papers whose models are in the zoos, `extra` those from later papers;
-        the user's own figures are in neither.
-        """
-        if self.figure not in ("all", "extra"):
-            return list(dict.fromkeys(self.figure.split(",")))
-        every = [atlas.published(name) for name in choices.names("figure", choices.CONF)]
-        extra = self.figure == "extra"
-        return [one.name for one in every if not atlas.asks(one) and one.extra == extra]
-
-    def folder(self, figure: Published) -> str:
-        """The figure's name, followed by its zoo or the names of its models."""
-        return "-".join([figure.name, "-vs-".join(map(folder_name, self.asked)) or self.zoo])
-
-    @cached_property
-    def asked(self) -> list[str]:
-        """Names of the models from the command line."""
-        return [composed(words).model.name for words in self.models.values() if words]
-
-    def check(self, figure: Published) -> None:
-        """Raise UserError for models that the figure does not accept, or that it needs and lacks."""
-        asked = atlas.asks(figure)
-        for role in atlas.ASKED:
-            if self.models[role] and role not in asked:
-                raise UserError(
-                    f"{self.models[role][0]} with figure={figure.name}: its models come from the zoo; "
-                    f"choose a different zoo, or use figure=claims model=NAME model@other=NAME for your own"
-                )
-        missing = [role for role in sorted(asked) if not self.models[role]]
-        if missing:
-            raise UserError(f"figure={figure.name} needs its models: model=NAME model@other=NAME")
-
-    def experiment(self, begin: list[str]) -> Experiment:
-        """Compose these overrides, then those of the command line; the last value of a key wins."""
-        last = {word.partition("=")[0]: word for word in [*begin, *self.overrides]}
-        return composed(list(last.values()))
-
-    def played_by(self, role: str, zoo: Zoo) -> list[str]:
-        """Overrides that select the model for a role."""
-        if role in atlas.ASKED:
-            return list(self.models[role])
-        return [f"model={zoo.role(role).model}"]
-
-    @cached_property
-    def settings(self) -> RunOptions:
-        """Where and how to write results; the same for all figures and panels."""
-        return composed([word for word in self.overrides if word.startswith("run.")]).run
-
-
-@dataclass(frozen=True)
-class Shown:
-    """The result folders of a panel, and the reasons for missing ones."""
-
-    folders: dict[str, Path]
-    """By role."""
-    missing: list[str]
-
-
 def measure(
     panel: Panel, zoo: Zoo, request: Request, measured: dict[str, Path], reader: Reader
 ) -> Shown:
@@ -340,24 +211,6 @@ def nulls(
     return folders
 
 
-def overrides(panel: Panel, role: str, zoo: Zoo, request: Request) -> list[str]:
-    """The overrides of a panel's experiment with this role."""
-    models = request.played_by(role, zoo)
-    if panel.other:
-        models += [as_other(word) for word in request.played_by(panel.other, zoo)]
-    options = [] if role in atlas.ASKED else zoo.options
-    own = [*panel.options, *panel.role_options.get(role, [])]
-    return [*options, f"analysis={panel.analysis}", *models, *own]
-
-
-def as_other(word: str) -> str:
-    """Turn an override of the model into one of the second model."""
-    key, _, value = word.partition("=")
-    return (
-        f"model@other={value}" if key == "model" else f"other.{key.removeprefix('model.')}={value}"
-    )
-
-
 def patiently(run: Callable[[], Written]) -> Written:
     """Call `run`; if another process is measuring the same result, wait and reuse it."""
     while True:
@@ -366,129 +219,3 @@ def patiently(run: Callable[[], Written]) -> Written:
         except Busy as other:
             log.info("waiting: %s", other)
             time.sleep(POLL)
-
-
-def describe(
-    figure: Published,
-    zoo: Zoo,
-    request: Request,
-    shown: dict[str, Shown],
-    folder: Path,
-    reader: Reader,
-) -> dict[str, Any]:
-    """The contents of figure.json."""
-    panels = [
-        {
-            "name": name,
-            **asdict(panel),
-            "results": [relative(path, folder) for path in shown[name].folders.values()],
-            "missing": shown[name].missing,
-        }
-        for name, panel in figure.panels.items()
-    ]
-    return {
-        "name": figure.name,
-        "zoo": None if atlas.asks(figure) else zoo.name,
-        "source": figure.source,
-        "title": figure.title,
-        "shows": figure.shows,
-        "caption": caption(figure, zoo, shown, reader),
-        "width": request.width,
-        "captioned": request.captioned,
-        "abreast": figure.abreast,
-        "rows": figure.rows,
-        "panels": panels,
-    }
-
-
-def tell_what_is_replaced(folder: Path, about: dict[str, Any]) -> None:
-    """Log a warning if the figure that lies in this folder shows other results than the new one."""
-    try:
-        panels = Results(folder).load_json("figure.json", SHOWN).get("panels", [])
-    except UserError:  # a damaged record is written anew
-        return
-    former = {panel["name"]: panel["results"] for panel in panels}
-    new = {panel["name"]: panel["results"] for panel in about["panels"]}
-    kept = {result for results in new.values() for result in results}
-    before = dict.fromkeys(result for name in new if new[name] for result in former.get(name, []))
-    if gone := [result for result in before if result not in kept]:
-        log.warning(
-            "warning: the figure in %s showed other results (%s), and is replaced; to keep both, use another "
-            "run.outputs, or name a model of yours with model.name=NAME",
-            folder,
-            ", ".join(gone),
-        )
-
-
-def caption(figure: Published, zoo: Zoo, shown: dict[str, Shown], reader: Reader) -> str:
-    """Source, models with their roles, data, the meaning of bands and marks, and the missing roles."""
-    cast: dict[str, dict[str, dict[str, None]]] = {}
-    explained: dict[str, None] = {}
-    for name, panel in figure.panels.items():
-        for role, path in shown[name].folders.items():
-            result = reader(path)
-            models = cast.setdefault(result.labels.data, {})
-            models.setdefault(result.labels.model, {})[role] = None
-            if result.labels.other and panel.other:
-                models.setdefault(result.labels.other, {})[panel.other] = None
-            words = returned.of(result.analysis, "caption", panel.figure, result.tables)
-            explained[words] = None
-    parts = [
-        f"{data}: " + ", ".join(f"{model}{played(roles, zoo)}" for model, roles in models.items())
-        for data, models in cast.items()
-    ]
-    sentences = [f"{figure.source}, with {cast_of(figure, zoo)}", "; ".join(parts), *explained]
-    sentences += [f"Not shown: {absent}" for absent in [left_out(figure, zoo, shown)] if absent]
-    return ". ".join(sentence.rstrip(".") for sentence in sentences if sentence) + "."
-
-
-def played(roles: Iterable[str], zoo: Zoo) -> str:
-    """The roles that a model plays, and how it differs from the paper's."""
-    names = [role for role in roles if role not in atlas.ASKED]
-    notes = list(dict.fromkeys(zoo.role(role).note for role in names if zoo.role(role).note))
-    return (f" for {' and '.join(names)}" if names else "") + (
-        f" ({'; '.join(notes)})" if notes else ""
-    )
-
-
-def left_out(figure: Published, zoo: Zoo, shown: dict[str, Shown]) -> str:
-    """The roles and panels that are not shown, by reason; empty if all are."""
-    reasons: dict[str, dict[str, None]] = {}
-    for name, panel in figure.panels.items():
-        cast = [role for role in (*panel.roles, panel.other) if role and role not in atlas.ASKED]
-        absent = {role: zoo.role(role).missing for role in cast if zoo.role(role).model is None}
-        for role, why in absent.items():
-            reasons.setdefault(str(why), {})[role] = None
-        if not absent and not shown[name].folders:
-            reasons.setdefault("; ".join(shown[name].missing), {})[panel.title] = None
-    return "; ".join(f"{', '.join(what)} ({why})" for why, what in reasons.items())
-
-
-def cast_of(figure: Published, zoo: Zoo) -> str:
-    """Where the models come from, for the caption."""
-    roles = {role for panel in figure.panels.values() for role in panel.roles}
-    return "the chosen models" if roles <= set(atlas.ASKED) else f"zoo={zoo.name}"
-
-
-def listing(
-    figure: Published, shown: dict[str, Shown], folder: Path, reader: Reader
-) -> pd.DataFrame:
-    """The rows of panels.csv."""
-    rows = []
-    for name, panel in figure.panels.items():
-        for path in shown[name].folders.values():
-            labels = reader(path).labels
-            result = relative(path, folder)
-            rows.append(
-                (
-                    *(name, panel.title, panel.analysis, labels.model, labels.other or ""),
-                    *(labels.dataset, labels.images, result),
-                )
-            )
-    columns = ["panel", "title", "analysis", "model", "other", "dataset", "images", "result"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def relative(path: Path, folder: Path) -> str:
-    """Path of a result folder relative to the figure's folder, so that both can be moved together."""
-    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
