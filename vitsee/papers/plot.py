@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vitsee.comparing import drawing as comparing
 from vitsee.comparing import record
 from vitsee.papers import composing
 from vitsee.results import drawing, reading
@@ -17,6 +16,8 @@ def plot(path: Path, *, formats: Formats = PNG) -> list[Path]:
     Raises UserError if it is none of these.
     """
     if _is_comparison(path):
+        from vitsee.comparing import drawing as comparing  # imports SciPy, which takes a while
+
         return comparing.draw(path, formats=formats)
     if _is_composed(path):
         return composing.draw(path, formats=formats)
