@@ -246,11 +246,13 @@ class Robustness(Analysis):
             [tables["robustness"].assign(model=labels.model) for tables, labels in results]
         )
         known = bool(table["accuracy"].notna().all())
+        shares = ["accuracy", "accuracy_se", "agreement", "se"]
+        table[shares] *= 100
         measures = {
-            "": ("accuracy", "Accuracy")
+            "": ("accuracy", "Accuracy (%)", 100)
             if known
-            else ("agreement", "Agreement with unchanged image"),
-            "_cosine": ("cosine", "Cosine of the representations"),
+            else ("agreement", "Agreement with unchanged image (%)", 100),
+            "_cosine": ("cosine", "Cosine of the representations", 1),
         }
         tiles = table["change"] == "shuffle"
         some = {
@@ -269,10 +271,11 @@ class Robustness(Analysis):
                 xlabel=xlabel,
                 ylabel=ylabel,
                 title=results[0][1].data,
+                highest=highest,
             )
             for name, (rows, xlabel) in some.items()
             if len(rows)
-            for suffix, (y, ylabel) in measures.items()
+            for suffix, (y, ylabel, highest) in measures.items()
         }
 
 

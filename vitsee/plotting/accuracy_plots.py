@@ -126,11 +126,11 @@ def scaling(table: pd.DataFrame, data: str, column: str) -> Figure:
         for i, (_, rows) in enumerate(table.groupby("family")):
             ordered = rows.sort_values(column)
             axes.errorbar(
-                ordered[column], ordered["accuracy"], ordered["se"],
+                ordered[column], 100 * ordered["accuracy"], 100 * ordered["se"],
                 marker=MARKERS[i % len(MARKERS)], markersize=4, linewidth=1.2, capsize=2,
                 label=min(rows["model"], key=len),
             )  # fmt: skip
-        axes.set(xlabel=SCALED[column], ylabel=f"Accuracy on held-out {data}", ylim=(0, 1))
+        axes.set(xlabel=SCALED[column], ylabel=f"Accuracy on held-out {data} (%)", ylim=(0, 100))
         log_axis(axes, table[column])
         grid_lines(axes)
         line_legend(figure, axes, 3, frameon=False, fontsize=8)
@@ -146,9 +146,11 @@ def accuracies(table: pd.DataFrame, data: str) -> Figure:
         figure = canvas((room(3.4), 0.9 + 0.28 * max(4, len(table))))
         axes = figure.subplots()
         places = range(len(table))
-        axes.errorbar(table["accuracy"], places, xerr=table["se"], fmt="o", markersize=4, capsize=2)
+        percent, error = 100 * table["accuracy"], 100 * table["se"]
+        axes.errorbar(percent, places, xerr=error, fmt="o", markersize=4, capsize=2)
         axes.set_yticks(places, table["model"])
-        axes.set(xlabel=f"Accuracy on held-out {data}", xlim=(0, 1), ylim=(len(table) - 0.5, -0.5))
+        axes.set(xlabel=f"Accuracy on held-out {data} (%)", xlim=(0, 100))
+        axes.set_ylim(len(table) - 0.5, -0.5)
         grid_lines(axes)
     return figure
 
@@ -161,13 +163,10 @@ def training_curve(name: str, metrics: pd.DataFrame, heads: pd.DataFrame | None 
     """
     figure = canvas((8.0 if heads is None else 12.0, 3.2))
     axes = figure.subplots(1, 2 if heads is None else 3)
-    for axis, column, label in (
-        (axes[0], "loss", "Training loss"),
-        (axes[1], "test_accuracy", "Accuracy on held-out images"),
-    ):
-        axis.plot(metrics["images"], metrics[column])
-        axis.set_ylabel(label)
-    axes[1].set_ylim(0, 1)
+    axes[0].plot(metrics["images"], metrics["loss"])
+    axes[0].set_ylabel("Training loss")
+    axes[1].plot(metrics["images"], 100 * metrics["test_accuracy"])
+    axes[1].set(ylabel="Accuracy on held-out images (%)", ylim=(0, 100))
     if heads is not None:
         last = max(1, heads["block"].max())
         for _, line in heads.groupby(["block", "head"]):

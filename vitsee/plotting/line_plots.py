@@ -255,8 +255,12 @@ def points_with_errors(
     xlabel: str,
     ylabel: str,
     title: str,
+    highest: float = 1.0,
 ) -> Figure:
-    """One plot per value of `panel`, one line per value of `line`: y with error bars, x evenly spaced in order."""
+    """One plot per value of `panel`, one line per value of `line`: y with error bars, x evenly spaced in order.
+
+    highest: the largest possible value of y.
+    """
     names = table[panel].unique()
     with look():
         figure, every = row_of_axes(len(names), (max(3.6, 2.5 * len(names) + 0.5), 3.2))
@@ -269,7 +273,7 @@ def points_with_errors(
                     marker=MARKERS[i % len(MARKERS)], markersize=3.5, label=of,
                 )  # fmt: skip
             axes.set_xticks(range(len(places)), [f"{place:g}" for place in places])
-            axes.set(title=name, xlabel=xlabel, ylim=(min(0, table[y].min()), 1.03))
+            axes.set(title=name, xlabel=xlabel, ylim=(min(0, table[y].min()), 1.03 * highest))
             grid_lines(axes)
         every[0].set_ylabel(ylabel)
         headline(figure, title)
