@@ -21,6 +21,7 @@ FILES = {
     "pack_of_project/parts/layer": "from ..sizes import width\n",
     "pack_of_project/sizes": "width = 2\n",
     "late_of_project": "def used():\n    from other_of_project import value\n    return value\n",
+    "later_of_project": "def used():\n    from pack_of_project.parts.layer import width\n    return width\n",
     "unread_of_project": "value = 2\n",
 }
 """Files of a user's project, by module."""
@@ -56,8 +57,14 @@ def project(tmp_path, monkeypatch):
         ("mine_of_project", "other_of_project"),
         ("late_of_project", "other_of_project"),
         ("pack_of_project.net", "pack_of_project/sizes"),
+        ("later_of_project", "pack_of_project/sizes"),
     ],
-    ids=["imported", "imported in a function", "three relative imports away"],
+    ids=[
+        "imported",
+        "imported in a function",
+        "three relative imports away",
+        "of a package that a function imports",
+    ],
 )
 def test_an_edited_helper_is_other_code_and_an_edited_stranger_is_not(project, module, helper):
     before = source_of(project(module).used)

@@ -8,6 +8,7 @@ import inspect
 import sys
 import textwrap
 from functools import cache
+from importlib.machinery import PathFinder
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -100,11 +101,16 @@ def _text(place: Any) -> str | None:
 
 
 def _file(module: str) -> Path | None:
-    """Return the file of a module without importing anything."""
+    """Return the file of a module without importing anything, not even the packages that contain it."""
+    top, *inner = module.split(".")
     try:
-        parent = module.rpartition(".")[0]
-        known = module in sys.modules or not parent or parent in sys.modules
-        spec = find_spec(module) if known else None
+        spec, name = find_spec(top), top
+        for part in inner:
+            name = f"{name}.{part}"
+            within = spec.submodule_search_locations if spec else None
+            if within is None:
+                return None
+            spec = PathFinder.find_spec(name, within)
     except (ImportError, ValueError, AttributeError):
         return None
     origin = spec.origin if spec and spec.has_location else None
