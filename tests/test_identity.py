@@ -292,7 +292,8 @@ def test_a_folder_that_somebody_gave_the_name_of_another_result_is_not_overwritt
     code, _, err = run_tiny("seed=2")
     assert code == 2
     assert re.search(
-        r"contains a different experiment, with other plan; move it away and repeat the", err
+        r"contains a different experiment, which differs in the minibatches; move it away and repeat the",
+        err,
     )
     assert (two / "experiment.yaml").read_text() == experiment
     two.rename(tmp_path / "away")

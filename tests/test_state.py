@@ -175,7 +175,10 @@ def test_changed_weights_are_not_continued_silently(tiny, tmp_path, caplog):
     save_file(state, path)
     second = run(tiny(f"model.checkpoint={path}")).folder
     assert first != second
-    assert f"{first} was measured with other weights; this is a new result" in caplog.text
+    assert (
+        f"{first} was measured, there was a change in the weights; this is a new result"
+        in caplog.text
+    )
 
 
 def test_a_changed_list_of_images_is_not_continued_silently(tiny, tmp_path, caplog):
@@ -184,7 +187,10 @@ def test_a_changed_list_of_images_is_not_continued_silently(tiny, tmp_path, capl
     run(tiny(*overrides))
     (folder / "class0" / "000.png").unlink()
     run(tiny(*overrides))
-    assert "was measured with other images and plan; this is a new result" in caplog.text
+    assert (
+        "was measured, there was a change in the images and the minibatches; this is a new result"
+        in caplog.text
+    )
 
 
 def test_images_edited_in_place_are_not_continued_silently(tiny, tmp_path, caplog, monkeypatch):
@@ -271,3 +277,29 @@ def test_negative_hsic_of_a_layer_with_itself_is_impossible_and_nan_is_not():
     doubts = Doubts({"model": ["x", "y", "z"]})
     doubts.add(5, CKA().impossible(terms | {"aa": aa.abs()}))
     doubts.settle()
+
+
+def test_repeating_a_result_says_what_has_changed_since(tiny, tmp_path, command):
+    from safetensors.torch import save_file
+
+    from vitsee.models import timm_architecture
+
+    state = timm_architecture.build(tiny().model).state_dict()
+    path = tmp_path / "weights.safetensors"
+    save_file(state, path)
+    first = run(tiny(f"model.checkpoint={path}")).folder
+    again = ["run", "--from", str(first / "experiment.yaml"), f"run.outputs={tmp_path}"]
+    assert "this is not the result" not in command(*again)[2]
+    state["norm.weight"][0] += 1e-3
+    save_file(state, path)
+    run(tiny(f"model.checkpoint={path}"))
+    code, _, err = command(*again)
+    assert code == 0
+    assert (
+        f"this is not the result in {first}: since then, there was a change in the weights" in err
+    )
+
+
+def test_every_part_of_a_result_s_record_has_a_name_for_messages(tiny):
+    parts = Study(tiny("tolerance=0.1")).made_of.keys() | {"cards"}
+    assert parts == changes.WORDS.keys()

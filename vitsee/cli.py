@@ -127,7 +127,7 @@ def run() -> None:
         if len(sys.argv) <= at + 1:
             raise UserError("--from needs the path of an experiment.yaml")
         path, overrides = Path(sys.argv[at + 1]), sys.argv[1:at] + sys.argv[at + 2 :]
-        return perform(config.load_experiment(path, overrides))
+        return repeat(path, overrides)
     refuse_unknown_flags()
     config.refuse_bare(sys.argv[1:])
     refuse_zoo(sys.argv[1:])
@@ -232,6 +232,19 @@ def perform(experiment: options.Experiment) -> None:
         from vitsee.gpus import run
 
     print(*run(experiment).files, sep="\n")
+
+
+def repeat(path: Path, overrides: list[str]) -> None:
+    """Run the experiment of an experiment.yaml; warn if the result is not the one beside it."""
+    experiment = config.load_experiment(path, overrides)
+    with importing_torch():
+        from vitsee.gpus import run
+        from vitsee.results.changes import tell_if_not_repeated
+
+    written = run(experiment)
+    print(*written.files, sep="\n")
+    if all(word.startswith("run.") for word in overrides):
+        tell_if_not_repeated(path.parent, written.folder)
 
 
 @contextmanager

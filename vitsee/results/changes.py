@@ -14,6 +14,19 @@ from vitsee.study import Study
 
 log = logging.getLogger(__name__)
 RECORD = "state/made_of.json"
+WORDS = {
+    "analysis": "the analysis (its code or options)",
+    "architecture": "the architecture",
+    "cards": "the model cards",
+    "images": "the images",
+    "layers": "the layers",
+    "plan": "the minibatches",
+    "precision": "the precision",
+    "preprocessing": "the preprocessing",
+    "tolerance": "the tolerance",
+    "weights": "the weights",
+}
+"""What a part of the record is called in messages."""
 
 
 def refuse_foreign(study: Study, results: Results) -> None:
@@ -22,7 +35,7 @@ def refuse_foreign(study: Study, results: Results) -> None:
     changed = _differences(record, study.made_of) if record else []
     if changed:
         raise UserError(
-            f"{results.path} contains a different experiment, with other {' and '.join(changed)}; move it away and "
+            f"{results.path} contains a different experiment, which differs in {_and(changed)}; move it away and "
             f"repeat the same command"
         )
 
@@ -35,11 +48,11 @@ def tell(study: Study, results: Results) -> None:
     """
     if not _record(results):
         results.save_json(RECORD, study.made_of)
-        for earlier in _same_question(results):
+        for earlier in _same_question(results)[-1:]:
             changed = _differences(_record(earlier), study.made_of)
             log.warning(
-                "warning: %s was measured with other %s; this is a new result",
-                *(earlier.path, " and ".join(changed) or "parts"),
+                "warning: since %s was measured, there was a change in %s; this is a new result",
+                *(earlier.path, _and(changed)),
             )
         return
     started = (results.path / RECORD).stat().st_mtime
@@ -55,17 +68,34 @@ def tell(study: Study, results: Results) -> None:
         )
 
 
+def tell_if_not_repeated(repeated: Path, result: Path) -> None:
+    """Warn if repeating the experiment of a result gave a different result, and say what has changed since."""
+    before, now = (_record(Results(path)) for path in (repeated, result))
+    if before and (changed := _differences(before, now)):
+        log.warning(
+            "warning: this is not the result in %s: since then, there was a change in %s; the new one is in %s",
+            *(repeated, _and(changed), result),
+        )
+
+
+def _and(changed: list[str]) -> str:
+    return " and ".join(WORDS[key] for key in changed) or "what it depends on"
+
+
 def _same_question(results: Results) -> list[Results]:
-    """Return neighbouring results with the same configuration but a different identity."""
+    """Return neighbouring results with the same configuration but a different identity, the latest last."""
     asked = _configuration(results.path)
     data = results.path.name.rpartition("-")[0]
-    beside = sorted(path for path in results.path.parent.iterdir() if path != results.path)
-    return [
-        Results(path)
-        for path in beside
-        if path.name.rpartition("-")[0] == data
+    same = [
+        path
+        for path in results.path.parent.iterdir()
+        if path != results.path
+        and path.name.rpartition("-")[0] == data
         and _configuration(path) == asked
         and _record(Results(path))
+    ]
+    return [
+        Results(path) for path in sorted(same, key=lambda path: (path / RECORD).stat().st_mtime)
     ]
 
 
