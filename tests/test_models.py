@@ -66,6 +66,20 @@ def saved(tmp_path: Path) -> Path:
     return path
 
 
+def test_weights_from_elsewhere_say_how_images_are_prepared_unless_that_is_chosen(saved, caplog):
+    caplog.set_level("INFO", logger="vitsee")
+    loader.load(tiny(checkpoint=str(saved)), "cpu")
+    assert (
+        "tiny.safetensors: images are prepared as for timm's test_vit: mean [0.5, 0.5, 0.5], std [0.5, 0.5, 0.5], "
+        "crop 0.95; if these weights were trained with others, set model.overlay.mean, model.overlay.std"
+    ) in caplog.text
+    caplog.clear()
+    chosen = {"mean": [0.4, 0.4, 0.4], "std": [0.2, 0.2, 0.2]}
+    other = loader.load(tiny(checkpoint=str(saved), overlay=chosen), "cpu")
+    assert "are prepared" not in caplog.text
+    assert list(other.data["mean"]) == chosen["mean"]
+
+
 @pytest.mark.parametrize("name", CONFIGURED)
 def test_every_configured_model_exists_under_its_name_and_tag(name):
     model = configured(name)

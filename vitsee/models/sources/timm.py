@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitsee.errors import UserError, expanded
 from vitsee.models import cards
@@ -51,6 +51,8 @@ def load(model: ModelOptions, weights: bool = True) -> Found:
         path = expanded(model.checkpoint)
         net, taken = _from_file(model, path)
         source = f"checkpoint {path}"
+        if not {"mean", "std"} <= model.overlay.keys() and cards.beside(path) is None:
+            _tell_preparation(path, model, data_config(net))
     elif model.random:
         net, source = build(model), f"random, seed {model.seed}"
     elif model.embedded:
@@ -58,6 +60,16 @@ def load(model: ModelOptions, weights: bool = True) -> Found:
     else:
         net, source, taken = _from_hub(model)
     return Found(net, data_config(net), source, _card(model), taken)
+
+
+def _tell_preparation(path: Path, model: ModelOptions, data: dict[str, Any]) -> None:
+    """Log how images are prepared for weights from elsewhere, which a file of weights does not say."""
+    mean, std = (f"[{', '.join(f'{x:g}' for x in data[name])}]" for name in ("mean", "std"))
+    log.info(
+        "%s: images are prepared as for timm's %s: mean %s, std %s, crop %g; if these weights were trained with "
+        "others, set model.overlay.mean, model.overlay.std and model.overlay.crop_pct",
+        *(path.name, model.timm, mean, std, data["crop_pct"]),
+    )
 
 
 def _card(model: ModelOptions) -> Card | None:
