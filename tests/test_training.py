@@ -37,6 +37,7 @@ from vitsee.models import cards, loader, timm_architecture
 from vitsee.models.sources.timm import EMBEDDED
 from vitsee.options import DatasetOptions, ModelOptions, Pool, Precision, RunOptions
 from vitsee.parallel.interrupt import Interrupted
+from vitsee.plotting.accuracy_plots import training_curve
 from vitsee.results.folder import Results
 from vitsee.training import (
     captured,
@@ -911,3 +912,10 @@ def test_shipped_weights_are_small_and_far_above_a_linear_probe(name):
     assert (EMBEDDED / f"{name}.safetensors").stat().st_size <= 4 * 2**20
     card = cards.read(EMBEDDED / f"{name}.md")
     assert card.accuracy > 2 * card.pixel_probe
+
+
+def test_a_training_with_one_evaluation_is_drawn_as_a_dot():
+    one = pd.DataFrame({"images": [64], "loss": [2.0], "test_accuracy": [0.5]})
+    for metrics, marker in ((one, "o"), (pd.concat([one, one + 64]), "None")):
+        loss, accuracy = training_curve("mine", metrics).axes
+        assert {line.get_marker() for axes in (loss, accuracy) for line in axes.lines} == {marker}

@@ -163,9 +163,10 @@ def training_curve(name: str, metrics: pd.DataFrame, heads: pd.DataFrame | None 
     """
     figure = canvas((8.0 if heads is None else 12.0, 3.2))
     axes = figure.subplots(1, 2 if heads is None else 3)
-    axes[0].plot(metrics["images"], metrics["loss"])
+    dot = {"marker": "o"} if len(metrics) == 1 else {}  # a line of one point is not seen
+    axes[0].plot(metrics["images"], metrics["loss"], **dot)
     axes[0].set_ylabel("Training loss")
-    axes[1].plot(metrics["images"], 100 * metrics["test_accuracy"])
+    axes[1].plot(metrics["images"], 100 * metrics["test_accuracy"], **dot)
     axes[1].set(ylabel="Accuracy on held-out images (%)", ylim=(0, 100))
     if heads is not None:
         last = max(1, heads["block"].max())
@@ -173,7 +174,9 @@ def training_curve(name: str, metrics: pd.DataFrame, heads: pd.DataFrame | None 
             block, head = line[["block", "head"]].iloc[0]
             named = {"label": f"block {block}"} if head == 0 and block in (0, last) else {}
             colour = matplotlib.colormaps["viridis"](0.9 * block / last)
-            axes[2].plot(line["images"], line["distance"], color=colour, linewidth=0.8, **named)
+            axes[2].plot(
+                line["images"], line["distance"], color=colour, linewidth=0.8, **named, **dot
+            )
         axes[2].set_ylabel("Attention distance / uniform")
         axes[2].set_ylim(0, 1.05 * max(1.0, heads["distance"].max()))
         axes[2].legend(loc="lower left")
