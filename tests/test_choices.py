@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
@@ -371,12 +372,19 @@ def test_of_two_claims_of_one_name_in_one_file_none_is_lost(imported):
     ("old", "new", "message"),
     [
         ("    Null: untrained networks.\n", "", r"its docstring lacks Null; it begins with the p"),
-        ("'All is well.'\n\n", "", r"its docstring lacks Paper; .* Threshold: …, Null: …, Prem"),
+        (
+            "'All is well.'\n\n",
+            "",
+            r"its docstring lacks the authors' words; .* Threshold: …, Null: …, Prem",
+        ),
         ("Threshold: more", "Threshold more", r"its docstring lacks Threshold; "),
         (", above=0", "", r"needs exactly one threshold: above=… or below=…"),
+        ("above=0", "above='0'", r"has above='0'; a threshold is a number: above=1"),
+        ("above=0", "below=float('nan')", r"has below=nan; a threshold is a number: below=1"),
+        ("above=0", "above=0, premise='none'", r"has premise='none'; a premise is a function of"),
     ],
 )
-def test_a_claim_that_does_not_say_where_it_comes_from_is_refused(imported, old, new, message):
+def test_a_claim_that_is_not_declared_in_full_is_refused(imported, old, new, message):
     content = CLAIM.format(name="unfounded")
     with pytest.raises(
         UserError, match=rf"the claim unfounded \(.*claims_x\.py, line 5\).*{message}"
@@ -393,3 +401,55 @@ def test_a_claim_that_fails_on_its_evidence_is_named_with_its_line(imported):
     )
     with pytest.raises(UserError, match=message):
         verdict(CLAIMS["failing"], "mine", Gathered({"all_of_it": [{}]}, []))
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ("[0.5] * 12", r"returns 12 values; write any_of=True if one of them is enough, or return"),
+        ("[]", r"returns 0 values; write any_of=True"),
+        ("'x'", r"returns 'x'; return a number"),
+        ("None", r"returns None; return a number"),
+        ("[[1], [1, 2]]", r"returns a list; return a number"),
+    ],
+)
+def test_a_claim_that_returns_anything_but_one_number_is_refused(imported, returned, message):
+    imported("claims_x", CLAIM.format(name="unclear").replace("1.0", returned))
+    with pytest.raises(UserError, match=rf"the claim unclear \(.*s_x\.py, line 5\) {message}"):
+        verdict(CLAIMS["unclear"], "mine", Gathered({"all_of_it": [{}]}, []))
+
+
+def test_a_claim_about_one_of_many_returns_a_list_of_numbers(imported):
+    some = CLAIM.format(name="some").replace("above=0", "above=0, any_of=True")
+    imported("claims_x", some.replace("1.0", "[-1, 2, 1]"))
+    assert verdict(CLAIMS["some"], "mine", Gathered({"all_of_it": [{}]}, []))["value"] == 2
+    del sys.modules["claims_x"]
+    imported("claims_x", some.replace("1.0", "[[-1, 2, 1]]"))
+    with pytest.raises(UserError, match=r"returns 1 x 3 values; with any_of=True, return a list"):
+        verdict(CLAIMS["some"], "mine", Gathered({"all_of_it": [{}]}, []))
+
+
+@pytest.mark.parametrize("returned", ["False", "None", "True", "0"])
+def test_a_premise_returns_a_text(imported, returned):
+    premise = f"above=0, premise=lambda all_of_it: {returned}"
+    imported("claims_x", CLAIM.format(name="early").replace("above=0", premise))
+    message = rf'premise of the claim early \(.*line 5\) returns {returned}; return "" if it holds'
+    with pytest.raises(UserError, match=message):
+        verdict(CLAIMS["early"], "mine", Gathered({"all_of_it": [{}]}, []))
+    for right, holds in (("''", "undecided"), ("'too few'", "not testable")):
+        del sys.modules["claims_x"]
+        content = CLAIM.format(name="early").replace("above=0", premise)
+        imported("claims_x", content.replace(f": {returned}", f": {right}"))
+        row = verdict(CLAIMS["early"], "mine", Gathered({"all_of_it": [{}]}, []))
+        assert row["holds"] == holds
+
+
+def test_a_claim_of_one_s_own_that_asks_for_a_table_by_a_wrong_name_is_told_of(imported, caplog):
+    asks = CLAIM.format(name="misspelt").replace("1.0", "table_of(all_of_it, 'token_lenght')")
+    imported("claims_x", asks)
+    evidence = {"vit": {"token_length": pd.DataFrame()}}
+    row = verdict(CLAIMS["misspelt"], "mine", Gathered({"all_of_it": [evidence]}, []))
+    assert row["why"] == (
+        "not measured: table token_lenght; the panel has token_length. Did you mean token_length?"
+    )
+    assert f"warning: the claim misspelt is not testable: {row['why']}" in caplog.text
