@@ -19,7 +19,7 @@ import vitsee
 from vitsee import choices, cli, config
 from vitsee.errors import UserError
 from vitsee.options import Experiment
-from vitsee.papers import composing
+from vitsee.papers import atlas, composing
 from vitsee.papers.claims import CLAIMS
 from vitsee.papers.request import Request
 from vitsee.papers.verdicts import Gathered, verdict
@@ -247,6 +247,7 @@ def test_of_two_folders_with_the_same_name_none_wins(conf, tmp_path):
     [
         ("run", "model=mien", r"there is no model=mien; .*, mine, .*Did you mean mine\?"),
         ("run", "figure=onw", r"there is no figure=onw; .*, own, .*Did you mean own\?"),
+        ("run", "model=mnie", r"there is no model=mnie; .*Did you mean mine\?"),
         ("train", "recipe=breif", r"there is no recipe=breif; .*brief.*Did you mean brief\?"),
     ],
 )
@@ -295,6 +296,45 @@ def test_a_figure_with_a_mistake_is_refused_before_anything_is_measured(conf, co
         code, out, err = command("run", "-cd", str(conf), "figure=own", "zoo=one")
         assert (code, out) == (2, "")
         assert message in err
+
+
+def test_a_name_with_the_same_letters_is_the_nearest(conf, command):
+    write(conf / "zoo" / "mine.yaml", MINE["zoo/one"].replace("one", "mine").format())
+    _, _, err = command("run", "-cd", str(conf), "figure=own", "zoo=mien")
+    assert "there is no zoo=mien; zoo can be: mine, mini, " in err
+    assert err.endswith("Did you mean mine?\n")
+
+
+def test_all_roles_that_a_zoo_lacks_are_named_before_anything_is_measured(conf, command):
+    zoo = conf / "zoo" / "one.yaml"
+    figure = conf / "figure" / "own.yaml"
+    figure.write_text(figure.read_text().replace("[my_vit]", "[huge], other: tiny"))
+    code, out, err = command("run", "-cd", str(conf), "figure=own", "zoo=one")
+    assert (code, out) == (2, "")
+    assert "zoo one has no role huge, tiny; it has: my_vit. In your own zoo, add" in err
+    advice = '`huge: {missing: "why"}`'
+    assert advice in err
+    missing = f"  {advice.strip('`')}\n"
+    zoo.write_text(zoo.read_text() + missing + missing.replace("huge", "tiny"))
+    with choices.using(conf):
+        atlas.zoo("one").check(atlas.wants(atlas.published("own")))
+
+
+def test_a_panel_of_several_roles_that_its_analysis_cannot_draw_is_refused(conf, command):
+    figure = conf / "figure" / "own.yaml"
+    figure.write_text(figure.read_text().replace("[my_vit]", "[my_vit, my_vit]"))
+    code, out, err = command("run", "-cd", str(conf), "figure=own", "zoo=one")
+    assert (code, out) == (2, "")
+    assert (
+        "the panel vit of figure=own has several roles, which analysis=cka cannot draw together; give it one role "
+        "each, or define `joined`" in err
+    )
+
+
+def test_the_list_of_claims_has_the_user_s(imported, command):
+    imported("claims_here", CLAIM.format(name="all_is_well"))
+    rows = command("list", "claims")[1].splitlines()
+    assert "all_is_well all is well" in {" ".join(row.split()) for row in rows}
 
 
 def test_a_panel_of_a_figure_that_its_analysis_does_not_draw_is_named(conf, run_mine, command):

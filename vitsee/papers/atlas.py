@@ -13,7 +13,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from vitsee import choices
-from vitsee.errors import UserError, unknown
+from vitsee.errors import UserError, nearest, unknown
 
 
 @dataclass(kw_only=True)
@@ -76,8 +76,17 @@ ASKED = ("model", "other")
 
 def asks(figure: Published) -> set[str]:
     """The roles of the figure that need models from the command line."""
-    roles = {role for panel in figure.panels.values() for role in (*panel.roles, panel.other)}
-    return {role for role in ASKED if role in roles}
+    return set(ASKED) & _cast(figure)
+
+
+def wants(figure: Published) -> set[str]:
+    """The roles of the figure that need models from the zoo."""
+    return _cast(figure) - set(ASKED)
+
+
+def _cast(figure: Published) -> set[str]:
+    roles = (role for panel in figure.panels.values() for role in (*panel.roles, panel.other))
+    return {role for role in roles if role}
 
 
 @dataclass(kw_only=True)
@@ -101,9 +110,18 @@ class Zoo:
 
     def role(self, name: str) -> Role:
         """The model for this role. Raises UserError if the role does not exist."""
-        if name not in self.roles:
-            raise unknown(f"zoo {self.name} has no role {name}", name, self.roles, "it has")
+        self.check({name})
         return self.roles[name]
+
+    def check(self, names: set[str]) -> None:
+        """Raise UserError that names all of these roles that do not exist."""
+        if lacking := sorted(names - set(self.roles)):
+            first = lacking[0]
+            close = "" if lacking[1:] else nearest(first, self.roles)
+            raise UserError(
+                f"zoo {self.name} has no role {', '.join(lacking)}; it has: {', '.join(sorted(self.roles))}.{close} "
+                f'In your own zoo, add `{first}: {{model: NAME}}`, or `{first}: {{missing: "why"}}`'
+            )
 
 
 def published(name: str) -> Published:
