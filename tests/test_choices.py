@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -289,7 +290,11 @@ def test_a_figure_with_a_mistake_is_refused_before_anything_is_measured(conf, co
             "a row of figure=own names a panel vti; there are: vit. Did you mean",
         ),
         ("rows:", "row:", f"{figure}: there is no key row; there can be: abreast, "),
-        ("roles: [my_vit]", "roles: my_vit", f"{figure}: panels.vit.roles: Invalid value"),
+        (
+            "roles: [my_vit]",
+            "roles: my_vit",
+            f"{figure}: panels.vit.roles is a list; write `roles: [my_vit]`",
+        ),
         ("my_vit]}", "my_vit]}\nclaims: {unifrom: {}}", "does not exist (if it is your own: --imp"),
     ):
         figure.write_text(right.replace(old, new))
@@ -318,6 +323,45 @@ def test_all_roles_that_a_zoo_lacks_are_named_before_anything_is_measured(conf, 
     zoo.write_text(zoo.read_text() + missing + missing.replace("huge", "tiny"))
     with choices.using(conf):
         atlas.zoo("one").check(atlas.wants(atlas.published("own")))
+
+
+LIST, KEYS = "is a list", "has keys of its own"
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "wrong", "message", "right"),
+    [
+        ("figure/own", "figure: cka", "figure: cka, %s", "options: {images: 8, run.pdf: true}",
+         f"panels.vit.options {LIST}", "options: [images=8, run.pdf=true]"),
+        ("figure/own", "figure: cka", "figure: cka, %s", "options: [images: 8]",
+         f"panels.vit.options {LIST}", "options: [images=8]"),
+        ("figure/own", "roles: [my_vit]", "%s", "roles: my_vit",
+         f"panels.vit.roles {LIST}", "roles: [my_vit]"),
+        ("figure/own", "rows: [[vit]]", "%s", "rows: [vit]", f"rows {LIST}", "rows: [[vit]]"),
+        ("figure/own", "rows: [[vit]]", "%s", "rows:", f"rows {LIST}", "rows: [[…]]"),
+        ("figure/own", "rows:", "%s\nrows:", "claims: [uniform]",
+         f"claims {KEYS}", "claims: {NAME: …}"),
+        ("figure/own", "vit: {title: mine, analysis: cka, figure: cka, roles: [my_vit]}", "%s",
+         "vit: cka", f"panels.vit {KEYS}", "vit: {title: …, analysis: …, figure: …, roles: …}"),
+        ("zoo/one", "my_vit: {model: mine}", "%s", "my_vit: mine",
+         f"roles.my_vit {KEYS}", "my_vit: {model: mine}"),
+        ("zoo/one", "roles:", "%s\nroles:", "options: dataset=few",
+         f"options {LIST}", "options: [dataset=few]"),
+    ],
+)  # fmt: skip
+def test_what_should_be_a_list_or_have_keys_is_shown_as_it_is_written(
+    conf, file, old, new, wrong, message, right
+):
+    path = conf / f"{file}.yaml"
+    text, read = path.read_text(), {"figure": atlas.published, "zoo": atlas.zoo}[path.parent.name]
+    assert old in text
+    with choices.using(conf):
+        path.write_text(text.replace(old, new % wrong))
+        with pytest.raises(UserError, match=re.escape(f"{path}: {message}; write `{right}`")):
+            read(path.stem)
+        if "…" not in right:
+            path.write_text(text.replace(old, new % right))
+            assert read(path.stem)
 
 
 def test_a_panel_of_several_roles_that_its_analysis_cannot_draw_is_refused(conf, command):
