@@ -36,6 +36,7 @@ ROOMS = {
     },
     "comparing": {"errors", "estimators", "io", "names", "parallel", "plotting", "results"},
     "papers": {
+        "analysis",
         "choices",
         "comparing",
         "config",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
@@ -18,7 +20,7 @@ import vitsee
 from vitsee import choices, cli, config
 from vitsee.errors import UserError
 from vitsee.options import Experiment
-from vitsee.papers import composing
+from vitsee.papers import atlas, composing
 from vitsee.papers.claims import CLAIMS
 from vitsee.papers.request import Request
 from vitsee.papers.verdicts import Gathered, verdict
@@ -246,6 +248,7 @@ def test_of_two_folders_with_the_same_name_none_wins(conf, tmp_path):
     [
         ("run", "model=mien", r"there is no model=mien; .*, mine, .*Did you mean mine\?"),
         ("run", "figure=onw", r"there is no figure=onw; .*, own, .*Did you mean own\?"),
+        ("run", "model=mnie", r"there is no model=mnie; .*Did you mean mine\?"),
         ("train", "recipe=breif", r"there is no recipe=breif; .*brief.*Did you mean brief\?"),
     ],
 )
@@ -287,13 +290,95 @@ def test_a_figure_with_a_mistake_is_refused_before_anything_is_measured(conf, co
             "a row of figure=own names a panel vti; there are: vit. Did you mean",
         ),
         ("rows:", "row:", f"{figure}: there is no key row; there can be: abreast, "),
-        ("roles: [my_vit]", "roles: my_vit", f"{figure}: panels.vit.roles: Invalid value"),
+        (
+            "roles: [my_vit]",
+            "roles: my_vit",
+            f"{figure}: panels.vit.roles is a list; write `roles: [my_vit]`",
+        ),
         ("my_vit]}", "my_vit]}\nclaims: {unifrom: {}}", "does not exist (if it is your own: --imp"),
     ):
         figure.write_text(right.replace(old, new))
         code, out, err = command("run", "-cd", str(conf), "figure=own", "zoo=one")
         assert (code, out) == (2, "")
         assert message in err
+
+
+def test_a_name_with_the_same_letters_is_the_nearest(conf, command):
+    write(conf / "zoo" / "mine.yaml", MINE["zoo/one"].replace("one", "mine").format())
+    _, _, err = command("run", "-cd", str(conf), "figure=own", "zoo=mien")
+    assert "there is no zoo=mien; zoo can be: mine, mini, " in err
+    assert err.endswith("Did you mean mine?\n")
+
+
+def test_all_roles_that_a_zoo_lacks_are_named_before_anything_is_measured(conf, command):
+    zoo = conf / "zoo" / "one.yaml"
+    figure = conf / "figure" / "own.yaml"
+    figure.write_text(figure.read_text().replace("[my_vit]", "[huge], other: tiny"))
+    code, out, err = command("run", "-cd", str(conf), "figure=own", "zoo=one")
+    assert (code, out) == (2, "")
+    assert "zoo one has no role huge, tiny; it has: my_vit. In your own zoo, add" in err
+    advice = '`huge: {missing: "why"}`'
+    assert advice in err
+    missing = f"  {advice.strip('`')}\n"
+    zoo.write_text(zoo.read_text() + missing + missing.replace("huge", "tiny"))
+    with choices.using(conf):
+        atlas.zoo("one").check(atlas.wants(atlas.published("own")))
+
+
+LIST, KEYS = "is a list", "has keys of its own"
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "wrong", "message", "right"),
+    [
+        ("figure/own", "figure: cka", "figure: cka, %s", "options: {images: 8, run.pdf: true}",
+         f"panels.vit.options {LIST}", "options: [images=8, run.pdf=true]"),
+        ("figure/own", "figure: cka", "figure: cka, %s", "options: [images: 8]",
+         f"panels.vit.options {LIST}", "options: [images=8]"),
+        ("figure/own", "roles: [my_vit]", "%s", "roles: my_vit",
+         f"panels.vit.roles {LIST}", "roles: [my_vit]"),
+        ("figure/own", "rows: [[vit]]", "%s", "rows: [vit]", f"rows {LIST}", "rows: [[vit]]"),
+        ("figure/own", "rows: [[vit]]", "%s", "rows:", f"rows {LIST}", "rows: [[…]]"),
+        ("figure/own", "rows:", "%s\nrows:", "claims: [uniform]",
+         f"claims {KEYS}", "claims: {NAME: …}"),
+        ("figure/own", "vit: {title: mine, analysis: cka, figure: cka, roles: [my_vit]}", "%s",
+         "vit: cka", f"panels.vit {KEYS}", "vit: {title: …, analysis: …, figure: …, roles: …}"),
+        ("zoo/one", "my_vit: {model: mine}", "%s", "my_vit: mine",
+         f"roles.my_vit {KEYS}", "my_vit: {model: mine}"),
+        ("zoo/one", "roles:", "%s\nroles:", "options: dataset=few",
+         f"options {LIST}", "options: [dataset=few]"),
+    ],
+)  # fmt: skip
+def test_what_should_be_a_list_or_have_keys_is_shown_as_it_is_written(
+    conf, file, old, new, wrong, message, right
+):
+    path = conf / f"{file}.yaml"
+    text, read = path.read_text(), {"figure": atlas.published, "zoo": atlas.zoo}[path.parent.name]
+    assert old in text
+    with choices.using(conf):
+        path.write_text(text.replace(old, new % wrong))
+        with pytest.raises(UserError, match=re.escape(f"{path}: {message}; write `{right}`")):
+            read(path.stem)
+        if "…" not in right:
+            path.write_text(text.replace(old, new % right))
+            assert read(path.stem)
+
+
+def test_a_panel_of_several_roles_that_its_analysis_cannot_draw_is_refused(conf, command):
+    figure = conf / "figure" / "own.yaml"
+    figure.write_text(figure.read_text().replace("[my_vit]", "[my_vit, my_vit]"))
+    code, out, err = command("run", "-cd", str(conf), "figure=own", "zoo=one")
+    assert (code, out) == (2, "")
+    assert (
+        "the panel vit of figure=own has several roles, which analysis=cka cannot draw together; give it one role "
+        "each, or define `joined`" in err
+    )
+
+
+def test_the_list_of_claims_has_the_user_s(imported, command):
+    imported("claims_here", CLAIM.format(name="all_is_well"))
+    rows = command("list", "claims")[1].splitlines()
+    assert "all_is_well all is well" in {" ".join(row.split()) for row in rows}
 
 
 def test_a_panel_of_a_figure_that_its_analysis_does_not_draw_is_named(conf, run_mine, command):
@@ -371,12 +456,19 @@ def test_of_two_claims_of_one_name_in_one_file_none_is_lost(imported):
     ("old", "new", "message"),
     [
         ("    Null: untrained networks.\n", "", r"its docstring lacks Null; it begins with the p"),
-        ("'All is well.'\n\n", "", r"its docstring lacks Paper; .* Threshold: …, Null: …, Prem"),
+        (
+            "'All is well.'\n\n",
+            "",
+            r"its docstring lacks the authors' words; .* Threshold: …, Null: …, Prem",
+        ),
         ("Threshold: more", "Threshold more", r"its docstring lacks Threshold; "),
         (", above=0", "", r"needs exactly one threshold: above=… or below=…"),
+        ("above=0", "above='0'", r"has above='0'; a threshold is a number: above=1"),
+        ("above=0", "below=float('nan')", r"has below=nan; a threshold is a number: below=1"),
+        ("above=0", "above=0, premise='none'", r"has premise='none'; a premise is a function of"),
     ],
 )
-def test_a_claim_that_does_not_say_where_it_comes_from_is_refused(imported, old, new, message):
+def test_a_claim_that_is_not_declared_in_full_is_refused(imported, old, new, message):
     content = CLAIM.format(name="unfounded")
     with pytest.raises(
         UserError, match=rf"the claim unfounded \(.*claims_x\.py, line 5\).*{message}"
@@ -393,3 +485,55 @@ def test_a_claim_that_fails_on_its_evidence_is_named_with_its_line(imported):
     )
     with pytest.raises(UserError, match=message):
         verdict(CLAIMS["failing"], "mine", Gathered({"all_of_it": [{}]}, []))
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ("[0.5] * 12", r"returns 12 values; write any_of=True if one of them is enough, or return"),
+        ("[]", r"returns 0 values; write any_of=True"),
+        ("'x'", r"returns 'x'; return a number"),
+        ("None", r"returns None; return a number"),
+        ("[[1], [1, 2]]", r"returns a list; return a number"),
+    ],
+)
+def test_a_claim_that_returns_anything_but_one_number_is_refused(imported, returned, message):
+    imported("claims_x", CLAIM.format(name="unclear").replace("1.0", returned))
+    with pytest.raises(UserError, match=rf"the claim unclear \(.*s_x\.py, line 5\) {message}"):
+        verdict(CLAIMS["unclear"], "mine", Gathered({"all_of_it": [{}]}, []))
+
+
+def test_a_claim_about_one_of_many_returns_a_list_of_numbers(imported):
+    some = CLAIM.format(name="some").replace("above=0", "above=0, any_of=True")
+    imported("claims_x", some.replace("1.0", "[-1, 2, 1]"))
+    assert verdict(CLAIMS["some"], "mine", Gathered({"all_of_it": [{}]}, []))["value"] == 2
+    del sys.modules["claims_x"]
+    imported("claims_x", some.replace("1.0", "[[-1, 2, 1]]"))
+    with pytest.raises(UserError, match=r"returns 1 x 3 values; with any_of=True, return a list"):
+        verdict(CLAIMS["some"], "mine", Gathered({"all_of_it": [{}]}, []))
+
+
+@pytest.mark.parametrize("returned", ["False", "None", "True", "0"])
+def test_a_premise_returns_a_text(imported, returned):
+    premise = f"above=0, premise=lambda all_of_it: {returned}"
+    imported("claims_x", CLAIM.format(name="early").replace("above=0", premise))
+    message = rf'premise of the claim early \(.*line 5\) returns {returned}; return "" if it holds'
+    with pytest.raises(UserError, match=message):
+        verdict(CLAIMS["early"], "mine", Gathered({"all_of_it": [{}]}, []))
+    for right, holds in (("''", "undecided"), ("'too few'", "not testable")):
+        del sys.modules["claims_x"]
+        content = CLAIM.format(name="early").replace("above=0", premise)
+        imported("claims_x", content.replace(f": {returned}", f": {right}"))
+        row = verdict(CLAIMS["early"], "mine", Gathered({"all_of_it": [{}]}, []))
+        assert row["holds"] == holds
+
+
+def test_a_claim_of_one_s_own_that_asks_for_a_table_by_a_wrong_name_is_told_of(imported, caplog):
+    asks = CLAIM.format(name="misspelt").replace("1.0", "table_of(all_of_it, 'token_lenght')")
+    imported("claims_x", asks)
+    evidence = {"vit": {"token_length": pd.DataFrame()}}
+    row = verdict(CLAIMS["misspelt"], "mine", Gathered({"all_of_it": [evidence]}, []))
+    assert row["why"] == (
+        "not measured: table token_lenght; the panel has token_length. Did you mean token_length?"
+    )
+    assert f"warning: the claim misspelt is not testable: {row['why']}" in caplog.text

@@ -576,7 +576,7 @@ def test_list_layers_shows_what_patterns_select(command):
 
 
 @pytest.mark.parametrize(
-    "kind", ["analyses", "models", "datasets", "protocols", "recipes", "figures", "zoos"]
+    "kind", ["analyses", "models", "datasets", "protocols", "recipes", "figures", "claims", "zoos"]
 )
 def test_lists_have_a_line_for_each_choice(kind, command):
     code, out, _ = command("list", kind)

@@ -30,8 +30,12 @@ class Busy(Incomplete):
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:
-    """Return ` Did you mean x?`, or an empty string if no valid word is close."""
-    close = get_close_matches(word, list(valid), 1)
+    """Return ` Did you mean x?`, or an empty string if no valid word is close.
+
+    Of several that are close, one with the same letters (mien: mine) comes first.
+    """
+    close = get_close_matches(word, list(valid))
+    close.sort(key=lambda one: sorted(one) != sorted(word))
     return f" Did you mean {close[0]}?" if close else ""
 
 

@@ -127,8 +127,7 @@ def figures(overrides: list[str]) -> str:
     rows = [(*head, "cost with zoo=paper", "claims")]
     for name in atlas.figures():
         figure = atlas.published(name)
-        roles = [role for panel in figure.panels.values() for role in (*panel.roles, panel.other)]
-        wanted = {role for role in roles if role and role not in atlas.ASKED}
+        wanted = atlas.wants(figure)
         offered = (
             sum(role in zoo.roles and zoo.role(role).model is not None for role in wanted)
             for zoo in zoos
@@ -138,6 +137,14 @@ def figures(overrides: list[str]) -> str:
         spent = f"{cost.images:,} images, {cost.gpu_minutes:g} min" if cost else ""
         rows.append((name, figure.source, figure.title, *shares, spent, claims))
     return table(rows)
+
+
+def claims(overrides: list[str]) -> str:
+    """Each claim by name, those of the user too."""
+    from vitsee.papers.claims import CLAIMS
+
+    rows = ((name, claim.statement) for name, claim in sorted(CLAIMS.items()))
+    return table([("claim", "what it says"), *rows])
 
 
 def layers(overrides: list[str]) -> str:
@@ -180,6 +187,7 @@ KINDS: dict[str, Callable[[list[str]], str]] = {
     "protocols": lambda overrides: commented("protocol"),
     "recipes": lambda overrides: commented("recipe"),
     "figures": figures,
+    "claims": claims,
     "zoos": lambda overrides: commented("zoo"),
     "layers": layers,
 }

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from vitsee import choices
-from vitsee.errors import UserError, unknown
+from vitsee.errors import UserError, nearest, unknown
 
 
 @dataclass(kw_only=True)
@@ -76,8 +76,17 @@ ASKED = ("model", "other")
 
 def asks(figure: Published) -> set[str]:
     """The roles of the figure that need models from the command line."""
-    roles = {role for panel in figure.panels.values() for role in (*panel.roles, panel.other)}
-    return {role for role in ASKED if role in roles}
+    return set(ASKED) & _cast(figure)
+
+
+def wants(figure: Published) -> set[str]:
+    """The roles of the figure that need models from the zoo."""
+    return _cast(figure) - set(ASKED)
+
+
+def _cast(figure: Published) -> set[str]:
+    roles = (role for panel in figure.panels.values() for role in (*panel.roles, panel.other))
+    return {role for role in roles if role}
 
 
 @dataclass(kw_only=True)
@@ -101,9 +110,18 @@ class Zoo:
 
     def role(self, name: str) -> Role:
         """The model for this role. Raises UserError if the role does not exist."""
-        if name not in self.roles:
-            raise unknown(f"zoo {self.name} has no role {name}", name, self.roles, "it has")
+        self.check({name})
         return self.roles[name]
+
+    def check(self, names: set[str]) -> None:
+        """Raise UserError that names all of these roles that do not exist."""
+        if lacking := sorted(names - set(self.roles)):
+            first = lacking[0]
+            close = "" if lacking[1:] else nearest(first, self.roles)
+            raise UserError(
+                f"zoo {self.name} has no role {', '.join(lacking)}; it has: {', '.join(sorted(self.roles))}.{close} "
+                f'In your own zoo, add `{first}: {{model: NAME}}`, or `{first}: {{missing: "why"}}`'
+            )
 
 
 def published(name: str) -> Published:
@@ -135,6 +153,7 @@ def _load(group: str, name: str, kind: type) -> Any:
 def _parsed(path: Path, text: str, kind: type) -> Any:
     try:
         options = yaml.load(text, yaml.CSafeLoader)
+        _check_form(path, options, kind)
         merged = OmegaConf.merge(OmegaConf.structured(kind), options)
         assert isinstance(merged, DictConfig)
         return OmegaConf.to_object(merged)
@@ -145,3 +164,54 @@ def _parsed(path: Path, text: str, kind: type) -> Any:
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         at = getattr(error, "full_key", "")
         raise UserError(f"{path}: {f'{at}: ' if at else ''}{str(error).splitlines()[0]}") from error
+
+
+def _check_form(path: Path, given: Any, kind: Any, at: str = "") -> None:
+    """Raise UserError for a part of a file that is no list or no mapping where it should be, with its spelling.
+
+    at: the keys that lead to the part, joined by dots. Unknown keys and single values are left to OmegaConf.
+    """
+    origin, args = get_origin(kind), get_args(kind)
+    key = at.rpartition(".")[2]
+    if origin is list:
+        meant = _as_list(given, args[0])
+        if given != meant:
+            raise UserError(f"{path}: {at} is a list; write `{key}: {_flow(meant)}`")
+    elif origin is dict or is_dataclass(kind):
+        if not isinstance(given, dict):
+            right = _as_mapping(given, kind)
+            raise UserError(f"{path}: {at} has keys of its own; write `{key}: {_flow(right)}`")
+        kinds = get_type_hints(kind) if is_dataclass(kind) else dict.fromkeys(given, args[1])
+        for name in given.keys() & kinds.keys():
+            _check_form(path, given[name], kinds[name], f"{at}.{name}" if at else str(name))
+
+
+def _as_list(given: Any, item: Any) -> list[Any]:
+    """What was probably meant by a part that should be a list of words, or of lists of words."""
+    parts = given if isinstance(given, list) else ["…" if given is None else given]
+    if item is not str:
+        return [part if isinstance(part, list) else [part] for part in parts]
+    words: list[Any] = []
+    for part in parts:
+        options = part if isinstance(part, dict) else {}
+        words += [f"{name}={_plain(value)}" for name, value in options.items()] or [part]
+    return words
+
+
+def _as_mapping(given: Any, kind: Any) -> dict[str, Any]:
+    """What was probably meant by a part that should be a mapping: its necessary keys, or its first one."""
+    if not is_dataclass(kind):
+        return {"NAME": "…"}
+    needed = [each.name for each in fields(kind) if each.default == MISSING]
+    return dict.fromkeys(needed, "…") or {fields(kind)[0].name: "…" if given is None else given}
+
+
+def _plain(value: Any) -> Any:
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def _flow(value: Any) -> str:
+    """A value in one line of YAML."""
+    return yaml.safe_dump(
+        value, default_flow_style=True, allow_unicode=True, sort_keys=False, width=10_000
+    ).strip()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+from vitsee.analysis import REGISTERED, Analysis
 from vitsee.errors import Busy, Incomplete, UserError, unknown
 from vitsee.options import Experiment, readers
 from vitsee.papers import atlas, composing, evidence
@@ -39,10 +40,11 @@ def publish(words: list[str]) -> Iterator[Written]:
     """
     request = Request.read(words)
     figures = [atlas.published(name) for name in request.figures]
-    atlas.zoo(request.zoo)  # a mistake in its name concerns all of them
+    zoo = atlas.zoo(request.zoo)  # a mistake in it concerns all of them
     for figure in figures:
         request.check(figure)
         check_panels(figure)
+    zoo.check({role for figure in figures for role in atlas.wants(figure)})
     measured: dict[str, Path] = {}
     failed: dict[str, UserError] = {}
     folders, reader = [], Reader()
@@ -69,7 +71,17 @@ def publish(words: list[str]) -> Iterator[Written]:
 
 
 def check_panels(figure: Published) -> None:
-    """Raise UserError for a panel or a claim that does not exist, or a claim with other evidence than it needs."""
+    """Raise UserError for a panel or a claim that does not exist, or that its analysis or evidence does not allow.
+
+    A panel of several roles needs an analysis that draws them together; a claim needs exactly its evidence.
+    """
+    for called, one in figure.panels.items():
+        kind = REGISTERED.get(one.analysis)  # if there is none, composing it says so
+        if len(one.roles) > 1 and kind and kind.joined is Analysis.joined:
+            raise UserError(
+                f"the panel {called} of figure={figure.name} has several roles, which analysis={one.analysis} cannot "
+                f"draw together; give it one role each, or define `joined`"
+            )
     for panel in (panel for row in figure.rows for panel in row):
         if panel not in figure.panels:
             asked = f"a row of figure={figure.name} names a panel {panel}"

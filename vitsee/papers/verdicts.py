@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from numbers import Real
 from statistics import NormalDist
 from typing import Any
 
@@ -17,6 +19,8 @@ import pandas as pd
 
 from vitsee.errors import UserError
 from vitsee.plugins import where
+
+log = logging.getLogger(__name__)
 
 Tables = Mapping[str, pd.DataFrame]
 Evidence = Mapping[str, Tables]
@@ -110,23 +114,31 @@ def claim(
     """Register a function of evidence as the statistic of a claim to be above or below a threshold.
 
     The same function may be registered again. Raises UserError for another one of that name, unless there is exactly
-    one threshold, and unless the docstring has all parts (see `Claim`).
+    one threshold, a finite number, unless the premise is a function, and unless the docstring has all parts (see
+    `Claim`).
     """
 
     def register(measure: Measure) -> Measure:
         name, is_above, place = measure.__name__, above is not None, _place(measure)
-        threshold = above if is_above else below
+        asked, threshold = f"the claim {name} ({place})", above if is_above else below
         if threshold is None or (is_above and below is not None):
+            raise UserError(f"{asked} needs exactly one threshold: above=… or below=…")
+        if not isinstance(threshold, Real) or not math.isfinite(threshold):
+            side = "above" if is_above else "below"
+            raise UserError(f"{asked} has {side}={threshold!r}; a threshold is a number: {side}=1")
+        if premise is not None and not callable(premise):
             raise UserError(
-                f"the claim {name} ({place}) needs exactly one threshold: above=… or below=…"
+                f"{asked} has premise={premise!r}; a premise is a function of the same evidence; without one, "
+                f"leave it out"
             )
         made = Claim(
             name, statement, statistic, threshold, is_above, measure, untrained, premise, any_of
         )
         if lacking := [part for part in ("Paper", *_PARTS) if not made.reasons.get(part)]:
+            words = ", ".join("the authors' words" if part == "Paper" else part for part in lacking)
             raise UserError(
-                f"the claim {name} ({place}): its docstring lacks {', '.join(lacking)}; it begins with the paper's "
-                f"words, and says where the rest comes from: a line each, {': …, '.join(_PARTS)}: …"
+                f"{asked}: its docstring lacks {words}; it begins with the paper's words, and says where the rest "
+                f"comes from: a line each, {': …, '.join(_PARTS)}: …"
             )
         if name in CLAIMS and (there := _place(CLAIMS[name].measure)) != place:
             raise UserError(f"two claims are called {name}: {there}, and {place}; rename one")
@@ -163,13 +175,17 @@ def statistic(claim: Claim, panels: Panels) -> float:
 
 
 def every_statistic(claim: Claim, panels: Panels) -> list[np.ndarray]:
-    """The values of the claim's function, (1 or many,), for each choice of panels with the necessary evidence."""
+    """The values of the claim's function, (1 or many,), for each choice of panels with the necessary evidence.
+
+    Raises Missing if there is no such choice, and UserError if the function returns no number, or several without
+    `any_of`.
+    """
     statistics, missing = [], Missing("its panels")
     for choice in choices(panels):
         try:
             with np.errstate(divide="ignore", invalid="ignore"):  # NaN where it is undefined
-                values = _called(claim, claim.measure, choice)
-            statistics.append(np.atleast_1d(np.asarray(values, float)))
+                given = _called(claim, claim.measure, choice)
+            statistics.append(_numbers(claim, given))
         except Missing as what:
             missing = what
     if not statistics:
@@ -177,16 +193,58 @@ def every_statistic(claim: Claim, panels: Panels) -> list[np.ndarray]:
     return statistics
 
 
+def _numbers(claim: Claim, given: object) -> np.ndarray:
+    """What the claim's function returned, as (1 or many,) numbers. Raises UserError for anything else."""
+    asked = f"the claim {claim.name} ({_place(claim.measure)})"
+    try:
+        values = np.atleast_1d(np.asarray(given))
+    except ValueError:  # lists of different lengths
+        values = np.array([None])
+    if values.dtype.kind not in "biuf":
+        wanted = "numbers" if claim.any_of else "a number"
+        raise UserError(f"{asked} returns {_shown(given)}; return {wanted}")
+    if claim.any_of and not (values.ndim == 1 and values.size):
+        shape = " x ".join(map(str, values.shape))
+        raise UserError(f"{asked} returns {shape} values; with any_of=True, return a list of them")
+    if values.size != 1 and not claim.any_of:
+        raise UserError(
+            f"{asked} returns {values.size} values; write any_of=True if one of them is enough, or return one number"
+        )
+    return values.astype(float).ravel()
+
+
+def _reason(claim: Claim, choice: dict[str, Evidence]) -> str:
+    """What the claim's premise returned. Raises UserError if it is no text."""
+    assert claim.premise is not None
+    given = _called(claim, claim.premise, choice)
+    if not isinstance(given, str):
+        raise UserError(
+            f'the premise of the claim {claim.name} ({_place(claim.measure)}) returns {_shown(given)}; return "" if '
+            f"it holds, otherwise the reason why the claim cannot be tested"
+        )
+    return given
+
+
+def _shown(given: object) -> str:
+    plain = given is None or isinstance(given, (str, bool, int, float))
+    return repr(given) if plain else f"a {type(given).__name__}"
+
+
 def _called(claim: Claim, function: Callable[..., Any], choice: dict[str, Evidence]) -> Any:
     """What a function of the claim returns. Raises UserError, with file and line, if one of the user's own fails."""
     try:
         return function(**choice)
     except Exception as error:
-        if function.__module__.startswith("vitsee.") or isinstance(error, (Missing, UserError)):
+        if _is_own(function) or isinstance(error, (Missing, UserError)):
             raise
         raise UserError(
             f"the claim {claim.name} failed: {where(error)}; VITSEE_TRACEBACK=1 prints the traceback"
         ) from error
+
+
+def _is_own(function: Callable[..., Any]) -> bool:
+    """Whether a function is vitsee's own, not the user's."""
+    return function.__module__.startswith("vitsee.")
 
 
 def choices(panels: Panels) -> Iterator[dict[str, Evidence]]:
@@ -334,9 +392,7 @@ def unfulfilled(claim: Claim, panels: Panels) -> str:
     """Why the claim's premise does not hold for some choice of panels; empty if it holds for all."""
     if claim.premise is None:
         return ""
-    return next(
-        filter(None, (_called(claim, claim.premise, choice) for choice in choices(panels))), ""
-    )
+    return next(filter(None, (_reason(claim, choice) for choice in choices(panels))), "")
 
 
 def verdict(
@@ -353,6 +409,8 @@ def verdict(
             why = why or "the statistic is undefined"
     except Missing as missing:
         why = f"not measured: {missing}"
+        if not _is_own(claim.measure):  # it may be a slip
+            log.warning("warning: the claim %s is not testable: %s", claim.name, why)
     if untrained is not None and not why:
         try:
             null = statistic(claim, untrained)

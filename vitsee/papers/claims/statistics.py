@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from vitsee.errors import nearest
 from vitsee.papers.verdicts import Evidence, Missing
 
 
@@ -32,7 +33,9 @@ def table_of(evidence: Evidence, name: str, role: str | None = None) -> pd.DataF
     if role not in evidence:
         raise Missing(role)
     if name not in evidence[role]:
-        raise Missing(name)
+        there = sorted(evidence[role])
+        has = f"the panel has {', '.join(there) or 'none'}"
+        raise Missing(f"table {name}; {has}.{nearest(name, there)}")
     return evidence[role][name]
 
 
