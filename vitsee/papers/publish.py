@@ -40,11 +40,10 @@ def publish(words: list[str]) -> Iterator[Written]:
     """
     request = Request.read(words)
     figures = [atlas.published(name) for name in request.figures]
-    zoo = atlas.zoo(request.zoo)  # a mistake in it concerns all of them
+    atlas.zoo(request.zoo)  # a mistake in its name concerns all of them
     for figure in figures:
         request.check(figure)
         check_panels(figure)
-    zoo.check({role for figure in figures for role in atlas.wants(figure)})
     measured: dict[str, Path] = {}
     failed: dict[str, UserError] = {}
     folders, reader = [], Reader()
@@ -107,6 +106,7 @@ def publish_one(
     measured: result folders by experiment; these are reused, and new ones are added.
     """
     zoo = atlas.zoo(request.zoo)
+    zoo.check(atlas.wants(figure))
     shown: dict[str, Shown] = {}
     waiting: list[str] = []
     for name, panel in figure.panels.items():
