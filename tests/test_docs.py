@@ -403,7 +403,7 @@ def test_the_example_of_a_protocol_is_composed(said):
 def test_the_example_of_a_recipe_is_composed(said):
     recipe = yaml.safe_load(said["recipe"])
     assert recipe["recipe"]["images_seen"] == 24000
-    assert recipe["recipe"]["name"] == "${model.name}"
+    assert recipe["recipe"]["name"] == "${model.name}_short"
     assert recipe["model"]["name"] == "vit_nano"
 
 
