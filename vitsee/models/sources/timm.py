@@ -77,9 +77,9 @@ def _from_package(model: ModelOptions) -> nn.Module:
     if not path.is_file():
         there = ", ".join(sorted(file.stem for file in EMBEDDED.glob("*.safetensors")))
         raise UserError(
-            f"no weights called {model.name} ship with vitsee (available: {there}). They are found by model.name: a model "
-            f"of another name, also one that extends these, needs model.checkpoint=PATH (vitsee train makes such a "
-            f"file) or model.pretrained=false for random weights"
+            f"no weights called {model.name} ship with vitsee (available: {there}). They are found by the model's "
+            f"name: leave model.name out, or give a file of weights with model.checkpoint=PATH (vitsee train makes "
+            f"one); a YAML file that extends one of these models also needs checkpoint: PATH or pretrained: false"
         )
     return _from_file(model, path)[0]
 
