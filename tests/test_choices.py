@@ -157,7 +157,10 @@ def test_tab_completion_offers_them(conf, command, monkeypatch):
 def test_they_are_found_from_python_for_one_call(conf, tmp_path, undrawn):
     asked = {"run": {"outputs": tmp_path, "device": "cpu", "workers": 0, "progress": False}}
     words = ("model=mine", "protocol=fast", "analysis.layers=[norm]")
-    assert vitsee.run_experiment(*words, config_dir=conf, **asked).path.parent.name == "mine"
+    for given in (conf, [str(conf), conf]):
+        assert vitsee.run_experiment(*words, config_dir=given, **asked).path.parent.name == "mine"
+    with pytest.raises(UserError, match=r"config_dir must be a folder or a list of folders, got 3"):
+        vitsee.run_experiment(*words, config_dir=3, **asked)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"there is no protocol=fast; .*own: --config-dir FOLDER\)"):
         vitsee.run_experiment(*words, **asked)
     with pytest.raises(

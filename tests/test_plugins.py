@@ -190,6 +190,28 @@ def test_the_default_layers_of_other_models_are_checked_only_where_there_are_som
         register(two)
 
 
+def test_a_word_that_is_no_python_file_and_no_module_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path)
+    message = r"--import counted.txt: there is no module of that name \(a Python file is named with \.py\)\. Did"
+    with pytest.raises(UserError, match=rf"{message} you mean counted_here\.py\?"):
+        import_asked(["--import", "counted.txt"])
+    Path("counted.txt").write_text("")
+    for named in ("counted.txt", "./counted.txt"):
+        with pytest.raises(
+            UserError, match=r"txt: the name of a Python file ends in \.py; rename it"
+        ):
+            import_asked(["--import", named])
+    Path("counted.txt").rename("counted.py")
+    assert import_asked(["--import", "counted.py"]) == []
+
+
+def test_an_analysis_without_a_docstring_is_listed_without_a_question(tmp_path, command):
+    path = write(tmp_path, "unasked")
+    path.write_text(path.read_text().replace('    """How many images are there?"""\n', ""))
+    assert "\nunasked\n" in command("list", "analyses", f"--import={path}")[1]
+
+
 def test_import_without_a_file_says_what_is_missing(command):
     code, _, err = command("run", "--import")
     assert code == 2
