@@ -25,12 +25,14 @@ from vitsee.papers.claims import CLAIMS
 from vitsee.papers.request import Request
 from vitsee.papers.verdicts import Gathered, verdict
 from vitsee.plugins import import_asked
+from vitsee.training import recipes  # noqa: F401  (declares the schema of recipes)
 
 MINE = {
     "model/mine": "# A tiny ViT.\nname: mine\ntimm: test_vit\npretrained: false\ndataset: few\n",
     "dataset/few": "# A few images.\ndefaults: [folder, _self_]\nname: few\nroot: {images}\n",
     "protocol/fast": "# @package _global_\n# A first look.\nimages: 8\nbatch_size: 4\n",
-    "recipe/brief": "# @package _global_\n# Brief.\ndefaults: [vit_nano, _self_]\nrecipe: {{images_seen: 64}}\n",
+    "recipe/brief": "# @package _global_\n# Brief.\ndefaults: [vit_nano, _self_]\n"
+    "recipe: {{name: brief, images_seen: 64}}\n",
     "zoo/one": "# One model.\nname: one\nroles:\n  my_vit: {{model: mine}}\n",
     "figure/own": (
         "# CKA of mine.\nname: own\nsource: none\ntitle: CKA\nshows: CKA.\npanels:\n"
@@ -157,7 +159,10 @@ def test_tab_completion_offers_them(conf, command, monkeypatch):
 def test_they_are_found_from_python_for_one_call(conf, tmp_path, undrawn):
     asked = {"run": {"outputs": tmp_path, "device": "cpu", "workers": 0, "progress": False}}
     words = ("model=mine", "protocol=fast", "analysis.layers=[norm]")
-    assert vitsee.run_experiment(*words, config_dir=conf, **asked).path.parent.name == "mine"
+    for given in (conf, [str(conf), conf]):
+        assert vitsee.run_experiment(*words, config_dir=given, **asked).path.parent.name == "mine"
+    with pytest.raises(UserError, match=r"config_dir must be a folder or a list of folders, got 3"):
+        vitsee.run_experiment(*words, config_dir=3, **asked)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"there is no protocol=fast; .*own: --config-dir FOLDER\)"):
         vitsee.run_experiment(*words, **asked)
     with pytest.raises(
@@ -212,6 +217,21 @@ def test_a_flag_without_a_folder_says_what_is_missing(command, words):
             r"model/x\.yaml: there is no model=vit_nan; .*mine, .*Did you mean vit_nano\?",
         ),
         ("model/x.yaml", "defaults: [x]\nname: x", r"model/x\.yaml: its defaults lead back to it"),
+        (
+            "model/x.yaml",
+            "defaults: [_self_, vit_nano]\nname: x\npretrained: false",
+            r"model/x\.yaml: what stands after _self_ .*; write defaults: \[vit_nano, _self_\]",
+        ),
+        (
+            "model/x.yaml",
+            "defaults: vit_nano\nname: x",
+            r"model/x\.yaml: defaults must be a list; write defaults: \[vit_nano, _self_\]",
+        ),
+        (
+            "recipe/x.yaml",
+            "# @package _global_\ndefaults: [vit_nano, _self_]\nrecipe: {images_seen: 64}",
+            r"recipe/x\.yaml has no name; write recipe: \{name: x\}, as the file is called",
+        ),
     ],
 )
 def test_a_file_that_would_not_be_what_it_seems_is_refused(conf, name, content, message):
@@ -229,6 +249,24 @@ def test_a_folder_that_is_not_there_or_has_nothing_is_refused(conf):
     (conf.parent / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty has nothing to choose; what is read is model/NAM"):
         composed_with(conf.parent / "empty", "model=mine")
+
+
+def test_what_those_messages_advise_is_accepted(conf):
+    content = "defaults: [vit_nano, _self_]\nname: x\npretrained: false"
+    write(conf / "model" / "x.yaml", content)
+    model = composed_with(conf, "model=x").model
+    assert (model.name, model.pretrained) == ("x", False)
+    late = "# @package _global_\ndefaults: [vit_nano, _self_, {override /model: mine}]\n"
+    write(conf / "recipe" / "x.yaml", f"{late}recipe: {{name: x}}\n")
+    with choices.using(conf):
+        made = config.configuration("train", ["recipe=x"])
+    assert (made.recipe.name, made.model.name) == ("x", "mine")
+
+
+def test_a_folder_that_is_given_twice_counts_once(conf, monkeypatch):
+    monkeypatch.chdir(conf.parent)
+    with choices.using(conf, "conf"):
+        assert choices.folders() == (conf, choices.CONF)
 
 
 def test_of_two_folders_with_the_same_name_none_wins(conf, tmp_path):

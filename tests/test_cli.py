@@ -39,6 +39,15 @@ def vitsee_command(*words: str, **environment: str) -> subprocess.CompletedProce
 
 MISTAKES = {
     "an unknown verb": (["rnu"], "there is no verb 'rnu'; it can be: run, .*Did you mean run?"),
+    "a flag before the verb": (
+        ["--config-dir", "my conf", "run", "model=mine"],
+        r"vitsee: the verb comes first: vitsee run --config-dir 'my conf' model=mine",
+    ),
+    "a flag and no verb": (["--import=f.py"], r"the verb comes first: vitsee run --import=f\.py"),
+    "a recipe without training": (
+        ["run", "recipe=vit_nano"],
+        r"recipe=NAME is for training: vitsee train recipe=NAME \(`vitsee list recipes`\)",
+    ),
     "an option of a list": (
         ["list", "models", "vit"],
         "vitsee list models takes a library and a pattern, but 'vit' was given; e.g. model=timm",

@@ -364,17 +364,18 @@ def test_the_example_of_an_analysis_figure_and_claim_is_measured_drawn_and_judge
     assert "tokens_grow" not in CLAIMS, "it is a claim of the other process"
 
 
-def test_the_example_of_an_analysis_obeys_the_laws(extended, monkeypatch):
+@pytest.mark.parametrize("name", ["token_length", "attention_entropy"])
+def test_the_example_of_an_analysis_obeys_the_laws(extended, monkeypatch, name):
     monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))  # as it was, afterwards
     monkeypatch.setattr(sys, "path", [*sys.path])
     before = dict(REGISTERED)
     try:
-        import_asked(["--import", str(extended / "token_length.py")])
-        check_analysis(REGISTERED["token_length"])
+        import_asked(["--import", str(extended / f"{name}.py")])
+        check_analysis(REGISTERED[name])
     finally:
         REGISTERED.clear()
         REGISTERED.update(before)
-        sys.modules.pop("token_length", None)
+        sys.modules.pop(name, None)
 
 
 @together
@@ -403,7 +404,7 @@ def test_the_example_of_a_protocol_is_composed(said):
 def test_the_example_of_a_recipe_is_composed(said):
     recipe = yaml.safe_load(said["recipe"])
     assert recipe["recipe"]["images_seen"] == 24000
-    assert recipe["recipe"]["name"] == "${model.name}"
+    assert recipe["recipe"]["name"] == "${model.name}_short"
     assert recipe["model"]["name"] == "vit_nano"
 
 

@@ -127,9 +127,18 @@ def test_a_pattern_that_selects_nothing_is_answered_with_what_exists_and_the_nea
 def test_a_preset_that_does_not_know_the_architecture_says_so():
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 4)).eval()
     every = layers.survey(net, (3, 8, 8))
-    with pytest.raises(UserError, match="preset 'last_stage' does not know the blocks of Seq"):
+    with pytest.raises(UserError, match="'last_stage' selects none of the 1 layers of Seq"):
         presets.choose(net, every[:1], ["last_stage"])
     assert [layer.name for layer in presets.choose(net, every, ["1"])] == ["1"]
+
+
+def test_a_preset_of_outputs_says_what_else_an_analysis_of_attention_can_take():
+    net, _ = surveyed("vit_tiny_patch16_224")
+    attention = SURVEY["attention"](net, (3, 224, 224))
+    message = r"'blocks' selects none of the 12 layers .*such as blocks\.0\.attn\); take analysis\.layers=every"
+    with pytest.raises(UserError, match=message):
+        presets.choose(net, attention, ["blocks"])
+    assert len(presets.choose(net, attention, ["every"])) == 12
 
 
 @pytest.mark.parametrize(

@@ -493,7 +493,7 @@ def test_a_test_split_that_is_the_training_split_is_refused(tmp_path):
 
 def test_data_without_a_training_split_are_refused(tmp_path, images):
     with pytest.raises(
-        UserError, match=r"has no folder 'train' .*: (analysis\.\S+=null)\)"
+        UserError, match=r"has no folder 'train'; .* in no splits: (analysis\.\S+=null)$"
     ) as said:
         tiny_run(tmp_path, images)
     advised = re.search(r"analysis\.\S+=null", str(said.value))

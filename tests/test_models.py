@@ -102,7 +102,8 @@ def test_a_shipped_model_of_another_name_is_told_how_to_keep_its_weights():
     renamed = replace(configured("vit_nano"), name="mine")
     message = (
         r"no weights called mine ship with vitsee \(available: .*vit_nano.*\)\. They are found by the model's "
-        r"name: leave model\.name out, or give a file of weights with model\.checkpoint=PATH"
+        r"name: leave model\.name out, or give a file of weights with model\.checkpoint=PATH .*; "
+        r"a YAML file that extends one of these models also needs checkpoint: PATH or pretrained: false"
     )
     with pytest.raises(UserError, match=message):
         loader.load(renamed, "cpu")
@@ -110,6 +111,7 @@ def test_a_shipped_model_of_another_name_is_told_how_to_keep_its_weights():
     mine = loader.load(replace(renamed, checkpoint=str(file)), "cpu")
     assert mine.name == "mine"
     assert mine.digest == loader.load(configured("vit_nano"), "cpu").digest
+    assert loader.load(replace(renamed, pretrained=False), "cpu").digest != mine.digest
 
 
 @pytest.mark.parametrize("name", ["mixer_b32", "mixer_h14"])

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from conftest import TINY
 
 import vitsee
-from vitsee.analysis import REGISTERED, Analysis, register
+from vitsee.analysis import READABLE, REGISTERED, Analysis, register
 from vitsee.errors import UserError
+from vitsee.models.taps import SURVEY
 from vitsee.plugins import import_asked
 
 MINE = '''"""How many images are black."""
@@ -141,6 +143,28 @@ def test_without_its_file_a_result_cannot_be_drawn_and_the_message_says_how(
             MINE.format(name="my analysis", kind="Mine"),
             r"TypeError: Mine has no name of letters, digits, _ and -",
         ),
+        *(
+            (
+                "mine.py",
+                MINE.format(name="mine", kind="Mine").replace(
+                    "version: ClassVar[int] = 1", declared
+                ),
+                message,
+            )
+            for declared, message in {
+                'reads: ClassVar = "attention"': (
+                    r"Mine\.reads must be a pair, .* such as \('attention', 'attention'\), got 'attention'"
+                ),
+                'reads: ClassVar = ("attention",)': r"Mine\.reads must be a pair, .*, got \('attention',\)",
+                'reads: ClassVar = ("attentoin", "outputs")': (
+                    r"Mine\.reads has 'attentoin'; it can have: attention, .*stream\. .* mean attention\?"
+                ),
+                "models: ClassVar = 2": r"Mine\.models must be \(1,\), \(2,\) or \(1, 2\), got 2",
+                'reads: ClassVar = ("residuals", "outputs")': (
+                    r"Mine reads residuals, which its default layers, 'blocks', .*: write layers: Any = \"every\""
+                ),
+            }.items()
+        ),
     ],
 )
 def test_a_file_that_cannot_be_imported_is_named_with_the_reason(name, content, message, tmp_path):
@@ -149,6 +173,43 @@ def test_a_file_that_cannot_be_imported_is_named_with_the_reason(name, content, 
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
         import_asked(["--import", str(tmp_path / name)])
+
+
+def test_what_an_analysis_can_read_is_what_can_be_surveyed():
+    assert (*SURVEY,) == READABLE
+
+
+def test_the_default_layers_of_other_models_are_checked_only_where_there_are_some():
+    declared = {"name": "mine", "reads": ("outputs", "attention"), "__annotations__": {"name": str}}
+    one = dataclass(kw_only=True)(type("Mine", (Analysis,), declared))
+    assert register(one) is one
+    two = dataclass(kw_only=True)(type("Mine", (Analysis,), declared | {"models": (1, 2)}))
+    with pytest.raises(
+        UserError, match=r"Mine reads attention, .* write other_layers: Any = \"ever"
+    ):
+        register(two)
+
+
+def test_a_word_that_is_no_python_file_and_no_module_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path)
+    message = r"--import counted.txt: there is no module of that name \(a Python file is named with \.py\)\. Did"
+    with pytest.raises(UserError, match=rf"{message} you mean counted_here\.py\?"):
+        import_asked(["--import", "counted.txt"])
+    Path("counted.txt").write_text("")
+    for named in ("counted.txt", "./counted.txt"):
+        with pytest.raises(
+            UserError, match=r"txt: the name of a Python file ends in \.py; rename it"
+        ):
+            import_asked(["--import", named])
+    Path("counted.txt").rename("counted.py")
+    assert import_asked(["--import", "counted.py"]) == []
+
+
+def test_an_analysis_without_a_docstring_is_listed_without_a_question(tmp_path, command):
+    path = write(tmp_path, "unasked")
+    path.write_text(path.read_text().replace('    """How many images are there?"""\n', ""))
+    assert "\nunasked\n" in command("list", "analyses", f"--import={path}")[1]
 
 
 def test_import_without_a_file_says_what_is_missing(command):

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from vitsee.proof import Impossibility
     from vitsee.sums import Sums
 
+READABLE = ("outputs", "attention", "attention and pooling", "residuals", "stream")
+"""What `Analysis.reads` can name."""
+
 __all__ = ["REGISTERED", "Analysis", "Labels", "Layer", "Setting", "View", "register"]
 
 
@@ -50,7 +53,7 @@ class Analysis:
     """What `reduce` receives from the model and from the other model: "outputs" of layers, "attention" of
     attention modules, "attention and pooling" (also the attention by which the head pools the tokens),
     "residuals" where a branch is added to a skip connection, or "stream": residuals, the stem, and units
-    without a skip connection."""
+    without a skip connection. Except for outputs, it needs `layers` of its own, such as "every"."""
     default_images: ClassVar[int] = 2560
     """Default number of images."""
     default_batch_size: ClassVar[int] = 256
@@ -173,8 +176,7 @@ class Analysis:
     @property
     def selects_other(self) -> bool:
         """Whether `other_layers` is not its default."""
-        (option,) = (field for field in fields(self) if field.name == "other_layers")
-        default = option.default_factory() if callable(option.default_factory) else option.default
+        default = _default(type(self), "other_layers")
         by_default = None if default is None else _patterns("other_layers", default)
         return self.other_layers != by_default
 
@@ -230,6 +232,38 @@ def _patterns(option: str, value: Any) -> list[str]:
     return patterns
 
 
+def _check_declared(analysis: type[Analysis]) -> None:
+    """Raise UserError if its class variables `models` or `reads` are not valid, or its layers have no such thing."""
+    models, reads, called = analysis.models, analysis.reads, analysis.__qualname__
+    if models not in ((1,), (2,), (1, 2)):
+        raise UserError(f"{called}.models must be (1,), (2,) or (1, 2), got {models!r}")
+    if not isinstance(reads, tuple) or len(reads) != 2:
+        same = reads if isinstance(reads, str) else "outputs"
+        raise UserError(
+            f"{called}.reads must be a pair, for the model and the other model, such as ({same!r}, {same!r}), got "
+            f"{reads!r}"
+        )
+    for each in reads:
+        if each not in READABLE:
+            raise unknown(f"{called}.reads has {each!r}", str(each), READABLE, "it can have")
+    layers, other = (_default(analysis, name) for name in ("layers", "other_layers"))
+    for option, read, default in (
+        ("layers", reads[0], layers),
+        ("other_layers", reads[1], other or layers),
+    ):
+        used = not analysis.weights_only and (option == "layers" or 2 in models)
+        if used and read != "outputs" and default in ("blocks", ["blocks"]):
+            raise UserError(
+                f"{called} reads {read}, which its default layers, 'blocks', do not have: write {option}: Any = "
+                f'"every" in the class'
+            )
+
+
+def _default(analysis: type[Analysis], option: str) -> Any:
+    (one,) = (each for each in fields(analysis) if each.name == option)
+    return one.default_factory() if callable(one.default_factory) else one.default
+
+
 def _place(analysis: type) -> tuple[str, str]:
     return analysis.__module__, analysis.__qualname__
 
@@ -265,9 +299,11 @@ def register(analysis: type[Analysis]) -> type[Analysis]:
     """Make `analysis=<name>` selectable, with the class's fields as its options.
 
     A class that is defined again (a notebook cell that is run twice) replaces the earlier one. Raises TypeError
-    if the class is not declared as an analysis, and ValueError if two analyses share a name.
+    if the class is not declared as an analysis, UserError if what it declares is not valid, and ValueError if two
+    analyses share a name.
     """
     name, there = _name(analysis), REGISTERED.get(_name(analysis))
+    _check_declared(analysis)
     if there is not None and _place(there) != _place(analysis):
         raise ValueError(
             f"two analyses are called {name!r}: {'.'.join(_place(there))} and {'.'.join(_place(analysis))}"

@@ -44,6 +44,8 @@ def using(*given: str | PathLike[str]) -> Iterator[None]:
     before = _theirs.set(())
     try:
         for each in given:
+            if _is_there(each):
+                continue
             folder = _checked(each)
             _theirs.set((*_theirs.get(), folder))
             _check_files(folder)
@@ -122,6 +124,12 @@ def _read(file: Path) -> dict[str, Any]:
     return found
 
 
+def _is_there(given: str | PathLike[str]) -> bool:
+    """Whether the folder is one of the user's already: a folder that is given twice counts once."""
+    folder = expanded(fspath(given))
+    return folder.is_dir() and any(folder.samefile(one) for one in _theirs.get())
+
+
 def _checked(given: str | PathLike[str]) -> Path:
     """The folder. Raises UserError if it is missing, or its files cannot be used."""
     folder = expanded(fspath(given))
@@ -150,23 +158,52 @@ def _checked(given: str | PathLike[str]) -> Path:
 
 
 def _check_files(folder: Path) -> None:
-    """Raise UserError for a file that lacks its first line or its name, or that extends one that does not exist."""
+    """Raise UserError for a file that would not be what it seems.
+
+    It lacks its first line or its name, extends a choice that does not exist, or is overridden by what it extends.
+    """
     for file in (file for group in GROUPS for file in visible(folder / group, ".yaml")):
         group, name = file.parent.name, file.stem
+        own = _read(file)
+        _check_defaults(file, own.get("defaults", []))
+        if group in GLOBAL and PACKAGE not in file.read_text(encoding="utf-8").splitlines():
+            raise UserError(f"{file} lacks its first line: {PACKAGE}")
+        if group != "protocol":
+            _check_name(file, own)
         if group in GLOBAL:
-            if PACKAGE not in file.read_text(encoding="utf-8").splitlines():
-                raise UserError(f"{file} lacks its first line: {PACKAGE}")
             continue
-        said = _read(file).get("name")
-        if str(said) != name and "${" not in str(said):
-            has = f"name: {said}" if said else "no name"
-            raise UserError(f"{file} has {has}; write name: {name}, as the file is called")
         try:
             options(group, name)
         except RecursionError as error:
             raise UserError(f"{file}: its defaults lead back to it") from error
         except UserError as error:
             raise UserError(f"{file}: {error}") from error
+
+
+def _check_name(file: Path, own: dict[str, Any]) -> None:
+    """Raise UserError if a file does not say its own name: it would go by that of what it extends."""
+    of_recipe = file.parent.name == "recipe"
+    holder = own.get("recipe") if of_recipe else own
+    said = holder.get("name") if isinstance(holder, dict) else None
+    if str(said) != file.stem and "${" not in str(said):
+        has = f"name: {said}" if said else "no name"
+        name = f"recipe: {{name: {file.stem}}}" if of_recipe else f"name: {file.stem}"
+        raise UserError(f"{file} has {has}; write {name}, as the file is called")
+
+
+def _check_defaults(file: Path, given: Any) -> None:
+    """Raise UserError if the defaults of a file are not a list, or if something in it overrides the file."""
+    if not isinstance(given, list):
+        parent = given if isinstance(given, str) else "NAME"
+        raise UserError(f"{file}: defaults must be a list; write defaults: [{parent}, _self_]")
+    after = given[given.index("_self_") + 1 :] if "_self_" in given else []
+    over = [each for each in after if not str(each).lstrip("{'\"").startswith("override ")]
+    if over:
+        written = ", ".join(str(each) for each in (*given, "_self_") if each != "_self_")
+        raise UserError(
+            f"{file}: what stands after _self_ in its defaults overrides the file itself; write defaults: "
+            f"[{written}, _self_]"
+        )
 
 
 def _files(folder: Path) -> set[Path]:

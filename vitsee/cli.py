@@ -6,6 +6,7 @@ import atexit
 import gc
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,6 +55,8 @@ def obey() -> None:
         return print(usage({name: do.__doc__ or "" for name, do in VERBS.items()}))
     if verb in ("--version", "-V"):
         return print(f"vitsee {__version__}")
+    if verb.partition("=")[0] in (*choices.FLAGS, "--import"):
+        fail(f"vitsee: the verb comes first: {verb_first(sys.argv[1:])}")
     if verb not in VERBS:
         fail(
             f"vitsee: there is no verb {verb!r}; it can be: {', '.join(VERBS)}.{nearest(verb, VERBS)}"
@@ -71,6 +74,13 @@ def obey() -> None:
     # makes torch request huge pages; without them, a CPU under Linux spends a quarter of its time on page faults
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     answer_for(verb, lambda: with_what_is_theirs(verb))
+
+
+def verb_first(words: list[str]) -> str:
+    """The command line with its first verb in front."""
+    verb = next((word for word in words if word in VERBS), "run")
+    at = words.index(verb) if verb in words else len(words)
+    return shlex.join(["vitsee", verb, *words[:at], *words[at + 1 :]])
 
 
 def with_what_is_theirs(verb: str) -> None:

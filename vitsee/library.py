@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
     from vitsee.results.reading import StoredResult
 
 
-def run_experiment(
-    *overrides: str, config_dir: str | os.PathLike[str] | None = None, **options: Any
-) -> Result:
+Folder = str | os.PathLike[str]
+Folders = Folder | Sequence[Folder]
+
+
+def run_experiment(*overrides: str, config_dir: Folders | None = None, **options: Any) -> Result:
     """Do what `vitsee run` does with the same overrides, in this process, and return the result.
 
     overrides: as on the command line, e.g. "analysis=cka", "model@other=resnet_mini".
@@ -33,7 +36,7 @@ def run_experiment(
         literally, and a mapping changes the options that it names. model and other can also be a `vitsee.Model` or
         an nn.Module, and dataset a torch Dataset of images or of (image, label), or a mapping from splits to these.
     config_dir: a folder of your own choices (`--config-dir`), e.g. "conf" with conf/model/mine.yaml for
-        "model=mine".
+        "model=mine", or a list of such folders.
 
     The result goes where the command puts it, and nothing is measured twice. A GPU is used if available.
     Experiments run one at a time, in any thread.
@@ -68,7 +71,7 @@ def run_experiment(
                 f"use the command line to run several: vitsee run {word} …"
             )
     try:
-        with choices.using(*([config_dir] if config_dir else [])):
+        with choices.using(*_folders(config_dir)):
             experiment = config.composed(words)
         from vitsee.gpus import choose, run  # imports torch, which takes seconds
 
@@ -87,6 +90,16 @@ def run_experiment(
             raise
         raise UserError(mistake) from None
     return _result(written.folder, written.stored)
+
+
+def _folders(given: Folders | None) -> Sequence[Folder]:
+    """The folders of `config_dir`. Raises UserError if it is something else."""
+    several = [given] if isinstance(given, (str, os.PathLike)) else given or []
+    if not isinstance(several, (list, tuple)) or not all(
+        isinstance(one, (str, os.PathLike)) for one in several
+    ):
+        raise UserError(f"config_dir must be a folder or a list of folders, got {given!r}")
+    return [one for one in several if one != ""]
 
 
 def load(path: str | os.PathLike[str]) -> Result:

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from vitsee import choices
-from vitsee.analysis import REGISTERED
+from vitsee.analysis import REGISTERED, Analysis
 from vitsee.choices import names
 from vitsee.config import composed
 from vitsee.errors import UserError, unknown
@@ -40,8 +40,14 @@ def table(rows: Iterable[Iterable[object]]) -> str:
 
 
 def analyses(overrides: list[str]) -> str:
-    docs = ((name, (kind.__doc__ or "").splitlines()[0]) for name, kind in REGISTERED.items())
+    docs = ((name, _question(kind)) for name, kind in REGISTERED.items())
     return table([("analysis", "what it answers"), *sorted(docs)])
+
+
+def _question(kind: type[Analysis]) -> str:
+    """The first line of the docstring; none if `dataclass` wrote it, which writes the signature."""
+    written = (kind.__doc__ or "").strip()
+    return "" if written.startswith(f"{kind.__name__}(") else written.partition("\n")[0]
 
 
 def models(overrides: list[str]) -> str:

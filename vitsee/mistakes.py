@@ -57,6 +57,10 @@ def explain(error: BaseException) -> str:
         deeper = error.__cause__ or error.__context__
         if deeper is None:
             said = str(error).splitlines()[0]
+            if said.startswith("Could not override 'recipe'"):
+                return (
+                    "recipe=NAME is for training: vitsee train recipe=NAME (`vitsee list recipes`)"
+                )
             several = re.fullmatch(r"Ambiguous value for argument '(.*)'", said)
             return (
                 f"{several[1]}: for several experiments, vitsee run -m {several[1]}"

@@ -39,6 +39,8 @@ def _import(named: str) -> None:
     if is_file and not path.is_file():
         beside = [one.name for one in path.parent.glob("*.py")] if path.parent.is_dir() else []
         raise UserError(f"--import {named}: there is no such file.{nearest(path.name, beside)}")
+    if path.is_file() and path.suffix != ".py":
+        raise UserError(f"--import {named}: the name of a Python file ends in .py; rename it")
     make_findable(path.parent if is_file else Path.cwd())
     try:
         if is_file:
@@ -48,6 +50,12 @@ def _import(named: str) -> None:
     except UserError:
         raise
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and f"{named}.".startswith(f"{error.name}."):
+            there = [one.name for one in Path.cwd().glob("*.py")]
+            raise UserError(
+                f"--import {named}: there is no module of that name (a Python file is named with .py)."
+                f"{nearest(named, there)}"
+            ) from error
         raise UserError(f"--import {named}: {where(error)}") from error
     for each in _unregistered(path.stem if is_file else named):
         log.warning(

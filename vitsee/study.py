@@ -154,8 +154,11 @@ class Study:
         if analysis.weights_only:
             return []
         side = max(max(model.data["input_size"][1:]) for model in self.models.values())
+        unsplit = "analysis.train_split=null" if hasattr(analysis, "train_split") else ""
         return [
-            datasets.load(replace(dataset, split=split) if split else dataset, side)
+            datasets.load(replace(dataset, split=split), side, unsplit)
+            if split
+            else datasets.load(dataset, side)
             for split in analysis.splits
         ]
 

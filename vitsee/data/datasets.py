@@ -24,10 +24,15 @@ GENERATED = ("contours", "lines", "scenes")
 """The kinds whose images are generated."""
 
 
-def load(dataset: DatasetOptions, resolution: int) -> Images:
+class _NoFolder(UserError):
+    """There is no folder of that split."""
+
+
+def load(dataset: DatasetOptions, resolution: int, unsplit: str = "dataset.split=null") -> Images:
     """Return the images of a configured data set. resolution: side in pixels of generated images by default.
 
-    Raises UserError if the data set is not available.
+    unsplit: what to write, if anything, for images that are in no splits. Raises UserError if the data set is not
+    available.
     """
     if dataset.kind not in KINDS:
         raise unknown(
@@ -41,7 +46,11 @@ def load(dataset: DatasetOptions, resolution: int) -> Images:
                 f"dataset={' or '.join(readers)}: leave it out (dataset.{field.name}=null if a recipe or file sets "
                 f"it), or choose that data set"
             )
-    return KINDS[dataset.kind](dataset, resolution)
+    try:
+        return KINDS[dataset.kind](dataset, resolution)
+    except _NoFolder as error:
+        advice = f" If its images are in no splits: {unsplit}" if unsplit else ""
+        raise UserError(f"{error}{advice}") from error
 
 
 def _scenes(dataset: DatasetOptions, resolution: int) -> Images:
@@ -111,12 +120,10 @@ def _part(dataset: DatasetOptions, root: Path, folders: set[str]) -> str:
         return ""
     if dataset.split_is_root and not folders & {"train", "val", "test"}:
         return ""
-    absent = (
-        f"{root} has no folder {split!r} (dataset.split; linear_probe: analysis.train_split=null)"
-    )
+    absent = f"{root} has no folder {split!r}"
     if not folders:
-        raise UserError(f"{absent}, and no folders at all")
-    raise unknown(absent, split, folders, "it has")
+        raise _NoFolder(f"{absent}, and no folders at all.")
+    raise _NoFolder(unknown(absent, split, folders, "it has"))
 
 
 READERS = {

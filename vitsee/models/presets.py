@@ -91,15 +91,17 @@ def _nothing_matches(net: nn.Module, layers: list[Layer], pattern: str) -> str:
             f"analysis.layers: for {type(net).__name__}, no layer of preset {pattern!r} has the images as the "
             f"first axis of its output; name other layers by patterns ('vitsee list layers model=…' lists them)"
         )
+    read = [layer.name for layer in layers]
     if pattern in PRESETS:
+        such = f" (such as {read[0]})" if read else ""
         return (
-            f"analysis.layers: preset {pattern!r} does not know the blocks of {type(net).__name__}; "
-            f"name layers by patterns instead ('vitsee list layers model=…' lists them)"
+            f"analysis.layers: preset {pattern!r} selects none of the {len(read)} layers of {type(net).__name__} that "
+            f"this analysis can read{such}; take analysis.layers=every or name layers by patterns ('vitsee list layers "
+            f"model=… analysis=…' lists them)"
         )
-    names = [layer.name for layer in layers]
     known = {name: None for name in PRESETS} | {
         re.sub(r"\b\d+\b", "*", name): None
-        for name in names
+        for name in read
         if name.count(".") <= max(1, pattern.count("."))
     }
     close = get_close_matches(re.sub(r"\b\d+\b", "*", pattern), list(known), 1)

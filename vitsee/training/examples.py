@@ -60,7 +60,7 @@ class Splits:
         same = UserError(f"the held-out images are the training images ({asked}): use two splits")
         if recipe.train_split in (None, dataset.split):
             raise same
-        train = datasets.load(replace(dataset, split=recipe.train_split), resolution)
+        train = datasets.load(replace(dataset, split=recipe.train_split), resolution, unsplit="")
         few = (
             replace(dataset, size=recipe.test_images)
             if dataset.kind in datasets.GENERATED

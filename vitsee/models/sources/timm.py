@@ -91,7 +91,7 @@ def _from_package(model: ModelOptions) -> nn.Module:
         raise UserError(
             f"no weights called {model.name} ship with vitsee (available: {there}). They are found by the model's "
             f"name: leave model.name out, or give a file of weights with model.checkpoint=PATH (vitsee train makes "
-            f"one)"
+            f"one); a YAML file that extends one of these models also needs checkpoint: PATH or pretrained: false"
         )
     return _from_file(model, path)[0]
 
