@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -34,6 +35,9 @@ from vitsee.parallel.interrupt import Interrupted
 from vitsee.plugins import import_asked
 from vitsee.streams import steady
 from vitsee.version import __version__
+
+if TYPE_CHECKING:
+    from vitsee.results.reading import Written
 
 CONF = str(choices.CONF)
 MISTAKE, INCOMPLETE, INTERRUPTED = 2, 3, 130
@@ -91,7 +95,7 @@ def with_what_is_theirs(verb: str) -> None:
         answer_for(verb, VERBS[verb])
 
 
-def answer_for(verb: str, do: Callable[[], None]) -> None:
+def answer_for(verb: str, do: Callable[[], object]) -> None:
     """Call `do`. The user's mistakes become one line on standard error and an exit code."""
     try:
         do()
@@ -148,7 +152,8 @@ def run() -> None:
 
         rest = globs.expanded(rest, sweep=bool(flags))
     if not flags and one_configuration(rest):
-        return perform(config.composed(rest))
+        perform(config.composed(rest))
+        return None
     sys.argv[1:] = [*flags, *map(config.quoted, rest)]  # Hydra wants its flags in one place
     compose_and_run()
     if waiting:
@@ -236,24 +241,22 @@ def one_of_many(cfg: DictConfig) -> None:
         logging.getLogger("vitsee").info("%s", what)
 
 
-def perform(experiment: options.Experiment) -> None:
+def perform(experiment: options.Experiment) -> Written:
     """Run one experiment and print the paths of its tables and figures."""
     with importing_torch():
         from vitsee.gpus import run
 
-    print(*run(experiment).files, sep="\n")
+    written = run(experiment)
+    print(*written.files, sep="\n")
+    return written
 
 
 def repeat(path: Path, overrides: list[str]) -> None:
     """Run the experiment of an experiment.yaml; warn if the result is not the one beside it."""
-    experiment = config.load_experiment(path, overrides)
-    with importing_torch():
-        from vitsee.gpus import run
+    written = perform(config.load_experiment(path, overrides))
+    if all(word.startswith("run.") for word in overrides):
         from vitsee.results.changes import tell_if_not_repeated
 
-    written = run(experiment)
-    print(*written.files, sep="\n")
-    if all(word.startswith("run.") for word in overrides):
         tell_if_not_repeated(path.parent, written.folder)
 
 
