@@ -6,6 +6,7 @@ import gc
 import itertools
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -84,6 +85,13 @@ NEEDED: dict[str, list[str]] = {
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores: some tests mostly wait, for SLURM or for other processes."""
     return cores() + 1
+
+
+def pytest_configure() -> None:
+    """A suite that a script starts in the background ignores these two keys; what is tested does not."""
+    for key, usual in (signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL):
+        if signal.getsignal(key) is signal.SIG_IGN:
+            signal.signal(key, usual)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
