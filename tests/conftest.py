@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+# ruff: noqa: E402
+gc.disable()  # nothing that is imported is garbage
 if not Path("/dev/nvidia0").exists():  # read when Triton is imported, which torch may do
     os.environ["TRITON_INTERPRET"] = "1"
 
@@ -38,6 +40,8 @@ from vitsee.models.taps import SURVEY
 from vitsee.options import Experiment
 from vitsee.parallel.leases import start_of
 from vitsee.testing import Measured, measure
+
+gc.freeze()
 
 TINY = ("model=timm", "model.timm=test_vit", "model.pretrained=false")
 """A ViT of a few thousand parameters with random weights."""
