@@ -41,8 +41,6 @@ from vitsee.options import Experiment
 from vitsee.parallel.leases import start_of
 from vitsee.testing import Measured, measure
 
-gc.freeze()
-
 TINY = ("model=timm", "model.timm=test_vit", "model.pretrained=false")
 """A ViT of a few thousand parameters with random weights."""
 
@@ -113,7 +111,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """What is imported by now stays: no collection of garbage need look through it again."""
     gc.freeze()
-    gc.disable()
 
 
 _ended = itertools.count(1)

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SERVER = """
-import gc
-gc.disable()
 import fcntl, json, multiprocessing, os, resource, signal, sys, traceback
 from fnmatch import fnmatch
 import matplotlib.pyplot
@@ -89,8 +87,6 @@ def heard(read):
         os.close(read)
 
 
-gc.freeze()
-gc.enable()
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 living = {}
 for line in iter(sys.stdin.readline, ""):
