@@ -82,7 +82,7 @@ soak: .venv/.installed-dev ## Kill runs at 1,000 random moments, with other faul
 	VITSEE_KILLS=1000 VITSEE_KILLS_SEED=$$(date +%s) $(BIN)/pytest -q -rP tests/test_faults.py
 
 sweep: .venv/.installed-dev ## Try every analysis on every timm architecture, and write the table of results (an hour)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q --numprocesses=auto -m sweep tests/test_layers.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q --numprocesses=auto -m sweep
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/families.py
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/families.py --run
 

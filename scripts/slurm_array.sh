@@ -35,7 +35,8 @@ code=$?
 
 # 130: it saved; 143: it had not started yet (a slow file server or a busy machine).
 if [ "$out_of_time" = yes ] && { [ "$code" -eq 130 ] || [ "$code" -eq 143 ]; }; then
-  exec scontrol requeue "$SLURM_JOB_ID"
+  # Not $SLURM_JOB_ID: that of the last job is the whole array's, so that finished and cancelled jobs would run again.
+  exec scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
 fi
 # 3: this job is done, but others of the array are not.
 [ "$code" -eq 3 ] && code=0

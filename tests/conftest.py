@@ -174,13 +174,16 @@ def composed(*overrides: str) -> Experiment:
     try:
         asked = deepcopy(_chosen(groups))
         for word in options:
-            OmegaConf.update(asked, *config._change(word))
+            OmegaConf.update(asked, *_change(word))
     except (UserError, HydraException, OmegaConfBaseException):  # in the words of the command line
         return config.composed(list(overrides))
     return config.build(asked)
 
 
 GROUPS = ("analysis", "model", "model@other", "dataset", "protocol")
+
+
+_change = cache(config._change)
 
 
 @cache
@@ -293,11 +296,13 @@ def tiny_overrides(images: Path, outputs: Path) -> list[str]:
     ]
 
 
-def wait_until(condition: Callable[[], object], fork: Fork | None = None) -> None:
-    """Wait for as long as the test may take, or until the command has ended without it."""
+def wait_until(
+    condition: Callable[[], object], fork: Fork | None = None, *, every: float = 0.005
+) -> None:
+    """Ask `every` so many seconds, as long as the test may take, or until the command has ended without it."""
     while not condition():
         assert fork is None or start_of(fork.pid) or condition(), "it ended before"
-        time.sleep(0.005)
+        time.sleep(every)
 
 
 @pytest.fixture(scope="session")

@@ -236,7 +236,13 @@ def laid_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Results, "save_figures", save)
 
 
-@pytest.mark.parametrize("rows", [slice(0, 0), slice(None)], ids=["in one row", "in all"])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pytest.param(slice(0, 0), id="in one row", marks=pytest.mark.sweep),
+        pytest.param(slice(None), id="in all"),
+    ],
+)
 def test_undefined_values_are_drawn_and_names_as_they_are_whatever_dollars_they_have(
     rows, analysis, laid_out, tmp_path
 ):
