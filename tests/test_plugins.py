@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -72,6 +73,39 @@ def forget(monkeypatch, tmp_path):
     for name, module in list(sys.modules.items()):
         if (getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
             del sys.modules[name]
+
+
+UNDEFINED = """
+    def tables(self, sums):
+        mean = [float("nan"), 1.0, float("inf")]
+        return {self.name: pd.DataFrame({"images": [1, 2, 3], "mean": mean, "se": float("nan")})}
+"""
+
+
+def warned(run_tiny, caplog, path: Path) -> list[str]:
+    """What a run of the analysis in this file warns of."""
+    code, _, err = run_tiny(f"--import={path}", "analysis=counted_here", "images=16")
+    assert code == 0, err
+    (record,) = path.parent.rglob("made_with.json")
+    warnings = json.loads(record.read_text())["warnings"]
+    assert [f"warning: {w}" for w in warnings] == [m for m in caplog.messages if "warning" in m]
+    return warnings
+
+
+def test_values_that_an_analysis_of_one_s_own_leaves_undefined_are_told(run_tiny, caplog, tmp_path):
+    path = write(tmp_path)
+    path.write_text(path.read_text() + UNDEFINED)
+    message = "counted_here.csv: 2 of 3 values of mean are NaN or infinite"
+    assert warned(run_tiny, caplog, path) == [message]
+
+
+def test_an_analysis_that_says_what_is_undefined_says_it_in_its_own_words(
+    run_tiny, caplog, tmp_path
+):
+    path = write(tmp_path)
+    own = '    def warnings(self, sums):\n        return ["it is so"]\n'
+    path.write_text(f"{path.read_text()}{UNDEFINED}\n{own}")
+    assert warned(run_tiny, caplog, path) == ["it is so"]
 
 
 def test_an_analysis_in_a_file_runs_is_listed_and_drawn_again(run_tiny, command, tmp_path):

@@ -164,7 +164,10 @@ class Analysis:
         return []
 
     def warnings(self, sums: Sums) -> list[str]:
-        """Warnings about these sums, e.g. layers whose values are undefined."""
+        """Warnings about these sums, e.g. layers whose values are undefined.
+
+        By default, a run warns of each column in a table with values that are NaN or infinite.
+        """
         return []
 
     def joined(

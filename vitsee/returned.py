@@ -108,3 +108,29 @@ def tables(analysis: Analysis, sums: Sums) -> dict[str, pd.DataFrame]:
             f"the main table has the analysis's name"
         )
     return made
+
+
+def warnings(analysis: Analysis, sums: Sums, tables: dict[str, pd.DataFrame]) -> list[str]:
+    """What the analysis warns of; if it does not define `warnings`, the columns with undefined values."""
+    if type(analysis).warnings.__module__ == "vitsee.analysis":
+        return undefined(tables)
+    said: list[str] = of(analysis, "warnings", sums)
+    return said
+
+
+def undefined(tables: dict[str, pd.DataFrame]) -> list[str]:
+    """A warning for each column with values that are not finite.
+
+    Standard errors may be undefined: they are with a single minibatch.
+    """
+    import numpy as np
+
+    warnings = []
+    for name, table in tables.items():
+        for column in table.select_dtypes("number"):
+            count = int((~np.isfinite(table[column])).sum())
+            if count and not f"_{column}".endswith("_se"):
+                warnings.append(
+                    f"{name}.csv: {count} of {len(table)} values of {column} are NaN or infinite"
+                )
+    return warnings

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vitsee import faster, returned
-from vitsee.analysis import Analysis, View
+from vitsee.analysis import View
 from vitsee.data.minibatches import Minibatch, Minibatches
 from vitsee.data.plan import Plan
 from vitsee.errors import Incomplete, UserError
@@ -70,7 +70,7 @@ def run(experiment: Experiment, team: Alone | None = None) -> Written:
     for name, content in returned.of(analysis, "files", total).items():
         results.write(name, content)
     results.write(replicates.NAME, replicates.pack(tables, without, times_sampled(study, total)))
-    document(study, results, analysis, totals)
+    document(study, results, totals, returned.warnings(analysis, total, tables))
     advise(study, results, tables)
     stored = read(results.path)
     formats = formats_of(pdf=experiment.run.pdf, svg=experiment.run.svg)
@@ -253,12 +253,12 @@ def times_sampled(study: Study, total: Sums) -> float:
     return len(measured) / sum(study.plan.fresh(index) for index in measured)
 
 
-def document(study: Study, results: Results, analysis: Analysis, totals: list[Sums]) -> None:
-    """Write made_with.json and log the warnings."""
+def document(study: Study, results: Results, totals: list[Sums], warnings: list[str]) -> None:
+    """Write made_with.json and log the warnings. warnings: those of the analysis."""
     record = provenance.made_with(study, totals)
     record["tolerance"] = stopped(study, totals[-1])
     record["skipped_images"] = skipped_ids(study, totals)
-    record["warnings"] = study.warnings() + returned.of(analysis, "warnings", totals[-1])
+    record["warnings"] = study.warnings() + warnings
     if record["skipped_images"]:
         first, *more = record["skipped_images"]
         record["warnings"].append(
