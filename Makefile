@@ -81,7 +81,7 @@ gpu-check: setup ## Run every analysis on the CPU and on the GPU, and print the 
 soak: .venv/.installed-dev ## Kill runs at 1,000 random moments, with other faults in between (an hour)
 	VITSEE_KILLS=1000 VITSEE_KILLS_SEED=$$(date +%s) $(BIN)/pytest -q -rP tests/test_faults.py
 
-sweep: .venv/.installed-dev ## Try every analysis on every timm architecture, and write the table of results (an hour)
+sweep: .venv/.installed-dev ## Try every timm architecture and every variant of a figure, and write the table of results (an hour)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q --numprocesses=auto -m sweep
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/families.py
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/families.py --run

@@ -33,7 +33,7 @@ def of(analysis: Analysis, method: str, *given: Any) -> Any:
     except Exception as error:
         if _ours(kind) or isinstance(error, (UserError, torch.OutOfMemoryError)):
             raise
-        if getattr(kind, method).__module__ == "vitsee.analysis":
+        if _not_defined(kind, method):
             raise UserError(
                 f"analysis={analysis.name}: {kind.__name__} has no method {method}; define it"
             ) from error
@@ -54,6 +54,11 @@ def made(options: DictConfig) -> Analysis:
 
 def _ours(kind: type) -> bool:
     return kind.__module__.split(".")[0] == "vitsee"
+
+
+def _not_defined(kind: type, method: str) -> bool:
+    """Whether the class leaves this method as `Analysis` has it."""
+    return bool(getattr(kind, method).__module__ == "vitsee.analysis")
 
 
 def _failed(kind: type, method: str, error: Exception) -> UserError:
@@ -111,24 +116,24 @@ def tables(analysis: Analysis, sums: Sums) -> dict[str, pd.DataFrame]:
 
 
 def warnings(analysis: Analysis, sums: Sums, tables: dict[str, pd.DataFrame]) -> list[str]:
-    """What the analysis warns of; if it does not define `warnings`, the columns with undefined values."""
-    if type(analysis).warnings.__module__ == "vitsee.analysis":
-        return undefined(tables)
+    """What the analysis warns of; if it does not define `warnings`, the columns with values that are not finite."""
+    if _not_defined(type(analysis), "warnings"):
+        return not_finite(tables)
     said: list[str] = of(analysis, "warnings", sums)
     return said
 
 
-def undefined(tables: dict[str, pd.DataFrame]) -> list[str]:
+def not_finite(tables: dict[str, pd.DataFrame]) -> list[str]:
     """A warning for each column with values that are not finite.
 
-    Standard errors may be undefined: they are with a single minibatch.
+    Standard errors need not be: with a single minibatch they are NaN.
     """
     import numpy as np
 
     warnings = []
     for name, table in tables.items():
-        for column in table.select_dtypes("number"):
-            count = int((~np.isfinite(table[column])).sum())
+        for column, values in table.select_dtypes("number").items():
+            count = int((values.isna() | values.isin([np.inf, -np.inf])).sum())
             if count and not f"_{column}".endswith("_se"):
                 warnings.append(
                     f"{name}.csv: {count} of {len(table)} values of {column} are NaN or infinite"
