@@ -135,9 +135,10 @@ AUGMENTED = {
         ({"precision": Precision.bf16}, 3),
         ({"shift": 3, "mixup": 0.3, "cutmix": 1.0, "mixed": 0.5, "fraction": 0.5}, 3),
         ({"optimiser": Optimiser.sgd, "clip": None}, 3),
+        ({"optimiser": Optimiser.muon}, 3),
         (AUGMENTED | {"model": {"args": {"proj_drop_rate": 0.2, "drop_path_rate": 0.2}}}, 3),
     ],
-    ids=["at once", "late", "bf16", "shifted and mixed", "sgd", "augmented, with dropout"],
+    ids=["at once", "late", "bf16", "shifted and mixed", "sgd", "muon", "augmented, with dropout"],
 )
 def test_an_interrupted_training_goes_on_and_gives_the_same_weights(
     changes, steps, trained, tmp_path, monkeypatch
@@ -251,7 +252,7 @@ class TestCheckpoints:
             newest.write_bytes(flipped)
             # what is unnoticed was not read, as a space in the header
             with contextlib.suppress(BadCheckpoint):
-                checkpoint.restore(newest, trainer.net, trainer.optimiser, identity_of(home))
+                checkpoint.restore(newest, trainer.net, trainer.optimisers, identity_of(home))
                 assert same_content(flipped, content), at
         assert before == 3
 
@@ -296,7 +297,7 @@ class TestCheckpoints:
         trainer = Trainer(wee(home))
         monkeypatch.setattr(Path, "write_bytes", full_disk)
         with pytest.raises(UserError, match=r"cannot write .*training\.safetensors: No space left"):
-            checkpoints_in(home).save(trainer.net, trainer.optimiser, trainer.progress)
+            checkpoints_in(home).save(trainer.net, trainer.optimisers, trainer.progress)
         assert {path: path.read_bytes() for path in checkpoints_in(home).paths} == before
 
     def test_one_that_cannot_be_read_is_not_taken_for_damaged(self, home, monkeypatch):
@@ -462,9 +463,19 @@ class TestShown:
         assert accuracies[0]["test_accuracy"].tolist() == accuracies[1]["test_accuracy"].tolist()
 
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-    def test_captured_steps_are_those_that_are_taken_kernel_by_kernel(self, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("optimiser", [Optimiser.adamw, Optimiser.muon])
+    def test_captured_steps_are_those_that_are_taken_kernel_by_kernel(
+        self, optimiser, tmp_path, monkeypatch
+    ):
         def trained(name: str) -> list[float]:
-            asked = wee(tmp_path / name, images_seen=160, shift=2, cutmix=1.0, eval_every=1)
+            asked = wee(
+                tmp_path / name,
+                images_seen=160,
+                shift=2,
+                cutmix=1.0,
+                eval_every=1,
+                optimiser=optimiser,
+            )
             folder = train(replace(asked, run=replace(asked.run, device="cuda")))
             return pd.read_csv(folder / "metrics.csv")["loss"].tolist()
 

@@ -20,9 +20,11 @@ Step = Callable[[Tensor, Tensor, float], None]
 
 
 def possible(trainer: Trainer) -> bool:
-    """Return whether the steps of this training can be captured: on one GPU, with AdamW."""
-    adamw = trainer.training.recipe.optimiser is Optimiser.adamw
-    return trainer.device.type == "cuda" and trainer.team.count == 1 and adamw
+    """Return whether the steps of this training can be captured: on one GPU, with AdamW or Muon."""
+    tensors = (
+        trainer.training.recipe.optimiser is not Optimiser.sgd
+    )  # its learning rate is a number
+    return trainer.device.type == "cuda" and trainer.team.count == 1 and tensors
 
 
 def step(trainer: Trainer, resident: Resident) -> Step:
@@ -52,7 +54,7 @@ class Captured:
     def __call__(self, places: Tensor, drawn: Tensor, rate: float) -> None:
         given = [t.pin_memory().to(self.trainer.device, non_blocking=True) for t in (places, drawn)]
         self.trainer.net.train()
-        self.trainer.set_rate(rate)
+        self.trainer.optimisers.set_rate(rate)
         if self.taken < EAGER:
             self.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.stream):
@@ -72,7 +74,7 @@ class Captured:
 
     def _capture(self, given: list[Tensor]) -> None:
         self.given = [t.clone() for t in given]
-        self.trainer.optimiser.zero_grad()
+        self.trainer.net.zero_grad()
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         with torch.cuda.graph(graph):

@@ -1,4 +1,4 @@
-"""Training checkpoints as safetensors files: weights, optimiser state, random state, metrics and a checksum."""
+"""Training checkpoints as safetensors files: weights, state of the optimisers, random state, metrics and a checksum."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from vitsee.errors import UserError, unwritable
 from vitsee.io import writing
 from vitsee.models.loader import digest
 from vitsee.results.folder import Results
+from vitsee.training.optimisers import Optimisers
 
 
 @dataclass
@@ -34,12 +35,10 @@ class BadCheckpoint(Exception):
     """A checkpoint is damaged or belongs to a different training."""
 
 
-def pack(
-    net: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress, identity: str
-) -> bytes:
+def pack(net: nn.Module, optimisers: Optimisers, progress: Progress, identity: str) -> bytes:
     """Return everything that the next step depends on as bytes with a checksum. identity: of the training."""
     tensors = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
-    for number, state in optimiser.state_dict()["state"].items():
+    for number, state in optimisers.states().items():
         tensors |= {f"optimiser.{number}.{key}": value for key, value in _kept(state)}
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
@@ -60,9 +59,7 @@ def _kept(state: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
     return [(key, value) for key, value in state.items() if isinstance(value, Tensor)]
 
 
-def restore(
-    path: Path, net: nn.Module, optimiser: torch.optim.Optimizer, identity: str
-) -> Progress:
+def restore(path: Path, net: nn.Module, optimisers: Optimisers, identity: str) -> Progress:
     """Restore the state that `pack` stored.
 
     Raises BadCheckpoint if a bit has changed, or if the file belongs to a different training or does not fit.
@@ -71,7 +68,7 @@ def restore(
     try:
         tensors, progress = _read(path, identity)
         net.load_state_dict(_below("net.", tensors))
-        optimiser.load_state_dict(optimiser.state_dict() | {"state": _states(tensors)})
+        optimisers.restore(_states(tensors))
         torch.set_rng_state(tensors["random.cpu"])
         if "random.cuda" in tensors and torch.cuda.is_available():
             torch.cuda.set_rng_state(tensors["random.cuda"])
@@ -107,20 +104,18 @@ class Checkpoints:
         state = self.results.path / "state"
         return state / "training.safetensors", state / "training.previous.safetensors"
 
-    def save(self, net: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress) -> None:
+    def save(self, net: nn.Module, optimisers: Optimisers, progress: Progress) -> None:
         """Write a new checkpoint atomically. Raises UserError if this fails; earlier checkpoints are kept."""
         newest, previous = self.paths
         try:
             with writing.whole(newest) as partial:
-                partial.write_bytes(pack(net, optimiser, progress, self.identity))
+                partial.write_bytes(pack(net, optimisers, progress, self.identity))
                 if newest.exists():
                     os.replace(newest, previous)
         except OSError as error:
             raise unwritable(newest, error) from error
 
-    def restore(
-        self, net: nn.Module, optimiser: torch.optim.Optimizer, repair: bool
-    ) -> Progress | None:
+    def restore(self, net: nn.Module, optimisers: Optimisers, repair: bool) -> Progress | None:
         """Restore the newest good checkpoint; return None if there are no checkpoints. repair: set aside bad ones.
 
         Raises UserError if all checkpoints are bad.
@@ -128,7 +123,7 @@ class Checkpoints:
         damaged: dict[Path, str] = {}
         for path in filter(Path.exists, self.paths):
             try:
-                progress = restore(path, net, optimiser, self.identity)
+                progress = restore(path, net, optimisers, self.identity)
             except FileNotFoundError:
                 continue  # the first rank has set it aside
             except OSError as error:
@@ -154,7 +149,7 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _states(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    """Return the optimiser's tensors by parameter number."""
+    """Return the optimisers' tensors by parameter number."""
     states: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _below("optimiser.", tensors).items():
         number, _, key = name.partition(".")

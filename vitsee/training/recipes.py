@@ -18,9 +18,12 @@ from vitsee.options import DatasetOptions, ModelOptions, Precision, RunOptions, 
 
 
 class Optimiser(Enum):
-    """adamw: decoupled weight decay, with betas 0.9 and `beta2`. sgd: with momentum 0.9."""
+    """adamw: decoupled weight decay, with betas 0.9 and `beta2`. muon (Jordan et al. 2024): orthogonal updates of the
+    matrices inside the model; AdamW for queries and keys, the first and last layer, and everything else. sgd: with
+    momentum 0.9."""
 
     adamw = "adamw"
+    muon = "muon"
     sgd = "sgd"
 
 

@@ -26,8 +26,9 @@ from vitsee.training import captured, cost, examples, finetuning, initial, outco
 from vitsee.training.attending import Gaze, near_minus_far
 from vitsee.training.checkpoint import Checkpoints, Progress
 from vitsee.training.examples import EVALUATION_BATCH, Mixup, Schedule, Splits
+from vitsee.training.optimisers import Optimisers
 from vitsee.training.ranks import Ranks, ranks
-from vitsee.training.recipes import Optimiser, Positions, Training
+from vitsee.training.recipes import Positions, Training
 from vitsee.training.resident import ROOM, Resident
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def learn(trainer: Trainer, splits: Splits, checkpoints: Checkpoints) -> None:
     def saved() -> None:
         trainer.settle()
         if team.first:
-            checkpoints.save(trainer.net, trainer.optimiser, trainer.progress)
+            checkpoints.save(trainer.net, trainer.optimisers, trainer.progress)
 
     with (
         Interruptible() as signals,
@@ -130,7 +131,7 @@ def advances(trainer: Trainer, splits: Splits, schedule: Schedule) -> Iterator[N
 
 
 class Trainer:
-    """A model, its optimiser and their progress."""
+    """A model, its optimisers and their progress."""
 
     def __init__(self, training: Training, team: Ranks | None = None) -> None:
         torch.set_flush_denormal(True)  # denormal gradients make a CPU three times slower
@@ -142,7 +143,7 @@ class Trainer:
         attention_hooks.fuse(self.net, self.device.type != "cpu")  # slow to differentiate on a CPU
         shared = self.team.share(self.net, self.device)
         self.forward = compiled(shared) if training.recipe.compile else shared
-        self.optimiser = self._optimiser()
+        self.optimisers = Optimisers(self.net, training.recipe, captured.possible(self))
         self.progress = Progress()
         self.gaze = Gaze.of(training.model)
         self.resident: Resident | None = None
@@ -181,7 +182,7 @@ class Trainer:
 
         Raises UserError if all checkpoints are damaged, or if the ranks found different ones.
         """
-        restored = checkpoints.restore(self.net, self.optimiser, repair=self.team.first)
+        restored = checkpoints.restore(self.net, self.optimisers, repair=self.team.first)
         self.progress = restored or self.progress
         steps = self.team.added(torch.tensor([self.step, self.step**2], device=self.device))
         if steps[0] ** 2 != steps[1] * self.team.count:
@@ -207,38 +208,11 @@ class Trainer:
         """Side of the model's input, in pixels."""
         return int(self.data["input_size"][1])
 
-    def _optimiser(self) -> torch.optim.Optimizer:
-        recipe = self.training.recipe
-        spared = ("pos_embed", "cls_token", "reg_token", "dist_token")
-        decayed: list[Tensor] = []
-        others: list[Tensor] = []
-        for name, weight in self.net.named_parameters():
-            (others if weight.ndim <= 1 or name.endswith(spared) else decayed).append(weight)
-        groups = [
-            {"params": decayed, "weight_decay": recipe.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        if recipe.optimiser is Optimiser.sgd:
-            return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9)
-        betas = (0.9, recipe.beta2)
-        if not captured.possible(self):
-            return torch.optim.AdamW(groups, lr=recipe.lr, betas=betas)
-        lr = torch.tensor(recipe.lr, device=self.device)  # on the device, for a captured step
-        return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True, capturable=True)
-
     def advance(self, pixels: Tensor, targets: Tensor, rate: float) -> None:
         """Take one step. targets: (N, classes). rate: learning rate. Raises UserError as `settle` does."""
         self.net.train()
-        self.set_rate(rate)
+        self.optimisers.set_rate(rate)
         self.count(self.update(pixels, targets))
-
-    def set_rate(self, rate: float) -> None:
-        """Set the learning rate of the next update."""
-        for group in self.optimiser.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
 
     def update(self, pixels: Tensor, targets: Tensor) -> Tensor:
         """Update the weights. Return the loss before the update."""
@@ -247,11 +221,11 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             logits = self.forward(pixels)
         loss = nn.functional.cross_entropy(logits.float(), targets)
-        self.optimiser.zero_grad()
+        self.net.zero_grad()
         loss.backward()
         if recipe.clip is not None:
             nn.utils.clip_grad_norm_(self.net.parameters(), recipe.clip)
-        self.optimiser.step()
+        self.optimisers.step()
         return loss.detach()
 
     def count(self, loss: Tensor) -> None:
