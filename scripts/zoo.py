@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Trains the next small models on contours: `scripts/zoo.py [NAME…]`, by default all, most important first.
+"""Trains the next small models on contours: `scripts/zoo.py [NAME…]`, by default those that are not trained yet.
 
-On a GPU several models train at the same time. After an interruption, the same command resumes. Finished models are
-kept in outputs/zoo. Once all are there, `--ship` replaces the models that ship with vitsee all at once: weights,
-cards, conf/model and conf/zoo/mini.yaml. Arguments after `--` are passed on to `vitsee train`.
+The most important ones come first; on a GPU several train at the same time. After an interruption, the same command
+resumes. Finished models go to scripts/trained. Once all are there, `--ship` replaces the models that ship with vitsee
+all at once: weights, cards, conf/model and conf/zoo/mini.yaml. Arguments after `--` are passed on to `vitsee train`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-VIT, GAP, DATA = "recipe=contours", "recipe.lr=0.00056", "recipe.fraction="
+VIT, GAP, DATA = "recipe=contours", "recipe.lr=0.000375", "recipe.fraction="
 NANO = f"{VIT} model=vit_nano"
 MAXI = f"{VIT} model=vit_mini model.args.embed_dim=128 model.args.num_heads=8"
 FINE = f"{NANO} model.args.patch_size=4"
@@ -61,10 +61,18 @@ AFTER = {"vit_nano_finetuned": "vit_nano"}
 def main() -> int:
     """Train the requested models, or ship all. Return 1 if any is missing."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="models to train (default: all)")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="models to train (default: all that are not trained yet)",
+    )
     parser.add_argument("--together", type=int, help="how many at a time (default: GPU 6, CPU 1)")
     parser.add_argument(
-        "--into", type=Path, default=Path("outputs/zoo"), help="folder for the trained models"
+        "--into",
+        type=Path,
+        default=ROOT / "scripts" / "trained",
+        help="folder of the trained models",
     )
     parser.add_argument("--ship", action="store_true", help="replace the models that ship")
     parser.add_argument("--vitsee", default=str(ROOT / ".venv" / "bin" / "vitsee"))
@@ -78,7 +86,7 @@ def main() -> int:
     asked.into.mkdir(parents=True, exist_ok=True)
     gpu = on_gpu()
     failed = train(
-        [name for name in TRAININGS if name in asked.names or not asked.names],
+        [name for name in TRAININGS if name in (asked.names or untrained(asked.into))],
         asked.together or (6 if gpu else 1),
         lambda name: [*asked.vitsee.split(), "train", *options(name, asked.into, gpu), *more],
         asked.into,
@@ -86,6 +94,11 @@ def main() -> int:
     if failed:
         print(f"not trained: {', '.join(failed)}; the same command resumes", file=sys.stderr)
     return bool(failed)
+
+
+def untrained(into: Path) -> list[str]:
+    """Return the names of the models that are not in the folder."""
+    return [name for name in TRAININGS if not (into / f"{name}.safetensors").is_file()]
 
 
 def train(
@@ -124,8 +137,7 @@ def options(name: str, into: Path, gpu: bool) -> list[str]:
 
 def ship(into: Path, root: Path) -> int:
     """Replace the models that ship with vitsee. Return 1, and change nothing, if any is missing."""
-    missing = [name for name in TRAININGS if not (into / f"{name}.safetensors").is_file()]
-    if missing:
+    if missing := untrained(into):
         print(f"not yet in {into}: {', '.join(missing)}; `make zoo` trains them", file=sys.stderr)
         return 1
     weights, conf = root / "vitsee" / "weights", root / "conf"

@@ -100,6 +100,15 @@ def test_again_it_goes_on_from_where_it_was(trained, zoo_here):
     assert (into / "vit_nano.safetensors").read_bytes() == before
 
 
+def test_without_names_it_trains_what_is_missing(trained, monkeypatch):
+    _, _, into = trained
+    asked, module = [], script()
+    monkeypatch.setattr(sys, "argv", ["zoo.py", f"--into={into}"])
+    monkeypatch.setattr(module, "train", lambda names, *words: asked.extend(names))
+    assert module.main() == 0
+    assert asked == [n for n in module.TRAININGS if n not in ("vit_nano", "vit_nano_gap")]
+
+
 def test_a_name_that_it_does_not_know_is_refused_with_those_it_does():
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "zoo.py"), "vit_mino"],
