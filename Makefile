@@ -47,7 +47,7 @@ slurm-figures: setup ## Draw them in SLURM jobs, one per figure (SBATCH='--parti
 		sbatch $(SBATCH) --job-name=$$figure --wrap "$(BIN)/vitsee run figure=$$figure zoo=$(ZOO)"; \
 	done
 
-zoo: setup ## Train the next small models on contours (minutes on a GPU, days on a CPU)
+zoo: setup ## Train the next small models on contours (minutes on a GPU, a day on two cores)
 	$(BIN)/python scripts/zoo.py
 
 docs: .venv/.installed-dev ## Build the documentation into site/
