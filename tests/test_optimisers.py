@@ -99,6 +99,22 @@ def test_every_weight_is_updated(kind):
         assert (weight != before[name]).all(), name
 
 
+def test_queries_and_keys_are_apart_from_values_whatever_layer_computes_them():
+    layers = {"q": 4, "kv": 8, "qkv": 12, "v": 4}
+    net = nn.ModuleDict({name: nn.Linear(4, rows) for name, rows in layers.items()})
+    matrices = [m for group in of(net).all[1].param_groups for m in group["params"]]
+    values = [net["kv"].weight[4:], net["qkv"].weight[8:], net["v"].weight]
+    assert [m.data_ptr() for m in matrices] == [value.data_ptr() for value in values]
+
+
+def test_weights_without_a_gradient_stay_as_they_are():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    net[0].weight.grad = torch.ones(4, 4)
+    before = net[1].weight.detach().clone()
+    of(net).step()
+    assert net[1].weight.equal(before)
+
+
 def test_depthwise_convolutions_are_not_matrices():
     net = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 8, 3))
     updated = [group["params"] for group in of(net).all[1].param_groups]

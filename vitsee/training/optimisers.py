@@ -15,7 +15,9 @@ from vitsee.training.recipes import Optimiser, Recipe
 TOKENS = ("pos_embed", "cls_token", "reg_token", "dist_token")
 """Ends of the names of weights that are vectors, whatever their shape."""
 QUERIES_OR_KEYS = ("q", "k", "q_proj", "k_proj", "query", "key")
-"""timm's names of layers that compute either queries or keys; `qkv` computes values as well."""
+"""timm's names of layers that compute either queries or keys."""
+TOGETHER = {"qkv": 3, "kv": 2}
+"""timm's names of layers whose last rows compute values, with the number of what they compute."""
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the Newton-Schulz iteration that makes matrices orthogonal (Jordan et al. 2024)."""
 State = Mapping[str, Any]
@@ -129,8 +131,8 @@ def _inside(net: nn.Module) -> dict[str, int]:
         if name in outer or last in QUERIES_OR_KEYS:
             continue
         if isinstance(module, nn.Linear):
-            three = last == "qkv" and module.out_features == 3 * module.in_features
-            inside[f"{name}.weight"] = 2 * module.in_features if three else 0
+            width, parts = module.in_features, TOGETHER.get(last, 1)
+            inside[f"{name}.weight"] = (parts - 1) * width * (module.out_features == parts * width)
         elif isinstance(module, nn.Conv2d) and module.groups == 1:
             inside[f"{name}.weight"] = 0
     return inside
@@ -158,7 +160,10 @@ class Muon(torch.optim.Optimizer):
     def step(self) -> None:  # type: ignore[override]  # no closure
         """Update the matrices, given their gradients."""
         for group in self.param_groups:
-            matrices, momentum, lr = group["params"], group["momentum"], group["lr"]
+            momentum, lr = group["momentum"], group["lr"]
+            matrices = [matrix for matrix in group["params"] if matrix.grad is not None]
+            if not matrices:
+                continue
             gradients = [matrix.grad for matrix in matrices]
             means = [self._mean(matrix) for matrix in matrices]
             torch._foreach_lerp_(means, gradients, 1 - momentum)
