@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import time
 import weakref
+from dataclasses import replace
+from multiprocessing import active_children
+from typing import NoReturn
 
 import pytest
 from conftest import tiny_overrides
 
 from vitsee.cli import answer_for
 from vitsee.errors import UserError
-from vitsee.parallel.interrupt import OF_TERMINALS, Interrupted, Interruptible
+from vitsee.parallel.interrupt import OF_SCHEDULERS, OF_TERMINALS, Interrupted, Interruptible
 from vitsee.results.folder import Results
 from vitsee.sums import Sums
 
@@ -58,14 +63,14 @@ def test_what_was_ignored_before_stays_ignored_as_under_nohup(stop):
         signal.signal(stop, before)
 
 
-def test_processes_that_decode_images_leave_what_a_terminal_sends_to_the_main_process(monkeypatch):
+def test_processes_that_decode_images_leave_signals_to_the_main_process(monkeypatch):
     from vitsee.data.minibatches import prepare_worker
 
     ignored = {}
     monkeypatch.setattr(signal, "signal", lambda number, how: ignored.update({number: how}))
     monkeypatch.setattr("torch.set_num_threads", lambda count: None)
     prepare_worker(0)
-    assert ignored == dict.fromkeys(OF_TERMINALS, signal.SIG_IGN)
+    assert ignored == dict.fromkeys((*OF_TERMINALS, *OF_SCHEDULERS), signal.SIG_IGN)
 
 
 @pytest.mark.parametrize("stop", [signal.SIGHUP, signal.SIGQUIT])
@@ -88,6 +93,49 @@ def test_a_measurement_that_loses_its_terminal_is_saved_and_goes_on(
     (state,) = tmp_path.rglob("000-of-001.pt")
     assert Sums.load(state).seen.sum() == 2
     assert run_tiny()[0] == 0
+
+
+def sigterm_for_all() -> NoReturn:
+    """Send SIGTERM to this process and to those that decode its images, and wait for torch to raise their death."""
+    signal.raise_signal(signal.SIGTERM)
+    decoders = [str(process.pid) for process in active_children()]
+    assert decoders
+    subprocess.run(["kill", *decoders], check=True)  # from this process, torch ignores it
+    while True:
+        time.sleep(0.01)
+
+
+def test_sigterm_for_all_processes_of_a_measurement_saves_what_was_measured(
+    run_tiny, monkeypatch, tmp_path
+):
+    real, seen = Sums.of, []
+
+    def of(*words, **more):
+        seen.append(words[0])
+        return sigterm_for_all() if len(seen) == 2 else real(*words, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sums, "of", of)
+        code, out, err = run_tiny("run.workers=1")
+    assert (code, out) == (130, "")
+    assert err.endswith("interrupted, state saved; repeat the command to continue\n")
+    (state,) = tmp_path.rglob("000-of-001.pt")
+    assert Sums.load(state).seen.sum() == 1
+    assert run_tiny()[0] == 0
+
+
+def test_sigterm_for_all_processes_of_a_training_is_no_error(tmp_path, monkeypatch):
+    from test_training import LOADED, wee
+
+    from vitsee.training.trainer import Trainer, train
+
+    asked = wee(tmp_path, **LOADED)
+    asked = replace(asked, run=replace(asked.run, workers=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "advance", lambda *_: sigterm_for_all())
+        with pytest.raises(Interrupted):
+            train(asked)
+    assert (train(asked) / "wee.safetensors").is_file()
 
 
 def test_a_process_of_several_that_dies_of_a_stop_was_interrupted():

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vitsee import faster, returned
 from vitsee.analysis import View
-from vitsee.data.minibatches import Minibatch, Minibatches
+from vitsee.data.minibatches import Minibatch, Minibatches, decoders_alive
 from vitsee.data.plan import Plan
 from vitsee.errors import Incomplete, UserError
 from vitsee.models.taps import watch
@@ -123,7 +123,7 @@ def add_up(
         doubts.settle()
         results.save_state(path, sums)
 
-    with Interruptible() as signals, observer(study, earlier) as observe:
+    with Interruptible() as signals, decoders_alive(), observer(study, earlier) as observe:
         launch = provenance.Launch.on(device)
         todo = mine.minibatches
         batches = minibatches(study, stage, todo)
@@ -142,9 +142,6 @@ def add_up(
                 signals.check()
                 if study.enough(sums):
                     break
-        except UserError:
-            signals.check_soon()  # a signal to all processes may have killed the decoders
-            raise
         finally:  # whatever happened, the sums are correct so far
             save()
             results.save_launch(path, launch.end(device, batches.waited))

@@ -23,7 +23,7 @@ from vitsee.data.plan import Plan
 from vitsee.data.uploads import CudaUploads, Uploads, look_up
 from vitsee.errors import UserError
 from vitsee.options import OnBadImage
-from vitsee.parallel.interrupt import OF_TERMINALS
+from vitsee.parallel.interrupt import OF_SCHEDULERS, OF_TERMINALS
 
 Transform = Callable[[Image.Image], Tensor]
 Frame = Callable[[Image.Image], Any]
@@ -266,11 +266,19 @@ def _collate(items: list[Item]) -> Piece:
 
 @contextmanager
 def decoding() -> Iterator[None]:
-    """Turn a worker's death or UserError in the block into a UserError without the worker's traceback."""
+    """Turn a UserError or the death of a process that decodes images into a UserError without its traceback."""
+    with decoders_alive():
+        try:
+            yield
+        except UserError as error:
+            raise UserError(str(error).rpartition("vitsee.errors.UserError: ")[2].strip()) from None
+
+
+@contextmanager
+def decoders_alive() -> Iterator[None]:
+    """Turn the death of a process that decodes images into a UserError; torch raises it wherever the block is."""
     try:
         yield
-    except UserError as error:
-        raise UserError(str(error).rpartition("vitsee.errors.UserError: ")[2].strip()) from None
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
@@ -314,7 +322,7 @@ def _quotas() -> list[int]:
 
 
 def prepare_worker(worker: int) -> None:
-    """Set up a worker process: one thread, ignoring the terminal's signals, which the main process handles."""
+    """Set up a worker process: one thread, ignoring signals that the main process handles."""
     torch.set_num_threads(1)
-    for number in OF_TERMINALS:
+    for number in (*OF_TERMINALS, *OF_SCHEDULERS):
         signal.signal(number, signal.SIG_IGN)

@@ -8,8 +8,12 @@ import time
 from types import FrameType
 from typing import Any
 
+from vitsee.errors import UserError
+
 OF_TERMINALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 """The signals a terminal sends to all processes of a command: for Ctrl-C, for Ctrl-\\, and when it closes."""
+OF_SCHEDULERS = (signal.SIGUSR1, signal.SIGUSR2)
+"""The signals with which a scheduler announces the end of a job."""
 
 
 class Interrupted(Exception):
@@ -25,14 +29,16 @@ def led_to(error: BaseException) -> bool:
 class Interruptible:
     """Runs the block so that the first signal only sets a flag; `check` or the block's end raises Interrupted.
 
-    SIGUSR1 and SIGUSR2, with which a scheduler announces the end of a job, are deferred too if a handler
-    (submitit's) is installed. It is called after the block has ended and the state is saved. A second Ctrl-C
-    or Ctrl-\\ stops at once. Signals that were ignored before, such as SIGHUP under nohup, stay ignored.
-    Outside the main thread, signals are left alone.
+    A scheduler's announcements are deferred too if a handler (submitit's) is installed. It is called after the
+    block has ended and the state is saved. A second Ctrl-C or Ctrl-\\ stops at once. Signals that were ignored
+    before, such as SIGHUP under nohup, stay ignored. Outside the main thread, signals are left alone.
+
+    An error of the block goes before a signal, but not a UserError: a signal to all processes of a command may
+    have killed those it needs.
     """
 
     stops = (*OF_TERMINALS, signal.SIGTERM)
-    announcements = (signal.SIGUSR1, signal.SIGUSR2)
+    announcements = OF_SCHEDULERS
 
     def __enter__(self) -> Interruptible:
         self.asked: signal.Signals | None = None
@@ -44,12 +50,15 @@ class Interruptible:
         return self
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        stoppable = failure is None or issubclass(failure, UserError)
+        if failure and stoppable:
+            self._wait()
         for number, handler in self.previous.items():
             signal.signal(number, handler)
         announced = self.previous.get(self.asked) if self.asked else None
         if self.asked in self.announcements and callable(announced):
             announced(self.asked, None)
-        elif failure is None:
+        elif stoppable:
             self.check()
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
@@ -62,8 +71,9 @@ class Interruptible:
         if self.asked:
             raise Interrupted
 
-    def check_soon(self) -> None:
-        """Wait up to half a second for a signal that other processes in the group have already received."""
+    def _wait(self) -> None:
+        """Wait up to half a second for a signal that other processes of the command have already received."""
         for _ in range(10):
-            self.check()
+            if self.asked:
+                return
             time.sleep(0.05)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from vitsee.data.minibatches import decoders_alive
 from vitsee.errors import UserError
 from vitsee.models import attention_hooks, loader, skipless, timm_architecture
 from vitsee.options import Precision
@@ -83,6 +84,7 @@ def learn(trainer: Trainer, splits: Splits, checkpoints: Checkpoints) -> None:
 
     with (
         Interruptible() as signals,
+        decoders_alive(),
         tqdm(
             total=steps * recipe.batch_size,
             initial=trainer.step * recipe.batch_size,
