@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-VIT, GAP, DATA = "recipe=contours", "recipe.lr=0.000375", "recipe.fraction="
+VIT, DATA = "recipe=contours", "recipe.fraction="
 NANO = f"{VIT} model=vit_nano"
 MAXI = f"{VIT} model=vit_mini model.args.embed_dim=128 model.args.num_heads=8"
 FINE = f"{NANO} model.args.patch_size=4"
@@ -29,7 +29,7 @@ TRAININGS = {
     "resnet_mini": RESNET,
     "vit_mini_data_10": f"{VIT} model=vit_mini {DATA}0.1",
     "vit_maxi": MAXI,
-    "vit_nano_gap": f"{VIT} model=vit_nano_gap {GAP}",
+    "vit_nano_gap": f"{VIT} model=vit_nano_gap",
     "vit_nano_finetuned": "recipe=contours_finetuned recipe.start={into}/vit_nano.safetensors",
     "vit_nano_noskip_7": f"{VIT} model=vit_nano_noskip_7",
     "mixer_mini": "recipe=contours_mixer model=mixer_mini",
