@@ -675,7 +675,9 @@ class TestFineTuning:
         torch.testing.assert_close(found[0, 1:], expected.permute(0, 2, 3, 1).reshape(36, 16))
         folder = train(wee(tmp_path, start=str(start), model=larger))
         assert "fine-tuned on the data set" in (folder / "wee.md").read_text()
-        assert cards.read(folder / "wee.md").started_from.startswith("wee.safetensors (SHA-256 ")
+        card = cards.read(folder / "wee.md")
+        assert card.started_from.startswith("wee.safetensors (SHA-256 ")
+        assert card.recipe["start"] == "wee.safetensors"
 
     def test_weights_that_do_not_fit_are_refused(self, trained, tmp_path):
         start = trained / "wee.safetensors"

@@ -21,6 +21,10 @@ class UserError(ValueError):
     """The request cannot be carried out; the message says what can. Exit code 2."""
 
 
+class Died(UserError):
+    """A process that this one needs has died, perhaps of a signal to all processes of the command."""
+
+
 class Incomplete(UserError):
     """A result was requested before every minibatch was counted exactly once. Exit code 3."""
 

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset as TorchDataset
 from vitsee.data.images import Images, unreadable
 from vitsee.data.plan import Plan
 from vitsee.data.uploads import CudaUploads, Uploads, look_up
-from vitsee.errors import UserError
+from vitsee.errors import Died, UserError
 from vitsee.options import OnBadImage
 from vitsee.parallel.interrupt import OF_SCHEDULERS, OF_TERMINALS
 
@@ -276,13 +276,13 @@ def decoding() -> Iterator[None]:
 
 @contextmanager
 def decoders_alive() -> Iterator[None]:
-    """Turn the death of a process that decodes images into a UserError; torch raises it wherever the block is."""
+    """Turn the death of a process that decodes images into Died; torch raises it wherever the block is."""
     try:
         yield
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
-        raise UserError(
+        raise Died(
             f"a process that decodes images died ({str(error).splitlines()[0]}), usually out of memory "
             f"or out of space in /dev/shm; try run.workers=0 or a smaller batch_size"
         ) from error

@@ -8,7 +8,7 @@ import time
 from types import FrameType
 from typing import Any
 
-from vitsee.errors import UserError
+from vitsee.errors import Died
 
 OF_TERMINALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 """The signals a terminal sends to all processes of a command: for Ctrl-C, for Ctrl-\\, and when it closes."""
@@ -33,8 +33,7 @@ class Interruptible:
     block has ended and the state is saved. A second Ctrl-C or Ctrl-\\ stops at once. Signals that were ignored
     before, such as SIGHUP under nohup, stay ignored. Outside the main thread, signals are left alone.
 
-    An error of the block goes before a signal, but not a UserError: a signal to all processes of a command may
-    have killed those it needs.
+    An error of the block goes before a signal, but not Died, which the signal may have caused.
     """
 
     stops = (*OF_TERMINALS, signal.SIGTERM)
@@ -50,15 +49,15 @@ class Interruptible:
         return self
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
-        stoppable = failure is None or issubclass(failure, UserError)
-        if failure and stoppable:
+        died = failure is not None and issubclass(failure, Died)
+        if died:
             self._wait()
         for number, handler in self.previous.items():
             signal.signal(number, handler)
         announced = self.previous.get(self.asked) if self.asked else None
         if self.asked in self.announcements and callable(announced):
             announced(self.asked, None)
-        elif stoppable:
+        elif failure is None or died:
             self.check()
 
     def _ask(self, number: int, frame: FrameType | None) -> None:

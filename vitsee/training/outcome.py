@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,6 +49,8 @@ def card_of(trainer: Trainer, splits: Splits, accuracy: float) -> Card:
     flops, images = flops_of(training.model), trainer.step * recipe.batch_size
     plain = OmegaConf.to_container(OmegaConf.structured(training), enum_to_str=True)
     assert isinstance(plain, dict)
+    if recipe.start:
+        plain["recipe"]["start"] = Path(recipe.start).name  # the card goes elsewhere
     made = training.dataset.kind in datasets.GENERATED
     return Card(
         name=recipe.name,
