@@ -21,6 +21,8 @@ from omegaconf import OmegaConf
 from vitsee import config
 from vitsee.errors import UserError
 from vitsee.mistakes import explain
+from vitsee.models import cards
+from vitsee.models.sources.timm import EMBEDDED
 from vitsee.results.folder import Results
 from vitsee.runner import run
 from vitsee.study import choose_device
@@ -545,7 +547,8 @@ def test_the_identity_changes_with_what_changes_a_number_and_with_nothing_else(
 
 
 def test_the_default_data_set_suits_the_model():
-    assert composed("model=vit_mini").dataset.name == "scenes"
+    trained_on = cards.read(EMBEDDED / "vit_mini.md").dataset
+    assert trained_on.startswith(f"{composed('model=vit_mini').dataset.name} ")
     assert composed("model=vit_l16").dataset.name == "imagenette"
     assert composed("model=vit_l16", "dataset=cifar10").dataset.name == "cifar10"
     kept = composed("model=vit_l16", "dataset.on_bad_image=skip").dataset

@@ -19,6 +19,8 @@ from vitsee import gpus, runner
 from vitsee.analysis import REGISTERED
 from vitsee.choices import CONF
 from vitsee.errors import UserError
+from vitsee.models import cards
+from vitsee.models.sources.timm import EMBEDDED
 from vitsee.papers import atlas, composing, evidence
 from vitsee.papers.claims import CLAIMS
 from vitsee.papers.description import Shown, tell_what_is_replaced
@@ -129,7 +131,8 @@ def test_a_figure_has_its_panels_claims_and_description(published):
     assert set(verdicts["claim"]) == {"near_positions_are_similar", "distance_grows_with_depth"}
     record = json.loads((published / "figure.json").read_text())
     assert record["caption"].startswith("Dosovitskiy et al. 2021, Figure 7, with zoo=mini. ")
-    assert "32 images of scenes" in record["caption"]
+    shown = cards.read(EMBEDDED / "vit_mini.md").model["dataset"]
+    assert f"32 images of {shown}" in record["caption"]
 
 
 def test_a_claim_about_weights_alone_is_exact(published):

@@ -801,7 +801,7 @@ class TestCard:
 
 def test_two_ranks_take_the_steps_of_one(forks, tmp_path):
     words = [
-        "recipe=vit_mini",
+        "recipe=contours",
         "dataset.size=128",
         "recipe.images_seen=192",
         "recipe.batch_size=64",
@@ -917,12 +917,12 @@ def test_shipped_weights_are_as_accurate_as_their_card_says(name):
 
 
 def test_all_shipped_weights_together_are_small():
-    assert sum((EMBEDDED / f"{name}.safetensors").stat().st_size for name in SHIPPED) <= 40e6
+    assert sum((EMBEDDED / f"{name}.safetensors").stat().st_size for name in SHIPPED) <= 60e6
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_weights_are_small_and_far_above_a_linear_probe(name):
-    assert (EMBEDDED / f"{name}.safetensors").stat().st_size <= 4 * 2**20
+    assert (EMBEDDED / f"{name}.safetensors").stat().st_size <= 5 * 2**20
     card = cards.read(EMBEDDED / f"{name}.md")
     assert card.accuracy > 2 * card.pixel_probe
 
