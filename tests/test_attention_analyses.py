@@ -172,6 +172,10 @@ def test_sets_of_heads_go_from_local_to_global(tiny):
             ["analysis=attention_rollout", "analysis.images_list=[class0/00.png]"],
             r"no image class0/00\.png; .*Did you mean class0",
         ),
+        (
+            ["analysis=attention_rollout", "analysis.images_list=[0,3,class0/000.png]"],
+            r"images_list has image 0 \(class0/000\.png\) more than once; list it once",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(words, message, tiny):

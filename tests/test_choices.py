@@ -200,7 +200,7 @@ def test_a_flag_without_a_folder_says_what_is_missing(command, words):
     ("name", "content", "message"),
     [
         ("models/x.yaml", "name: x", r"conf/models is not read; .* model/NAME.*mean model\?"),
-        ("analysis/cka.yaml", "", r"conf/analysis: an analysis of your own is a file: --import"),
+        ("analysis/cka.yaml", "", r"conf/analysis: analyses are Python files: --import"),
         ("model/vit_mini.yaml", "name: vit_mini", r"vit_mini\.yaml: vitsee has a file of that nam"),
         ("model/x.yml", "name: x", r"model/x\.yml is not read; rename it x\.yaml"),
         ("run.yaml", "images: 8", r"conf/run\.yaml: vitsee has a file of that name; rename yours"),
@@ -247,7 +247,7 @@ def test_a_folder_that_is_not_there_or_has_nothing_is_refused(conf):
     with pytest.raises(UserError, match=r"there is no such folder\. Did you mean conf\?"):
         composed_with(conf.with_name("cnf"), "model=mine")
     (conf.parent / "empty").mkdir()
-    with pytest.raises(UserError, match=r"empty has nothing to choose; what is read is model/NAM"):
+    with pytest.raises(UserError, match=r"empty contains no choices, which are model/NAM"):
         composed_with(conf.parent / "empty", "model=mine")
 
 
@@ -313,7 +313,7 @@ def test_an_option_that_is_a_word_of_python_s_ends_in_an_underscore(conf, comman
     model = conf / "model" / "theirs.yaml"
     model.write_text("defaults: [import, _self_]\nname: theirs\nimport: nets:make\n")
     _, _, err = command("run", "--config-dir", str(conf), "model=theirs")
-    assert "no option model.import in a YAML file, where it is written import_: VALUE" in err
+    assert "no option model.import in a YAML file: write import_: VALUE there" in err
     model.write_text(model.read_text().replace("import: ", "import_: "))
     assert composed_with(conf, "model=theirs").model.import_ == "nets:make"
 
@@ -408,8 +408,8 @@ def test_a_panel_of_several_roles_that_its_analysis_cannot_draw_is_refused(conf,
     code, out, err = command("run", "-cd", str(conf), "figure=own", "zoo=one")
     assert (code, out) == (2, "")
     assert (
-        "the panel vit of figure=own has several roles, which analysis=cka cannot draw together; give it one role "
-        "each, or define `joined`" in err
+        "the panel vit of figure=own has several roles, which analysis=cka cannot draw together; make one panel "
+        "per role, or define `joined`" in err
     )
 
 
@@ -493,7 +493,11 @@ def test_of_two_claims_of_one_name_in_one_file_none_is_lost(imported):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("    Null: untrained networks.\n", "", r"its docstring lacks Null; it begins with the p"),
+        (
+            "    Null: untrained networks.\n",
+            "",
+            r"its docstring lacks Null; it must begin with the auth",
+        ),
         (
             "'All is well.'\n\n",
             "",

@@ -25,7 +25,7 @@ from vitsee.models import cards
 from vitsee.models.sources.timm import EMBEDDED
 from vitsee.results.folder import Results
 from vitsee.runner import run
-from vitsee.study import choose_device
+from vitsee.study import Study, choose_device
 from vitsee.sums import Sums
 
 
@@ -300,6 +300,21 @@ def test_a_folder_gives_its_name_to_figures_and_not_to_the_result_path(
     assert "photos has 16 images, fewer than the default of 2560" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("count", "advice"),
+    [(12, "use batch_size=6"), (5, "use batch_size=4"), (3, "at least 4 are needed")],
+)
+def test_fewer_images_than_a_minibatch_are_refused_and_the_advice_works(count, advice, tmp_path):
+    root = write_images(tmp_path / "photos", count)
+    words = ["analysis=cka", "model=vit_nano", "dataset=folder", f"dataset.root={root}"]
+    with pytest.raises(
+        UserError, match=f"{count} images, fewer than one minibatch .batch_size=256.; {advice}"
+    ):
+        _ = Study(composed(*words)).plan
+    if advice.startswith("use"):
+        assert len(Study(composed(*words, advice.removeprefix("use "))).plan) >= 1
+
+
 def test_a_last_partial_minibatch_is_left_out_and_the_log_says_so(tiny, caplog):
     caplog.set_level("INFO")
     run(tiny("images=30"))
@@ -467,9 +482,16 @@ def test_too_little_memory_suggests_a_smaller_minibatch_and_keeps_what_was_measu
     monkeypatch.setattr(CKA, "observe", out_of_memory_at_the_third)
     code, _, err = run_tiny()
     assert code == 2
-    assert "not enough memory on cpu for minibatches of 8 images; try batch_size=4" in err
+    assert (
+        "not enough memory on cpu for minibatches of 8 images; try batch_size=4, which starts a new result"
+        in err
+    )
     (state,) = tmp_path.rglob("000-of-001.pt")
     assert Sums.load(state).seen.sum() == 2
+    calls.clear()
+    code, _, err = run_tiny("batch_size=4")
+    assert "minibatches of 4 images; try fewer layers, a smaller model or run.device=cpu" in err
+    assert len([*tmp_path.rglob("000-of-001.pt")]) == 2
 
 
 def test_an_undecodable_image_is_named(run_tiny, tmp_path):
@@ -569,7 +591,7 @@ def test_help_lists_the_choices_for_a_person(command):
     code, out, _ = command("run", "--help")
     assert code == 0
     assert all(
-        word in out for word in ("vit_l16", "imagenette", "batch_size=256", "Exit codes: 0 done")
+        word in out for word in ("vit_l16", "imagenette", "batch_size=N", "Exit codes: 0 done")
     )
     assert "vitsee run " in command("--help")[1]
 

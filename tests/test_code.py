@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import linecache
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -101,39 +102,56 @@ def helper(x):
     return x * SCALE {change}
 class Net:
     def forward(self, x):
-        return helper(x) + other_of_project.value
+        return helper(x) + other_of_project.value {own}
 """
 
 
 @pytest.fixture
 def notebook(project, monkeypatch, tmp_path):
-    """Runs a notebook of this text, and returns its class."""
+    """Runs a script, a notebook's cell (which is in no file) or typed lines of this text, and returns its class."""
     count = iter(range(100))
 
-    def run(other: str = "value = 2\n", scale: int = 1, unused: int = 1, change: str = "") -> Any:
+    def run(
+        kind: str,
+        other: str = "value = 2\n",
+        scale: str = "1",
+        unused: int = 1,
+        change: str = "",
+        own: str = "",
+    ) -> Any:
         project("other_of_project", other_of_project=other)
-        cell = tmp_path / f"cell{next(count)}.py"
-        text = f"SCALE = {scale}\nUNUSED = {unused}\n{NOTEBOOK.format(change=change)}"
-        cell.write_text(text)
+        name = str(tmp_path / f"cell{next(count)}.py")
+        text = f"SCALE = {scale}\nUNUSED = {unused}\n{NOTEBOOK.format(change=change, own=own)}"
         main = ModuleType(SCRIPT)
-        main.__file__ = str(cell)
+        if kind == "a script":
+            Path(name).write_text(text)
+            main.__file__ = name
+        if kind == "a notebook":
+            linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
         monkeypatch.setitem(sys.modules, SCRIPT, main)
-        exec(compile(text, str(cell), "exec"), vars(main))
+        exec(compile(text, name, "exec"), vars(main))
         return vars(main)["Net"]
 
     return run
 
 
+KINDS = ["a script", "a notebook", "typed lines"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "edited", [{"other": "value = 3\n"}, {"scale": 2}, {"change": "+ 1"}],
-    ids=["a module", "a constant", "a function"],
+    "edited", [
+        {"other": "value = 3\n"}, {"scale": "2"}, {"scale": "[1]"}, {"change": "+ 1"}, {"own": "+ 1"}
+    ],
+    ids=["a module", "a constant", "a list", "a function", "a method"],
 )  # fmt: skip
 def test_what_a_class_of_a_notebook_uses_counts_and_the_rest_of_the_notebook_does_not(
-    notebook, edited
+    notebook, edited, kind
 ):
-    before = source_of(notebook())
-    assert source_of(notebook(unused=2)) == before
-    assert source_of(notebook(**edited)) != before
+    before = source_of(notebook(kind))
+    assert len(before) > 0
+    assert source_of(notebook(kind, unused=2)) == before
+    assert source_of(notebook(kind, **edited)) != before
 
 
 def test_code_that_cannot_be_read_is_left_out():

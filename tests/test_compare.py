@@ -504,14 +504,17 @@ def test_models_of_one_name_are_told_apart(tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["mesure=cka"], r"vitsee compare has no option mesure; .*Did you mean measure\?"),
+        (["mesure=cka"], r"there is no option mesure; .*Did you mean measure\?"),
         (["measure=cca"], r"there is no measure=cca; it can be: .*Did you mean cka\?"),
         (["null=many"], r"null must be a whole number, got many"),
         (["null=-1"], r"null must be at least 0, got -1"),
         (["first=yes"], r"first must be true or false, got yes"),
         (["calibrated=true"], r"calibrated=true needs a null: add null=1000"),
         (["run.memory_gb=0"], r"run.memory_gb must be more than 0, got 0"),
-        (["--null"], r"vitsee compare has no option --null; options are written key=value"),
+        (
+            ["--null"],
+            r"there is no option --null; options are written key=value, such as null=1000",
+        ),
     ],
 )
 def test_a_mistake_in_an_option_is_one_line(words, said):

@@ -13,8 +13,9 @@ import struct
 import tarfile
 import warnings
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import PIL
@@ -959,9 +960,12 @@ def encoded(kind: str) -> dict[str, object]:
     return {"bytes": content.getvalue(), "path": None}
 
 
-def saved_for_hub(path: Path, images: list, labels: list[int]) -> Path:
+def saved_for_hub(
+    path: Path, images: list, labels: list[int], names: Sequence[str] | None = ("cat", "dog")
+) -> Path:
     hf = pytest.importorskip("datasets", reason="the extra hf is not installed")
-    features = hf.Features({"image": hf.Image(), "label": hf.ClassLabel(names=["cat", "dog"])})
+    label = hf.ClassLabel(names=list(names)) if names else hf.Value("int64")
+    features = hf.Features({"image": hf.Image(), "label": label})
     path.mkdir(parents=True)
     table = hf.Dataset.from_dict({"image": images, "label": labels}, features=features)
     table.to_parquet(path / "train.parquet")
@@ -974,8 +978,8 @@ def test_a_hugging_face_stream_keeps_every_image_and_guesses_no_label(tmp_path):
     path = saved_for_hub(tmp_path / "hf", odd, [0, 1, -1, -1, 1])
     cache = tmp_path / "cache"
     found = datasets.load(DatasetOptions(name="hf", kind="hf", path=str(path), root=str(cache)), 32)
-    assert found.classes == ["all", "cat", "dog"]
-    assert sorted(found.labels) == [0, 0, 1, 2, 2]
+    assert found.classes == ["cat", "dog", "all"]
+    assert sorted(found.labels) == [0, 1, 1, 2, 2]
     bad = 0
     for i in range(5):
         try:
@@ -984,6 +988,34 @@ def test_a_hugging_face_stream_keeps_every_image_and_guesses_no_label(tmp_path):
             bad += 1
     assert bad == 2
     assert [p.suffix for p in cache.iterdir()] == [".tar"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        (["tench, fish", "goldfish", "shark"], ["tench_ fish", "goldfish", "shark"]),
+        (["a/b", "a_b", "c"], ["a_b 0", "a_b 1", "c"]),
+        (None, ["0", "1", "2"]),
+    ],
+    ids=["names that are not in the order of the alphabet", "names that collide", "numbers"],
+)
+def test_labels_of_a_hugging_face_stream_are_those_of_the_data_set(names, classes, tmp_path):
+    colours = [
+        {"bytes": content(Image.new("RGB", (8, 8), (40 * k, 0, 0))), "path": None} for k in range(3)
+    ]
+    path = saved_for_hub(tmp_path / "hf", colours * 2, [0, 1, 2] * 2, names)
+    asked = DatasetOptions(name="hf", kind="hf", path=str(path), root=str(tmp_path / "cache"))
+    found = datasets.load(asked, 32)
+    assert found.classes == classes
+    assert sorted(found.labels) == [0, 0, 1, 1, 2, 2]
+    assert [found.open(i).getpixel((0, 0))[0] // 40 for i in range(6)] == found.labels
+
+
+def content(image: Image.Image, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", **options)
+    return file.getvalue()
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -87,6 +87,16 @@ FORMS: dict[str, Callable[[ImageFolder], Any]] = {
 }
 
 
+def test_labels_are_those_of_the_items_whatever_the_data_set_lists(photos):
+    plain, moved = (
+        ImageFolder(str(photos), target_transform=one) for one in (None, lambda label: label + 7)
+    )
+    assert [Given(plain, "photos").label(i) for i in (0, 23)] == [0, 1]
+    found = Given(moved, "photos")
+    assert [found.label(i) for i in (0, 23)] == [7, 8]
+    assert found.classes == [str(i) for i in range(9)]
+
+
 @pytest.fixture(scope="module")
 def expected(photos, tmp_path_factory) -> bytes:
     """The table of the folder itself."""
@@ -382,6 +392,20 @@ def test_a_hugging_face_data_set_on_disk_is_read_without_a_copy(on_disk, measure
     assert few.classes == ["cat", "dog"]
     assert [few.label(i) for i in range(len(few))] == [0, 1]
     assert len(of_disk(on_disk / "few")) == 2
+
+
+def test_images_on_disk_are_not_turned_by_what_their_camera_noted_as_those_of_a_folder(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    noted = Image.Exif()
+    noted[0x0112] = 6  # lay on its side
+    image = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(2, 8, 3))
+    image.save(tmp_path / "a.png", exif=noted)
+    made = datasets.Dataset.from_dict({"image": [str(tmp_path / "a.png")]})
+    made = made.cast_column("image", datasets.Image())
+    assert made[0]["image"].size == (2, 8)
+    made.save_to_disk(str(tmp_path / "disk"))
+    for found in (of_disk(tmp_path / "disk"), Given(made, "given")):
+        assert found.open(0).tobytes() == image.tobytes()
 
 
 def test_what_a_data_set_on_disk_does_not_have_is_refused(on_disk):

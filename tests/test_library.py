@@ -65,9 +65,17 @@ def test_a_mistake_raises_what_the_command_says(words, message, measure, run_tin
     assert isinstance(mistake.value, vitsee.Incomplete) == (code == 3)
 
 
-@pytest.mark.parametrize("words", [["-m", "seed=1,2"], ["--from", "x.yaml"], ["figure=fig01"]])
-def test_what_is_not_one_experiment_is_refused(words):
-    with pytest.raises(vitsee.UserError, match="runs one experiment"):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-m", "seed=1,2"], "runs one experiment; use the command line to run several"),
+        (["figure=fig01"], "runs one experiment; use the command line to run several"),
+        (["--from", "x.yaml"], "--from is for the command line: vitsee run --from"),
+        (["--import", "my.py"], "--import: from Python, import the file itself"),
+    ],
+)
+def test_what_is_not_one_experiment_is_refused(words, message):
+    with pytest.raises(vitsee.UserError, match=message):
         vitsee.run_experiment(*words)
 
 

@@ -27,9 +27,9 @@ from safetensors.torch import load_file, save_file
 from vitsee import choices, names
 from vitsee.choices import CONF
 from vitsee.errors import UserError
-from vitsee.models import hub, layout, loader, state_dicts, timm_architecture, weight_files
+from vitsee.models import cards, hub, layout, loader, state_dicts, timm_architecture, weight_files
 from vitsee.models.sources.found import nonfinite
-from vitsee.models.sources.timm import _with_weights, shipped, without_classifier
+from vitsee.models.sources.timm import EMBEDDED, _with_weights, shipped, without_classifier
 from vitsee.options import ModelOptions
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -146,6 +146,17 @@ def test_the_digest_sees_a_single_changed_value():
     with torch.no_grad():
         net.head.bias[3] += 1e-6
     assert loader.digest(net.state_dict()) != before
+
+
+def test_random_weights_of_a_model_that_ships_are_those_that_its_training_began_with():
+    random = replace(configured("vit_nano"), pretrained=False)
+    loaded = loader.load(random, "cpu")
+    assert (
+        loaded.weights == "random, seed 0, drawn as those that the training of vit_nano began with"
+    )
+    recipe = cards.read(EMBEDDED / "vit_nano.md").recipe
+    spread = loaded.net.pos_embed[:, 1:].square().mean().sqrt().item()
+    assert spread == pytest.approx(recipe["pos_embed_std"], rel=0.1)
 
 
 def test_no_random_weights_are_drawn_for_a_model_that_gets_them_from_a_file(saved):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from functools import cache, partial
 from itertools import combinations, product
 from pathlib import Path
@@ -29,7 +31,7 @@ from vitsee.papers.publish import publish
 from vitsee.papers.request import Request
 from vitsee.plotting import line_plots
 from vitsee.results.folder import Results
-from vitsee.results.reading import StoredResult
+from vitsee.results.reading import StoredResult, together
 
 FOLDER = Path("/made/figures/figure")
 BLOCKS = [f"blocks.{i}" for i in range(12)]
@@ -481,3 +483,36 @@ def test_long_names_of_models_do_not_clip_a_legend_of_a_figure_that_stands_alone
 def test_a_figure_json_that_asks_for_no_panels_side_by_side_gets_one():
     rows = composing.rows_of(Made("fig01").record() | {"abreast": 0}, FOLDER, 3.25)
     assert [len(row.panels) for row in rows] == [1, 1, 1, 1]
+
+
+SEVERAL = sorted(
+    name for name, kind in REGISTERED.items() if kind().draws_several and name != "scaling"
+)
+"""The analyses that draw a line per result; `scaling` draws a point."""
+
+
+def words(figure: Figure) -> str:
+    return "\n".join(text.get_text() for text in texts(figure))
+
+
+@pytest.mark.parametrize("analysis", SEVERAL)
+def test_one_model_on_other_images_is_a_line_of_its_own_that_says_which(analysis):
+    found = tables(analysis, False, None)
+    results = [(found, Labels("v", "r", data, 4)) for data in ("cats", "dogs")]
+    for figure in REGISTERED[analysis]().joined(results).values():
+        figure.draw_without_rendering()
+        assert {"cats", "dogs"} <= {*re.findall("cats|dogs", words(figure))}
+        assert "images of" not in words(figure)  # a title for both would be wrong for one
+
+
+@pytest.mark.parametrize("analysis", SEVERAL)
+def test_two_results_that_share_their_names_are_told_apart_by_their_identities(analysis):
+    one = StoredResult(
+        REGISTERED[analysis](), tables(analysis, False, None), Labels("v", "r", "d", 4)
+    )
+    results = {Path("v/d-1a2b3c4d"): one, Path("v/d-5e6f7a8b"): one, Path("w/d-0c0c0c0c"): one}
+    results[Path("w/d-0c0c0c0c")] = replace(one, labels=replace(one.labels, model="w"))
+    for figure in one.analysis.joined(together(results)).values():
+        figure.draw_without_rendering()
+        marks = re.findall(r"v \((\w+)\)|^(w\b)", words(figure), re.M)
+        assert {a or b for a, b in marks} == {"1a2b3c4d", "5e6f7a8b", "w"}

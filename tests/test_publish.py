@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from math import nan
@@ -19,14 +20,14 @@ from vitsee import gpus, runner
 from vitsee.analysis import REGISTERED
 from vitsee.choices import CONF
 from vitsee.errors import UserError
-from vitsee.models import cards
+from vitsee.models import cards, loader
 from vitsee.models.sources.timm import EMBEDDED
 from vitsee.papers import atlas, composing, evidence
 from vitsee.papers.claims import CLAIMS
 from vitsee.papers.description import Shown, tell_what_is_replaced
 from vitsee.papers.evidence import Reader
 from vitsee.papers.plot import plot
-from vitsee.papers.publish import check_panels, nulls, publish
+from vitsee.papers.publish import check_panels, nulls, publish, untrained
 from vitsee.papers.request import Request, overrides
 from vitsee.papers.verdicts import COLUMNS, perturbed
 from vitsee.plotting.scorecard import scorecard
@@ -281,6 +282,21 @@ def test_the_claims_are_scored_on_any_two_models_and_what_one_cannot_give_is_lef
     tested = verdicts[verdicts["untrained"].notna()]
     assert tested["untrained"].equals(tested["value"])
     assert verdicts.loc["uniform", ["low", "high"]].notna().all()
+
+
+def test_the_null_of_a_trained_model_has_the_weights_that_its_training_began_with(tmp_path, caplog):
+    caplog.set_level("INFO")
+    for end in ("md", "safetensors"):
+        shutil.copy(EMBEDDED / f"vit_nano.{end}", tmp_path / f"mine.{end}")
+    words = ["model=vit_nano", f"model.checkpoint={tmp_path}/mine.safetensors"]
+    options = untrained(composed(*words).model)
+    random = composed(*words, *(f"model.{option}" for option in options)).model
+    assert loader.load(random, "cpu").weights.endswith("the training of vit_nano began with")
+    (tmp_path / "mine.md").unlink()
+    assert loader.load(random, "cpu").weights == "random, seed 0"
+    assert (
+        "mine.safetensors has no card of `vitsee train`: random weights are timm's" in caplog.text
+    )
 
 
 def test_a_model_that_cannot_be_given_random_weights_has_no_null_and_the_log_says_so(caplog):

@@ -8,12 +8,16 @@ import pytest
 import torch
 from conftest import composed
 from test_token_norm import experiment
+from torch import nn
 
 from vitsee.analyses import robustness
-from vitsee.analysis import View
+from vitsee.analyses.robustness import Robustness
+from vitsee.analysis import Layer, View
 from vitsee.errors import UserError
 from vitsee.estimators.attention import reached
 from vitsee.estimators.changed_images import drop, dropped_first, shuffle, shuffled
+from vitsee.models.taps import watch
+from vitsee.options import Precision
 from vitsee.runner import minibatches, observer, run
 from vitsee.study import Study
 
@@ -259,3 +263,14 @@ def test_models_that_predict_nothing_are_refused_and_two_classes_are_enough(
     with pytest.raises(UserError, match=says):
         of[0].layers  # noqa: B018
     assert of[1].layers["model"][1].shape == (2,)
+
+
+@pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16])
+def test_what_is_kept_of_a_layer_is_its_own_output_although_the_next_one_overwrites_it(precision):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(inplace=True)).eval()
+    pixels = torch.randn(4, 3, 2, 2)
+    expected = net[1](pixels.flatten(1))
+    assert (expected < 0).any()  # or the ReLU would change nothing
+    with watch(net, [Layer("1", (8,), None)], Robustness(), precision) as measure:
+        torch.testing.assert_close(measure(pixels)["1"], expected, atol=0.02, rtol=0)

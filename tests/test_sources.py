@@ -6,6 +6,7 @@ import json
 import re
 from functools import cache, partial
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -353,6 +354,52 @@ class Scaling:
         return scaled(image, self.by)
 
 
+def through(*steps: Any) -> Any:
+    pipeline = to_tensor(*steps)
+    return lambda image: pipeline(image)
+
+
+class Piped:
+    def __init__(self, *steps: Any) -> None:
+        self.steps = to_tensor(*steps)
+
+    def __call__(self, image: Any) -> Tensor:
+        return self.steps(image)
+
+
+class Settings:
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+
+def halved(by: float) -> Any:
+    return lambda module, args, output: by * output
+
+
+def made(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Linear(2, 2)
+
+
+def changed(hook: Any = None, before: Any = None, **attributes: Any) -> nn.Module:
+    """A network with hooks on it, or with attributes that were set."""
+    net = Net()
+    if hook:
+        net.register_forward_hook(hook)
+    if before:
+        net.register_forward_pre_hook(before)
+    for name, value in attributes.items():
+        setattr(net, name, value)
+    return net
+
+
+def forwarded(forward: Any) -> nn.Module:
+    """A network whose forward pass is this function."""
+    net = Net()
+    net.forward = MethodType(forward, net)
+    return net
+
+
 OTHERS = {
     "weights": lambda: mine(Net(seed=1)),
     "a private setting": lambda: mine(Net(factor=2.0)),
@@ -366,6 +413,33 @@ OTHERS = {
     "another enclosed": lambda: mine(transform=closed(0.25)),
     "what it is made of": lambda: mine(transform=Scaling(0.5)),
     "another attribute": lambda: mine(transform=Scaling(0.25)),
+    "a pipeline that it encloses": lambda: mine(transform=through(v2.Resize(8), v2.CenterCrop(8))),
+    "another enclosed pipeline": lambda: mine(transform=through(v2.Resize(12), v2.CenterCrop(8))),
+    "a pipeline in an attribute": lambda: mine(transform=Piped(v2.Resize(8), v2.CenterCrop(8))),
+    "another in an attribute": lambda: mine(transform=Piped(v2.Resize(12), v2.CenterCrop(8))),
+    "the function of a library's transform": lambda: mine(
+        transform=v2.Compose(
+            [v2.Lambda(lambda x: x), *to_tensor(v2.Resize(8), v2.CenterCrop(8)).transforms]
+        )
+    ),
+    "another function of it": lambda: mine(
+        transform=v2.Compose(
+            [v2.Lambda(lambda x: x.copy()), *to_tensor(v2.Resize(8), v2.CenterCrop(8)).transforms]
+        )
+    ),
+    "a hook": lambda: mine(changed(hook=halved(0.5))),
+    "what a hook encloses": lambda: mine(changed(hook=halved(0.25))),
+    "a hook before": lambda: mine(changed(before=lambda module, args: (args[0] / 2,))),
+    "a forward in place of its own": lambda: mine(
+        forwarded(lambda net, x: net.head(net.stem(x).mean((2, 3))))
+    ),
+    "another forward": lambda: mine(forwarded(lambda net, x: net.head(net.stem(x).amax((2, 3))))),
+    "an object of settings": lambda: mine(changed(settings=Settings(1.0))),
+    "other settings": lambda: mine(changed(settings=Settings(2.0))),
+    "an array": lambda: mine(changed(settings=np.zeros(3))),
+    "another array": lambda: mine(changed(settings=np.ones(3))),
+    "a network in a list": lambda: mine(changed(settings=[made(0)])),
+    "another network in a list": lambda: mine(changed(settings=[made(1)])),
     "a part of a composed one": lambda: mine(transform=v2.Compose([v2.Resize(8), Scaling(0.25)])),
 }
 
@@ -375,9 +449,8 @@ def test_whatever_can_change_a_number_changes_the_identity_and_a_name_does_not()
     assert identity(mine(name="another")) == same == identity(mine())
     found = {name: identity(make()) for name, make in OTHERS.items()}
     assert len({same, *found.values()}) == len(OTHERS) + 1
-    assert all(
-        identity(OTHERS[name]()) == found[name] for name in ("a transform", "what it encloses")
-    )
+    again = {name: identity(make()) for name, make in OTHERS.items()}
+    assert again == found
 
 
 SOURCE = """

@@ -216,9 +216,9 @@ def test_images_edited_in_place_are_not_continued_silently(tiny, tmp_path, caplo
 def test_what_is_newer_than_a_result_is_counted_and_called_by_its_name(tmp_path, caplog):
     names = {"a tar": ["photos.tar"] * 2, "one": ["a.png"], "many": ["a.png", "b.png", "a.png"]}
     for which, said in {
-        "a tar": "warning: photos.tar is newer than this result: if its content changed, remove",
-        "one": "warning: a.png is newer than this result: if its content changed, remove",
-        "many": "warning: 2 images are newer than this result (a.png …): if their content changed,",
+        "a tar": "warning: photos.tar is newer than this result: if its content has changed, the result mixes",
+        "one": "warning: a.png is newer than this result: if its content has changed, the result mixes",
+        "many": "warning: 2 images are newer than this result (a.png …): if their content has changed,",
     }.items():
         results = Results(tmp_path / which)
         results.prepare()

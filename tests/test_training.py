@@ -726,6 +726,24 @@ class TestWatching:
         assert alike[Positions.sincos] > 0.2
         assert abs(alike[Positions.noise]) < 0.15
 
+    @pytest.mark.parametrize("skips", [[], [1]])
+    def test_random_weights_can_be_those_that_a_training_began_with(self, skips, tmp_path):
+        more = {
+            "positions": Positions.sincos,
+            "pos_embed_std": 0.5,
+            "model": {"remove_skip": skips},
+        }
+        asked = wee(tmp_path, images_seen=16, **more)
+        weights = train(asked) / "wee.safetensors"
+        random = replace(asked.model, pretrained=False, drawn_as=str(weights))
+        loaded = loader.load(random, "cpu")
+        assert (
+            loaded.weights == "random, seed 0, drawn as those that the training of wee began with"
+        )
+        before, plain = Trainer(asked).net, loader.load(replace(random, drawn_as=None), "cpu").net
+        assert loaded.digest == loader.digest(before.state_dict())
+        assert loaded.digest != loader.digest(plain.state_dict())
+
     def test_a_model_without_attention_has_no_heads(self, tmp_path):
         asked = wee(tmp_path, images_seen=32)
         small = {"num_classes": 16, "channels": [4, 8, 8, 8]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -102,16 +103,39 @@ def skips(cls: list[float], spatial: list[float], unit: float = 1.0, cosine=(0.5
     for block, (c, s) in enumerate(zip(cls, spatial, strict=True)):
         late = block >= len(cls) / 2
         for branch in ("attn", "mlp"):
-            rows += [(block, branch, 0, c, 0.5), (block, branch, -1, s, cosine[late])]
-    rows += [(block, "unit", -1, unit, 0.5) for block in range(3)]
-    columns = ["block", "branch", "token", "ratio", "cosine"]
-    return {"skip_ratio": pd.DataFrame(rows, columns=columns)}
+            rows += [(block, branch, "class", c, 0.5), (block, branch, "mean", s, cosine[late])]
+    rows += [(block, "unit", "mean", unit, 0.5) for block in range(3)]
+    return {"skip_ratio": by_kind(rows, "ratio", "cosine")}
+
+
+def by_kind(rows: list[tuple[Any, ...]], *numbers: str) -> pd.DataFrame:
+    """Rows of block, branch, kind and these numbers, as in the table of the ratios of norms."""
+    table = pd.DataFrame(rows, columns=["block", "branch", "kind", *numbers])
+    return table.assign(token=table["kind"].map({"class": 0, "spatial": 0, "mean": -1}))
 
 
 def by_branch(mlp: float, attn: float) -> dict[str, pd.DataFrame]:
     """Ratios of the class token in four blocks."""
-    rows = [(block, name, 0, r) for block in range(4) for name, r in (("mlp", mlp), ("attn", attn))]
-    return {"skip_ratio": pd.DataFrame(rows, columns=["block", "branch", "token", "ratio"])}
+    both = (("mlp", mlp), ("attn", attn))
+    rows = [(block, name, "class", r) for block in range(4) for name, r in both]
+    return {"skip_ratio": by_kind(rows, "ratio")}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "class_token_first",
+        "spatial_tokens_later",
+        "phase_transition",
+        "mlps_change_the_class_token",
+    ],
+)
+def test_the_first_patch_of_a_vit_without_a_class_token_is_not_taken_for_one(name):
+    table = skips([3, 3, 1, 1], [1, 1, 2, 2])["skip_ratio"]
+    table["kind"] = table["kind"].replace("class", "spatial")
+    with pytest.raises(Missing, match="a ViT with a class token"):
+        CLAIMS[name].measure({"model": {"skip_ratio": table}})
+    assert CLAIMS["ratios_above_the_resnet"].measure({"model": {"skip_ratio": table}}) == 1.5
 
 
 def units(first: float, last: float) -> dict[str, pd.DataFrame]:
@@ -484,6 +508,16 @@ def test_what_untrained_networks_do_as_well_is_not_what_training_does(untrained,
     below = Claim("b", "s", "t", -0.5, False, lambda: 0.0)
     assert judge(above, Estimate(0.7, 0.6, 0.8), untrained) == expected
     assert judge(below, Estimate(-0.7, -0.8, -0.6), -untrained) == expected
+
+
+def test_a_null_that_is_undefined_is_said_to_be_none():
+    case = panels(CASES["class_token_first"][0])
+    nothing = panels(of(skip=skips([math.nan] * 4, [math.nan] * 4)))
+    row = verdict(CLAIMS["class_token_first"], "fig", Gathered(case, [case] * 2), nothing)
+    assert (row["holds"], row["why"]) == (
+        YES,
+        "no null: the statistic of untrained networks is undefined",
+    )
 
 
 def test_a_claim_that_fails_fails_whatever_untrained_networks_do():

@@ -10,6 +10,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from vitsee.analyses.attention_rollout import AttentionRollout
+from vitsee.analyses.head_similarity import HeadSimilarity
 from vitsee.errors import UserError
 from vitsee.estimators.attention import token_distances
 from vitsee.models import attention_hooks
@@ -123,6 +125,16 @@ def test_a_padded_window_is_placed_by_its_other_tokens():
     net = timm.create_model("swin_tiny_patch4_window7_224", **SWIN | {"img_size": 72}).eval()
     layer = attention_hooks.survey(net, (3, 72, 72))[0]  # 18 x 18 places in 9 windows
     assert (layer.windows, layer.grid, layer.pitch) == (9, (7, 7), (4, 4))
+
+
+@pytest.mark.parametrize("analysis", [HeadSimilarity, AttentionRollout])
+def test_an_analysis_that_cannot_measure_windows_refuses_them_and_names_one_that_can(analysis):
+    net = timm.create_model("swin_tiny_patch4_window7_224", **SWIN).eval()
+    layers = attention_hooks.survey(net, (3, 56, 56))[:1]
+    with pytest.raises(
+        UserError, match=r"attends within windows, .* use analysis=attention_distan"
+    ):
+        analysis().check({"model": layers, "other": []})
 
 
 # ---- MaxViT against a float64 reference ----

@@ -1,4 +1,4 @@
-"""Where the choices of a group are (model=NAME, figure=NAME, …): in YAML files of vitsee's, and of the user's."""
+"""Finds the choices of each group (model=NAME, figure=NAME, …) in vitsee's YAML files and the user's."""
 
 from __future__ import annotations
 
@@ -140,16 +140,16 @@ def _checked(given: str | PathLike[str]) -> Path:
         )
     mine = _files(folder)
     kinds = {file.parts[0] for file in mine if len(file.parts) > 1}
-    read = f"what is read is {', '.join(f'{group}/NAME.yaml' for group in GROUPS)}"
+    read = f"{', '.join(f'{group}/NAME.yaml' for group in GROUPS)}"
     for kind in sorted(kinds - {*GROUPS}):
         if kind in ("analysis", "schema"):
-            raise UserError(f"{folder / kind}: an analysis of your own is a file: --import FILE")
+            raise UserError(f"{folder / kind}: analyses are Python files: --import FILE")
         if close := nearest(kind, GROUPS):
-            raise UserError(f"{folder / kind} is not read; {read}.{close}")
+            raise UserError(f"{folder / kind} is not read; what is read is {read}.{close}")
     for file in sorted(file for group in GROUPS for file in visible(folder / group, ".yml")):
         raise UserError(f"{file} is not read; rename it {file.stem}.yaml")
     if not kinds & {*GROUPS, "hydra"}:
-        raise UserError(f"--config-dir {given} has nothing to choose; {read}")
+        raise UserError(f"--config-dir {given} contains no choices, which are {read}")
     for there in folders():
         for file in sorted(mine & _files(there)):
             whose = "vitsee has a file" if there is CONF else f"{there} has one"

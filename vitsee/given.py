@@ -24,7 +24,8 @@ class Model:
     net: copied, so the original is unchanged (it stays in training mode, say). name: its name in results.
     transform: turns an RGB PIL image into the (C, H, W) float tensor that the network takes; it must not be random.
     Without one, images are resized to fit the shorter side, cropped at the centre to `input_size`, scaled to 0…1,
-    and normalised with mean and std if these are given. With a transform, `input_size`, mean and std are measured.
+    and normalised with mean and std if these are given. With a transform, `input_size` is measured, and so are mean
+    and std unless both are given.
     """
 
     net: nn.Module

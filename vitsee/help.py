@@ -1,4 +1,4 @@
-"""The words of `vitsee --help` and `vitsee run --help`."""
+"""The help texts of `vitsee --help` and `vitsee run --help`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ interrupted run; if everything is already measured, it only redraws.
   vitsee run -m model=timm 'model.timm=glob:vit_*augreg*'   every timm model whose name matches
   vitsee run --from outputs/…/experiment.yaml             repeat a result
   vitsee run figure=fig01 zoo=mini                        a published figure: all panels and claims
-  vitsee run figure=all zoo=paper                         all figures of both papers
+  vitsee run figure=all zoo=paper                         all figures of the two papers (`vitsee list figures`)
   vitsee run figure=fig01 figure.width=column run.pdf=true     one column wide (default: text width), as PDF
   vitsee run figure=claims model=NAME model@other=NAME    test the claims on any two models
   vitsee run --import my_analysis.py analysis=mine        your own analysis: docs/extending.md
@@ -42,7 +42,7 @@ Choices
 
 What is measured
   images=N             how many images (default: the analysis's own number)
-  batch_size=256       images in a minibatch, at least 4
+  batch_size=N         images in a minibatch (default: the analysis's own number; for CKA 256, at least 4)
   repeats=1            how often the images are drawn and shuffled
   tolerance=0.01       stop once the largest standard error is this small
   seed=0               seed that draws and orders the images
@@ -52,11 +52,11 @@ What is measured
   model.pretrained=false        random weights        model.checkpoint=PATH   local weights
   dataset.on_bad_image=skip     leave out images that cannot be decoded
 
-How and where (changes no numbers)
+How and where (changes no numbers, except by rounding)
   run.outputs=outputs  run.device=auto|cpu|cuda|cuda:N|mps  run.workers=N  run.progress=true
   run.device=all       every GPU of this machine, one process each (run.gpus=N: only N of them)
   run.shard=0 run.shards=1      this job's share of the minibatches; the last job writes the tables
   run.save_every=10    minibatches between checkpoints          run.pdf=true   also write PDFs (run.svg=true: SVGs)
 
---cfg job prints the composed configuration.
+--cfg job prints the composed configuration, with every option.
 Exit codes: 0 done, 2 your mistake, 3 other shards are missing, 130 interrupted (state saved), 1 a bug."""

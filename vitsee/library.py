@@ -65,6 +65,10 @@ def run_experiment(*overrides: str, config_dir: Folders | None = None, **options
     for word in words:
         if word.startswith(choices.FLAGS):
             raise UserError(f"{word}: from Python this is config_dir=FOLDER")
+        if word.startswith("--import"):
+            raise UserError(f"{word}: from Python, import the file itself: import my_analysis")
+        if word.startswith("-") and not word.startswith(("-m", "--multirun")):
+            raise UserError(f"{word} is for the command line: vitsee run {word} …")
         if word.startswith(("-", "figure=")):
             raise UserError(
                 f"{word}: run_experiment runs one experiment; "

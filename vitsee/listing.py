@@ -130,7 +130,7 @@ def figures(overrides: list[str]) -> str:
     """Each published figure: what it shows, how many of its models each zoo has, its cost, its claims."""
     zoos = [atlas.zoo(name) for name in atlas.zoos()]
     head = ("figure", "of", "shows", *(f"zoo={zoo.name}" for zoo in zoos))
-    rows = [(*head, "cost with zoo=paper", "claims")]
+    rows = [(*head, "cost with zoo=paper (A100)", "claims")]
     for name in atlas.figures():
         figure = atlas.published(name)
         wanted = atlas.wants(figure)

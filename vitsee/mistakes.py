@@ -125,7 +125,7 @@ def undeclared(kind: type, key: str) -> UserError:
     asked = f"there is no option {key}"
     group, _, name = key.rpartition(".")
     if any(f.name == f"{name}_" for f in fields(kind)):
-        return UserError(f"{asked} in a YAML file, where it is written {name}_: VALUE")
+        return UserError(f"{asked} in a YAML file: write {name}_: VALUE there")
     names = [spoken(f.name) for f in fields(kind)]
     if kind is not Experiment:
         owner = kind.__name__ if issubclass(kind, Analysis) or not group else group

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vitsee.options import ModelOptions
+    from vitsee.setting import Labels
 
 _ENDINGS = re.compile(r"(\.(safetensors|ckpt|pth|pt|bin|npz|tar))+\Z", re.IGNORECASE)
 _LONGEST = 60
@@ -34,6 +35,23 @@ def told_apart(models: Mapping[str, ModelOptions]) -> dict[str, str]:
         role: f"{name}-{mark}" if mark else name
         for (role, name), mark in zip(own.items(), marks, strict=True)
     }
+
+
+def of_lines(results: Sequence[Labels]) -> list[str]:
+    """Return names for the lines of several results: the model, and the other model and the data where they differ."""
+    others, data = ({getattr(one, of) for one in results} for of in ("other", "data"))
+    return [
+        one.model
+        + (f" against {one.other}" if len(others) > 1 else "")
+        + (f", {one.dataset}" if len(data) > 1 else "")
+        for one in results
+    ]
+
+
+def common_data(results: Sequence[Labels]) -> str:
+    """Return the data of several results for a title; empty if they differ, which the names of the lines then say."""
+    first, *more = {one.data: None for one in results}
+    return "" if more else first
 
 
 def folder_name(name: str) -> str:

@@ -59,6 +59,9 @@ class ModelOptions:
     """Whether the weights ship with vitsee (vitsee/weights/<name>.safetensors)."""
     seed: int = 0
     """Seed of random weights."""
+    drawn_as: str | None = None
+    """Weights of `vitsee train` with their card: random weights are drawn as those that this training began with. By
+    default, those of a model that ships with vitsee."""
     args: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of `timm.create_model` (e.g. {pad_type: same}), of torchvision's or your own function, or
     settings of a transformers configuration."""
@@ -119,6 +122,7 @@ READERS: dict[str, tuple[Source, ...]] = {
     "checkpoint_key": (Source.timm, Source.torchvision),
     "embedded": (Source.timm,),
     "seed": (Source.timm, *_LIBRARIES),
+    "drawn_as": (Source.timm,),
     "args": (Source.timm, Source.torchvision, Source.transformers, Source.function),
     "pool": (Source.timm,),
     "remove_skip": (Source.timm,),
@@ -193,7 +197,7 @@ class Precision(Enum):
 
 @dataclass(kw_only=True)
 class RunOptions:
-    """How and where to run; nothing here may change a number in a table."""
+    """How and where to run; nothing here may change a number in a table, except by rounding."""
 
     outputs: str = "outputs"
     """Folder of all results."""

@@ -200,9 +200,11 @@ def observer(
                 )
                 terms = returned.named(analysis, "observe", torch.Tensor, view)
             except torch.OutOfMemoryError as error:
+                smaller = f"batch_size={max(e.least, e.batch_size // 2)}, which starts a new result"
+                fewer = "fewer layers, a smaller model or run.device=cpu"
                 raise UserError(
                     f"not enough memory on {study.device} for minibatches of {e.batch_size} images; "
-                    f"try batch_size={max(e.least, e.batch_size // 2)} (everything measured so far is kept)"
+                    f"try {smaller if e.batch_size > e.least else fewer}"
                 ) from error
             if batch.skipped:
                 terms[SKIPPED] = skipped(plan, batch)

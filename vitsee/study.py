@@ -45,6 +45,7 @@ UNREAD: dict[str, dict[str, str]] = {
         "checkpoint_key": "the weights count by value",
         "embedded": "the weights count by value",
         "seed": "random weights count by value",
+        "drawn_as": "random weights count by value",
         "dataset": "the images count by name, size and some of their bytes, or by their formula",
     },
     "analysis": {
@@ -215,10 +216,15 @@ class Study:
             )
         count = min(default, there) if e.images is None else e.images
         if equal and count < e.batch_size:
+            fitting = max(there // 2, e.least)
             raise UserError(
                 f"{self._shown} has {there} images, fewer than one minibatch "
                 f"(batch_size={e.batch_size}); "
-                + (f"use batch_size={there // 2}" if there >= 8 else "at least 8 are needed")
+                + (
+                    f"use batch_size={fitting}"
+                    if fitting <= there
+                    else f"at least {e.least} are needed"
+                )
             )
         if count < default and e.images is None:
             log.info("%s has %d images, fewer than the default of %d", self._shown, there, default)

@@ -15,6 +15,7 @@ from vitsee.estimators.kernels import gram, u_centre
 from vitsee.estimators.minibatch_cka import cka_and_error, cka_terms
 from vitsee.io.tidy import Error, Table, Whole
 from vitsee.lazy import torch
+from vitsee.names import common_data, of_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -102,13 +103,11 @@ class BlockSimilarity(Analysis):
         self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
     ) -> dict[str, Figure]:
         """CKA by depth, one line per pair of models."""
-        others = {labels.other for _, labels in results}
-        lines = {}
-        for tables, labels in results:
-            against = f" against {labels.other}" if len(others) > 1 else ""
-            lines[f"{labels.model}{against}"] = tables["block_similarity"]
-        last = results[-1][1]
-        to = f" to {last.other}" if len(others) == 1 else ""
+        of_each = [labels for _, labels in results]
+        tables = [tables["block_similarity"] for tables, _ in results]
+        lines = dict(zip(of_lines(of_each), tables, strict=True))
+        other, *more = {labels.other: None for labels in of_each}
+        to = "" if more else f" to {other}"
         drawn = plotting.line_plots.lines_with_errors(
             lines,
             x="block",
@@ -116,7 +115,7 @@ class BlockSimilarity(Analysis):
             error="se",
             xlabel="Block",
             ylabel="CKA",
-            title=f"Similarity of blocks{to}\n{last.data}",
+            title=f"Similarity of blocks{to}\n{common_data(of_each)}",
         )
         return {"block_similarity": drawn}
 

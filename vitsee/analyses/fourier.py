@@ -15,6 +15,7 @@ from vitsee.errors import UserError
 from vitsee.estimators.kernels import float64_device
 from vitsee.io.tidy import Error, Kind, Table
 from vitsee.lazy import torch
+from vitsee.names import common_data, of_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -129,20 +130,19 @@ class Fourier(Analysis):
         self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
     ) -> dict[str, Figure]:
         """The highest frequency relative to frequency 0, a line per model, by depth; for a single model, by layer."""
+        of_each = [labels for _, labels in results]
         lines, x = [], []
-        for tables, labels in results:
+        for (tables, _), name in zip(results, of_lines(of_each), strict=True):
             table = tables["fourier"]
             highest = table[table["frequency"] > 0].groupby("layer", sort=False).tail(1)
-            lines.append(
-                plotting.line_plots.Line(highest["relative"].to_numpy(), labels.model, labels.model)
-            )
+            lines.append(plotting.line_plots.Line(highest["relative"].to_numpy(), name, name))
             x.append(highest["depth"].to_numpy())
         several = len(results) > 1
         drawn = plotting.line_plots.depth_lines(
             lines,
             xlabel="Depth (fraction of blocks)" if several else "Layer",
             ylabel="Δ log amplitude, highest frequency − 0",
-            title=results[0][1].data,
+            title=common_data(of_each),
             x=x if several else None,
         )
         return {"fourier_high": drawn}

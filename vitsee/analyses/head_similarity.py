@@ -11,7 +11,7 @@ import pandas as pd
 from vitsee import plotting
 from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
-from vitsee.estimators.attention import Attention, attention_distance
+from vitsee.estimators.attention import Attention, attention_distance, require_no_windows
 from vitsee.estimators.kernels import gram, hsic, u_centre
 from vitsee.estimators.minibatch_cka import cka_and_error
 from vitsee.io.tidy import Error, Table
@@ -66,6 +66,7 @@ class HeadSimilarity(Analysis):
             raise UserError(f"analysis.subset must be at least 1, got {self.subset}")
 
     def check(self, layers: dict[str, list[Layer]]) -> None:
+        require_no_windows(layers["model"], self.name)
         if len(layers["model"]) > 1:
             raise UserError(
                 f"analysis.layers: head_similarity compares the heads of one block, but "

@@ -17,6 +17,7 @@ from vitsee.errors import UserError
 from vitsee.estimators.kernels import float64_device
 from vitsee.io.tidy import Kind, Table, Whole
 from vitsee.lazy import torch
+from vitsee.names import common_data, of_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -179,19 +180,18 @@ class MassiveActivation(Analysis):
         self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
     ) -> dict[str, Figure]:
         """The largest activation over the median, by depth, one line per model."""
+        of_each = [labels for _, labels in results]
         lines, x = [], []
-        for tables, labels in results:
+        for (tables, _), name in zip(results, of_lines(of_each), strict=True):
             table = tables["massive_activation"]
             first = table[table["rank"] == 1]
-            lines.append(
-                plotting.line_plots.Line(first["ratio"].to_numpy(), labels.model, labels.model)
-            )
+            lines.append(plotting.line_plots.Line(first["ratio"].to_numpy(), name, name))
             x.append(first["depth"].to_numpy())
         drawn = plotting.line_plots.depth_lines(
             lines,
             xlabel="Depth (fraction of blocks)",
             ylabel="Largest magnitude / median",
-            title=results[0][1].data,
+            title=common_data(of_each),
             x=x,
             log=True,
         )

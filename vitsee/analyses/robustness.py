@@ -16,6 +16,7 @@ from vitsee.estimators.attention import Attention, reached, require_same_tokens
 from vitsee.estimators.changed_images import drop, dropped_first, shuffle, shuffled
 from vitsee.io.tidy import Error, Kind, Table
 from vitsee.lazy import torch
+from vitsee.names import common_data, of_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -242,9 +243,9 @@ class Robustness(Analysis):
         self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
     ) -> dict[str, Figure]:
         """Accuracy (agreement, without labels) and cosine by strength: one plot per change, one line per model."""
-        table = pd.concat(
-            [tables["robustness"].assign(model=labels.model) for tables, labels in results]
-        )
+        of_each = [labels for _, labels in results]
+        named = zip(results, of_lines(of_each), strict=True)
+        table = pd.concat([tables["robustness"].assign(model=name) for (tables, _), name in named])
         known = bool(table["accuracy"].notna().all())
         shares = ["accuracy", "accuracy_se", "agreement", "se"]
         table[shares] *= 100
@@ -270,7 +271,7 @@ class Robustness(Analysis):
                 error={"accuracy": "accuracy_se", "agreement": "se", "cosine": "cosine_se"}[y],
                 xlabel=xlabel,
                 ylabel=ylabel,
-                title=results[0][1].data,
+                title=common_data(of_each),
                 highest=highest,
             )
             for name, (rows, xlabel) in some.items()

@@ -15,6 +15,7 @@ from vitsee.errors import UserError
 from vitsee.estimators.kernels import float64_device
 from vitsee.io.tidy import Kind, Table, Whole
 from vitsee.lazy import torch
+from vitsee.names import common_data, of_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -198,21 +199,18 @@ class TokenNorm(Analysis):
         self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
     ) -> dict[str, Figure]:
         """Fraction of outliers among the patch tokens of several models, by depth."""
+        of_each = [labels for _, labels in results]
         lines, x = [], []
-        for tables, labels in results:
+        for (tables, _), name in zip(results, of_lines(of_each), strict=True):
             table = tables["token_norm"]
             line = _by_depth(table[table["kind"] == "patch"])
-            lines.append(
-                plotting.line_plots.Line(
-                    line["outlier_share"].to_numpy(), labels.model, labels.model
-                )
-            )
+            lines.append(plotting.line_plots.Line(line["outlier_share"].to_numpy(), name, name))
             x.append(line["depth"].to_numpy())
         drawn = plotting.line_plots.depth_lines(
             lines,
             xlabel="Depth (fraction of blocks)",
             ylabel=f"Outlier patch tokens (norm > {self.multiple:g} x median)",
-            title=results[0][1].data,
+            title=common_data(of_each),
             x=x,
         )
         return {"token_norm_outliers": drawn}

@@ -84,7 +84,10 @@ def parsed(words: Sequence[str]) -> tuple[list[Path], Options]:
         if given and (key in WRITTEN or not Path(word).exists()):
             values[key] = value
         elif word.startswith("-"):
-            raise UserError(f"vitsee compare has no option {word}; options are written key=value")
+            raise UserError(
+                f"there is no option {word}; options are written key=value, such as null=1000 "
+                f"(`vitsee compare --help` lists them)"
+            )
         else:
             paths.append(expanded(word))
     return paths, of(values)
@@ -94,7 +97,7 @@ def of(values: Mapping[str, Any]) -> Options:
     """Return the options with these values, named as on the command line, as text or in their own types."""
     for key in values:
         if key not in WRITTEN:
-            raise unknown(f"vitsee compare has no option {key}", key, WRITTEN, "it has")
+            raise unknown(f"there is no option {key}", key, WRITTEN, "it has")
     return Options(**{WRITTEN[key].name: _typed(key, value) for key, value in values.items()})
 
 

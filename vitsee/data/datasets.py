@@ -87,7 +87,7 @@ def _folder(dataset: DatasetOptions, resolution: int) -> Images:
     if not dataset.root:
         raise UserError(
             f"dataset={dataset.name} needs a folder or .tar of images: dataset.root=PATH"
-            f" (`vitsee list datasets` shows the environment variables that also set it)"
+            f" (or an environment variable, if `vitsee list datasets` shows one for it)"
         )
     root = expanded(dataset.root)
     if not root.exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 from collections.abc import Mapping
 from functools import cached_property
@@ -70,7 +71,7 @@ class Given(Images):
             )
         if len(source) == 0:
             raise UserError(f"the data set given from Python ({kind}) is empty")
-        self.source, self.name = source, name
+        self.source, self.name = _undecoded(source), name
         self._last: tuple[int, Any] = (-1, None)
         first, again = (self._read(0, "the first image of the data set") for _ in range(2))
         if first[0].tobytes() != again[0].tobytes():
@@ -81,7 +82,7 @@ class Given(Images):
 
     @cached_property
     def classes(self) -> list[str]:  # type: ignore[override]  # read on demand
-        there = getattr(self.source, "classes", None)
+        there = None if self._relabelled else getattr(self.source, "classes", None)
         if (column := self._column) is not None:  # of a Hugging Face Dataset
             there = getattr(self.source.features[column], "names", None)
         if isinstance(there, (list, tuple)) and all(isinstance(one, str) for one in there):
@@ -120,7 +121,17 @@ class Given(Images):
         if (column := self._column) is not None:
             return list(self.source[column])
         listed = getattr(self.source, "targets", None)  # of torchvision's data sets
-        return listed if listed is not None and len(listed) == len(self) else None
+        if self._relabelled or listed is None or len(listed) != len(self):
+            return None
+        return listed
+
+    @property
+    def _relabelled(self) -> bool:
+        """Whether the items have other labels than the data set lists: a `target_transform` changes them."""
+        return any(
+            getattr(of, "target_transform", None) is not None
+            for of in (self.source, getattr(self.source, "transforms", None))
+        )
 
     @property
     def _column(self) -> str | None:
@@ -155,7 +166,9 @@ def image_and_label(item: Any) -> tuple[Any, int]:
     """
     if isinstance(item, Mapping):
         images = [
-            value for value in item.values() if isinstance(value, (Image.Image, Tensor, np.ndarray))
+            one
+            for one in map(_opened, item.values())
+            if isinstance(one, (Image.Image, Tensor, np.ndarray))
         ]
         found = [image for image in images if getattr(image, "ndim", 3) >= 2]
         if not found:
@@ -165,6 +178,28 @@ def image_and_label(item: Any) -> tuple[Any, int]:
     if isinstance(item, (tuple, list)):
         return item[0], int(item[1]) if len(item) > 1 and np.ndim(item[1]) == 0 else 0
     return item, 0
+
+
+def _undecoded(source: Any) -> Any:
+    """Return a Hugging Face Dataset whose images are given as files, so that they are decoded like all others.
+
+    The library would turn them by their EXIF orientation.
+    """
+    features = getattr(source, "features", None)
+    if not isinstance(features, Mapping) or getattr(source, "format", {}).get("type") is not None:
+        return source
+    for name, feature in features.items():
+        if type(feature).__name__ == "Image" and getattr(feature, "decode", False):
+            source = source.cast_column(name, type(feature)(decode=False))
+    return source
+
+
+def _opened(value: Any) -> Any:
+    """Return the image of a file that a Hugging Face Dataset gives as its path or content; other values as they are."""
+    if isinstance(value, Mapping) and value.keys() == {"bytes", "path"}:
+        content = value["bytes"]
+        return Image.open(value["path"] if content is None else io.BytesIO(content))
+    return value
 
 
 def as_image(thing: Any) -> Image.Image:

@@ -13,7 +13,7 @@ from typing import Any
 
 from vitsee.data.downloads import cache_of
 from vitsee.data.given import LABELS, Given
-from vitsee.data.image_files import Files, refuse_pipes, tar_entries
+from vitsee.data.image_files import Files, natural, refuse_pipes, tar_entries
 from vitsee.data.images import Images
 from vitsee.errors import UserError, unknown
 from vitsee.io import writing
@@ -35,8 +35,13 @@ def streamed(dataset: DatasetOptions, resolution: int) -> Images:
     tar = cache_of(dataset) / f"hf-{_cache_name(dataset)}.tar"
     if not tar.exists():
         _stream_to(tar, dataset)
-    return Files(tar, tar_entries(tar), tar=True)
+    return Files(tar, tar_entries(tar), tar=True, order=_order(tar))
 
+
+ORDER = "classes.json"
+"""The file in the tar with all classes in the order of their labels, which is that of a model's outputs."""
+UNLABELLED = "all"
+"""The class of images without a label, or with -1 as in hidden test sets."""
 
 SAVED = ("state.json", "dataset_dict.json")
 """The files that `Dataset.save_to_disk` and `DatasetDict.save_to_disk` write into a folder."""
@@ -82,6 +87,7 @@ def _cache_name(dataset: DatasetOptions) -> str:
     """Return a file name for the requested images that is unique to the options that select them."""
     keys = ("path", "config", "split", "column", "take", "seed")
     asked = {key: value for key, value in asdict(dataset).items() if key in keys}
+    asked["with"] = ORDER  # earlier versions left it out
     if Path(str(dataset.path)).exists():
         asked["path"] = str(Path(str(dataset.path)).resolve())
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
@@ -104,9 +110,15 @@ def _stream_to(path: Path, dataset: DatasetOptions) -> None:
         column = _column(features, datasets.Image, dataset.column)
         stream = stream.cast_column(column, datasets.Image(decode=False))
         stream = stream.shuffle(seed=dataset.seed, buffer_size=BUFFER).take(dataset.take)
+        labels, names = _labels(features)
         with writing.whole(path) as partial, tarfile.open(partial, "w") as tar:
+            found: dict[str, None] = {}
             for i, example in enumerate(stream):
-                _append(tar, _class_of(example, features), i, example[column])
+                of = _class_of(example.get(labels), names)
+                found[of] = None
+                _append_image(tar, of, i, example[column])
+            others = sorted(found.keys() - {*names, UNLABELLED}, key=natural)
+            _append(tar, ORDER, json.dumps([*names, *others, UNLABELLED]).encode())
     except Exception as error:  # each library raises its own errors for an interrupted stream
         reason = next(iter(str(error).splitlines()), "")
         raise UserError(
@@ -124,26 +136,49 @@ def _column(features: Any, kind: type, asked: str | None) -> str:
     return asked or there[0]
 
 
-def _class_of(example: dict[str, Any], features: Any) -> str:
-    """Return the example's class as a folder name; `all` for no label, or for -1 as in hidden test sets."""
+def _labels(features: Any) -> tuple[str, list[str]]:
+    """Return the column of labels, and the names of all classes as folder names; no names if labels have none."""
     named = [name for name, feature in features.items() if hasattr(feature, "names")]
     column = "label" if "label" in features else next(iter(named), "")
-    label, names = example.get(column), getattr(features.get(column), "names", None)
+    names = [_folder(name) for name in getattr(features.get(column), "names", None) or ()]
+    return column, [
+        name if names.count(name) == 1 else f"{name} {i}" for i, name in enumerate(names)
+    ]
+
+
+def _class_of(label: Any, names: list[str]) -> str:
+    """Return the class of a label as a folder name."""
     if label is None or label == -1:
-        return "all"
-    return re.sub(r"[^\w -]+", "_", names[label] if names else str(label))
+        return UNLABELLED
+    return names[label] if names else _folder(str(label))
 
 
-def _append(tar: tarfile.TarFile, folder: str, index: int, image: dict[str, Any] | None) -> None:
+def _folder(name: str) -> str:
+    return re.sub(r"[^\w -]+", "_", name)
+
+
+def _order(tar: Path) -> list[str]:
+    """Return the classes in the order of their labels."""
+    with tarfile.open(tar, "r:") as opened:
+        content = opened.extractfile(ORDER)
+        return json.load(content) if content else []
+
+
+def _append_image(
+    tar: tarfile.TarFile, folder: str, index: int, image: dict[str, Any] | None
+) -> None:
     """Add an image under a name with a hash of its content, so that the fingerprint depends on the content.
 
     A missing or damaged image is stored unchanged. `on_bad_image` decides what happens when it is used.
     """
     content = _content(image or {"bytes": b""})
     digest = hashlib.sha256(content).hexdigest()[:8]
-    member = tarfile.TarInfo(
-        f"{folder}/{index:06d}-{digest}.jpg"
-    )  # Pillow identifies formats by content, not by name
+    # Pillow identifies formats by content, not by name
+    _append(tar, f"{folder}/{index:06d}-{digest}.jpg", content)
+
+
+def _append(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))
 

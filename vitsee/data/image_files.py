@@ -11,7 +11,7 @@ import re
 import stat
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -59,14 +59,17 @@ class Entry:
 class Files(Images):
     """Image files in a folder or in a tar. The folder that contains a file is its class.
 
-    A tar is read in place: nothing is unpacked, and worker processes do not share a file position.
+    A tar is read in place: nothing is unpacked, and worker processes do not share a file position. order: all classes
+    in the order of their labels, if that is not the order of their names.
     """
 
-    def __init__(self, root: Path, entries: Iterable[Entry], tar: bool) -> None:
-        self.root, self.tar = root, tar
-        self.entries = sorted(entries, key=lambda entry: _natural(entry.name))
+    def __init__(
+        self, root: Path, entries: Iterable[Entry], tar: bool, order: Sequence[str] = ()
+    ) -> None:
+        self.root, self.tar, self.order = root, tar, order
+        self.entries = sorted(entries, key=lambda entry: natural(entry.name))
         folders = [os.path.dirname(entry.name) for entry in self.entries]
-        self.classes = sorted(set(folders), key=_natural)
+        self.classes = sorted(set(folders), key=order.index if order else natural)
         index = {name: i for i, name in enumerate(self.classes)}
         self.labels = [index[name] for name in folders]
 
@@ -78,6 +81,7 @@ class Files(Images):
         """
         listing = "".join(f"{entry.name}\0{entry.size}\n" for entry in self.entries)
         digest = hashlib.sha256(listing.encode(errors="surrogateescape"))  # not all is Unicode
+        digest.update("\n".join(self.order).encode())
         for entry in self.entries[:: -(-len(self.entries) // SAMPLE)]:
             try:
                 digest.update(self._read(replace(entry, size=min(entry.size, HEAD))))
@@ -280,7 +284,7 @@ def _data(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tarfile.TarInfo:
     return tar.getmember(member.linkname) if member.islnk() else member
 
 
-def _natural(name: str) -> list[Any]:
+def natural(name: str) -> list[Any]:
     """Return a sorting key in which img2 comes before img10."""
     parts = re.split(r"(\d{1,18})", name.lower())
     numbered = [int(part) if i % 2 else part for i, part in enumerate(parts)]

@@ -56,7 +56,13 @@ def listed(images: Images, entries: list[Any] | None) -> list[int] | None:
     if entries is None:
         return None
     numbers = {images.id(i): i for i in range(len(images))}
-    return [_number(one, numbers) for one in entries]
+    chosen = [_number(one, numbers) for one in entries]
+    for one in chosen:
+        if chosen.count(one) > 1:
+            raise UserError(
+                f"analysis.images_list has image {one} ({images.id(one)}) more than once; list it once"
+            )
+    return chosen
 
 
 def _number(entry: Any, numbers: dict[str, int]) -> int:

@@ -1,4 +1,4 @@
-"""`scenes`, the built-in data set: procedurally generated images, any number, at any resolution.
+"""`scenes`, a built-in data set: procedurally generated images, any number, at any resolution.
 
 The background is a dead-leaves image (occluding disks with scale-free radii: Matheron 1968), whose
 statistics are those of natural images (Lee, Mumford and Huang 2001). Two textured disks on it carry the

@@ -7,31 +7,18 @@ import hashlib
 import inspect
 import sys
 import textwrap
-from functools import cache
+from collections.abc import Iterator
+from functools import cache, partial
 from importlib.machinery import PathFinder
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import nn
 
-from vitsee.models.structure import as_text
+from vitsee.models.values import HOOKS, INSTALLED, LIBRARIES, OF_TORCH, as_text, names_in
 
-LIBRARIES = (
-    "builtins",
-    "functools",
-    "torch",
-    "torchvision",
-    "timm",
-    "transformers",
-    "open_clip",
-    "PIL",
-    "vitsee",
-)
-"""Packages whose versions identify their code."""
-INSTALLED = {"site-packages", "dist-packages"}
-"""Folders of installed packages, wherever they are: of an environment, of the system, of the user."""
 SCRIPT = "__main__"
 
 
@@ -57,14 +44,18 @@ def source_of(*things: Any) -> list[str]:
         if isinstance(place, str):
             waiting += _used_by_module(place, text)
         else:
-            named = _globals(text)
+            named = _globals(place, text)
             waiting += _used_in_script(text, named)
             texts |= dict.fromkeys(_constants(named))
     return [hashlib.sha256(text.encode()).hexdigest() for text in texts]
 
 
 def own_code(net: nn.Module) -> list[str]:
-    """Return digests of the code and private settings of a network's modules that are not from a known library."""
+    """Return digests of whatever of a network is not from a known library.
+
+    That is the code and the private settings of its modules, hooks on any module, and functions that were set in
+    place of a module's own, such as a new `forward`.
+    """
     own = [
         (n, m) for n, m in net.named_modules() if type(m).__module__.split(".")[0] not in LIBRARIES
     ]
@@ -72,12 +63,36 @@ def own_code(net: nn.Module) -> list[str]:
         f"{name}.{key}={as_text(value)}"
         for name, module in own
         for key, value in sorted(vars(module).items())
-        if key.startswith("_") and key not in _OF_TORCH
+        if key.startswith("_") and key not in OF_TORCH
     ]
-    return [*source_of(*(type(module) for _, module in own)), *private]
+    added = [
+        (f"{name}.{key}", function)
+        for name, module in net.named_modules()
+        for key, function in _added(module)
+    ]
+    code = source_of(
+        *(type(module) for _, module in own), *(of for _, one in added for of in _run(one))
+    )
+    return [*code, *private, *(f"{key}={as_text(function)}" for key, function in added)]
 
 
-_OF_TORCH = vars(nn.Module()).keys() | {"_is_torch_compile"}
+def _added(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield the hooks that run with the module's forward pass, and the functions set as its attributes."""
+    for key in HOOKS:
+        for hook in getattr(module, key).values():
+            yield key, hook
+    for key, value in vars(module).items():
+        if isinstance(value, (FunctionType, MethodType, partial)):
+            yield key, value
+
+
+def _run(function: Any) -> list[Any]:
+    """Return the functions and classes whose code runs when this is called."""
+    if isinstance(function, partial):
+        return _run(function.func)
+    if isinstance(function, MethodType):
+        return [function.__func__, type(function.__self__)]
+    return [function if isinstance(function, FunctionType) else type(function)]
 
 
 def _place(thing: Any) -> Any:
@@ -91,13 +106,39 @@ def _place(thing: Any) -> Any:
 def _text(place: Any) -> str | None:
     try:
         if not isinstance(place, str):
-            return textwrap.dedent(inspect.getsource(place))
+            return _text_of_script(place)
         if place in sys.modules:
             return inspect.getsource(sys.modules[place])
         file = _file(place)
         return file.read_text(encoding="utf-8") if file else None
     except (OSError, TypeError, UnicodeDecodeError):
         return None
+
+
+def _text_of_script(thing: Any) -> str:
+    """Return the source of a script's or notebook's class or function; if it is lost, its compiled code.
+
+    The source of a notebook is known by function, not by class.
+    """
+    try:
+        return textwrap.dedent(inspect.getsource(thing))
+    except (OSError, TypeError):
+        if not isinstance(thing, type):
+            return as_text(thing)
+    bodies = map(_text_of_script, _functions(thing))
+    plain = [f"{name}={as_text(v)}" for name, v in vars(thing).items() if isinstance(v, _PLAIN)]
+    bases = [f"# {base.__module__}.{base.__qualname__}" for base in thing.__bases__]
+    return "\n".join([*bases, *plain, *bodies])
+
+
+def _functions(thing: Any) -> list[FunctionType]:
+    """Return the functions of a class, or the function itself."""
+    values = vars(thing).values() if isinstance(thing, type) else [thing]
+    functions = (getattr(value, "__func__", value) for value in values)
+    return [function for function in functions if isinstance(function, FunctionType)]
+
+
+_PLAIN = (bool, int, float, complex, str, bytes, tuple)
 
 
 def _file(module: str) -> Path | None:
@@ -171,20 +212,19 @@ def _used_in_script(text: str, named: dict[str, Any]) -> list[Any]:
 
 
 def _constants(named: dict[str, Any]) -> list[str]:
-    """Return the constants among the globals of a script, as text."""
-    plain = (bool, int, float, complex, str, bytes, tuple)
+    """Return the values among the globals of a script, as text: constants, and objects such as transforms."""
     return [
         f"{name}={as_text(value)}"
         for name, value in named.items()
-        if isinstance(value, plain) and not name.startswith("__")
+        if not isinstance(value, (ModuleType, type, FunctionType)) and not name.startswith("__")
     ]
 
 
-def _globals(text: str) -> dict[str, Any]:
-    """Return the globals of the script that this code names."""
+def _globals(thing: Any, text: str) -> dict[str, Any]:
+    """Return the globals of the script that the code of its class or function names."""
     try:
         names = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
-    except SyntaxError:
-        return {}
+    except SyntaxError:  # its source is lost
+        names = set().union(*(names_in(function.__code__) for function in _functions(thing)))
     there = vars(sys.modules[SCRIPT])
     return {name: there[name] for name in sorted(names & there.keys())}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from types import FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 from vitsee.errors import UserError
 from vitsee.models.code import source_of
-from vitsee.models.structure import as_text
+from vitsee.models.values import as_text, is_own, parts_of
 from vitsee.models.weight_files import line
 
 _TRIED = ((96, 64), (64, 96))
@@ -116,25 +118,45 @@ def _normalisation(
 
 
 def described(transform: Callable[[Any], Any]) -> str:
-    """Return a description that is the same in every process: the transform's repr, settings and own code."""
-    parts = list(dict.fromkeys(_inside(transform)))
-    shown = [re.sub(r" at 0x[0-9a-fA-F]+", "", repr(transform))]
-    shown += [as_text(vars(part)) for part in parts if type(part).__repr__ is object.__repr__]
-    for part in parts:
-        cells = getattr(part, "__closure__", None) or ()
-        shown += [as_text([cell.cell_contents for cell in cells])] if cells else []
-        shown += [as_text(part.__defaults__)] if getattr(part, "__defaults__", None) else []
-    code = source_of(*(part if hasattr(part, "__code__") else type(part) for part in parts))
-    return " ".join([*shown, *code])
+    """Return a description that is the same in every process: the transform's repr, and a digest of the user's own.
+
+    The digest covers the code of functions and classes and the settings of objects, wherever they are inside.
+    """
+    shown = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(transform))
+    parts = [
+        part for part in _inside(transform, {}) if isinstance(part, nn.Module) or _is_own(part)
+    ]
+    code = source_of(*(part if isinstance(part, FunctionType) else type(part) for part in parts))
+    digest = hashlib.sha256("\n".join([*map(as_text, parts), *code]).encode())
+    return f"{shown} {digest.hexdigest()}" if any(map(_is_own, parts)) else shown
 
 
-def _inside(transform: Any) -> Iterator[Any]:
-    """Yield the transform and the transforms it is composed of."""
-    yield transform
-    within = list(getattr(transform, "transforms", None) or ())
-    if isinstance(transform, partial):
-        within.append(transform.func)
-    if isinstance(transform, nn.Module):
-        within += transform.children()
+_CALLED = (FunctionType, MethodType, partial)
+
+
+def _is_own(part: Any) -> bool:
+    return is_own(part if isinstance(part, FunctionType) else type(part))
+
+
+def _inside(thing: Any, seen: dict[int, Any]) -> Iterator[Any]:
+    """Yield the transform and whatever it is composed of. seen: what was yielded, by id."""
+    if id(thing) in seen:
+        return
+    seen[id(thing)] = thing
+    yield thing
+    within = list(getattr(thing, "transforms", None) or ())
+    within += [one for one in getattr(thing, "__dict__", {}).values() if isinstance(one, _CALLED)]
+    if isinstance(thing, partial):
+        within += [thing.func, *thing.args, *thing.keywords.values()]
+    if isinstance(thing, nn.Module):
+        within += thing.children()
+    if isinstance(thing, MethodType):
+        within += [thing.__func__, thing.__self__]
+    if isinstance(thing, (list, tuple)):
+        within += thing
+    if isinstance(thing, Mapping):
+        within += thing.values()
+    if _is_own(thing):
+        within += parts_of(thing)
     for each in within:
-        yield from _inside(each)
+        yield from _inside(each, seen)

@@ -40,7 +40,9 @@ def watch(
     def keep(layer: Layer) -> Callable[[Any], None]:
         def deliver(output: Any) -> None:
             with exact(device):
-                kept[layer.name] = returned.of(analysis, "reduce", layer, output)
+                reduced = returned.of(analysis, "reduce", layer, output)
+            # A view would change with the output, which the next layer may overwrite (an in-place ReLU).
+            kept[layer.name] = reduced.clone() if _is_view(reduced, output) else reduced
 
         return deliver
 
@@ -59,6 +61,16 @@ def watch(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _is_view(reduced: Tensor, output: Any) -> bool:
+    """Return whether the tensor shares its memory with a tensor of the output."""
+    if isinstance(output, Tensor):
+        return reduced.untyped_storage().data_ptr() == output.untyped_storage().data_ptr()
+    parts = (
+        output if isinstance(output, (tuple, list)) else getattr(output, "__dict__", {}).values()
+    )
+    return any(_is_view(reduced, part) for part in parts if isinstance(part, Tensor))
 
 
 ATTACH: dict[str, Attach] = {

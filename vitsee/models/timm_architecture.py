@@ -255,8 +255,8 @@ def _check_name(model: ModelOptions) -> None:
     if not timm.is_model(architecture):
         hint = nearest(architecture, timm.list_models())
         raise UserError(
-            f"timm has no model {architecture!r} (model.timm={name}).{hint} `python -c 'import timm; "
-            f'print(timm.list_models("*vit*"))\'` lists names'
+            f"timm has no model {architecture!r} (model.timm={name}).{hint} "
+            "`vitsee list models model=timm 'model.timm=*vit*'` lists names"
         )
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:

@@ -32,7 +32,7 @@ from vitsee.io.tidy import read as read_csv
 from vitsee.parallel.interrupt import Interruptible
 from vitsee.plotting import scorecard, style
 from vitsee.results.folder import PNG, VECTOR, Formats, Results
-from vitsee.results.reading import StoredResult, read
+from vitsee.results.reading import StoredResult, read, together
 
 log = logging.getLogger(__name__)
 
@@ -259,12 +259,11 @@ def titled(panel: dict[str, Any], folder: Path, read: Read) -> str:
 
 def figures_of(panel: dict[str, Any], folder: Path, read: Read) -> dict[str, Figure]:
     """All figures drawn from the panel's results."""
-    results = [read(folder / result) for result in panel["results"]]
-    analysis = results[0].analysis
-    if len(results) == 1:
-        return returned.of(analysis, "figures", results[0].tables, results[0].labels)
-    several = [(result.tables, result.labels) for result in results]
-    return returned.of(analysis, "joined", several)
+    results = {folder / result: read(folder / result) for result in panel["results"]}
+    first = next(iter(results.values()))
+    if len(panel["results"]) == 1:
+        return returned.of(first.analysis, "figures", first.tables, first.labels)
+    return returned.of(first.analysis, "joined", together(results))
 
 
 def fit_words(axes: Axes, width: float, height: float) -> None:

@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from vitsee.analysis import REGISTERED, Analysis
+from vitsee.config import override
 from vitsee.errors import Busy, Incomplete, UserError, unknown
-from vitsee.options import Experiment, readers
+from vitsee.options import Experiment, ModelOptions, readers
 from vitsee.papers import atlas, composing, evidence
 from vitsee.papers.atlas import Panel, Published, Zoo
 from vitsee.papers.claims import CLAIMS
@@ -23,8 +24,6 @@ from vitsee.results.reading import Written
 
 log = logging.getLogger(__name__)
 
-RANDOM = ("pretrained=false", "checkpoint=null", "checkpoint_key=null")
-"""Options that give a model random weights."""
 POLL = 5.0
 """Seconds between checks on a result that another process is measuring."""
 
@@ -79,7 +78,7 @@ def check_panels(figure: Published) -> None:
         if len(one.roles) > 1 and kind and kind.joined is Analysis.joined:
             raise UserError(
                 f"the panel {called} of figure={figure.name} has several roles, which analysis={one.analysis} cannot "
-                f"draw together; give it one role each, or define `joined`"
+                f"draw together; make one panel per role, or define `joined`"
             )
     for panel in (panel for row in figure.rows for panel in row):
         if panel not in figure.panels:
@@ -203,9 +202,10 @@ def nulls(
     folders = {}
     for role in shown.folders:
         both = ["model", "other"] if panel.other else ["model"]
-        random = [f"{model}.{option}" for model in both for option in RANDOM]
         asked = overrides(panel, role, zoo, request)
-        sources = {model.source for model in request.experiment(asked).models.values()}
+        trained = request.experiment(asked).models
+        random = [f"{model}.{option}" for model in both for option in untrained(trained[model])]
+        sources = {model.source for model in trained.values()}
         if fixed := sources - {*readers("pretrained")}:
             log.warning(
                 "warning: %s has no null: vitsee cannot draw random weights for model=%s, so claims about this "
@@ -221,6 +221,14 @@ def nulls(
         except UserError as reason:
             log.warning("warning: %s has no null: %s", panel.title, reason)
     return folders
+
+
+def untrained(model: ModelOptions) -> list[str]:
+    """Return the options that give the model random weights: those that its training began with, if it has a card."""
+    options: dict[str, object] = {"pretrained": False, "checkpoint": None, "checkpoint_key": None}
+    if model.checkpoint is not None:
+        options["drawn_as"] = model.checkpoint
+    return [override(name, value) for name, value in options.items()]
 
 
 def patiently(run: Callable[[], Written]) -> Written:

@@ -137,8 +137,8 @@ def claim(
         if lacking := [part for part in ("Paper", *_PARTS) if not made.reasons.get(part)]:
             words = ", ".join("the authors' words" if part == "Paper" else part for part in lacking)
             raise UserError(
-                f"{asked}: its docstring lacks {words}; it begins with the paper's words, and says where the rest "
-                f"comes from: a line each, {': …, '.join(_PARTS)}: …"
+                f"{asked}: its docstring lacks {words}; it must begin with the authors' words and have a line "
+                f"for each of the rest: {': …, '.join(_PARTS)}: …"
             )
         if name in CLAIMS and (there := _place(CLAIMS[name].measure)) != place:
             raise UserError(f"two claims are called {name}: {there}, and {place}; rename one")
@@ -414,6 +414,11 @@ def verdict(
     if untrained is not None and not why:
         try:
             null = statistic(claim, untrained)
+            without = (
+                "no null: the statistic of untrained networks is undefined"
+                if math.isnan(null)
+                else ""
+            )
         except Missing as missing:
             without = f"no null: {missing}"
     holds = NOT_TESTABLE if why else judge(claim, estimate, null)

@@ -1,4 +1,4 @@
-"""The common style of figures, the canvas on which they are drawn, and the differences on a page."""
+"""The common style of figures, the canvas on which they are drawn, and how they differ in a composed figure."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def tell(study: Study, results: Results) -> None:
         if len(newer) > 1:
             which = f"{len(newer)} images are newer than this result ({first} …): if their"
         log.warning(
-            "warning: %s content changed, remove %s and measure again, or the result mixes old and new",
+            "warning: %s content has changed, the result mixes old and new images: remove %s and measure again",
             *(which, results.path),
         )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from vitsee import returned
 from vitsee.parallel.interrupt import Interruptible
 from vitsee.results.folder import PNG, Formats, Results
-from vitsee.results.reading import StoredResult, read
+from vitsee.results.reading import StoredResult, read, together
 
 log = logging.getLogger(__name__)
 
@@ -37,18 +37,17 @@ def draw_joined(paths: list[Path], *, formats: Formats = PNG) -> list[Path]:
     from matplotlib.figure import Figure
 
     with Interruptible():  # as above
-        stored = [read(path) for path in paths]
-        if len(names := {result.analysis.name: None for result in stored}) > 1:
+        stored = {path: read(path) for path in paths}
+        if len(names := {result.analysis.name: None for result in stored.values()}) > 1:
             log.info("there is no figure of %s together", " and ".join(names))
             return []
-        analysis = stored[0].analysis
+        analysis = stored[paths[0]].analysis
         if not analysis.draws_several:
             log.info("%s has no figure of several results", analysis.name)
             return []
-        results = [(result.tables, result.labels) for result in stored]
         resolved = [str(path.resolve()) for path in paths]
         digest = hashlib.sha256("\0".join(resolved).encode()).hexdigest()[:8]
-        together = Results(Path(os.path.commonpath(resolved)))
-        drawn = returned.named(analysis, "joined", Figure, results)
+        common = Results(Path(os.path.commonpath(resolved)))
+        drawn = returned.named(analysis, "joined", Figure, together(stored))
         named = {f"{name}-{digest}": figure for name, figure in drawn.items()}
-        return together.save_figures(named, formats=formats)
+        return common.save_figures(named, formats=formats)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import pandas as pd
@@ -52,6 +53,21 @@ def read(path: Path) -> StoredResult:
     stored = results.load_json("made_with.json", {"labels": LABELS})["labels"]
     known = {name: stored[name] for name in (f.name for f in fields(Labels)) if name in stored}
     return StoredResult(analysis, tables, Labels(**({"other": None} | known)))
+
+
+def together(results: Mapping[Path, StoredResult]) -> list[tuple[dict[str, pd.DataFrame], Labels]]:
+    """Return the tables and labels of several results, given by folder, for a figure of all of them.
+
+    Results of equal models and data get their identity added to the model's name: each line has a name of its own.
+    """
+    shown = [(one.labels.models, one.labels.data) for one in results.values()]
+    marks = [path.resolve().name.rpartition("-")[2] for path in results]
+    return [
+        (one.tables, one.labels)
+        if shown.count(words) == 1
+        else (one.tables, replace(one.labels, model=f"{one.labels.model} ({mark})"))
+        for one, words, mark in zip(results.values(), shown, marks, strict=True)
+    ]
 
 
 def check(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The cost of a training: floating-point operations and GPU hours."""
+"""The cost of a training run: floating-point operations and GPU hours."""
 
 from __future__ import annotations
 

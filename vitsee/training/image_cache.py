@@ -53,7 +53,8 @@ def in_cache(images: Images, cache: Path, run: RunOptions) -> Images:
         raise unwritable(cached.path, error) from error
     except BrokenProcessPool as error:
         raise UserError(
-            "a process that generates images died, usually out of memory; repeat the same command"
+            "a process that generates images died, usually out of memory; "
+            "repeat the command with fewer processes, such as run.workers=1"
         ) from error
     return cached
 

@@ -1,4 +1,4 @@
-"""The optimisers of a training, and which weights each of them updates."""
+"""The optimisers of a training run, and which weights each of them updates."""
 
 from __future__ import annotations
 

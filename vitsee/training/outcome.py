@@ -1,4 +1,4 @@
-"""What a training leaves: weights, metrics with their curve, and the model card with its baseline on pixels."""
+"""Writes the results of a training run: weights, metrics with their curve, and the card with its baseline on pixels."""
 
 from __future__ import annotations
 

@@ -17,19 +17,19 @@ from tqdm import tqdm
 
 from vitsee.data.minibatches import decoders_alive
 from vitsee.errors import UserError
-from vitsee.models import attention_hooks, loader, skipless, timm_architecture
+from vitsee.models import attention_hooks, initial, loader, timm_architecture
 from vitsee.options import Precision
 from vitsee.parallel.interrupt import Interrupted, Interruptible
 from vitsee.parallel.leases import Lease, lease
 from vitsee.results.folder import Results
 from vitsee.study import choose_device
-from vitsee.training import captured, cost, examples, finetuning, initial, outcome
+from vitsee.training import captured, cost, examples, finetuning, outcome
 from vitsee.training.attending import Gaze, near_minus_far
 from vitsee.training.checkpoint import Checkpoints, Progress
 from vitsee.training.examples import EVALUATION_BATCH, Mixup, Schedule, Splits
 from vitsee.training.optimisers import Optimisers
 from vitsee.training.ranks import Ranks, ranks
-from vitsee.training.recipes import Positions, Training
+from vitsee.training.recipes import Training
 from vitsee.training.resident import ROOM, Resident
 
 log = logging.getLogger(__name__)
@@ -167,11 +167,7 @@ class Trainer:
             return net
         with norms_as_fast_as(recipe.precision):
             net = timm_architecture.build(model, seed=recipe.seed)
-        skipless.initialise(net)
-        if recipe.positions is Positions.sincos:
-            initial.sines_and_cosines(net, recipe.pos_embed_std or 0.02)
-        elif recipe.pos_embed_std:
-            nn.init.trunc_normal_(net.get_parameter("pos_embed"), std=recipe.pos_embed_std)
+        initial.initialise(net, recipe.positions.value, recipe.pos_embed_std)
         return net
 
     def _draw_apart(self) -> None:

@@ -54,12 +54,29 @@ def load(model: ModelOptions, weights: bool = True) -> Found:
         if not {"mean", "std"} <= model.overlay.keys() and cards.beside(path) is None:
             _tell_preparation(path, model, data_config(net))
     elif model.random:
-        net, source = build(model), f"random, seed {model.seed}"
+        net, source = _random(model)
     elif model.embedded:
         net, source = _from_package(model), "ship with vitsee"
     else:
         net, source, taken = _from_hub(model)
     return Found(net, data_config(net), source, _card(model), taken)
+
+
+def _random(model: ModelOptions) -> tuple[nn.Module, str]:
+    """Return the model with random weights: those that its training began with, if there is a card."""
+    from vitsee.models.initial import initialise  # imports torch
+
+    net, source = build(model), f"random, seed {model.seed}"
+    card = cards.beside(shipped(model.name)) if model.embedded else None
+    if model.drawn_as is not None:
+        card = cards.beside(expanded(model.drawn_as))
+        if card is None:
+            log.info("%s has no card of `vitsee train`: random weights are timm's", model.drawn_as)
+    if card is None:
+        return net, source
+    recipe = card.recipe
+    initialise(net, recipe.get("positions", "noise"), recipe.get("pos_embed_std"))
+    return net, f"{source}, drawn as those that the training of {card.name} began with"
 
 
 def _tell_preparation(path: Path, model: ModelOptions, data: dict[str, Any]) -> None:

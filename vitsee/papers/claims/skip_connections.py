@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 
 from vitsee.papers.claims.statistics import table_of
 from vitsee.papers.verdicts import Evidence, Missing, claim
@@ -68,7 +69,7 @@ def mlps_change_the_class_token(skip: Evidence) -> float:
     Premise: none.
     """
     table = table_of(skip, "skip_ratio")
-    table = table[table["token"] == 0]
+    table = table[table["kind"] == "class"]
     by_branch = [
         table[table["branch"] == branch].groupby("block", sort=False)["ratio"].mean().to_numpy()
         for branch in ("mlp", "attn")
@@ -95,7 +96,8 @@ def ratios_above_the_resnet(skip: Evidence) -> float:
     units = table[(table["branch"] == "unit") & (table["token"] == -1)]["ratio"]
     if units.empty:
         raise Missing("units of a ResNet")
-    return float(_ratios(skip)[1].mean() / units.mean())
+    spatial = _by_block(table, "mean", "attention and MLP sublayers of a ViT")
+    return float(spatial.mean() / units.mean())
 
 
 @claim(
@@ -129,12 +131,16 @@ def _class_over_spatial(skip: Evidence) -> tuple[float, float]:
 
 def _ratios(skip: Evidence) -> tuple[np.ndarray, np.ndarray]:
     """Mean ratio per block over both branches, (blocks,), for the class token and for spatial tokens."""
-    table = table_of(skip, "skip_ratio")
-    table = table[table["branch"].isin(["attn", "mlp"])]
-    cls, spatial = (
-        table[table["token"] == token].groupby("block", sort=False)["ratio"].mean().to_numpy()
-        for token in (0, -1)
+    table, needed = (
+        table_of(skip, "skip_ratio"),
+        "attention and MLP sublayers of a ViT with a class token",
     )
-    if not len(cls) or not len(spatial):
-        raise Missing("attention and MLP sublayers of a ViT with a class token")
-    return cls, spatial
+    return _by_block(table, "class", needed), _by_block(table, "mean", needed)
+
+
+def _by_block(table: pd.DataFrame, kind: str, needed: str) -> np.ndarray:
+    """Mean ratio per block over both branches, (blocks,), for this kind of token. Raises Missing without any."""
+    chosen = table[table["branch"].isin(["attn", "mlp"]) & (table["kind"] == kind)]
+    if chosen.empty:
+        raise Missing(needed)
+    return chosen.groupby("block", sort=False)["ratio"].mean().to_numpy()

@@ -1,4 +1,4 @@
-"""Initial position embeddings of sines and cosines."""
+"""Initial weights of training runs where they are not timm's: position embeddings, and blocks without skips."""
 
 from __future__ import annotations
 
@@ -8,10 +8,23 @@ import torch
 from torch import Tensor, nn
 
 from vitsee.errors import UserError
-from vitsee.models import embedding
+from vitsee.models import embedding, skipless
 
 GRIDS = 3
 """The longest wavelength, in sides of the grid of patches: longer ones would hardly vary between positions."""
+
+
+def initialise(net: nn.Module, positions: str, std: float | None) -> None:
+    """Change timm's random weights to those that a training run begins with.
+
+    positions: sincos or noise. std: standard deviation of the position embeddings; None: timm's. Raises UserError for
+    sincos if the model has no position embeddings, or if its width is not a multiple of 4.
+    """
+    skipless.initialise(net)
+    if positions == "sincos":
+        sines_and_cosines(net, std or 0.02)
+    elif std:
+        nn.init.trunc_normal_(net.get_parameter("pos_embed"), std=std)
 
 
 def sines_and_cosines(net: nn.Module, std: float) -> None:
