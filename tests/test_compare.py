@@ -21,13 +21,15 @@ from scipy import linalg, stats
 from scipy.spatial.distance import cdist
 
 import vitsee
-from vitsee.comparing import comparison, nulls, ordering, record
+from vitsee.comparing import comparison, drawing, nulls, ordering, record
 from vitsee.comparing.options import Options, of, parsed
 from vitsee.errors import UserError
 from vitsee.estimators.triangles import to_scale, triangles
 from vitsee.io import kept
 from vitsee.models import globs
 from vitsee.papers.plot import plot, plot_joined
+from vitsee.plotting import model_maps
+from vitsee.plotting.model_maps import to_one
 from vitsee.report.assets import PageFiles
 from vitsee.report.show_comparisons import show_comparison
 from vitsee.report.write import report
@@ -583,6 +585,29 @@ def test_undefined_similarities_are_drawn_as_undefined():
     found = ordering.arranged(atlas, "value")
     assert np.isnan(found.similarity).sum() == 2
     assert np.isfinite(found.places).all()
+
+
+def test_negative_similarities_have_a_dot_and_undefined_ones_are_at_the_bottom():
+    values = np.array([0.5, np.nan, -0.15, 0.9])
+    figure = to_one(
+        list("abcd"), values, np.full(4, np.nan), limits=(-0.2, 1), xlabel="RSA", title=""
+    )
+    (axes,) = figure.axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["b (undefined)", "c", "a", "d"]
+    assert axes.get_xlim()[0] < -0.15
+
+
+def test_the_axis_of_a_comparison_begins_below_its_smallest_value(tmp_path, monkeypatch):
+    taken = []
+    monkeypatch.setattr(model_maps, "to_one", lambda *given, limits, **words: taken.append(limits))
+    paths = [keep(tmp_path, name, [noise(seed)]) for seed, name in enumerate("abcd")]
+    found = compared(tmp_path, *paths, measure="rsa", first=True)
+    drawing.figures(found.path)
+    lowest = found.atlas["value"].min()
+    assert lowest < 0  # of noise
+    assert taken[-1][0] <= lowest
+    assert taken[-1][0] > lowest - 0.11
 
 
 def test_figures_are_drawn_again_from_the_tables(four):

@@ -665,10 +665,35 @@ def test_lines_of_a_joined_figure_say_what_differs():
     assert lines(("a", table("gap"))) == ["mean of all tokens", "chance"]
 
 
+def test_layers_of_a_block_are_points_of_their_own():
+    layers = ["b.0.attn", "b.0", "b.1.attn", "b.1"]
+    rows = {"layer": layers, "depth": [0.5, 0.5, 1, 1], "accuracy": [0.1, 0.2, 0.4, 0.8]}
+    table = pd.DataFrame(rows).assign(features="gap", shots=5, seed=0, classes=16)
+    labels = Labels("vit", None, "scenes", 100)
+    (line, _) = (
+        LinearProbe().joined([({"linear_probe": table}, labels)])["linear_probe"].axes[0].lines
+    )
+    assert line.get_xydata().tolist() == [[0.25, 10], [0.5, 20], [0.75, 40], [1, 80]]
+
+
+def test_the_same_model_on_more_images_of_a_set_is_a_line_of_its_own():
+    rows = {"layer": ["b.0", "b.1"], "depth": [0.5, 1.0], "features": "gap", "shots": 5, "seed": 0}
+    results = []
+    for images, accuracy in ((640, 0.2), (1280, 0.8)):
+        table = pd.DataFrame(rows | {"classes": 16, "accuracy": accuracy})
+        results.append(({"linear_probe": table}, Labels("vit", None, "scenes", images)))
+    figure = LinearProbe().joined(results)["linear_probe"]
+    found = {line.get_label(): line.get_ydata()[0] for line in figure.axes[0].lines[:2]}
+    assert found == {
+        "mean of all tokens, 640 images of scenes": 20,
+        "mean of all tokens, 1,280 images of scenes": 80,
+    }
+
+
 def trained_on(name: str, images: int | None, accuracy: float, dataset: str = "scenes"):
     """The result of a model that was trained on so many images, probed at two depths."""
     rows = {"features": "gap", "shots": 5, "seed": 0, "classes": 16, "depth": [0.5, 1.0]}
-    table = pd.DataFrame(rows | {"accuracy": [0.1, accuracy]})
+    table = pd.DataFrame(rows | {"accuracy": [0.1, accuracy], "layer": ["b.0", "b.1"]})
     family = "ViT" if name.startswith("vit") else "ResNet"
     labels = Labels(name, None, dataset, 100, family=family, train_images=images)
     return {"linear_probe": table}, labels

@@ -499,6 +499,10 @@ def words(figure: Figure) -> str:
 def test_one_model_on_other_images_is_a_line_of_its_own_that_says_which(analysis):
     found = tables(analysis, False, None)
     results = [(found, Labels("v", "r", data, 4)) for data in ("cats", "dogs")]
+    more = [(found, Labels("v", "r", "cats", images)) for images in (4, 8)]
+    for figure in REGISTERED[analysis]().joined(more).values():
+        figure.draw_without_rendering()
+        assert {"4", "8"} <= {*re.findall(r"(\d) images of cats", words(figure))}
     for figure in REGISTERED[analysis]().joined(results).values():
         figure.draw_without_rendering()
         assert {"cats", "dogs"} <= {*re.findall("cats|dogs", words(figure))}

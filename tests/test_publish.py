@@ -180,6 +180,21 @@ def test_claims_of_several_figures_make_one_scorecard(published, command):
         path.unlink()
 
 
+def test_a_scorecard_of_two_zoos_has_a_row_for_each_that_says_which(published, tmp_path):
+    folders = [tmp_path / name for name in ("vit_fig07-mini", "vit_fig07-small")]
+    for folder in folders:
+        shutil.copytree(published, folder)
+    claims = pd.read_csv(folders[0] / "claims.csv")
+    claims.loc[0, ["value", "low", "high"]] = nan
+    claims.loc[0, "holds"] = "not testable"
+    for folder in folders:
+        claims.to_csv(folder / "claims.csv", index=False)
+    composing.draw_together(folders, formats=())
+    found = pd.read_csv(tmp_path / "scorecard.csv")
+    assert len(found) == 2 * len(claims)
+    assert set(found["figure"]) == {"vit_fig07, mini", "vit_fig07, small"}
+
+
 def test_a_scorecard_says_verdict_interval_and_threshold():
     rows = [
         ("a", "fig01", "layers are alike", "mean (above is claimed)", 0.75, 0.7, 0.8, 0.5, "yes", 0.1, ""),

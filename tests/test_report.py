@@ -304,6 +304,20 @@ def test_a_figure_of_models_that_were_chosen_names_them_and_no_zoo(outputs):
     assert "zoo" not in words
 
 
+def test_two_runs_of_one_figure_name_their_folders_and_each_has_its_own_verdicts(outputs, tmp_path):
+    other = tmp_path / "seed1"
+    shutil.copytree(outputs, other)
+    path = other / "figures/fig01-mini/claims.csv"
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table.assign(holds="undecided").to_csv(path, index=False)
+    contents = collect([outputs, other])
+    twice = [one for one in contents.figures if one.name == "fig01"]
+    assert {one.cast for one in twice} == {f"zoo mini, in {place}" for place in (outputs, other)}
+    for one in twice:
+        own = {claim["holds"] for claim in contents.claims if claim["cast"] == one.cast}
+        assert (own == {"undecided"}) == (one.path == path.parent)
+
+
 def test_equal_claims_are_counted_once_and_different_ones_are_both_shown(outputs):
     other = outputs / "figures/claims-mini"
     other.mkdir()

@@ -12,7 +12,7 @@ import pytest
 from vitsee.errors import UserError
 from vitsee.papers import atlas
 from vitsee.papers.claims import CLAIMS
-from vitsee.papers.claims.statistics import table_of
+from vitsee.papers.claims.statistics import accuracy_by_depth, table_of
 from vitsee.papers.verdicts import (
     NO,
     NOT_TESTABLE,
@@ -23,6 +23,7 @@ from vitsee.papers.verdicts import (
     Estimate,
     Gathered,
     Missing,
+    beyond,
     claim,
     estimated,
     judge,
@@ -111,7 +112,8 @@ def skips(cls: list[float], spatial: list[float], unit: float = 1.0, cosine=(0.5
 def by_kind(rows: list[tuple[Any, ...]], *numbers: str) -> pd.DataFrame:
     """Rows of block, branch, kind and these numbers, as in the table of the ratios of norms."""
     table = pd.DataFrame(rows, columns=["block", "branch", "kind", *numbers])
-    return table.assign(token=table["kind"].map({"class": 0, "spatial": 0, "mean": -1}))
+    tokens = table["kind"].map({"class": 0, "spatial": 0, "mean": -1})
+    return table.assign(token=tokens, model=np.where(table["branch"] == "unit", "other", "model"))
 
 
 def by_branch(mlp: float, attn: float) -> dict[str, pd.DataFrame]:
@@ -136,6 +138,64 @@ def test_the_first_patch_of_a_vit_without_a_class_token_is_not_taken_for_one(nam
     with pytest.raises(Missing, match="a ViT with a class token"):
         CLAIMS[name].measure({"model": {"skip_ratio": table}})
     assert CLAIMS["ratios_above_the_resnet"].measure({"model": {"skip_ratio": table}}) == 1.5
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "class_token_first",
+        "spatial_tokens_later",
+        "phase_transition",
+        "mlps_change_the_class_token",
+        "later_spatial_outputs_follow_the_skip",
+    ],
+)
+def test_of_a_pair_of_vits_a_claim_about_one_is_about_the_first(name):
+    first = skips([9, 8, 1, 1], [2, 2, 5, 5])["skip_ratio"].query("branch != 'unit'")
+    second = skips([1, 1, 9, 9, 9, 9], [7, 7, 1, 1, 1, 1], cosine=(0.9, 0.1))["skip_ratio"]
+    second = second.query("branch != 'unit'").assign(model="other")
+    alone, both = ({"role": {"skip_ratio": table}} for table in (first, pd.concat([first, second])))
+    assert CLAIMS[name].measure(both) == CLAIMS[name].measure(alone)
+
+
+def test_two_models_are_compared_at_a_share_of_the_data_that_both_have():
+    base = {"b_3": blocks([0.9, 0.1]), "b_10": blocks([0.9, 0.7])}
+    claim_ = CLAIMS["larger_models_need_more_data"]
+    large = {"l_10": blocks([0.9, 0.4])}
+    assert claim_.measure(large=large, base=base) == pytest.approx(-0.3)
+    with pytest.raises(Missing, match="a share of the data that both models were trained on"):
+        claim_.measure(large={"l_30": blocks([0.9, 0.4])}, base=base)
+
+
+def test_a_step_to_half_the_grid_is_no_unit_although_the_highest_frequency_is_the_same():
+    """That of 14 x 14 and of 7 x 7 is 6/7."""
+    rows = [(f"u{i}", k / 7, float(i > 1)) for i in range(2) for k in range(7)]
+    rows += [(f"u{i}", 2 * k / 7, 5.0) for i in (2, 3) for k in range(4)]
+    table = pd.DataFrame(rows, columns=["layer", "frequency", "relative"])
+    found = CLAIMS["units_raise_high_frequencies"].measure({"resnet": {"fourier": table}})
+    assert found == 0
+
+
+def test_of_several_probed_layers_of_a_block_the_last_counts():
+    table = probes(gap=[0.2, 0.8])["linear_probe"]
+    inside = table.assign(layer=table["layer"] + ".norm1", accuracy=0.0)
+    both = pd.concat([inside, table]).sort_values("depth", kind="stable")
+    found = accuracy_by_depth({"role": {"linear_probe": both}}, "role")
+    assert found.tolist() == [0.2, 0.8]
+    unknown = {"role": {"linear_probe": table.assign(depth=math.nan)}}
+    with pytest.raises(Missing, match="probes of gap at known depths"):
+        accuracy_by_depth(unknown, "role")
+
+
+def test_tokens_of_undefined_similarity_are_left_out_and_none_at_all_is_undefined():
+    at = np.indices((4, 4, 4, 4)).reshape(4, -1)
+    table = pd.DataFrame(at.T, columns=["token_row", "token_col", "patch_row", "patch_col"])
+    own = (at[0] == at[2]) & (at[1] == at[3])
+    table = table.assign(layer="blocks.0", cka=np.where(own, 0.9, 0.1))
+    table.loc[(table["token_row"] == 1) & (table["token_col"] == 1), "cka"] = math.nan
+    tokens_stay = CLAIMS["tokens_stay_in_place"].measure
+    assert tokens_stay({"role": {"localization": table}}) == 1
+    assert math.isnan(tokens_stay({"role": {"localization": table.assign(cka=math.nan)}}))
 
 
 def units(first: float, last: float) -> dict[str, pd.DataFrame]:
@@ -163,7 +223,8 @@ def probes(**accuracy: list[float]) -> dict[str, pd.DataFrame]:
     rows = [
         (d, f, a) for f, both in accuracy.items() for d, a in zip((0.5, 1.0), both, strict=True)
     ]
-    return {"linear_probe": pd.DataFrame(rows, columns=["depth", "features", "accuracy"])}
+    table = pd.DataFrame(rows, columns=["depth", "features", "accuracy"])
+    return {"linear_probe": table.assign(layer="blocks." + table["depth"].astype(str))}
 
 
 def trained(accuracy: float, flops: float = 1e9) -> dict[str, pd.DataFrame]:
@@ -506,8 +567,23 @@ def test_a_claim_holds_or_not_only_if_the_whole_interval_says_so(low, high, expe
 def test_what_untrained_networks_do_as_well_is_not_what_training_does(untrained, expected):
     above = Claim("a", "s", "t", 0.5, True, lambda: 0.0)
     below = Claim("b", "s", "t", -0.5, False, lambda: 0.0)
-    assert judge(above, Estimate(0.7, 0.6, 0.8), untrained) == expected
-    assert judge(below, Estimate(-0.7, -0.8, -0.6), -untrained) == expected
+    high, low = Estimate(0.7, 0.6, 0.8), Estimate(-0.7, -0.8, -0.6)
+    assert judge(above, high, beyond(above, high, untrained)) == expected
+    assert judge(below, low, beyond(below, low, -untrained)) == expected
+
+
+def test_each_panel_is_compared_with_its_own_untrained_network():
+    above = Claim("a", "s", "t", 0.5, True, lambda e: float(table_of(e, "t")["x"].mean()))
+    made = lambda x: {"role": {"t": pd.DataFrame({"x": [x, x]})}}  # noqa: E731
+    trained, random = ({"e": [made(x) for x in pair]} for pair in ((0.99, 0.9), (1.0, 0.85)))
+    row = verdict(above, "fig", Gathered(trained, [trained] * 2), random)
+    assert (row["value"], row["holds"], row["untrained"]) == (0.9, UNTRAINED_TOO, 1.0)
+    alone = {"e": random["e"][1:]}
+    second = {"e": trained["e"][1:]}
+    assert verdict(above, "fig", Gathered(second, [second] * 2), alone)["holds"] == YES
+    lacking = {"e": [random["e"][1], {}]}
+    row = verdict(above, "fig", Gathered(trained, [trained] * 2), lacking)
+    assert (row["untrained"], row["why"]) == (0.85, "no null: the panel")
 
 
 def test_a_null_that_is_undefined_is_said_to_be_none():
@@ -522,7 +598,7 @@ def test_a_null_that_is_undefined_is_said_to_be_none():
 
 def test_a_claim_that_fails_fails_whatever_untrained_networks_do():
     one = Claim("a", "s", "t", 0.5, True, lambda: 0.0)
-    assert judge(one, Estimate(0.3, 0.2, 0.4), 0.9) == NO
+    assert judge(one, Estimate(0.3, 0.2, 0.4), -0.7) == NO
 
 
 def test_the_statistic_of_untrained_networks_stands_beside_that_of_trained_ones():

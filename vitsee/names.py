@@ -39,13 +39,21 @@ def told_apart(models: Mapping[str, ModelOptions]) -> dict[str, str]:
 
 def of_lines(results: Sequence[Labels]) -> list[str]:
     """Return names for the lines of several results: the model, and the other model and the data where they differ."""
-    others, data = ({getattr(one, of) for one in results} for of in ("other", "data"))
+    others = {one.other for one in results}
     return [
         one.model
         + (f" against {one.other}" if len(others) > 1 else "")
-        + (f", {one.dataset}" if len(data) > 1 else "")
-        for one in results
+        + (f", {data}" if data else "")
+        for one, data in zip(results, data_apart(results), strict=True)
     ]
+
+
+def data_apart(results: Sequence[Labels]) -> list[str]:
+    """Return words for the data of each of several results: the data set, and more where needed; empty if equal."""
+    data, datasets = ({getattr(one, of) for one in results} for of in ("data", "dataset"))
+    if len(data) == 1:
+        return [""] * len(results)
+    return [one.dataset if len(data) == len(datasets) else one.data for one in results]
 
 
 def common_data(results: Sequence[Labels]) -> str:

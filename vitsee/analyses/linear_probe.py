@@ -20,6 +20,7 @@ from vitsee.estimators.probe_features import ProbeFeatures
 from vitsee.estimators.ridge import Classifier, Ridge
 from vitsee.io.tidy import Kind, Table, Whole
 from vitsee.lazy import torch
+from vitsee.names import common_data, data_apart
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -385,7 +386,11 @@ class LinearProbe(Analysis):
     def figures(self, tables: dict[str, pd.DataFrame], labels: Labels) -> dict[str, Figure]:
         """Accuracy by depth, and accuracy maps of single tokens if they are probed."""
         plots = plotting.accuracy_plots
-        drawn = {"linear_probe": plots.probes_by_depth([(tables["linear_probe"], labels)])}
+        drawn = {
+            "linear_probe": plots.probes_by_depth(
+                [(tables["linear_probe"], labels)], [""], labels.data
+            )
+        }
         if "linear_probe_tokens" in tables:
             tokens = tables["linear_probe_tokens"]
             percent = tokens.assign(accuracy=100 * tokens["accuracy"])
@@ -410,7 +415,9 @@ class LinearProbe(Analysis):
         """
         probes = [(tables["linear_probe"], labels) for tables, labels in results]
         plots = plotting.accuracy_plots
-        drawn = {"linear_probe": plots.probes_by_depth(probes)}
+        each = [labels for _, labels in results]
+        by_depth = plots.probes_by_depth(probes, data_apart(each), common_data(each))
+        drawn = {"linear_probe": by_depth}
         settings = {(plots.protocol(table), labels.data) for table, labels in probes}
         if len(settings) == 1 and all(labels.train_images for _, labels in results):
             drawn["linear_probe_by_training"] = plots.probes_by_training(probes)

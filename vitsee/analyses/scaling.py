@@ -14,6 +14,7 @@ from vitsee.analysis import Analysis, Labels, Layer, View, register
 from vitsee.errors import UserError
 from vitsee.io.tidy import Error, Table
 from vitsee.lazy import torch
+from vitsee.names import common_data, of_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -111,9 +112,13 @@ class Scaling(Analysis):
     def joined(
         self, results: Sequence[tuple[dict[str, pd.DataFrame], Labels]]
     ) -> dict[str, Figure]:
-        """Accuracy by model, against training images, and against training FLOPs, one line per model family."""
-        table = pd.concat([tables["scaling"] for tables, _ in results])
-        data = results[0][1].dataset
+        """Accuracy by model, and, on the same images, by training images and FLOPs, one line per model family."""
+        each = [labels for _, labels in results]
+        named = zip(results, of_lines(each), strict=True)
+        table = pd.concat([tables["scaling"].assign(model=name) for (tables, _), name in named])
+        if not common_data(each):
+            return {"scaling_accuracy": plotting.accuracy_plots.accuracies(table, "images")}
+        data = each[0].dataset
         return {
             "scaling_accuracy": plotting.accuracy_plots.accuracies(table, data),
             "scaling_images": plotting.accuracy_plots.scaling(table, data, "train_images"),

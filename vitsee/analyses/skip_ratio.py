@@ -181,7 +181,9 @@ class SkipRatio(Analysis):
         if panels:
             drawn["skip_ratio_tokens"] = plotting.heatmaps.panels(
                 panels,
-                xlabel="Token (0: class token)" if _has_class(table) else "Token",
+                xlabel="Token (0: class token)"
+                if _has_class(table[table["model"] == "model"])
+                else "Token",
                 ylabel="Block",
                 title=f"{labels.model}, {labels.data}",
                 colour_label="Mean ‖z‖ / ‖f(z)‖",

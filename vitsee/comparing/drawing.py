@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from scipy.cluster import hierarchy
@@ -40,6 +41,9 @@ def figures(folder: Path) -> dict[str, Figure]:
         layers, f"largest over pairs of {layers}"
     )
     data = f"{about['images']:,} images of {about['dataset']}"
+    of = tables["compare"] if len(atlas) == 1 else atlas
+    lowest = np.nanmin(of[shown].to_numpy(float), initial=0)  # RSA and unbiased CKA may be below 0
+    limits = (float(np.floor(10 * lowest) / 10), 1.0)
     drawn: dict[str, Figure] = {}
     if len(atlas) == 1:
         one = atlas.iloc[0]
@@ -48,7 +52,7 @@ def figures(folder: Path) -> dict[str, Figure]:
             x="other_layer",
             y="model_layer",
             value=shown,
-            limits=(0, 1),
+            limits=limits,
             xlabel=f"Layers {one['other']}",
             ylabel=f"Layers {one['model']}",
             title=data,
@@ -59,7 +63,7 @@ def figures(folder: Path) -> dict[str, Figure]:
             atlas["other"].tolist(),
             atlas[shown].to_numpy(float),
             atlas["max_high"].to_numpy(float) * (shown == "value"),
-            limits=(0, 1),
+            limits=limits,
             xlabel=f"{label} with {about['first']}\n({at})",
             title=data,
         )
@@ -69,7 +73,7 @@ def figures(folder: Path) -> dict[str, Figure]:
         found.names,
         found.similarity,
         found.tree,
-        limits=(0, 1),
+        limits=limits,
         title=f"{len(found.names)} models, {data}",
         colour_label=f"{label}, {at}",
     )

@@ -92,11 +92,22 @@ def claims_of(folder: Path) -> pd.DataFrame | None:
 def draw_together(folders: list[Path], *, formats: Formats = PNG) -> list[Path]:
     """Write the claims of several composed figures as one scorecard into their common folder."""
     together = Results(Path(os.path.commonpath([path.resolve() for path in folders])))
-    tables = [table for path in folders if (table := claims_of(path)) is not None]
+    tables = {path: table for path in folders if (table := claims_of(path)) is not None}
     if not tables:
         return []
-    claims = pd.concat(tables, ignore_index=True)
-    claims = claims.drop_duplicates(["claim", "value"])
+    casts = {
+        path: path.name.removeprefix(f"{table['figure'].iloc[0]}-")
+        for path, table in tables.items()
+    }
+    if len({*casts.values()}) > 1:  # one claim may have a row for each zoo
+        tables = {
+            path: table.assign(figure=table["figure"] + f", {casts[path]}")
+            for path, table in tables.items()
+        }
+    claims = pd.concat(tables, names=["path"]).reset_index("path")
+    claims["cast"] = claims.pop("path").map(casts)
+    claims = claims.drop_duplicates(["claim", "value", "holds", "cast"]).drop(columns="cast")
+    claims = claims.reset_index(drop=True)
     title = f"Claims of {len(folders)} figures: " + ", ".join(
         f"{count} {verdict}" for verdict, count in claims["holds"].value_counts().items()
     )

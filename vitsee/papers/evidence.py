@@ -57,17 +57,21 @@ def verdicts(
         claim, evidence = CLAIMS[name], gather(wanted(figure, name, folders), reader)
         null = None
         if claim.untrained and untrained:
-            null = tables(wanted(figure, name, untrained), reader)
+            null = tables(wanted(figure, name, untrained, folders), reader)
         rows.append(verdict(claim, figure.name, evidence, null))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def wanted(figure: Published, claim: str, folders: Folders) -> Wanted:
-    """The results for each piece of evidence; panels without any are left out if another panel has some."""
+def wanted(figure: Published, claim: str, folders: Folders, shown: Folders | None = None) -> Wanted:
+    """The results for each piece of evidence; panels without any are left out if another panel has some.
+
+    shown: the folders that decide this, by default the same ones.
+    """
+    there = folders if shown is None else shown
     found = {}
     for key, panels in figure.claims[claim].items():
-        of = [folders.get(panel, {}) for panel in panels]
-        found[key] = [by_role for by_role in of if by_role] or [{}]
+        kept = [panel for panel in panels if there.get(panel)]
+        found[key] = [folders.get(panel, {}) for panel in kept] or [{}]
     return found
 
 

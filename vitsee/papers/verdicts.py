@@ -7,7 +7,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from numbers import Real
@@ -55,6 +55,15 @@ class Gathered:
     def deviations(self) -> list[dict[str, dict[str, np.ndarray]]]:
         """The deviations of each panel's and role's tables, in order: see `_deviations`."""
         return [_deviations(*one) for one in _with_parts(self)]
+
+    def apart(self) -> Iterator[Gathered]:
+        """Each choice of one panel per piece of evidence."""
+        for numbers in product(*(range(len(panels)) for panels in self.whole.values())):
+            whole, *left_out = (
+                {name: [panels[name][i]] for name, i in zip(panels, numbers, strict=True)}
+                for panels in (self.whole, *self.left_out)
+            )
+            yield Gathered(whole, left_out, self.again)
 
 
 class Missing(LookupError):
@@ -375,17 +384,24 @@ def _deviations(tables: Tables, parts: Sequence[Tables]) -> dict[str, dict[str, 
     return deviations
 
 
-def judge(claim: Claim, estimate: Estimate, untrained: float = math.nan) -> str:
+def judge(claim: Claim, estimate: Estimate, margin: float = math.inf) -> str:
     """Return the verdict: a claim holds, or does not, only if the whole interval is on one side of the threshold.
 
-    If untrained networks pass the threshold as well, it holds only if the whole interval is also beyond their
-    statistic.
+    margin: how far the interval is beyond the statistic of untrained networks. If they pass the threshold as well, the
+    claim holds only if this is above 0.
     """
     sign = 1 if claim.above else -1
     low, high = sorted((sign * estimate.low, sign * estimate.high))
     if low > sign * claim.threshold:
-        return UNTRAINED_TOO if low <= sign * untrained else YES
+        return UNTRAINED_TOO if margin <= 0 else YES
     return NO if high < sign * claim.threshold else UNDECIDED
+
+
+def beyond(claim: Claim, estimate: Estimate, untrained: float) -> float:
+    """How far the whole interval, or the value without one, is on the claimed side of untrained networks."""
+    sign = 1 if claim.above else -1
+    ends = [sign * end for end in (estimate.value, estimate.low, estimate.high)]
+    return min((end for end in ends if not math.isnan(end)), default=math.nan) - sign * untrained
 
 
 def unfulfilled(claim: Claim, panels: Panels) -> str:
@@ -395,14 +411,48 @@ def unfulfilled(claim: Claim, panels: Panels) -> str:
     return next(filter(None, (_reason(claim, choice) for choice in choices(panels))), "")
 
 
+@dataclass(frozen=True)
+class Against:
+    """The untrained networks that come nearest to the trained ones.
+
+    null: their statistic. margin: how far the trained ones are beyond it; infinite if there is none. lacking: why a
+    choice of panels has no null.
+    """
+
+    null: float = math.nan
+    margin: float = math.inf
+    lacking: str = ""
+
+
+def compared(claim: Claim, evidence: Gathered, estimate: Estimate, untrained: Panels) -> Against:
+    """Compare each choice of panels with the same choice of untrained networks. estimate: that of the evidence."""
+    found, lacking = Against(), ""
+    every = list(evidence.apart())
+    for one, other in zip(every, Gathered(untrained, []).apart(), strict=True):
+        try:
+            own = estimate if len(every) == 1 else estimated(claim, one)
+        except Missing:  # it is no part of the statistic
+            continue
+        try:
+            null = statistic(claim, other.whole)
+            reason = "the statistic of untrained networks is undefined" if math.isnan(null) else ""
+        except Missing as missing:
+            null, reason = math.nan, f"{missing}"
+        if reason:
+            lacking = f"no null: {reason}"
+        elif (margin := beyond(claim, own, null)) < found.margin:
+            found = Against(null, margin)
+    return replace(found, lacking=lacking)
+
+
 def verdict(
     claim: Claim, figure: str, evidence: Gathered, untrained: Panels | None = None
 ) -> dict[str, object]:
     """One row of claims.csv; "not testable", with the reason, if the evidence lacks what the claim needs.
 
-    untrained: the panels of the same networks with random weights.
+    untrained: the same panels of the same networks with random weights.
     """
-    estimate, null, why, without = Estimate(math.nan), math.nan, "", ""
+    estimate, against, why = Estimate(math.nan), Against(), ""
     try:
         estimate, why = estimated(claim, evidence), unfulfilled(claim, evidence.whole)
         if math.isnan(estimate.value):
@@ -412,16 +462,8 @@ def verdict(
         if not _is_own(claim.measure):  # it may be a slip
             log.warning("warning: the claim %s is not testable: %s", claim.name, why)
     if untrained is not None and not why:
-        try:
-            null = statistic(claim, untrained)
-            without = (
-                "no null: the statistic of untrained networks is undefined"
-                if math.isnan(null)
-                else ""
-            )
-        except Missing as missing:
-            without = f"no null: {missing}"
-    holds = NOT_TESTABLE if why else judge(claim, estimate, null)
+        against = compared(claim, evidence, estimate, untrained)
+    holds = NOT_TESTABLE if why else judge(claim, estimate, against.margin)
     sign = "above" if claim.above else "below"
     return dict(
         zip(
@@ -434,8 +476,8 @@ def verdict(
                     estimate.high,
                     claim.threshold,
                     holds,
-                    null,
-                    why or without,
+                    against.null,
+                    why or against.lacking,
                 ),
             ),
             strict=True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
@@ -48,7 +49,7 @@ def probes_by_training(results: list[tuple[pd.DataFrame, Labels]]) -> Figure:
     several = any(len(names) > 1 for names in features.values())
     parts = []
     for table, labels in results:
-        deepest = table[table["depth"] == table["depth"].max()]
+        deepest = table[table["layer"] == table["layer"][table["depth"].idxmax() :].iloc[-1]]
         names = deepest["features"].map(
             lambda name, l=labels: families[l.family] + (f", {FEATURES[name]}" if several else "")
         )
@@ -59,22 +60,41 @@ def probes_by_training(results: list[tuple[pd.DataFrame, Labels]]) -> Figure:
     return _accuracies(parts, title, x="images", xlabel="Number of training images", log=True)
 
 
-def probes_by_depth(results: list[tuple[pd.DataFrame, Labels]]) -> Figure:
-    """Accuracy by depth, one line per feature and result, labelled by what differs between them."""
+def probes_by_depth(
+    results: list[tuple[pd.DataFrame, Labels]], data: list[str], common_data: str
+) -> Figure:
+    """Accuracy by depth, one line per feature and result, labelled by what differs between them.
+
+    data: words for the data of each result where they differ, else empty. common_data: words for the title where not.
+    """
     models = {labels.model for _, labels in results}
-    data = {labels.data for _, labels in results}
     protocols = {protocol(table) for table, _ in results}
     features = {name for table, _ in results for name in table["features"]}
     parts = []
-    for table, labels in results:
+    for (table, labels), images in zip(results, data, strict=True):
         for feature, part in table.groupby("features", sort=False):
             words = [labels.model] if len(models) > 1 else []
             words += [FEATURES[str(feature)]] if len(features) > 1 or not words else []
             words += [protocol(table)] if len(protocols) > 1 else []
-            words += [labels.dataset] if len(data) > 1 else []
-            parts.append(part.assign(line=", ".join(words), percent=100 * part["accuracy"]))
-    common = [next(iter(values)) for values in (models, protocols, data) if len(values) == 1]
-    return _accuracies(parts, ", ".join(common), x="depth", xlabel="Depth (fraction of blocks)")
+            words += [images] if images else []
+            parts.append(
+                part.assign(
+                    line=", ".join(words), percent=100 * part["accuracy"], place=_places(part)
+                )
+            )
+    common = [next(iter(values)) for values in (models, protocols) if len(values) == 1]
+    common += [common_data] if common_data else []
+    return _accuracies(parts, ", ".join(common), x="place", xlabel="Depth (fraction of blocks)")
+
+
+def _places(table: pd.DataFrame) -> pd.Series:
+    """The depth of each row's layer. Several layers of a block are spread evenly up to the depth of the block."""
+    layers = table.drop_duplicates("layer").set_index("layer")["depth"]
+    depths = np.unique(layers)
+    step = np.diff(depths).min() if len(depths) > 1 else depths.min(initial=1.0)
+    within = layers.groupby(layers)
+    behind = within.transform("size") - 1 - within.cumcount()
+    return table["layer"].map(layers - step * behind / within.transform("size"))
 
 
 def _accuracies(

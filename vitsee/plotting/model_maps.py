@@ -149,8 +149,11 @@ def to_one(
     xlabel: str,
     title: str,
 ) -> Figure:
-    """Similarity of each model to one model, as dots from most to least similar, with ticks at the null's 95 %."""
-    order = np.argsort(values)
+    """Similarity of each model to one model, as dots from most to least similar, with ticks at the null's 95 %.
+
+    Models of undefined similarity are at the bottom.
+    """
+    order = np.argsort(np.where(np.isnan(values), -np.inf, values), kind="stable")
     with matplotlib.rc_context(STYLE):
         figure = canvas((5.6, float(np.clip(0.22 * len(names) + 1.1, 1.8, 22))), "constrained")
         axes = figure.subplots()
@@ -160,10 +163,14 @@ def to_one(
         if np.isfinite(highs).any():
             axes.plot(highs[order], rows, "|", color="0.35", markersize=8, label="95 % of the null")
             axes.legend(loc="lower right", frameon=False)
-        axes.set_yticks(rows, labels=[short(names[i]) for i in order])
+        axes.set_yticks(rows, labels=[_shown(names[i], values[i]) for i in order])
         axes.set(xlim=limits, xlabel=xlabel)
         entitle(axes, title)
     return figure
+
+
+def _shown(name: str, value: float) -> str:
+    return f"{short(name)} (undefined)" if np.isnan(value) else short(name)
 
 
 def short(name: str) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,11 +66,17 @@ class PanelResult:
 
 @dataclass(frozen=True)
 class Composed:
-    """A composed figure, as described by its folder."""
+    """A composed figure, as described by its folder.
+
+    claims: the rows of its claims.csv. apart: whether another figure has its name and its models, so that the folder of
+    its results has to be named.
+    """
 
     path: Path
     about: dict[str, Any]
     panels: list[PanelResult]
+    claims: list[dict[str, Any]] = field(default_factory=list)
+    apart: bool = False
 
     @property
     def name(self) -> str:
@@ -84,7 +91,8 @@ class Composed:
     def cast(self) -> str:
         """The zoo, or the chosen models."""
         chosen = self.path.name.removeprefix(f"{self.name}-").replace("-vs-", " and ")
-        return f"zoo {self.zoo}" if self.zoo else chosen
+        cast = f"zoo {self.zoo}" if self.zoo else chosen
+        return f"{cast}, in {self.path.parent.parent}" if self.apart else cast
 
     @property
     def image(self) -> Path | None:
@@ -127,11 +135,25 @@ def collect(paths: list[Path]) -> Contents:
         if folder.resolve() not in seen:
             seen.add(folder.resolve())
             _read_into(contents, folder)
+    contents.results.sort(key=lambda one: (one.analysis, *_natural(str(one.path))))
+    _tell_apart(contents)
     if not (contents.results or contents.figures or contents.claims or contents.comparisons):
         raise _nothing(paths, contents)
-    contents.results.sort(key=lambda one: (one.analysis, *_natural(str(one.path))))
     contents.figures.sort(key=lambda one: (one.cast, *_papers(one.name), *_natural(one.name)))
     return contents
+
+
+def _tell_apart(contents: Contents) -> None:
+    """Name the folder of figures that share their names and models, and list the claims of all figures."""
+    count = Counter((one.name, one.cast) for one in contents.figures)
+    contents.figures = [
+        replace(one, apart=count[one.name, one.cast] > 1) for one in contents.figures
+    ]
+    for one in contents.figures:
+        for claim in ({"cast": one.cast} | claim for claim in one.claims):
+            if claim not in contents.claims:  # several figures may test the same claim
+                contents.claims.append(claim)
+    contents.figures = [one for one in contents.figures if one.about or one.panels or one.image]
 
 
 def _folders(root: Path, contents: Contents) -> Iterator[Path]:
@@ -182,12 +204,7 @@ def _read_into(contents: Contents, folder: Path) -> None:
     about = readable("figure.json", partial(_record, shape=FIGURE)) or {}
     panels = _planned(folder, about) or readable("panels.csv", _measured) or []
     claims = readable("claims.csv", _rows) or []
-    one = Composed(folder, about, panels)
-    if about or panels or one.image:
-        contents.figures.append(one)
-    for claim in ({"cast": one.cast} | claim for claim in claims):
-        if claim not in contents.claims:  # several figures may test the same claim
-            contents.claims.append(claim)
+    contents.figures.append(Composed(folder, about, panels, claims))
 
 
 def _planned(folder: Path, about: dict[str, Any]) -> list[PanelResult]:

@@ -161,7 +161,8 @@ def units_raise_high_frequencies(resnet: Evidence) -> float:
     Premise: none.
     """
     highest = _highest(resnet)
-    same = highest["frequency"].diff() == 0
+    grid = highest[["frequency", "frequencies"]]  # 7 x 7 and 14 x 14 share their highest frequency
+    same = (grid.diff() == 0).all(axis=1)
     if not same.any():
         raise Missing("several units with the same grid")
     return float(highest["relative"].diff()[same].mean())
@@ -198,7 +199,8 @@ def _half(by_strength: pd.Series) -> float:
 
 
 def _highest(evidence: Evidence) -> pd.DataFrame:
-    """The highest frequency of each layer."""
+    """The highest frequency of each layer, and the number of its frequencies."""
     table = table_of(evidence, "fourier")
+    table = table.assign(frequencies=table.groupby("layer")["frequency"].transform("size"))
     highest = table[table["frequency"] > 0].groupby("layer", sort=False).tail(1)
     return highest.reset_index(drop=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 
 from vitsee.papers.claims.statistics import table_of
@@ -21,7 +23,9 @@ def tokens_stay_in_place(vit: Evidence) -> float:
     Premise: none.
     """
     table = table_of(vit, "localization")
-    inside = table[~_on_edge(table, "token_row", "token_col")]
+    inside = table[~_on_edge(table, "token_row", "token_col")].dropna(subset="cka")
+    if inside.empty:
+        return math.nan
     best = inside.loc[inside.groupby(["layer", "token_row", "token_col"])["cka"].idxmax()]
     return float(_own(best).groupby(best["layer"]).mean().min())
 

@@ -68,16 +68,12 @@ def mlps_change_the_class_token(skip: Evidence) -> float:
     Null: untrained ViTs.
     Premise: none.
     """
-    table = table_of(skip, "skip_ratio")
-    table = table[table["kind"] == "class"]
-    by_branch = [
-        table[table["branch"] == branch].groupby("block", sort=False)["ratio"].mean().to_numpy()
-        for branch in ("mlp", "attn")
-    ]
-    if not all(map(len, by_branch)):
-        raise Missing("attention and MLP sublayers of a ViT with a class token")
-    mlp, attn = (ratios[len(ratios) // 2 :].mean() for ratios in by_branch)
-    return float(mlp / attn)
+    table = _vit(skip)
+    mlp, attn = (
+        _by_block(table[table["branch"] == branch], "class", "ratio") for branch in ("mlp", "attn")
+    )
+    half = len(mlp) // 2
+    return float(mlp[half:].mean() / attn[half:].mean())
 
 
 @claim(
@@ -96,7 +92,7 @@ def ratios_above_the_resnet(skip: Evidence) -> float:
     units = table[(table["branch"] == "unit") & (table["token"] == -1)]["ratio"]
     if units.empty:
         raise Missing("units of a ResNet")
-    spatial = _by_block(table, "mean", "attention and MLP sublayers of a ViT")
+    spatial = _by_block(_vit(skip), "mean", "ratio")
     return float(spatial.mean() / units.mean())
 
 
@@ -112,16 +108,15 @@ def later_spatial_outputs_follow_the_skip(skip: Evidence) -> float:
     Null: untrained ViTs; where every block adds about as much, each changes the sum less than the one before.
     Premise: none.
     """
-    table = table_of(skip, "skip_ratio")
-    spatial = table[(table["token"] == -1) & table["branch"].isin(["attn", "mlp"])]
-    by_block = spatial.groupby("block", sort=False)["cosine"].mean().to_numpy()
+    by_block = _by_block(_vit(skip), "mean", "cosine")
     half = len(by_block) // 2
     return float(by_block[half:].mean() - by_block[:half].mean())
 
 
 def _class_over_spatial(skip: Evidence) -> tuple[float, float]:
     """Mean norm ratio of the class token relative to that of spatial tokens, in the first and second half."""
-    cls, spatial = _ratios(skip)
+    table = _vit(skip)
+    cls, spatial = (_by_block(table, kind, "ratio") for kind in ("class", "mean"))
     half = len(cls) // 2
     return (
         float(cls[:half].mean() / spatial[:half].mean()),
@@ -129,18 +124,18 @@ def _class_over_spatial(skip: Evidence) -> tuple[float, float]:
     )
 
 
-def _ratios(skip: Evidence) -> tuple[np.ndarray, np.ndarray]:
-    """Mean ratio per block over both branches, (blocks,), for the class token and for spatial tokens."""
-    table, needed = (
-        table_of(skip, "skip_ratio"),
-        "attention and MLP sublayers of a ViT with a class token",
-    )
-    return _by_block(table, "class", needed), _by_block(table, "mean", needed)
+def _vit(skip: Evidence) -> pd.DataFrame:
+    """The rows of attention and MLP of one model: the first of a pair that has them. Raises Missing without any."""
+    table = table_of(skip, "skip_ratio")
+    table = table[table["branch"].isin(["attn", "mlp"])]
+    if table.empty:
+        raise Missing("attention and MLP sublayers of a ViT")
+    return table[table["model"] == table["model"].iloc[0]]
 
 
-def _by_block(table: pd.DataFrame, kind: str, needed: str) -> np.ndarray:
-    """Mean ratio per block over both branches, (blocks,), for this kind of token. Raises Missing without any."""
-    chosen = table[table["branch"].isin(["attn", "mlp"]) & (table["kind"] == kind)]
+def _by_block(table: pd.DataFrame, kind: str, column: str) -> np.ndarray:
+    """Mean over the branches, (blocks,), for this kind of token. Raises Missing without any."""
+    chosen = table[table["kind"] == kind]
     if chosen.empty:
-        raise Missing(needed)
-    return chosen.groupby("block", sort=False)["ratio"].mean().to_numpy()
+        raise Missing("attention and MLP sublayers of a ViT with a class token")
+    return chosen.groupby("block", sort=False)[column].mean().to_numpy()

@@ -59,11 +59,15 @@ def head_distances(evidence: Evidence, role: str | None = None, *, lowest: bool)
 
 
 def accuracy_by_depth(evidence: Evidence, role: str, features: str = "gap") -> pd.Series:
-    """Accuracy of linear probes of these features by depth (fraction of blocks), mean over seeds and tokens."""
+    """Accuracy of linear probes of these features by depth (fraction of blocks), mean over seeds and tokens.
+
+    If several layers of a block were probed, that of the last one.
+    """
     table = table_of(evidence, "linear_probe", role)
-    some = table[table["features"] == features]
+    some = table[table["features"] == features].dropna(subset="depth")
     if some.empty:
-        raise Missing(f"probes of {features}")
+        raise Missing(f"probes of {features} at known depths")
+    some = some[some["layer"] == some.groupby("depth")["layer"].transform("last")]
     return some.groupby("depth")["accuracy"].mean()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 
 from vitsee.papers.claims.statistics import (
     last_accuracy,
@@ -29,13 +28,13 @@ def higher_layers_need_more_data(pairs: Evidence) -> float:
     Null: none: untrained, both are the same network.
     Premise: none.
     """
-    table = _least(pairs)
+    table = table_of(pairs, "block_similarity", min(roles_in(pairs), key=number_in))
     return spearman(table["depth"], table["cka"])
 
 
 @claim(
     "larger models need more data for their higher blocks",
-    "mean CKA of the upper half of blocks at the smallest share of the data, large minus base",
+    "mean CKA of the upper half of blocks at the smallest share of the data that both have, large minus base",
     below=0,
     untrained=False,
 )
@@ -46,9 +45,13 @@ def larger_models_need_more_data(large: Evidence, base: Evidence) -> float:
     Null: none: untrained, both are the same network.
     Premise: none.
     """
+    by_share = [{number_in(role): role for role in roles_in(both)} for both in (large, base)]
+    common = by_share[0].keys() & by_share[1].keys()
+    if not common:
+        raise Missing("a share of the data that both models were trained on")
     means = []
-    for evidence in (large, base):
-        table = _least(evidence)
+    for evidence, roles in zip((large, base), by_share, strict=True):
+        table = table_of(evidence, "block_similarity", roles[min(common)])
         means.append(table["cka"][table["depth"] > 0.5].mean())
     return float(means[0] - means[1])
 
@@ -214,8 +217,3 @@ def _ahead(probes: Evidence, share: str) -> float:
         for kind in ("resnet50", "vit_base", "vit_large")
     )
     return resnet - max(vits)
-
-
-def _least(pairs: Evidence) -> pd.DataFrame:
-    """Similarity of the blocks of the role with the smallest share of the data."""
-    return table_of(pairs, "block_similarity", min(roles_in(pairs), key=number_in))
