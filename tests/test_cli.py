@@ -630,7 +630,7 @@ def test_lists_have_a_line_for_each_choice(kind, command):
         ("vitsee run analysis=", ["analysis=cka"]),
         ("vitsee run model=vit_l", ["model=vit_l16", "model=vit_l32"]),
         ("vitsee run analysis.to", ["analysis.tokens="]),
-        ("vitsee train recipe=res", ["recipe=resnet_mini", "recipe=resnet_mini_deep"]),
+        ("vitsee train recipe=resnet_", ["recipe=resnet_mini", "recipe=resnet_mini_deep"]),
     ],
 )
 def test_tab_offers_what_fits(line, offers, command, monkeypatch):

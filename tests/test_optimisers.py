@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import timm
@@ -113,6 +115,25 @@ def test_weights_without_a_gradient_stay_as_they_are():
     before = net[1].weight.detach().clone()
     of(net).step()
     assert net[1].weight.equal(before)
+
+
+@pytest.mark.parametrize(
+    ("name", "exempt"),
+    [
+        ("swin_tiny_patch4_window7_224", r".*relative_position_bias_table"),
+        ("swinv2_tiny_window8_256", r".*(logit_scale|cpb_mlp.*)"),
+        ("resmlp_12_224", r".*\.(alpha|beta)"),
+    ],
+)
+def test_weights_that_timm_exempts_and_vectors_of_any_shape_do_not_decay(name, exempt):
+    with torch.device("meta"):
+        net = timm.create_model(name)
+    decays, spared = (group["params"] for group in of(net, Optimiser.adamw).all[0].param_groups)
+    named = {name: weight for name, weight in net.named_parameters() if re.fullmatch(exempt, name)}
+    assert named
+    assert all(any(weight is one for one in spared) for weight in named.values())
+    matrices = [weight for name, weight in net.named_parameters() if name.endswith("fc1.weight")]
+    assert any(weight is matrices[0] for weight in decays)
 
 
 def test_depthwise_convolutions_are_not_matrices():

@@ -29,6 +29,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load, load_file
 
+from vitsee import config
 from vitsee.choices import CONF
 from vitsee.data import datasets
 from vitsee.data.scenes import CLASSES, Scenes
@@ -36,6 +37,7 @@ from vitsee.errors import Incomplete, UserError
 from vitsee.models import cards, loader, timm_architecture
 from vitsee.models.sources.timm import EMBEDDED
 from vitsee.options import DatasetOptions, ModelOptions, Pool, Precision, RunOptions
+from vitsee.papers import atlas
 from vitsee.parallel.interrupt import Interrupted
 from vitsee.plotting.accuracy_plots import training_curve
 from vitsee.results.folder import Results
@@ -431,7 +433,7 @@ class TestShown:
         asked = wee(tmp_path, shift=2, fraction=0.5, batch_size=8)
         splits, data = splits_of(asked, tmp_path), Trainer(asked).data
         assert Resident.holds(splits, data, asked.recipe)
-        resident = Resident(splits, data, asked.recipe, torch.device("cpu"))
+        resident = Resident(splits, data, asked.recipe, torch.device("cpu"), ALONE)
         schedule = Schedule(asked.recipe, splits.chosen, 3, 6, ALONE)
         shifts = set()
         for shown, (places, drawn) in zip(schedule, resident.draws(schedule), strict=True):
@@ -523,6 +525,12 @@ class TestShown:
             torch.testing.assert_close(target[own], torch.tensor(1 - len(pasted) / 64))
         assert len({len((image[0] == own).nonzero()) for own, image in enumerate(mixed)}) > 2
 
+    def test_processes_mix_their_own_images_as_one_would_the_same_ones(self):
+        recipe = Recipe(name="r", images_seen=1, cutmix=1.0, mixup=0.5)
+        alone = Mixup(recipe, 2).drawn(3, 8, 32, 32)
+        apart = [Mixup(recipe, 2, Ranks(k, 2, k)).drawn(3, 4, 32, 32) for k in range(2)]
+        assert torch.stack(apart, 1).flatten(0, 1).equal(alone)
+
     def test_the_share_of_mixed_images_is_the_one_asked_for(self):
         recipe = Recipe(name="r", images_seen=1, cutmix=1.0, mixup=0.5, mixed=0.25)
         drawn = Mixup(recipe, 2).drawn(0, 10_000, 32, 32)
@@ -561,11 +569,73 @@ class TestShown:
             "the model has 3 outputs, but dataset=scenes has 16",
         ),
         ({"data": {"split": "train"}}, "the held-out images are the training images"),
+        (
+            {"precision": Precision.tf32},
+            "recipe.precision=tf32 exists on CUDA devices only, not on cpu; use fp32 or bf16",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_it_starts(changes, message, tmp_path):
     with pytest.raises(UserError, match=message):
         train(wee(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("run", "asked"), [({"device": "all"}, "run.device=all"), ({"gpus": 8}, "run.gpus=8")]
+)
+def test_several_gpus_are_for_torchrun(run, asked, tmp_path):
+    training = wee(tmp_path)
+    message = f"{asked}: vitsee train uses one GPU per process; for several: torchrun --nproc"
+    with pytest.raises(UserError, match=message):
+        train(replace(training, run=replace(training.run, **run)))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["model.checkpoint=mine.safetensors"],
+            r"model\.checkpoint=mine\.safetensors is not read by vitsee train; to begin with these "
+            r"weights: recipe\.start=mine\.safetensors",
+        ),
+        (["model.checkpoint_key=teacher"], r"checkpoint_key=teacher needs recipe\.start=PATH"),
+        (["model.seed=3"], r"model\.seed=3 is not read by vitsee train, .* with recipe\.seed"),
+        (["model.drawn_as=a.safetensors"], r"model\.drawn_as=a\.safetensors is not read by"),
+    ],
+)
+def test_options_of_a_model_that_training_does_not_read_are_refused(words, message):
+    with pytest.raises(UserError, match=message):
+        recipes.build(config.configuration("train", ["recipe=contours", *words]))
+    advised = ["recipe=contours", "recipe.start=mine.safetensors", "recipe.seed=3"]
+    assert recipes.build(config.configuration("train", advised)).recipe.seed == 3
+
+
+def test_some_of_the_images_of_a_folder_are_held_out_from_every_class(tmp_path):
+    for split, seed in (("train", 0), ("val", 1)):
+        write_images(tmp_path / "photos" / split, 40, seed=seed)
+    data = {"name": "folder", "kind": "folder", "root": str(tmp_path / "photos"), "split": "val"}
+    asked = wee(tmp_path, data=data | {"size": None}, model={"args": {"num_classes": 2}})
+    splits = splits_of(asked, tmp_path)
+    few = splits.held_out(10)
+    assert len({*few}) == 10
+    assert {splits.test.label(i) for i in few} == {0, 1}  # the folder is sorted by class
+    assert few == splits.held_out(None)[:10]
+    assert splits_of(wee(tmp_path), tmp_path).held_out(10) == [*range(10)]  # of generated images
+
+
+def test_position_embeddings_of_noise_have_the_standard_deviation_that_is_asked_for(tmp_path):
+    net = Trainer(wee(tmp_path, pos_embed_std=3.0, model={"args": {"embed_dim": 256}})).net
+    assert net.get_parameter("pos_embed").std().item() == pytest.approx(3, rel=0.05)
+
+
+@pytest.mark.parametrize("share", ["0.03", "0.1", "0.3"])
+def test_the_resnets_of_figure_12_can_be_trained_as_the_zoo_says(share):
+    role = atlas.zoo("paper").roles[f"resnet50_data_{round(100 * float(share))}"]
+    assert role.missing
+    words = role.missing.partition("vitsee train ")[2].split()
+    training = recipes.build(config.configuration("train", words))
+    assert training.recipe.fraction == float(share)
+    assert timm_architecture.skeleton(training.model).num_classes == 1000
 
 
 def test_epochs_are_of_the_whole_set_whatever_the_fraction(tmp_path):

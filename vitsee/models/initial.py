@@ -24,7 +24,7 @@ def initialise(net: nn.Module, positions: str, std: float | None) -> None:
     if positions == "sincos":
         sines_and_cosines(net, std or 0.02)
     elif std:
-        nn.init.trunc_normal_(net.get_parameter("pos_embed"), std=std)
+        nn.init.normal_(net.get_parameter("pos_embed"), std=std)
 
 
 def sines_and_cosines(net: nn.Module, std: float) -> None:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from vitsee.data import datasets
-from vitsee.data.images import Images
+from vitsee.data.images import Generated, Images
 from vitsee.data.minibatches import (
     Transform,
     Undecodable,
@@ -80,9 +80,16 @@ class Splits:
         train, test = (in_cache(images, cache, training.run) for images in (train, test))
         return cls(train, test, chosen)
 
-    def held_out(self, count: int | None) -> range:
-        """Return the indices of the held-out images that measure accuracy."""
-        return range(min(len(self.test), count or len(self.test)))
+    def held_out(self, count: int | None) -> list[int]:
+        """Return the indices of the held-out images that measure accuracy, the same for all trainings.
+
+        Of images in folders some of each class are drawn, as their order is that of the classes; the classes of
+        generated images take turns.
+        """
+        there = len(self.test)
+        generated = isinstance(self.test, Generated)
+        order = np.arange(there) if generated else np.random.default_rng(0).permutation(there)
+        return order[: count or there].tolist()
 
 
 @dataclass(frozen=True)
@@ -191,11 +198,11 @@ def augmentation(recipe: Recipe, data: dict[str, Any]) -> Transform:
 class Mixup:
     """Mixup and CutMix of the images of a minibatch, and targets with label smoothing.
 
-    Image i is mixed with image N - 1 - i. Mixing depends on (seed, step) alone.
+    Image i is mixed with image N - 1 - i of the same process. Mixing depends on (seed, step) alone.
     """
 
-    def __init__(self, recipe: Recipe, classes: int) -> None:
-        self.recipe, self.classes = recipe, classes
+    def __init__(self, recipe: Recipe, classes: int, ranks: Ranks | None = None) -> None:
+        self.recipe, self.classes, self.ranks = recipe, classes, ranks or Ranks()
 
     def __call__(self, step: int, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return mixed pixels and (N, classes) targets."""
@@ -203,8 +210,12 @@ class Mixup:
         return self.mixed(pixels, labels, drawn.to(pixels.device))
 
     def drawn(self, step: int, count: int, rows: int, columns: int) -> Tensor:
-        """Return how each image is mixed, (N, 5): share kept outside the cut; top, bottom, left, right of the cut."""
-        recipe, drawn = self.recipe, np.zeros((count, 5), np.float32)
+        """Return how each image is mixed, (N, 5): share kept outside the cut; top, bottom, left, right of the cut.
+
+        count: N, this process's images. It is drawn for the images of all processes.
+        """
+        recipe, count = self.recipe, count * self.ranks.count
+        drawn = np.zeros((count, 5), np.float32)
         drawn[:, 0] = 1
         alphas = [alpha for alpha in (recipe.mixup, recipe.cutmix) if alpha]
         if alphas:
@@ -222,7 +233,7 @@ class Mixup:
                 high = np.clip(np.rint((middle + side) * size), 0, size)
                 box = np.stack([low[0], high[0], low[1], high[1]], 1)
                 drawn[cut, 1:] = box[cut]
-        return torch.from_numpy(drawn)
+        return torch.from_numpy(drawn[self.ranks.rank :: self.ranks.count].copy())
 
     def mixed(self, pixels: Tensor, labels: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
         """Return mixed pixels and (N, classes) targets. drawn: as `drawn` returns, on the same device."""

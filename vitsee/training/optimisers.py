@@ -37,13 +37,14 @@ class Optimisers:
         muon: list[Tensor] = []
         decayed: list[Tensor] = []
         others: list[Tensor] = []
+        exempt = (*TOKENS, *getattr(net, "no_weight_decay", set)())
         inside = _inside(net) if recipe.optimiser is Optimiser.muon else {}
         for name, weight in net.named_parameters():
             if name in inside:
                 given = self._rows(weight, inside[name])
                 decayed += given[:-1]
                 muon += given[-1:]
-            elif weight.ndim > 1 and not name.endswith(TOKENS):
+            elif sum(n > 1 for n in weight.shape) > 1 and not name.endswith(exempt):
                 decayed.append(weight)
             else:
                 others.append(weight)

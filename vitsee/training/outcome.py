@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +94,7 @@ def pixel_probe(splits: Splits, test_images: int | None) -> float:
     return float(max((predicted == truth).mean() for predicted in predictions))
 
 
-def _pooled(images: Any, indices: range) -> tuple[np.ndarray, np.ndarray]:
+def _pooled(images: Any, indices: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
     """Return (N, D) pixels averaged over 2 x 2, from 0 to 1, and (N,) labels."""
     pixels = np.stack([np.asarray(images.open(index)) for index in indices])
     n, h, w, c = pixels.shape

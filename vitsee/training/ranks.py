@@ -27,11 +27,13 @@ class Ranks:
         return self.rank == 0
 
     def device(self, chosen: torch.device) -> torch.device:
-        """Return this rank's own GPU if there are several ranks, else the chosen device."""
-        if self.count > 1 and chosen.type == "cuda":
-            torch.cuda.set_device(self.local)
-            return torch.device("cuda", self.local)
-        return chosen
+        """Return this rank's own GPU if there are several ranks, else the chosen device, as torch's current one."""
+        if chosen.type != "cuda":
+            return chosen
+        device = torch.device("cuda", self.local) if self.count > 1 else chosen
+        if device.index is not None:
+            torch.cuda.set_device(device)
+        return device
 
     def share(self, net: nn.Module, device: torch.device) -> nn.Module:
         """Return the model with gradients averaged over all ranks."""

@@ -184,7 +184,7 @@ class Training:
         what = {part: dict(plain[part]) for part in ("recipe", "model", "dataset")}
         for unread in ("eval_every", "save_every"):
             del what["recipe"][unread]
-        del what["dataset"]["root"]
+        del what["dataset"]["root"], what["model"]["drawn_as"]
         return hashlib.sha256(json.dumps([what, seen], sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -202,5 +202,18 @@ def build(cfg: DictConfig) -> Training:
     if training.model.source is not Source.timm:
         raise UserError(
             f"model={training.model.source.value}: vitsee trains only timm's architectures: model=timm model.timm=NAME"
+        )
+    model, start = training.model, training.recipe.start
+    if model.checkpoint is not None:
+        raise UserError(
+            f"model.checkpoint={model.checkpoint} is not read by vitsee train; to begin with these weights: "
+            f"recipe.start={model.checkpoint}"
+        )
+    if model.checkpoint_key is not None and start is None:
+        raise UserError(f"model.checkpoint_key={model.checkpoint_key} needs recipe.start=PATH")
+    if model.drawn_as is not None or model.seed:
+        unread = f"seed={model.seed}" if model.seed else f"drawn_as={model.drawn_as}"
+        raise UserError(
+            f"model.{unread} is not read by vitsee train, which draws initial weights with recipe.seed"
         )
     return training

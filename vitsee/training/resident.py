@@ -28,7 +28,12 @@ class Resident:
     """
 
     def __init__(
-        self, splits: Splits, data: dict[str, Any], recipe: Recipe, device: torch.device
+        self,
+        splits: Splits,
+        data: dict[str, Any],
+        recipe: Recipe,
+        device: torch.device,
+        ranks: Ranks,
     ) -> None:
         assert isinstance(splits.train, CachedImages)
         assert isinstance(splits.test, CachedImages)
@@ -42,7 +47,7 @@ class Resident:
             for name in ("mean", "std")
         )
         self.side = torch.arange(splits.train.shape[0], device=device)
-        self.mixup = Mixup(recipe, len(splits.train.classes))
+        self.mixup = Mixup(recipe, len(splits.train.classes), ranks)
 
     @staticmethod
     def holds(splits: Splits, data: dict[str, Any], recipe: Recipe) -> bool:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from vitsee.data.minibatches import decoders_alive
 from vitsee.errors import UserError
+from vitsee.estimators.arithmetic import forward_in, tf32
 from vitsee.models import attention_hooks, initial, loader, timm_architecture
 from vitsee.options import Precision
 from vitsee.parallel.interrupt import Interrupted, Interruptible
@@ -111,7 +112,7 @@ def advances(trainer: Trainer, splits: Splits, schedule: Schedule) -> Iterator[N
     """Take one step of the schedule at a time."""
     recipe, run, device = trainer.training.recipe, trainer.training.run, trainer.device
     if Resident.holds(splits, trainer.data, recipe):
-        resident = trainer.resident = Resident(splits, trainer.data, recipe, device)
+        resident = trainer.resident = Resident(splits, trainer.data, recipe, device, trainer.team)
         step = captured.step(trainer, resident)
         for draws in resident.draws(schedule):
             step(*draws, recipe.rate(trainer.step, schedule.steps))
@@ -124,12 +125,28 @@ def advances(trainer: Trainer, splits: Splits, schedule: Schedule) -> Iterator[N
         )
     transform = examples.augmentation(recipe, trainer.data)
     loader = examples.to_train(splits, transform, schedule, run, device)
-    mixup = Mixup(recipe, len(splits.train.classes))
+    mixup = Mixup(recipe, len(splits.train.classes), trainer.team)
     for batch in loader:
         pixels, labels = (t.to(device, non_blocking=True) for t in batch)
         rate = recipe.rate(trainer.step, schedule.steps)
         trainer.advance(*mixup(trainer.step, pixels, labels), rate)
         yield
+
+
+def chosen(training: Training) -> torch.device:
+    """Return the device to train on. Raises UserError if one process cannot use it, or not in this precision."""
+    run, device = training.run, choose_device(training.run.device)
+    if run.device == "all" or run.gpus is not None:
+        asked = f"run.gpus={run.gpus}" if run.gpus is not None else "run.device=all"
+        raise UserError(
+            f"{asked}: vitsee train uses one GPU per process; for several: "
+            f"torchrun --nproc-per-node=N -m vitsee train recipe={training.recipe.name} …"
+        )
+    if training.recipe.precision is Precision.tf32 and device.type != "cuda":
+        raise UserError(
+            f"recipe.precision=tf32 exists on CUDA devices only, not on {device.type}; use fp32 or bf16"
+        )
+    return device
 
 
 class Trainer:
@@ -138,7 +155,7 @@ class Trainer:
     def __init__(self, training: Training, team: Ranks | None = None) -> None:
         torch.set_flush_denormal(True)  # denormal gradients make a CPU three times slower
         self.training, self.team = training, team or Ranks()
-        self.device = self.team.device(choose_device(training.run.device))
+        self.device = self.team.device(chosen(training))
         self.net = self._new().to(self.device)
         if self.team.count > 1 and self.device.type == "cuda":
             self.net = nn.SyncBatchNorm.convert_sync_batchnorm(self.net)
@@ -153,7 +170,6 @@ class Trainer:
         self.losses: list[Tensor] = []
         """The losses since the last check."""
         self.loss = math.nan
-        self._draw_apart()
 
     def _new(self) -> nn.Module:
         """Return the model before the first step."""
@@ -171,7 +187,7 @@ class Trainer:
         return net
 
     def _draw_apart(self) -> None:
-        """Seed each rank differently, so that dropout differs between ranks."""
+        """Seed each step of the other ranks, so that their dropout is their own, and the same after an interruption."""
         if not self.team.first:
             torch.manual_seed(hash((self.training.recipe.seed, self.team.rank, self.step)))
 
@@ -188,7 +204,6 @@ class Trainer:
                 f"the processes of this training found different checkpoints, this one for step {self.step}: "
                 f"run.outputs must be a folder that all machines share"
             )
-        self._draw_apart()
         return restored is not None
 
     @property
@@ -215,12 +230,13 @@ class Trainer:
     def update(self, pixels: Tensor, targets: Tensor) -> Tensor:
         """Update the weights. Return the loss before the update."""
         recipe = self.training.recipe
-        bf16 = recipe.precision is Precision.bf16
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            logits = self.forward(pixels)
-        loss = nn.functional.cross_entropy(logits.float(), targets)
-        self.net.zero_grad()
-        loss.backward()
+        self._draw_apart()
+        with tf32(recipe.precision is Precision.tf32):
+            with forward_in(recipe.precision, self.device.type):
+                logits = self.forward(pixels)
+            loss = nn.functional.cross_entropy(logits.float(), targets)
+            self.net.zero_grad()
+            loss.backward()
         if recipe.clip is not None:
             nn.utils.clip_grad_norm_(self.net.parameters(), recipe.clip)
         self.optimisers.step()
@@ -266,7 +282,7 @@ class Trainer:
             if self.resident
             else examples.to_test(splits, self.data, recipe, run, self.device, self.team)
         )
-        with torch.inference_mode():
+        with torch.inference_mode(), tf32(False):
             for pixels, labels in shown:
                 predicted = self.net(pixels.to(self.device)).argmax(1)
                 right += (predicted == labels.to(self.device)).sum()
