@@ -822,6 +822,50 @@ def test_position_embeddings_of_another_resolution_are_resampled_and_the_log_say
     assert "small.safetensors was resampled to a different shape: pos_embed" in caplog.text
 
 
+def smooth(rows: int, columns: int) -> torch.Tensor:
+    """Position embeddings that are the places of the patches, from 0 to 1, after a class token's: (1, N + 1, 192)."""
+    down = torch.linspace(0, 1, rows)[:, None, None].expand(rows, columns, 96)
+    right = torch.linspace(0, 1, columns)[None, :, None].expand(rows, columns, 96)
+    table = torch.cat([down, right], 2).reshape(1, rows * columns, 192)
+    return torch.cat([torch.full((1, 1, 192), 9.0), table], 1)
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "card"),
+    [
+        ((224, 224), (112, 448), False),  # as many patches
+        ((224, 224), (96, 160), False),
+        ((112, 448), (112, 448), True),
+        ((112, 448), (224, 224), True),
+        ((64, 144), (96, 96), True),
+        ((64, 144), (128, 288), True),
+        ((64, 144), (64, 144), False),
+    ],
+)
+def test_positions_stay_in_their_places_whatever_the_shape_of_the_images(
+    trained, asked, card, tmp_path, caplog
+):
+    path = tmp_path / "mine.safetensors"
+
+    def model(size: tuple[int, int], **more) -> ModelOptions:
+        args = {"depth": 1, "img_size": list(size)}
+        overlay = {"input_size": [3, *size]}
+        return tiny(timm="vit_tiny_patch16_224", args=args, overlay=overlay, **more)
+
+    net = timm_architecture.build(model(trained))
+    with torch.no_grad():
+        net.pos_embed.copy_(smooth(*(n // 16 for n in trained)))
+    save_file(net.state_dict(), path)
+    if card:
+        about = cards.read(EMBEDDED / "vit_nano.md")
+        options = {"args": {"img_size": list(trained)}, "overlay": {}}
+        path.with_suffix(".md").write_text(replace(about, model=options).markdown)
+    found = loader.load(model(asked, checkpoint=str(path)), "cpu").net.pos_embed
+    expected = smooth(*(n // 16 for n in asked))
+    assert (found - expected).abs().max() < 0.12  # an edge of the interpolation
+    assert ("was resampled" in caplog.text) == (trained != asked)
+
+
 def test_an_infinite_buffer_is_no_damage_unless_it_is_a_running_statistic():
     net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     net.register_buffer("highest", torch.tensor(torch.inf))

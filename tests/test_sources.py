@@ -21,7 +21,8 @@ from torch.nn import functional
 from torchvision.transforms import v2
 
 import vitsee
-from vitsee.models import loader, timm_architecture
+from vitsee.models import loader, residual, timm_architecture
+from vitsee.models.sources import python
 from vitsee.options import ModelOptions
 from vitsee.study import Study
 
@@ -398,6 +399,41 @@ def forwarded(forward: Any) -> nn.Module:
     net = Net()
     net.forward = MethodType(forward, net)
     return net
+
+
+class Extra(nn.Module):
+    """Patches with a class token and four registers, which come first or last."""
+
+    def __init__(self, first: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = first
+        self.embed = nn.Conv2d(3, 8, 8, stride=8)
+        self.cls_token = nn.Parameter(torch.randn(1, 5, 8))
+        self.blocks = nn.Sequential(
+            *(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(2))
+        )
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches, more = self.embed(x).flatten(2).mT, self.cls_token.expand(len(x), -1, -1)
+        x = self.blocks(torch.cat([more, patches] if self.first else [patches, more], 1))
+        return self.head(x[:, 0 if self.first else -1])
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_tokens_after_the_patches_are_not_taken_for_a_prefix(first, measure):
+    asked = vitsee.Model(Extra(first), name="tokens", input_size=SIZE)
+    net = python.found(asked, "given").net
+    layer = next(x for x in residual.survey_outputs(net, SIZE) if x.name == "blocks.1")
+    assert layer.shape == (21, 8)
+    assert (layer.prefix, layer.grid) == ((5, (4, 4)) if first else (None, None))
+    words = ["analysis=token_norm", "analysis.layers=[blocks.1]"]
+    if first:
+        assert len(measure(*words, model=asked).table)
+    else:
+        with pytest.raises(vitsee.UserError, match=r"blocks\.1"):
+            measure(*words, model=asked)
 
 
 OTHERS = {

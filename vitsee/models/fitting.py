@@ -17,7 +17,7 @@ from vitsee.errors import UserError
 from vitsee.lazy import torch
 from vitsee.models import state_dicts
 from vitsee.models.npz import load_npz
-from vitsee.models.resampling import is_resampled
+from vitsee.models.resampling import is_resampled, on_the_models_grid
 from vitsee.models.weight_files import (
     few,
     is_npz,
@@ -102,7 +102,7 @@ def fill(net: nn.Module, path: Path, key: str | None = None, keep: Iterable[str]
         fits = partial(_fits, net, keep=keep, path=path)
         chosen, state = state_dicts.choose(states, key, fits, path)
         _refuse_types(net, state, path)
-        fit = _best_fit(net, state, keep)
+        fit = _best_fit(net, state, keep, path)
         if fit.problems:
             raise UserError(
                 f"checkpoint {path} does not fit the model: {'; '.join(fit.problems)}."
@@ -125,7 +125,7 @@ def fill(net: nn.Module, path: Path, key: str | None = None, keep: Iterable[str]
 def _fits(net: nn.Module, state: dict[str, Tensor], keep: Iterable[str], path: Path) -> bool:
     try:
         _refuse_types(net, state, path)
-        return not _best_fit(net, state, keep).problems
+        return not _best_fit(net, state, keep, path).problems
     except UserError:
         return False
 
@@ -143,13 +143,13 @@ class _Fit:
     resampled: list[str]
 
 
-def _best_fit(net: nn.Module, state: dict[str, Tensor], keep: Iterable[str]) -> _Fit:
+def _best_fit(net: nn.Module, state: dict[str, Tensor], keep: Iterable[str], path: Path) -> _Fit:
     """Return the fit with the shortest prefix that works, else the best fit."""
     state = _uncompiled(state)
     starts = {start for name in state for start in state_dicts.wrappers(name)}
     fits = []
     for prefix in sorted({"", *starts}, key=lambda start: (len(start), start)):
-        fits.append(_fit(net, state, prefix, keep))
+        fits.append(_fit(net, state, prefix, keep, path))
         if not fits[-1].problems:
             return fits[-1]
     return max(fits, key=lambda fit: fit.matching)
@@ -161,13 +161,15 @@ def _uncompiled(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return plain if len(plain) == len(state) else state
 
 
-def _fit(net: nn.Module, state: dict[str, Tensor], prefix: str, keep: Iterable[str]) -> _Fit:
+def _fit(
+    net: nn.Module, state: dict[str, Tensor], prefix: str, keep: Iterable[str], path: Path
+) -> _Fit:
     own = net.state_dict()
     kept = tuple(f"{name}." for name in keep)
     inside = {n[len(prefix) :]: t for n, t in state.items() if n.startswith(prefix)}
     outside = [name for name in state if not name.startswith(prefix)]
     try:
-        converted, failed = _converted(net, inside), []
+        converted, failed = _converted(net, on_the_models_grid(net, inside, path)), []
     except Exception as error:  # timm's conversion only handles certain files
         converted, failed = inside, [f"timm cannot convert it ({line(error)})"]
     unused = _classifier_entries(net) if getattr(net, "num_classes", None) == 0 else set()

@@ -146,7 +146,7 @@ def _tokens(
     net: nn.Module, output: Output, input_size: tuple[int, int, int], patches: Patches | None
 ) -> tuple[int, tuple[int, int] | None, Step | None] | None:
     """Return the number of prefix tokens, and the grid and step of the others; None if these are not tokens."""
-    if len(output.shape) != 2:
+    if len(output.shape) != 2 or getattr(net, "patches_first", False):
         return None
     prefix = _prefix(net, output, patches)
     if prefix is not None and patches:
@@ -214,6 +214,8 @@ def _of_fixed_size(
     """
     grown = [growth.axes for growth in (output.taller, output.wider) if growth]
     if not output.images or output.windows > 1 or any(any(axes) for axes in grown):
+        return layer
+    if getattr(net, "patches_first", False):
         return layer
     shape, (height, width) = layer.shape, input_size[1:]
     if len(shape) == 2 and shape[0] == 1:

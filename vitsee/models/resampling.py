@@ -1,12 +1,15 @@
-"""Detects weights that were resampled to a different resolution or patch size."""
+"""Resamples position embeddings of grids that are no squares, and detects what timm resampled."""
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vitsee.lazy import torch
+from vitsee.lazy import timm, torch
+from vitsee.models.cards import beside
 from vitsee.models.weight_files import is_safetensors
 
 if TYPE_CHECKING:
@@ -25,6 +28,72 @@ def is_resampled(name: str, before: Tensor | None, after: Tensor) -> bool:
         return not torch.equal(before.flatten(), after.flatten())
     slots = before.shape[1] - after.shape[1] if before.ndim == after.ndim == 3 else -1
     return not (slots > 0 and torch.equal(before[:, slots:], after))
+
+
+Grid = tuple[int, int]
+
+
+def on_the_models_grid(net: nn.Module, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Return the state dict with position embeddings of the model's grid, if this grid or the file's is no square.
+
+    timm takes every file's grid for a square, or for the model's if the numbers of patches are equal. path: of the
+    file, whose card may tell its grid.
+    """
+    stored, own = state.get("pos_embed"), getattr(net, "pos_embed", None)
+    grid = getattr(getattr(net, "patch_embed", None), "grid_size", None)
+    if stored is None or own is None or not grid or not stored.ndim == own.ndim == 3:
+        return state
+    prefix = own.shape[1] - grid[0] * grid[1]
+    before = _trained_grid(net, path, stored.shape[1] - prefix)
+    if before is None or before == tuple(grid) or (_is_square(before) and _is_square(grid)):
+        return state
+    from timm.layers import resample_abs_pos_embed
+
+    moved = resample_abs_pos_embed(stored, list(grid), list(before), num_prefix_tokens=prefix)
+    return state | {"pos_embed": moved}
+
+
+def place_positions(net: nn.Module, path: Path) -> None:
+    """Replace position embeddings that timm loaded from this safetensors file as if their grid were a square."""
+    from safetensors import safe_open
+
+    if not is_safetensors(path):
+        return
+    with safe_open(path, "pt") as file:
+        if "pos_embed" not in file.keys():  # noqa: SIM118  (no dict)
+            return
+        stored = file.get_tensor("pos_embed")
+    moved = on_the_models_grid(net, {"pos_embed": stored}, path)["pos_embed"]
+    if moved is not stored:
+        with torch.no_grad():
+            net.get_parameter("pos_embed").copy_(moved)
+
+
+def _is_square(grid: Sequence[int]) -> bool:
+    return grid[0] == grid[1]
+
+
+def _trained_grid(net: Any, path: Path, patches: int) -> Grid | None:
+    """Return the grid of the file's patches: that of its card, of the architecture, the model's own, or a square."""
+    patch = _pair(net.patch_embed.patch_size)
+    grids = []
+    if (card := beside(path)) is not None:
+        args, overlay = (card.model.get(name) or {} for name in ("args", "overlay"))
+        if size := args.get("img_size") or overlay.get("input_size", [])[1:]:
+            grids.append(_grid(_pair(size), _pair(args.get("patch_size") or patch)))
+    if usual := timm.models.get_pretrained_cfg(net.pretrained_cfg.get("architecture", "")):
+        grids.append(_grid(_pair(usual.input_size[1:]), patch))
+    side = math.isqrt(max(0, patches))
+    grids += [_pair(net.patch_embed.grid_size), (side, side)]
+    return next((grid for grid in grids if grid[0] * grid[1] == patches), None)
+
+
+def _grid(size: Grid, patch: Grid) -> Grid:
+    return size[0] // patch[0], size[1] // patch[1]
+
+
+def _pair(size: int | Sequence[int]) -> Grid:
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def resampled(net: nn.Module, path: Path) -> list[str]:

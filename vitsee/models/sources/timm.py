@@ -11,7 +11,7 @@ from vitsee.models import cards
 from vitsee.models.cards import Card
 from vitsee.models.fitting import Taken, classifiers, fill
 from vitsee.models.hub import REMEDY, fetched, weights_in
-from vitsee.models.resampling import resampled
+from vitsee.models.resampling import place_positions, resampled
 from vitsee.models.sources.found import Found, nonfinite
 from vitsee.models.timm_architecture import (
     build,
@@ -162,6 +162,7 @@ def _from_hub(model: ModelOptions) -> tuple[nn.Module, str, Taken]:
     path = fetched(model, source, place)
     try:
         net = _with_weights(model, path)
+        place_positions(net, path)
         taken = Taken(model.timm, resampled=resampled(net, path))
     except UserError:
         raise

@@ -25,7 +25,8 @@ def say_tokens(net: nn.Module, input_size: tuple[int, int, int]) -> None:
 
     The patch embedding is the first convolution, if its stride equals its kernel size; its output is the grid.
     Tokens that most layers have in addition to one per patch are prefix tokens. A parameter's name shows whether the
-    first is a class token; the gradient of the network's output shows whether the head reads it.
+    first is a class token; the gradient of the network's output shows whether the head reads it. If such tokens come
+    after the patches, the network gets the attribute `patches_first` alone: places of tokens are then unknown.
     """
     with suppress(UserError):  # an image of this size is tried, and refused, elsewhere
         shapes = layout.dry_run(net, (1, *input_size), layers.record_modules)
@@ -42,6 +43,14 @@ def say_tokens(net: nn.Module, input_size: tuple[int, int, int]) -> None:
         prefix, _ = more.most_common(1)[0] if more else (-1, 0)
         if not 0 <= prefix <= _MOST:
             return
+        tokens = [
+            name
+            for name, shape in shapes.items()
+            if shape and len(shape) == 3 and shape[1] == patches + prefix
+        ]
+        if prefix and _first_patch(net, tokens[0], embedding, input_size) not in (prefix, None):
+            vars(net)["patches_first"] = True
+            return
         vars(embedding).update(grid_size=grid, num_patches=patches)
         named = dict(net.named_parameters())
         said = {
@@ -52,15 +61,33 @@ def say_tokens(net: nn.Module, input_size: tuple[int, int, int]) -> None:
         places = _positions(named, (patches, patches + prefix))
         if places is not None:
             said["pos_embed"] = places
-        tokens = [
-            name
-            for name, shape in shapes.items()
-            if shape and len(shape) == 3 and shape[1] == patches + prefix
-        ]
         if said["has_class_token"] and _reads_patches_alone(net, tokens, prefix, input_size):
             said["global_pool"] = "avg"
         # bypasses nn.Module, which would register them a second time
         vars(net).update({key: value for key, value in said.items() if not hasattr(net, key)})
+
+
+def _first_patch(
+    net: nn.Module, name: str, embedding: nn.Conv2d, input_size: tuple[int, int, int]
+) -> int | None:
+    """Return which token of this module's input depends on the image's first patch; None if not exactly one does."""
+    if next(net.parameters()).is_meta:
+        return None
+    pixels = torch.zeros(1, *input_size).to(next(net.parameters()))
+    pixels[..., : embedding.stride[0], : embedding.stride[1]] = torch.nan
+    given: list[object] = []
+    with ExitStack() as stack, suppress(Exception):  # it may refuse such an image
+        stack.callback(net.train, net.training)
+        stack.enter_context(torch.no_grad())
+        handle = net.get_submodule(name).register_forward_pre_hook(
+            lambda module, args: given.extend(args[:1])
+        )
+        stack.callback(handle.remove)
+        net.eval()(pixels)
+    if not given or not isinstance(given[0], Tensor) or given[0].ndim != 3:
+        return None
+    (found,) = given[0].isnan().any(2)[0].nonzero(as_tuple=True)
+    return int(found) if len(found) == 1 else None
 
 
 def _reads_patches_alone(
