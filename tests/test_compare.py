@@ -381,7 +381,12 @@ def test_the_first_result_is_compared_with_the_others(four):
     found = compared(four, four / "grams/c", four / "grams", first=True)
     assert found.atlas["model"].unique().tolist() == ["c"]
     assert found.atlas["other"].tolist() == ["a", "b", "d"]
-    whole = compared(four).matrix()
+    every = compared(four)
+    layers = every.matrix("at_model_layer")
+    for row in every.atlas.to_dict("records"):
+        assert layers.loc[row["model"], row["other"]] == row["at_model_layer"]
+        assert layers.loc[row["other"], row["model"]] == row["at_other_layer"]
+    whole = every.matrix()
     assert found.atlas["value"].tolist() == whole.loc["c", ["a", "b", "d"]].tolist()
     row = found.table.iloc[0]
     assert (row["model_layer"], row["other_layer"]) == ("layer.0", "layer.0")

@@ -490,7 +490,8 @@ def test_missing_roots_are_refused(tmp_path):
     refused("dataset=folder needs a folder or .tar of images: dataset.root=PATH")
     refused(r"photoss does not exist\. Did you mean photos\?", root=str(tmp_path / "photoss"))
     refused(
-        r"dataset=imagenet_val needs .*`vitsee list datasets` shows the env", name="imagenet_val"
+        r"dataset=imagenet_val needs .* \(or an environment variable, if `vitsee list datasets` shows one",
+        name="imagenet_val",
     )
 
 
@@ -978,8 +979,8 @@ def test_a_hugging_face_stream_keeps_every_image_and_guesses_no_label(tmp_path):
     path = saved_for_hub(tmp_path / "hf", odd, [0, 1, -1, -1, 1])
     cache = tmp_path / "cache"
     found = datasets.load(DatasetOptions(name="hf", kind="hf", path=str(path), root=str(cache)), 32)
-    assert found.classes == ["cat", "dog", "all"]
-    assert sorted(found.labels) == [0, 1, 1, 2, 2]
+    assert found.classes == ["cat", "dog"]
+    assert sorted(found.labels) == [-1, -1, 0, 1, 1]
     bad = 0
     for i in range(5):
         try:
@@ -1010,6 +1011,25 @@ def test_labels_of_a_hugging_face_stream_are_those_of_the_data_set(names, classe
     assert found.classes == classes
     assert sorted(found.labels) == [0, 0, 1, 1, 2, 2]
     assert [found.open(i).getpixel((0, 0))[0] // 40 for i in range(6)] == found.labels
+
+
+def test_folders_are_classes_in_the_order_of_other_libraries_and_images_in_natural_order(tmp_path):
+    from torchvision.datasets import ImageFolder
+
+    found = {}
+    for names in (("1", "2", "10", "Banana", "apple"), ("n01", "n02")):
+        root = tmp_path / names[0]
+        for name in names:
+            (root / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(root / name / "a.png")
+        asked = DatasetOptions(name="folder", kind="folder", root=str(root))
+        found[names[0]] = datasets.load(asked, 32)
+        assert found[names[0]].classes == ImageFolder(str(root)).classes
+    entries = [entry.name for entry in found["1"].entries]
+    assert entries == ["1/a.png", "2/a.png", "10/a.png", "apple/a.png", "Banana/a.png"]
+    assert [found["1"].label(i) for i in range(5)] == [0, 2, 1, 4, 3]
+    assert found["1"].order  # so its identity is not that of labels in natural order
+    assert not found["n01"].order
 
 
 def content(image: Image.Image, **options: Any) -> bytes:

@@ -90,6 +90,8 @@ def test_pooled_features_are_the_mean_of_the_patches_and_the_class_token():
     tokens = torch.arange(24.0).reshape(2, 4, 3)
     both = pooled(tokens, prefix=1, class_token=True, channels_last=False)
     assert both[1].tolist() == [*tokens[1, 1:].mean(0), *tokens[1, 0]]
+    assert pooled(tokens, 0, True, False).equal(tokens.mean(1))  # before the class token is added
+    assert pooled(tokens[:, :1], 1, True, False).equal(tokens[:, 0])  # the class token alone
     assert pooled(tokens, 0, False, False)[0].equal(tokens[0].mean(0))
     maps = torch.arange(48.0).reshape(2, 3, 2, 4)
     assert pooled(maps, None, False, False)[1].equal(maps[1].mean((1, 2)))

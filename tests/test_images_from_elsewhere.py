@@ -182,6 +182,12 @@ REFUSED: dict[str, tuple[Callable[[ImageFolder], Any], str]] = {
         lambda folder: Augmented(),
         "returns a different image each time: leave out its random",
     ),
+    "an image in ten is blurred": (
+        lambda folder: Mapped(
+            folder, lambda image, label: (v2.RandomApply([v2.GaussianBlur(5)], 0.5)(image), label)
+        ),
+        "returns a different image each time: leave out its random",
+    ),
     "normalised pixels": (
         lambda folder: TensorDataset(torch.linspace(-2, 2, 9 * 3 * 64).view(9, 3, 8, 8)),
         r"values range from -2 to -1.*already normalised.*vitsee.Model\(…, mean=…, std=…\)",
@@ -406,6 +412,8 @@ def test_images_on_disk_are_not_turned_by_what_their_camera_noted_as_those_of_a_
     made.save_to_disk(str(tmp_path / "disk"))
     for found in (of_disk(tmp_path / "disk"), Given(made, "given")):
         assert found.open(0).tobytes() == image.tobytes()
+    grey = Given(made.cast_column("image", datasets.Image(mode="L")), "grey")
+    assert len({*grey.open(0).getpixel((0, 0))}) == 1
 
 
 def test_what_a_data_set_on_disk_does_not_have_is_refused(on_disk):

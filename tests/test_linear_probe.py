@@ -676,6 +676,19 @@ def test_layers_of_a_block_are_points_of_their_own():
     assert line.get_xydata().tolist() == [[0.25, 10], [0.5, 20], [0.75, 40], [1, 80]]
 
 
+def test_layers_before_the_first_block_are_on_the_page_and_unknown_depths_are_drawn_by_training():
+    rows = {"layer": ["patch_embed", "norm_pre", "b.0"], "depth": [0.0, 0.0, 1.0]}
+    table = pd.DataFrame(rows | {"accuracy": [0.1, 0.2, 0.4]})
+    table = table.assign(features="gap", shots=5, seed=0, classes=16)
+    labels = Labels("vit", None, "scenes", 100, family="ViT", train_images=10)
+    drawn = LinearProbe().joined([({"linear_probe": table}, labels)])
+    assert drawn["linear_probe"].axes[0].lines[0].get_xdata().tolist() == [0, 0.5, 1]
+    unknown = table.assign(depth=np.nan)
+    drawn = LinearProbe().joined([({"linear_probe": unknown}, labels)])
+    (line, _) = drawn["linear_probe_by_training"].axes[0].lines
+    assert line.get_ydata().tolist() == [40]
+
+
 def test_the_same_model_on_more_images_of_a_set_is_a_line_of_its_own():
     rows = {"layer": ["b.0", "b.1"], "depth": [0.5, 1.0], "features": "gap", "shots": 5, "seed": 0}
     results = []

@@ -28,6 +28,7 @@ from vitsee import choices, names
 from vitsee.choices import CONF
 from vitsee.errors import UserError
 from vitsee.models import cards, hub, layout, loader, state_dicts, timm_architecture, weight_files
+from vitsee.models.fitting import fill
 from vitsee.models.sources.found import nonfinite
 from vitsee.models.sources.timm import EMBEDDED, _with_weights, shipped, without_classifier
 from vitsee.options import ModelOptions
@@ -842,14 +843,15 @@ def smooth(rows: int, columns: int) -> torch.Tensor:
         ((64, 144), (64, 144), False),
     ],
 )
+@pytest.mark.parametrize("told", [True, False], ids=["overlay", "no overlay"])
 def test_positions_stay_in_their_places_whatever_the_shape_of_the_images(
-    trained, asked, card, tmp_path, caplog
+    told, trained, asked, card, tmp_path, caplog
 ):
     path = tmp_path / "mine.safetensors"
 
     def model(size: tuple[int, int], **more) -> ModelOptions:
         args = {"depth": 1, "img_size": list(size)}
-        overlay = {"input_size": [3, *size]}
+        overlay = {"input_size": [3, *size]} if told else {}
         return tiny(timm="vit_tiny_patch16_224", args=args, overlay=overlay, **more)
 
     net = timm_architecture.build(model(trained))
@@ -860,7 +862,9 @@ def test_positions_stay_in_their_places_whatever_the_shape_of_the_images(
         about = cards.read(EMBEDDED / "vit_nano.md")
         options = {"args": {"img_size": list(trained)}, "overlay": {}}
         path.with_suffix(".md").write_text(replace(about, model=options).markdown)
-    found = loader.load(model(asked, checkpoint=str(path)), "cpu").net.pos_embed
+    net = timm_architecture.undrawn(model(asked))
+    fill(net, path)
+    found = net.pos_embed
     expected = smooth(*(n // 16 for n in asked))
     assert (found - expected).abs().max() < 0.12  # an edge of the interpolation
     assert ("was resampled" in caplog.text) == (trained != asked)

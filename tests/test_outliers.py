@@ -65,6 +65,22 @@ def test_features_without_outliers_stay_as_they_are():
     assert removed.tolist() == [0, 0, pytest.approx(0, abs=1e-12)]
 
 
+def test_channels_that_are_mostly_dead_do_not_make_the_others_stand_out():
+    x = torch.randn(32, 5, 64, generator=torch.Generator().manual_seed(0))
+    x[..., :40] = 0
+    rest, removed = without_outliers(x, prefix=1)
+    assert rest.equal(x)
+    assert removed.tolist() == [0, 0, 0]
+    assert without_outliers(torch.zeros(4, 5, 8))[0].equal(torch.zeros(4, 5, 8))
+
+
+def test_a_class_token_alone_has_no_outlier_tokens():
+    x = torch.randn(32, 1, 16, generator=torch.Generator().manual_seed(0))
+    rest, removed = without_outliers(x, prefix=1)
+    assert rest.equal(x)
+    assert removed[1] == 0
+
+
 def test_what_is_not_finite_is_not_hidden():
     x = torch.randn(4, 3, 5)
     x[0, 1, 2] = torch.nan

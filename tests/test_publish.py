@@ -193,6 +193,12 @@ def test_a_scorecard_of_two_zoos_has_a_row_for_each_that_says_which(published, t
     found = pd.read_csv(tmp_path / "scorecard.csv")
     assert len(found) == 2 * len(claims)
     assert set(found["figure"]) == {"vit_fig07, mini", "vit_fig07, small"}
+    apart = [tmp_path / seed / "figures/vit_fig07-mini" for seed in ("one", "two")]
+    for folder in apart:
+        shutil.copytree(folders[0], folder)
+    composing.draw_together(apart, formats=())
+    found = pd.read_csv(tmp_path / "scorecard.csv")
+    assert set(found["figure"]) == {"vit_fig07, mini in one", "vit_fig07, mini in two"}
 
 
 def test_a_scorecard_says_verdict_interval_and_threshold():
@@ -297,6 +303,13 @@ def test_the_claims_are_scored_on_any_two_models_and_what_one_cannot_give_is_lef
     tested = verdicts[verdicts["untrained"].notna()]
     assert tested["untrained"].equals(tested["value"])
     assert verdicts.loc["uniform", ["low", "high"]].notna().all()
+
+
+def test_weights_of_other_libraries_have_a_null_without_a_card():
+    words = ["model=torchvision", "model.id=resnet18", "model.checkpoint=x.pth"]
+    options = untrained(composed(*words).model)
+    composed(*words, *(f"model.{option}" for option in options))  # is accepted
+    assert "pretrained=False" in options
 
 
 def test_the_null_of_a_trained_model_has_the_weights_that_its_training_began_with(tmp_path, caplog):

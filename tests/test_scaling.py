@@ -104,6 +104,16 @@ def test_a_second_model_is_refused(tmp_path):
         measured(tmp_path, "model@other=resnet_mini")
 
 
+def test_images_without_a_label_make_the_accuracy_undefined():
+    scaling, layer = Scaling().on(Setting(names={"model": "mine"})), Layer("head", (3,), None)
+    found = scaling.reduce(layer, torch.tensor([[0.0, 1, 0], [1, 0, 0]]))
+    for labels, accuracy in (([1, 0], 1.0), ([1, -1], math.nan)):
+        terms = scaling.observe(View(2, torch.tensor(labels), {"head": found}))
+        sums = Sums(torch.ones(1, dtype=torch.int64), {0: terms})
+        got = scaling.tables(sums)["scaling"]["accuracy"].iloc[0]
+        assert got == accuracy or math.isnan(got) == math.isnan(accuracy)
+
+
 def test_logits_that_are_not_finite_make_the_accuracy_undefined():
     scaling, layer = Scaling().on(Setting(names={"model": "mine"})), Layer("head", (3,), None)
     logits = torch.tensor([[0.0, 1, 0], [math.inf, 0, 0], [math.nan, 0, 0]])

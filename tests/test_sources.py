@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from functools import cache, partial
 from pathlib import Path
@@ -22,7 +23,9 @@ from torchvision.transforms import v2
 
 import vitsee
 from vitsee.models import loader, residual, timm_architecture
+from vitsee.models.preprocessing import described
 from vitsee.models.sources import python
+from vitsee.models.values import as_text
 from vitsee.options import ModelOptions
 from vitsee.study import Study
 
@@ -355,6 +358,43 @@ class Scaling:
         return scaled(image, self.by)
 
 
+def imported() -> Any:
+    import torchvision.transforms.v2 as steps
+
+    return lambda image: steps.functional.to_dtype(
+        steps.functional.pil_to_tensor(image), scale=True
+    )
+
+
+def test_a_transform_that_encloses_a_module_is_described():
+    assert described(imported()) == described(imported())
+
+
+def test_a_logger_s_level_is_no_part_of_the_identity():
+    log = logging.getLogger("of a transform")
+
+    def transform(image: Any) -> Any:
+        log.info("seen")
+        return image
+
+    before = as_text(transform)
+    log.setLevel(logging.DEBUG)
+    assert as_text(transform) == before
+
+
+def test_sets_of_functions_have_one_text():
+    def text() -> str:
+        def helper(x: Any) -> Any:
+            return x
+
+        functions = [lambda x, k=k: helper(x) + k for k in range(5)]
+        kept.append(functions)  # so that addresses differ
+        return as_text({*functions})
+
+    kept: list[Any] = []
+    assert len({text() for _ in range(40)}) == 1
+
+
 def through(*steps: Any) -> Any:
     pipeline = to_tensor(*steps)
     return lambda image: pipeline(image)
@@ -401,13 +441,25 @@ def forwarded(forward: Any) -> nn.Module:
     return net
 
 
-class Extra(nn.Module):
-    """Patches with a class token and four registers, which come first or last."""
+class Joined(nn.Module):
+    """Adds the other tokens to the patches."""
 
     def __init__(self, first: bool) -> None:
         super().__init__()
+        self.first = first
+
+    def forward(self, patches: Tensor, more: Tensor) -> Tensor:
+        return torch.cat([more, patches] if self.first else [patches, more], 1)
+
+
+class Extra(nn.Module):
+    """Patches with a class token and four registers, which come first or last."""
+
+    def __init__(self, first: bool, inside: bool) -> None:
+        super().__init__()
         torch.manual_seed(0)
         self.first = first
+        self.join = Joined(first) if inside else None
         self.embed = nn.Conv2d(3, 8, 8, stride=8)
         self.cls_token = nn.Parameter(torch.randn(1, 5, 8))
         self.blocks = nn.Sequential(
@@ -417,13 +469,15 @@ class Extra(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         patches, more = self.embed(x).flatten(2).mT, self.cls_token.expand(len(x), -1, -1)
-        x = self.blocks(torch.cat([more, patches] if self.first else [patches, more], 1))
+        join = self.join or Joined(self.first)
+        x = self.blocks(join(patches, more))
         return self.head(x[:, 0 if self.first else -1])
 
 
+@pytest.mark.parametrize("inside", [False, True], ids=["forward", "a module"])
 @pytest.mark.parametrize("first", [True, False])
-def test_tokens_after_the_patches_are_not_taken_for_a_prefix(first, measure):
-    asked = vitsee.Model(Extra(first), name="tokens", input_size=SIZE)
+def test_tokens_after_the_patches_are_not_taken_for_a_prefix(first, inside, measure):
+    asked = vitsee.Model(Extra(first, inside), name="tokens", input_size=SIZE)
     net = python.found(asked, "given").net
     layer = next(x for x in residual.survey_outputs(net, SIZE) if x.name == "blocks.1")
     assert layer.shape == (21, 8)

@@ -181,7 +181,8 @@ class Comparison:
                 f"the atlas has no column {column}", column, map(str, self.atlas), "it has"
             )
         names = sorted({*self.atlas["model"], *self.atlas["other"]})
-        turned = self.atlas.rename(columns={"model": "other", "other": "model"})
+        pairs = {"model": "other", "at_model_layer": "at_other_layer"}
+        turned = self.atlas.rename(columns=pairs | {b: a for a, b in pairs.items()})
         both = pd.concat([self.atlas, turned])
         return both.pivot(index="model", columns="other", values=column).reindex(
             names, columns=names

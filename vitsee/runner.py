@@ -19,6 +19,7 @@ from vitsee.analysis import View
 from vitsee.data.minibatches import Minibatch, Minibatches, decoders_alive
 from vitsee.data.plan import Plan
 from vitsee.errors import Incomplete, UserError
+from vitsee.estimators.arithmetic import exact
 from vitsee.models.taps import watch
 from vitsee.options import Experiment
 from vitsee.parallel.interrupt import Interruptible
@@ -198,7 +199,8 @@ def observer(
                     again=forward,
                     indices=batch.ids,
                 )
-                terms = returned.named(analysis, "observe", torch.Tensor, view)
+                with exact(study.device.type):
+                    terms = returned.named(analysis, "observe", torch.Tensor, view)
             except torch.OutOfMemoryError as error:
                 smaller = f"batch_size={max(e.least, e.batch_size // 2)}, which starts a new result"
                 fewer = "fewer layers, a smaller model or run.device=cpu"

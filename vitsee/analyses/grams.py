@@ -263,7 +263,8 @@ def _diagonal(n: int) -> tuple[Tensor, Tensor]:
 def _pooled_size(layer: Layer) -> int | None:
     """Number of pooled features of the layer; None if its output is not tokens, a map or a vector."""
     if layer.prefix is not None:
-        return layer.shape[-1] * (2 if layer.class_token else 1)
+        class_token, patches = layer.class_token and layer.prefix, layer.shape[0] > layer.prefix
+        return layer.shape[-1] * (2 if class_token and patches else 1)
     if layer.is_map:
         return layer.channels
     return layer.shape[0] if len(layer.shape) == 1 else None

@@ -243,6 +243,10 @@ class LinearProbe(Analysis):
         terms = {"images": torch.tensor(float(view.images))}
         for name, x in features.items():
             labels = view.labels.to(x.device)
+            if (labels < 0).any():
+                raise UserError(
+                    "some of these images have no label (-1), so probes cannot be tested on them"
+                )
             if view.stage == CHOOSE:
                 right = self._solution(name, x.device).correct_of_each(x, labels, self.l2)
             else:

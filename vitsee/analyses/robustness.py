@@ -142,7 +142,8 @@ class Robustness(Analysis):
             cosine = torch.nn.functional.cosine_similarity(features, clean[1], dim=1)
             right, agree = predicted == view.labels, (predicted == clean[0]) & (predicted >= 0)
             undefined = (predicted < 0) | ~cosine.isfinite()
-            values = [right, agree, cosine, cosine.square(), undefined]
+            correct = right.double().masked_fill(view.labels < 0, torch.nan)  # without a label
+            values = [correct, agree, cosine, cosine.square(), undefined]
             rows.append(torch.stack([value.double().sum() for value in values]))
         names = ("right", "agree", "cosine", "squares", "undefined")
         terms = dict(zip(names, torch.stack(rows).unbind(1), strict=True))
@@ -231,6 +232,8 @@ class Robustness(Analysis):
                 f"{self.setting.names['model']} has {self.setting.layers['model'][1].shape[0]} outputs, the images "
                 f"have {len(self.setting.images[-1].classes)} classes: accuracy is NaN, agreement is not"
             )
+        elif sums.terms["right"].isnan().any():
+            warnings.append("some images have no label: accuracy is NaN, agreement is not")
         broken = int(sums.terms["undefined"].max())
         if broken:
             warnings.append(f"the outputs for {broken} images are not finite; their rows are NaN")

@@ -72,8 +72,9 @@ class Scaling(Analysis):
     def observe(self, view: View) -> dict[str, Tensor]:
         """Numbers of images, of correct predictions, and of undefined predictions."""
         (predicted,) = view.model.values()
-        counts = (predicted == predicted, predicted == view.labels, predicted < 0)
-        images, right, undefined = (count.sum().to(torch.float64) for count in counts)
+        correct = (predicted == view.labels).double().masked_fill(view.labels < 0, torch.nan)
+        counts = (predicted == predicted, correct, predicted < 0)
+        images, right, undefined = (count.double().sum() for count in counts)
         return {"images": images, "right": right, "undefined": undefined}
 
     def tables(self, sums: Sums) -> dict[str, pd.DataFrame]:

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 SAMPLE = 1000
 """Largest number of images, spread over the data set, whose pixels and labels enter the digest."""
+TRIED = 8
+"""Number of images, spread over the data set, that are read again to find random augmentation."""
 LABELS = ("label", "labels", "fine_label", "target", "class")
 """Names of labels in items that are mappings."""
 
@@ -73,8 +75,16 @@ class Given(Images):
             raise UserError(f"the data set given from Python ({kind}) is empty")
         self.source, self.name = _undecoded(source), name
         self._last: tuple[int, Any] = (-1, None)
-        first, again = (self._read(0, "the first image of the data set") for _ in range(2))
-        if first[0].tobytes() != again[0].tobytes():
+        for index in np.linspace(0, len(source) - 1, min(TRIED, len(source)), dtype=int).tolist():
+            what = "the first image of the data set" if index == 0 else self.id(index)
+            try:
+                images = {self._read(index, what)[0].tobytes() for _ in range(3)}
+            except UserError:
+                if index == 0:
+                    raise
+                continue  # a bad image, dealt with when it is used
+            if len(images) == 1:
+                continue
             raise UserError(
                 f"the data set given from Python ({kind}) returns a different image each time: leave out its random "
                 f"augmentation"
@@ -165,31 +175,31 @@ def image_and_label(item: Any) -> tuple[Any, int]:
     Raises ValueError for a mapping without an image.
     """
     if isinstance(item, Mapping):
-        images = [
-            one
-            for one in map(_opened, item.values())
-            if isinstance(one, (Image.Image, Tensor, np.ndarray))
-        ]
-        found = [image for image in images if getattr(image, "ndim", 3) >= 2]
-        if not found:
+        images = (one for one in map(_opened, item.values()) if _is_image(one))
+        if (image := next(images, None)) is None:
             raise ValueError(f"none of {', '.join(map(str, item))} is an image")
         labels = [item[name] for name in LABELS if item.get(name) is not None]
-        return found[0], int(labels[0]) if labels else 0
+        return image, int(labels[0]) if labels else 0
     if isinstance(item, (tuple, list)):
         return item[0], int(item[1]) if len(item) > 1 and np.ndim(item[1]) == 0 else 0
     return item, 0
 
 
+def _is_image(value: Any) -> bool:
+    return isinstance(value, (Image.Image, Tensor, np.ndarray)) and getattr(value, "ndim", 3) >= 2
+
+
 def _undecoded(source: Any) -> Any:
     """Return a Hugging Face Dataset whose images are given as files, so that they are decoded like all others.
 
-    The library would turn them by their EXIF orientation.
+    The library would turn them by their EXIF orientation. Columns with a mode of their own stay decoded.
     """
     features = getattr(source, "features", None)
     if not isinstance(features, Mapping) or getattr(source, "format", {}).get("type") is not None:
         return source
     for name, feature in features.items():
-        if type(feature).__name__ == "Image" and getattr(feature, "decode", False):
+        plain = getattr(feature, "decode", False) and getattr(feature, "mode", None) is None
+        if type(feature).__name__ == "Image" and plain:
             source = source.cast_column(name, type(feature)(decode=False))
     return source
 

@@ -35,7 +35,7 @@ def streamed(dataset: DatasetOptions, resolution: int) -> Images:
     tar = cache_of(dataset) / f"hf-{_cache_name(dataset)}.tar"
     if not tar.exists():
         _stream_to(tar, dataset)
-    return Files(tar, tar_entries(tar), tar=True, order=_order(tar))
+    return Files(tar, tar_entries(tar), tar=True, known=_order(tar))
 
 
 ORDER = "classes.json"
@@ -118,7 +118,7 @@ def _stream_to(path: Path, dataset: DatasetOptions) -> None:
                 found[of] = None
                 _append_image(tar, of, i, example[column])
             others = sorted(found.keys() - {*names, UNLABELLED}, key=natural)
-            _append(tar, ORDER, json.dumps([*names, *others, UNLABELLED]).encode())
+            _append(tar, ORDER, json.dumps([*names, *others]).encode())
     except Exception as error:  # each library raises its own errors for an interrupted stream
         reason = next(iter(str(error).splitlines()), "")
         raise UserError(

@@ -59,19 +59,26 @@ class Entry:
 class Files(Images):
     """Image files in a folder or in a tar. The folder that contains a file is its class.
 
-    A tar is read in place: nothing is unpacked, and worker processes do not share a file position. order: all classes
-    in the order of their labels, if that is not the order of their names.
+    A tar is read in place: nothing is unpacked, and worker processes do not share a file position. known: the classes
+    in the order of their labels, by default that of their names, as in torchvision. Images of other classes have the
+    label -1.
     """
 
+    order: Sequence[str] = ()
+    """The classes, if their order is not that of the images."""
+
     def __init__(
-        self, root: Path, entries: Iterable[Entry], tar: bool, order: Sequence[str] = ()
+        self, root: Path, entries: Iterable[Entry], tar: bool, known: Sequence[str] = ()
     ) -> None:
-        self.root, self.tar, self.order = root, tar, order
+        self.root, self.tar = root, tar
         self.entries = sorted(entries, key=lambda entry: natural(entry.name))
         folders = [os.path.dirname(entry.name) for entry in self.entries]
-        self.classes = sorted(set(folders), key=order.index if order else natural)
+        there = {*folders}
+        self.classes = [name for name in known if name in there] if known else sorted(there)
         index = {name: i for i, name in enumerate(self.classes)}
-        self.labels = [index[name] for name in folders]
+        self.labels = [index.get(name, -1) for name in folders]
+        if self.classes != sorted(there, key=natural):
+            self.order = self.classes
 
     @cached_property
     def fingerprint(self) -> str:  # type: ignore[override]  # read on demand

@@ -27,18 +27,23 @@ def without_outliers(x: Tensor, prefix: int = 0) -> tuple[Tensor, Tensor]:
 
     Standard deviations of channels are over the images, pooled over tokens. Once outlier channels are
     removed, an outlier token becomes the mean of the other images' tokens at its place (0 if it stands out in all
-    images), so it adds nothing to a centred Gram matrix. prefix: number of tokens before the patches. Removed,
-    (3,) float64: channels; tokens, averaged over images; share of the centred variance. NaN never stands out.
+    images), so it adds nothing to a centred Gram matrix. prefix: number of tokens before the patches; without patches,
+    no token stands out. Medians are over what is not constant or 0. Removed, (3,) float64: channels; tokens, averaged
+    over images; share of the centred variance. NaN never stands out.
     """
     x = x.float()
     variance = x.var(0, correction=0)
     energy = variance.mean(0, dtype=torch.float64)
     spread = energy.sqrt()
-    out = spread > CHANNEL * spread.median()
+    out = spread > CHANNEL * spread[spread > 0].median() if (spread > 0).any() else spread > 0
     if out.any():
         x = x[..., ~out]
     norms = torch.linalg.vector_norm(x, dim=-1)
-    strange = norms > TOKEN * norms[:, prefix:].median(1, keepdim=True).values
+    patches = norms[:, prefix:]
+    strange = torch.zeros_like(norms, dtype=torch.bool)
+    if patches.shape[1]:
+        usual = patches.masked_fill(patches == 0, torch.nan).nanmedian(1, keepdim=True).values
+        strange = norms > TOKEN * usual
     if strange.any():
         there = (~strange)[..., None]
         mean = torch.where(there, x, 0).sum(0) / there.sum(0).clamp(min=1)

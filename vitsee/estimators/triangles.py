@@ -44,15 +44,17 @@ def to_scale(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pooled(output: Tensor, prefix: int | None, class_token: bool, channels_last: bool) -> Tensor:
-    """Return pooled features, (N, ...) -> (N, F) float32: the mean over the patches, then the class token.
+    """Return pooled features, (N, ...) -> (N, F) float32: the mean over the patches, then the class token,
+    as far as the output has them.
 
     prefix: number of class and other tokens before the patches, None if the output is not a sequence of tokens.
     Maps are averaged over their places, and outputs with one axis are left unchanged.
     """
     x = output.float()
     if prefix is not None:
-        mean = x[:, prefix:].mean(1)
-        return torch.cat([mean, x[:, 0]], 1) if class_token else mean
+        parts = [x[:, prefix:].mean(1)] if x.shape[1] > prefix else []
+        parts += [x[:, 0]] if class_token and prefix else []
+        return torch.cat(parts or [x.mean(1)], 1)
     if x.ndim == 2:
         return x
     return x.mean((1, 2)) if channels_last else x.mean((2, 3))

@@ -17,7 +17,7 @@ from vitsee.errors import UserError
 from vitsee.lazy import torch
 from vitsee.models import state_dicts
 from vitsee.models.npz import load_npz
-from vitsee.models.resampling import is_resampled, on_the_models_grid
+from vitsee.models.resampling import is_resampled, positions_on_grid
 from vitsee.models.weight_files import (
     few,
     is_npz,
@@ -169,7 +169,9 @@ def _fit(
     inside = {n[len(prefix) :]: t for n, t in state.items() if n.startswith(prefix)}
     outside = [name for name in state if not name.startswith(prefix)]
     try:
-        converted, failed = _converted(net, on_the_models_grid(net, inside, path)), []
+        placed = positions_on_grid(net, inside, path)
+        positions = {} if placed is None else {"pos_embed": placed}
+        converted, failed = {**_converted(net, inside | positions), **positions}, []
     except Exception as error:  # timm's conversion only handles certain files
         converted, failed = inside, [f"timm cannot convert it ({line(error)})"]
     unused = _classifier_entries(net) if getattr(net, "num_classes", None) == 0 else set()

@@ -6,11 +6,10 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from types import FunctionType, MethodType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -21,6 +20,8 @@ from vitsee.models.weight_files import line
 
 _TRIED = ((96, 64), (64, 96))
 """Sizes of the images on which a transform is tried, in pixels."""
+_AGAIN = 20
+"""How often it is tried again, as augmentation may be random in a few cases only."""
 _ALIKE = 1e-3
 """Largest difference, on the scale 0…1, between a measured colour and one computed with mean and deviation."""
 
@@ -55,8 +56,8 @@ def measured(
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
         for size in _TRIED
     ]
-    wide, again, tall = (_applied(transform, image, what) for image in (noise[0], *noise))
-    if not torch.equal(wide, again):
+    wide, tall = (_applied(transform, image, what) for image in noise)
+    if not all(_applied(transform, noise[0], what).equal(wide) for _ in range(_AGAIN)):
         raise UserError(
             f"{what}: its transform returns a different result each time; use the transform for evaluation, without "
             f"augmentation"
@@ -140,11 +141,12 @@ def _is_own(part: Any) -> bool:
 
 def _inside(thing: Any, seen: dict[int, Any]) -> Iterator[Any]:
     """Yield the transform and whatever it is composed of. seen: what was yielded, by id."""
-    if id(thing) in seen:
+    if id(thing) in seen or isinstance(thing, ModuleType):
         return
     seen[id(thing)] = thing
     yield thing
-    within = list(getattr(thing, "transforms", None) or ())
+    parts = getattr(thing, "transforms", None)
+    within = list(parts) if isinstance(parts, (list, tuple, nn.ModuleList)) else []
     within += [one for one in getattr(thing, "__dict__", {}).values() if isinstance(one, _CALLED)]
     if isinstance(thing, partial):
         within += [thing.func, *thing.args, *thing.keywords.values()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +33,8 @@ def is_resampled(name: str, before: Tensor | None, after: Tensor) -> bool:
 Grid = tuple[int, int]
 
 
-def on_the_models_grid(net: nn.Module, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Return the state dict with position embeddings of the model's grid, if this grid or the file's is no square.
+def positions_on_grid(net: nn.Module, state: Mapping[str, Tensor], path: Path) -> Tensor | None:
+    """Return a file's position embeddings on the model's grid; None if both grids are squares, for timm to handle.
 
     timm takes every file's grid for a square, or for the model's if the numbers of patches are equal. path: of the
     file, whose card may tell its grid.
@@ -42,15 +42,16 @@ def on_the_models_grid(net: nn.Module, state: dict[str, Tensor], path: Path) -> 
     stored, own = state.get("pos_embed"), getattr(net, "pos_embed", None)
     grid = getattr(getattr(net, "patch_embed", None), "grid_size", None)
     if stored is None or own is None or not grid or not stored.ndim == own.ndim == 3:
-        return state
+        return None
     prefix = own.shape[1] - grid[0] * grid[1]
     before = _trained_grid(net, path, stored.shape[1] - prefix)
-    if before is None or before == tuple(grid) or (_is_square(before) and _is_square(grid)):
-        return state
+    if before is None or (_is_square(before) and _is_square(grid)):
+        return None
+    if before == tuple(grid):
+        return stored
     from timm.layers import resample_abs_pos_embed
 
-    moved = resample_abs_pos_embed(stored, list(grid), list(before), num_prefix_tokens=prefix)
-    return state | {"pos_embed": moved}
+    return resample_abs_pos_embed(stored, list(grid), list(before), num_prefix_tokens=prefix)
 
 
 def place_positions(net: nn.Module, path: Path) -> None:
@@ -62,11 +63,10 @@ def place_positions(net: nn.Module, path: Path) -> None:
     with safe_open(path, "pt") as file:
         if "pos_embed" not in file.keys():  # noqa: SIM118  (no dict)
             return
-        stored = file.get_tensor("pos_embed")
-    moved = on_the_models_grid(net, {"pos_embed": stored}, path)["pos_embed"]
-    if moved is not stored:
+        placed = positions_on_grid(net, {"pos_embed": file.get_tensor("pos_embed")}, path)
+    if placed is not None:
         with torch.no_grad():
-            net.get_parameter("pos_embed").copy_(moved)
+            net.get_parameter("pos_embed").copy_(placed)
 
 
 def _is_square(grid: Sequence[int]) -> bool:

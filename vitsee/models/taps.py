@@ -63,8 +63,10 @@ def watch(
             handle.remove()
 
 
-def _is_view(reduced: Tensor, output: Any) -> bool:
-    """Return whether the tensor shares its memory with a tensor of the output."""
+def _is_view(reduced: Any, output: Any) -> bool:
+    """Return whether this is a tensor that shares its memory with a tensor of the output."""
+    if not isinstance(reduced, Tensor):
+        return False  # which is refused later
     if isinstance(output, Tensor):
         return reduced.untyped_storage().data_ptr() == output.untyped_storage().data_ptr()
     parts = (

@@ -5,11 +5,23 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
+from argparse import Namespace
+from collections import deque
 from collections.abc import Mapping
+from datetime import date, timedelta
+from decimal import Decimal
 from enum import Enum
+from fractions import Fraction
 from functools import partial
-from pathlib import Path
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from pathlib import Path, PurePath
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FunctionType,
+    MethodType,
+    ModuleType,
+    SimpleNamespace,
+)
 from typing import Any
 
 import numpy as np
@@ -45,6 +57,8 @@ HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 OF_TORCH = vars(nn.Module()).keys() | {"_is_torch_compile"}
 """Attributes that torch gives to every module."""
 
+_VALUES = (range, slice, PurePath, re.Pattern, Decimal, Fraction, date, timedelta, np.generic)
+"""Kinds of values that are described by their repr."""
 _SHOWN = {"torchvision", "PIL"}
 """Libraries whose objects are described by their repr: transforms. A model's objects may show paths or devices."""
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -82,6 +96,8 @@ def _text(value: Any, shown: dict[int, tuple[int, Any]], within: tuple[int, ...]
         return repr(value)
     if isinstance(value, Enum):
         return str(value)
+    if isinstance(value, _VALUES):
+        return f"{name} {value!r}"
     if isinstance(value, Tensor):
         return _tensor(value)
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
@@ -97,8 +113,10 @@ def _text(value: Any, shown: dict[int, tuple[int, Any]], within: tuple[int, ...]
         pairs = sorted((inner(key), inner(one)) for key, one in value.items())
         return "{{{}}}".format(", ".join(f"{key}: {one}" for key, one in pairs))
     if isinstance(value, (set, frozenset)):
-        return "{{{}}}".format(", ".join(sorted(map(inner, value))))
-    if isinstance(value, (list, tuple)):
+        # each without numbers, which would depend on the order
+        texts = sorted(_text(one, {}, (*within, id(value))) for one in value)
+        return "{{{}}}".format(", ".join(texts))
+    if isinstance(value, (list, tuple, deque)):
         return "({})".format(", ".join(map(inner, value)))
     if isinstance(value, partial):
         return f"partial {inner(value.func)} {inner(value.args)} {inner(value.keywords)}"
@@ -115,10 +133,12 @@ def _text(value: Any, shown: dict[int, tuple[int, Any]], within: tuple[int, ...]
             return name
         shown[id(value)] = len(shown), value  # kept, so that no other object gets its id
         return f"{name} {inner(value.__code__)} {inner(parts_of(value))}"
-    if isinstance(value, nn.Module) or is_own(kind):
+    if isinstance(value, (nn.Module, SimpleNamespace, Namespace)) or is_own(kind):
         shown[id(value)] = len(shown), value
         return f"{name} {inner(_attributes(value))}"
-    if kind.__module__.split(".")[0] in {*LIBRARIES} - _SHOWN or kind.__repr__ is object.__repr__:
+    top = kind.__module__.split(".")[0]
+    unshown = top in {*LIBRARIES} - _SHOWN or top in sys.stdlib_module_names
+    if unshown or kind.__repr__ is object.__repr__:
         return name
     return f"{name} {_ADDRESS.sub('', repr(value))}"
 

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -92,14 +93,17 @@ def claims_of(folder: Path) -> pd.DataFrame | None:
 def draw_together(folders: list[Path], *, formats: Formats = PNG) -> list[Path]:
     """Write the claims of several composed figures as one scorecard into their common folder."""
     together = Results(Path(os.path.commonpath([path.resolve() for path in folders])))
-    tables = {path: table for path in folders if (table := claims_of(path)) is not None}
+    found = {path.resolve(): claims_of(path) for path in folders}
+    tables = {path: table for path, table in found.items() if table is not None}
     if not tables:
         return []
-    casts = {
-        path: path.name.removeprefix(f"{table['figure'].iloc[0]}-")
-        for path, table in tables.items()
-    }
-    if len({*casts.values()}) > 1:  # one claim may have a row for each zoo
+    names = {path: str(table["figure"].iloc[0]) for path, table in tables.items()}
+    casts = {path: path.name.removeprefix(f"{names[path]}-") for path in tables}
+    count = Counter((names[path], casts[path]) for path in tables)
+    for path in tables:
+        if count[names[path], casts[path]] > 1:  # the same models in another folder of results
+            casts[path] += f" in {path.parent.parent.name}"
+    if len({*casts.values()}) > 1:  # one claim may have a row for each
         tables = {
             path: table.assign(figure=table["figure"] + f", {casts[path]}")
             for path, table in tables.items()

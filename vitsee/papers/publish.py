@@ -226,7 +226,7 @@ def nulls(
 def untrained(model: ModelOptions) -> list[str]:
     """Return the options that give the model random weights: those that its training began with, if it has a card."""
     options: dict[str, object] = {"pretrained": False, "checkpoint": None, "checkpoint_key": None}
-    if model.checkpoint is not None:
+    if model.checkpoint is not None and model.source in readers("drawn_as"):
         options["drawn_as"] = model.checkpoint
     return [override(name, value) for name, value in options.items()]
 

@@ -49,7 +49,8 @@ def probes_by_training(results: list[tuple[pd.DataFrame, Labels]]) -> Figure:
     several = any(len(names) > 1 for names in features.values())
     parts = []
     for table, labels in results:
-        deepest = table[table["layer"] == table["layer"][table["depth"].idxmax() :].iloc[-1]]
+        depth = table["depth"].fillna(0)
+        deepest = table[table["layer"] == table["layer"][depth == depth.max()].iloc[-1]]
         names = deepest["features"].map(
             lambda name, l=labels: families[l.family] + (f", {FEATURES[name]}" if several else "")
         )
@@ -88,13 +89,17 @@ def probes_by_depth(
 
 
 def _places(table: pd.DataFrame) -> pd.Series:
-    """The depth of each row's layer. Several layers of a block are spread evenly up to the depth of the block."""
+    """The depth of each row's layer. Several layers of a block are spread evenly up to the depth of the block.
+
+    Those before the first block are spread from 0 on.
+    """
     layers = table.drop_duplicates("layer").set_index("layer")["depth"]
-    depths = np.unique(layers)
+    depths = np.unique(layers.dropna())
     step = np.diff(depths).min() if len(depths) > 1 else depths.min(initial=1.0)
     within = layers.groupby(layers)
-    behind = within.transform("size") - 1 - within.cumcount()
-    return table["layer"].map(layers - step * behind / within.transform("size"))
+    number, size = within.cumcount(), within.transform("size")
+    behind = (number + 1 - size).where(layers > 0, number)
+    return table["layer"].map(layers + step * behind / size)
 
 
 def _accuracies(

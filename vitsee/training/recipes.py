@@ -167,6 +167,10 @@ class Recipe:
         return self.lr * 0.5 * (1 + math.cos(math.pi * left))
 
 
+VERSION = 2
+"""Raised when the same options begin to give other weights or accuracies: a training begun before is not resumed."""
+
+
 @dataclass(kw_only=True)
 class Training:
     """A training: this model on these images with this recipe."""
@@ -185,7 +189,9 @@ class Training:
         for unread in ("eval_every", "save_every"):
             del what["recipe"][unread]
         del what["dataset"]["root"], what["model"]["drawn_as"]
-        return hashlib.sha256(json.dumps([what, seen], sort_keys=True).encode()).hexdigest()[:8]
+        return hashlib.sha256(
+            json.dumps([VERSION, what, seen], sort_keys=True).encode()
+        ).hexdigest()[:8]
 
 
 for _name, _kind in {"recipe": Recipe, "train": Training}.items():

@@ -48,7 +48,10 @@ def say_tokens(net: nn.Module, input_size: tuple[int, int, int]) -> None:
             for name, shape in shapes.items()
             if shape and len(shape) == 3 and shape[1] == patches + prefix
         ]
-        if prefix and _first_patch(net, tokens[0], embedding, input_size) not in (prefix, None):
+        if prefix and _first_patch(net, tokens[0], patches + prefix, embedding, input_size) not in (
+            prefix,
+            None,
+        ):
             vars(net)["patches_first"] = True
             return
         vars(embedding).update(grid_size=grid, num_patches=patches)
@@ -68,26 +71,31 @@ def say_tokens(net: nn.Module, input_size: tuple[int, int, int]) -> None:
 
 
 def _first_patch(
-    net: nn.Module, name: str, embedding: nn.Conv2d, input_size: tuple[int, int, int]
+    net: nn.Module, name: str, count: int, embedding: nn.Conv2d, input_size: tuple[int, int, int]
 ) -> int | None:
-    """Return which token of this module's input depends on the image's first patch; None if not exactly one does."""
+    """Return which of `count` tokens that this module gets, or else gives, depends on the image's first patch.
+
+    None if not exactly one does.
+    """
     if next(net.parameters()).is_meta:
         return None
     pixels = torch.zeros(1, *input_size).to(next(net.parameters()))
     pixels[..., : embedding.stride[0], : embedding.stride[1]] = torch.nan
-    given: list[object] = []
+    seen: list[object] = []
+
+    def hook(module: nn.Module, args: tuple[object, ...], output: object) -> None:
+        seen.extend([*args[:1], tensor_of(output)])
+
     with ExitStack() as stack, suppress(Exception):  # it may refuse such an image
         stack.callback(net.train, net.training)
         stack.enter_context(torch.no_grad())
-        handle = net.get_submodule(name).register_forward_pre_hook(
-            lambda module, args: given.extend(args[:1])
-        )
-        stack.callback(handle.remove)
+        stack.callback(net.get_submodule(name).register_forward_hook(hook).remove)
         net.eval()(pixels)
-    if not given or not isinstance(given[0], Tensor) or given[0].ndim != 3:
-        return None
-    (found,) = given[0].isnan().any(2)[0].nonzero(as_tuple=True)
-    return int(found) if len(found) == 1 else None
+    for tokens in seen:  # the input, unless this module adds the other tokens
+        if isinstance(tokens, Tensor) and tokens.ndim == 3 and tokens.shape[1] == count:
+            (found,) = tokens.isnan().any(2)[0].nonzero(as_tuple=True)
+            return int(found) if len(found) == 1 else None
+    return None
 
 
 def _reads_patches_alone(
