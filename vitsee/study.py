@@ -336,7 +336,8 @@ class Study:
         measured, images = int(sums.seen.sum()), 0
         if self.passes:
             plan = self.plan
-            bad = {plan.batch(minibatch)[position] for minibatch, position in sums.skipped}
+            first = [(k, position) for k, position in sums.skipped if k < plan.per_repeat]
+            bad = {plan.batch(k)[position] for k, position in first}
             images = len(plan.used(min(measured, plan.per_repeat))) - len(bad)
         return Labels(
             model=self.models["model"].label,
