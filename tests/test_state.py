@@ -209,7 +209,9 @@ def test_images_edited_in_place_are_not_continued_silently(tiny, tmp_path, caplo
     later = time.time() + 5
     os.utime(folder / "03.bmp", (later, later))
     run(tiny(*overrides))
-    assert f"{folder / '03.bmp'} is newer than this result: if its content has changed" in caplog.text
+    assert (
+        f"{folder / '03.bmp'} is newer than this result: if its content has changed" in caplog.text
+    )
     assert "the result mixes old and new" in caplog.text
 
 
