@@ -1028,6 +1028,10 @@ def test_folders_are_classes_in_the_order_of_other_libraries_and_images_in_natur
     entries = [entry.name for entry in found["1"].entries]
     assert entries == ["1/a.png", "2/a.png", "10/a.png", "apple/a.png", "Banana/a.png"]
     assert [found["1"].label(i) for i in range(5)] == [0, 2, 1, 4, 3]
+    (tmp_path / "1" / "caf\udce9").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "1" / "caf\udce9" / "a.png")
+    odd = datasets.load(DatasetOptions(name="f", kind="folder", root=str(tmp_path / "1")), 32)
+    assert odd.fingerprint != found["1"].fingerprint
     assert found["1"].order  # so its identity is not that of labels in natural order
     assert not found["n01"].order
 

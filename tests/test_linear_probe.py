@@ -297,6 +297,9 @@ def test_without_shots_a_tenth_of_each_class_chooses_where_classes_are_listed_in
     drawn = sample(data, 0, None, [0])
     assert drawn.held_out.tolist() == [*range(90, 100), *range(190, 200), *range(290, 300)]
     assert not set(drawn.held_out) & set(drawn.train[0])
+    down = np.repeat([2, 0, 1], 100)  # class by class, in another order
+    drawn = sample(Data(torch.zeros(300, 1), torch.from_numpy(down)), 0, None, [0])
+    assert drawn.held_out.tolist() == [*range(90, 100), *range(190, 200), *range(290, 300)]
     assert drawn.train.shape == (1, 270)
 
 
@@ -683,6 +686,11 @@ def test_layers_before_the_first_block_are_on_the_page_and_unknown_depths_are_dr
     labels = Labels("vit", None, "scenes", 100, family="ViT", train_images=10)
     drawn = LinearProbe().joined([({"linear_probe": table}, labels)])
     assert drawn["linear_probe"].axes[0].lines[0].get_xdata().tolist() == [0, 0.5, 1]
+    rows = {"layer": ["stem", "pos_drop", "b.0.attn", "b.0", "b.1"], "depth": [0, 0, 0.5, 0.5, 1]}
+    more = pd.DataFrame(rows).assign(accuracy=0.1, features="gap", shots=5, seed=0, classes=16)
+    drawn_more = LinearProbe().joined([({"linear_probe": more}, labels)])["linear_probe"]
+    places = drawn_more.axes[0].lines[0].get_xdata()
+    assert places == pytest.approx([0, 0.5 / 3, 1 / 3, 0.5, 1])
     unknown = table.assign(depth=np.nan)
     drawn = LinearProbe().joined([({"linear_probe": unknown}, labels)])
     (line, _) = drawn["linear_probe_by_training"].axes[0].lines

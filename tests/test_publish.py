@@ -193,12 +193,13 @@ def test_a_scorecard_of_two_zoos_has_a_row_for_each_that_says_which(published, t
     found = pd.read_csv(tmp_path / "scorecard.csv")
     assert len(found) == 2 * len(claims)
     assert set(found["figure"]) == {"vit_fig07, mini", "vit_fig07, small"}
-    apart = [tmp_path / seed / "figures/vit_fig07-mini" for seed in ("one", "two")]
+    apart = [tmp_path / of / "outputs/figures/vit_fig07-mini" for of in ("one", "two")]
     for folder in apart:
         shutil.copytree(folders[0], folder)
     composing.draw_together(apart, formats=())
     found = pd.read_csv(tmp_path / "scorecard.csv")
-    assert set(found["figure"]) == {"vit_fig07, mini in one", "vit_fig07, mini in two"}
+    named = {f"vit_fig07, mini in {of}/outputs/figures" for of in ("one", "two")}
+    assert set(found["figure"]) == named
 
 
 def test_a_scorecard_says_verdict_interval_and_threshold():

@@ -111,7 +111,8 @@ def test_images_without_a_label_make_the_accuracy_undefined():
         terms = scaling.observe(View(2, torch.tensor(labels), {"head": found}))
         sums = Sums(torch.ones(1, dtype=torch.int64), {0: terms})
         got = scaling.tables(sums)["scaling"]["accuracy"].iloc[0]
-        assert got == accuracy or math.isnan(got) == math.isnan(accuracy)
+        assert got == pytest.approx(accuracy, nan_ok=True)
+        assert ("some images have no label" in scaling.warnings(sums)[-1]) == math.isnan(accuracy)
 
 
 def test_logits_that_are_not_finite_make_the_accuracy_undefined():

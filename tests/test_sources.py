@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from functools import cache, partial
+from operator import itemgetter
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -380,6 +381,18 @@ def test_a_logger_s_level_is_no_part_of_the_identity():
     before = as_text(transform)
     log.setLevel(logging.DEBUG)
     assert as_text(transform) == before
+
+
+def test_objects_of_the_standard_library_count_by_what_they_do():
+    kinds = (
+        itemgetter("a"),
+        itemgetter("b"),
+        re.compile("a"),
+        re.compile("b"),
+        Path("a"),
+        range(3),
+    )
+    assert len({as_text(kind) for kind in kinds}) == len(kinds)
 
 
 def test_sets_of_functions_have_one_text():

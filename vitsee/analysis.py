@@ -85,6 +85,8 @@ class Analysis:
     an option is not part of the identity, so earlier results are still found."""
     version: ClassVar[int] = 1
     """Raise it when the numbers of the analysis change, so that old and new results never mix."""
+    revised: ClassVar[dict[str, tuple[str, int]]] = {}
+    """The same for one value of an option alone: {option: (value, version)}."""
 
     name: str = MISSING
     """The name that selects it (`analysis=<name>`), also that of its main table and of its result folders."""

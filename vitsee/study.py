@@ -265,6 +265,7 @@ class Study:
                 e.analysis.name,
                 e.analysis.version,
                 self._options(),
+                *self._revised(),
                 *source_of(type(e.analysis)),
             ],
             "architecture": {role: self._architecture(role) for role in self.models},
@@ -289,6 +290,15 @@ class Study:
         unread = UNREAD["analysis"] | analysis.unread
         options, later = _without(unread, self.what["analysis"]), analysis.later
         return {key: value for key, value in options.items() if (key, value) not in later.items()}
+
+    def _revised(self) -> list[str]:
+        """The versions of values of options whose numbers have changed, as far as they are used."""
+        options = self.what["analysis"]
+        return [
+            f"{option}={value}, version {version}"
+            for option, (value, version) in self.experiment.analysis.revised.items()
+            if options[option] == value
+        ]
 
     def _architecture(self, role: str) -> dict[str, Any]:
         """Everything that defines the model in this role except its weights."""

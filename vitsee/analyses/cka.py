@@ -73,6 +73,7 @@ class CKA(Analysis):
     """Rounding of the features before they are multiplied. auto: far below the rounding of the forward pass
     (`precision`). exact: entries are within 1e-6 at any precision. tf32 (CUDA) and bf16 are faster on a
     GPU but less accurate: docs/benchmarks.md lists the errors."""
+    revised: ClassVar[dict[str, tuple[str, int]]] = {"without": ("outliers", 2)}
     without: Without = Without.nothing
     """outliers: leave out channels and tokens that stand out (`estimators/outliers.py`) and would otherwise dominate
     some layers."""

@@ -86,6 +86,10 @@ class Grams(Analysis):
     """float16 halves the file and rounds each entry to 11 bits; docs/analyses/grams.md has the errors."""
     features: Features = Features.none
     """pooled: also store the mean of the patches and the class token, which `measure=procrustes` reads."""
+    revised: ClassVar[dict[str, tuple[str, int]]] = {
+        "without": ("outliers", 2),
+        "features": ("pooled", 2),
+    }
     without: Without = Without.nothing
     """outliers: leave out channels and tokens that stand out, as `cka` does."""
     limit_gb: float = 2.0

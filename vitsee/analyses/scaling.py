@@ -101,6 +101,8 @@ class Scaling(Analysis):
                 f"{self.setting.names['model']} has no model card next to its weights: train_images, images_seen and "
                 f"training_flops are NaN, and figures show only its accuracy"
             )
+        if sums.terms["right"].isnan():
+            warnings.append("some images have no label; the accuracy is NaN")
         if sums.terms["undefined"]:
             warnings.append(
                 f"the logits of {int(sums.terms['undefined'])} images are not finite; the accuracy is NaN"

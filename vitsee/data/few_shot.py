@@ -97,7 +97,7 @@ def sample(images: Images, shots: int, held_out: int | None, seeds: list[int]) -
 
 def _last_tenth(labels: np.ndarray, members: list[np.ndarray]) -> list[int]:
     """Return how many images of each class are in the last tenth; a tenth of each class if sorted by class."""
-    if (np.diff(labels) >= 0).all():
+    if (np.diff(labels) != 0).sum() == sum(len(m) > 0 for m in members) - 1:  # class by class
         return [-(-len(m) // 10) for m in members]
     return [int((m >= len(labels) * 9 // 10).sum()) for m in members]
 

@@ -87,7 +87,9 @@ def _cache_name(dataset: DatasetOptions) -> str:
     """Return a file name for the requested images that is unique to the options that select them."""
     keys = ("path", "config", "split", "column", "take", "seed")
     asked = {key: value for key, value in asdict(dataset).items() if key in keys}
-    asked["with"] = ORDER  # earlier versions left it out
+    asked["with"] = (
+        f"{ORDER}, labelled classes"  # earlier versions left it out, or listed others too
+    )
     if Path(str(dataset.path)).exists():
         asked["path"] = str(Path(str(dataset.path)).resolve())
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]

@@ -74,7 +74,7 @@ class Files(Images):
         self.entries = sorted(entries, key=lambda entry: natural(entry.name))
         folders = [os.path.dirname(entry.name) for entry in self.entries]
         there = {*folders}
-        self.classes = [name for name in known if name in there] if known else sorted(there)
+        self.classes = [name for name in known if name in there] or sorted(there)
         index = {name: i for i, name in enumerate(self.classes)}
         self.labels = [index.get(name, -1) for name in folders]
         if self.classes != sorted(there, key=natural):
@@ -88,7 +88,7 @@ class Files(Images):
         """
         listing = "".join(f"{entry.name}\0{entry.size}\n" for entry in self.entries)
         digest = hashlib.sha256(listing.encode(errors="surrogateescape"))  # not all is Unicode
-        digest.update("\n".join(self.order).encode())
+        digest.update("\n".join(self.order).encode(errors="surrogateescape"))
         for entry in self.entries[:: -(-len(self.entries) // SAMPLE)]:
             try:
                 digest.update(self._read(replace(entry, size=min(entry.size, HEAD))))

@@ -61,6 +61,21 @@ _VALUES = (range, slice, PurePath, re.Pattern, Decimal, Fraction, date, timedelt
 """Kinds of values that are described by their repr."""
 _SHOWN = {"torchvision", "PIL"}
 """Libraries whose objects are described by their repr: transforms. A model's objects may show paths or devices."""
+_CHANGING = {
+    *(
+        "_io",
+        "_random",
+        "_thread",
+        "asyncio",
+        "concurrent",
+        "contextvars",
+        "io",
+        "logging",
+        "multiprocessing",
+    ),
+    *("queue", "random", "socket", "subprocess", "tempfile", "threading", "weakref"),
+}
+"""Modules whose objects show what changes between processes, and nothing that a number depends on."""
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -137,7 +152,7 @@ def _text(value: Any, shown: dict[int, tuple[int, Any]], within: tuple[int, ...]
         shown[id(value)] = len(shown), value
         return f"{name} {inner(_attributes(value))}"
     top = kind.__module__.split(".")[0]
-    unshown = top in {*LIBRARIES} - _SHOWN or top in sys.stdlib_module_names
+    unshown = top in ({*LIBRARIES} - _SHOWN) | _CHANGING
     if unshown or kind.__repr__ is object.__repr__:
         return name
     return f"{name} {_ADDRESS.sub('', repr(value))}"

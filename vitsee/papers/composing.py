@@ -102,7 +102,7 @@ def draw_together(folders: list[Path], *, formats: Formats = PNG) -> list[Path]:
     count = Counter((names[path], casts[path]) for path in tables)
     for path in tables:
         if count[names[path], casts[path]] > 1:  # the same models in another folder of results
-            casts[path] += f" in {path.parent.parent.name}"
+            casts[path] += f" in {path.parent.relative_to(together.path)}"
     if len({*casts.values()}) > 1:  # one claim may have a row for each
         tables = {
             path: table.assign(figure=table["figure"] + f", {casts[path]}")

@@ -91,15 +91,18 @@ def probes_by_depth(
 def _places(table: pd.DataFrame) -> pd.Series:
     """The depth of each row's layer. Several layers of a block are spread evenly up to the depth of the block.
 
-    Those before the first block are spread from 0 on.
+    Those before the first block are spread from 0 on, together with those of the first block.
     """
     layers = table.drop_duplicates("layer").set_index("layer")["depth"]
     depths = np.unique(layers.dropna())
     step = np.diff(depths).min() if len(depths) > 1 else depths.min(initial=1.0)
     within = layers.groupby(layers)
-    number, size = within.cumcount(), within.transform("size")
-    behind = (number + 1 - size).where(layers > 0, number)
-    return table["layer"].map(layers + step * behind / size)
+    size = within.transform("size")
+    places = layers - step * (size - 1 - within.cumcount()) / size
+    if (layers == 0).any():
+        first = depths[depths > 0].min(initial=1.0)
+        places[layers <= first] = np.linspace(0, first, (layers <= first).sum())
+    return table["layer"].map(places)
 
 
 def _accuracies(

@@ -75,6 +75,11 @@ class Splits:
                 f"the two splits have different classes ({asked}): {len(strange)} are in only one of them, "
                 f"e.g. {strange[0]}"
             )
+        for images in (train, test):
+            if -1 in getattr(images, "labels", ()):
+                raise UserError(
+                    f"some of the images have no label ({asked}); choose splits or a data set with labels"
+                )
         order = np.random.default_rng([recipe.seed, len(train)]).permutation(len(train))
         chosen = order[: max(1, round(recipe.fraction * len(train)))]
         train, test = (in_cache(images, cache, training.run) for images in (train, test))
