@@ -123,15 +123,14 @@ def by_branch(mlp: float, attn: float) -> dict[str, pd.DataFrame]:
     return {"skip_ratio": by_kind(rows, "ratio")}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "class_token_first",
-        "spatial_tokens_later",
-        "phase_transition",
-        "mlps_change_the_class_token",
-    ],
+OF_THE_CLASS_TOKEN = (
+    *("class_token_first", "spatial_tokens_later"),
+    *("phase_transition", "mlps_change_the_class_token"),
 )
+"""Claims about how the class token passes through the blocks."""
+
+
+@pytest.mark.parametrize("name", OF_THE_CLASS_TOKEN)
 def test_the_first_patch_of_a_vit_without_a_class_token_is_not_taken_for_one(name):
     table = skips([3, 3, 1, 1], [1, 1, 2, 2])["skip_ratio"]
     table["kind"] = table["kind"].replace("class", "spatial")
@@ -140,16 +139,7 @@ def test_the_first_patch_of_a_vit_without_a_class_token_is_not_taken_for_one(nam
     assert CLAIMS["ratios_above_the_resnet"].measure({"model": {"skip_ratio": table}}) == 1.5
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "class_token_first",
-        "spatial_tokens_later",
-        "phase_transition",
-        "mlps_change_the_class_token",
-        "later_spatial_outputs_follow_the_skip",
-    ],
-)
+@pytest.mark.parametrize("name", [*OF_THE_CLASS_TOKEN, "later_spatial_outputs_follow_the_skip"])
 def test_of_a_pair_of_vits_a_claim_about_one_is_about_the_first(name):
     first = skips([9, 8, 1, 1], [2, 2, 5, 5])["skip_ratio"].query("branch != 'unit'")
     second = skips([1, 1, 9, 9, 9, 9], [7, 7, 1, 1, 1, 1], cosine=(0.9, 0.1))["skip_ratio"]

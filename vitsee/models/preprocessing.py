@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import FunctionType, MethodType, ModuleType
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from vitsee.errors import UserError
 from vitsee.models.code import source_of
-from vitsee.models.values import as_text, is_own, parts_of
+from vitsee.models.values import as_text, is_own, parts_of, shown_without_address
 from vitsee.models.weight_files import line
 
 _TRIED = ((96, 64), (64, 96))
@@ -123,7 +122,7 @@ def described(transform: Callable[[Any], Any]) -> str:
 
     The digest covers the code of functions and classes and the settings of objects, wherever they are inside.
     """
-    shown = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(transform))
+    shown = shown_without_address(transform)
     parts = [
         part for part in _inside(transform, {}) if isinstance(part, nn.Module) or _is_own(part)
     ]

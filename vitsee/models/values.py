@@ -62,18 +62,9 @@ _VALUES = (range, slice, PurePath, re.Pattern, Decimal, Fraction, date, timedelt
 _SHOWN = {"torchvision", "PIL"}
 """Libraries whose objects are described by their repr: transforms. A model's objects may show paths or devices."""
 _CHANGING = {
-    *(
-        "_io",
-        "_random",
-        "_thread",
-        "asyncio",
-        "concurrent",
-        "contextvars",
-        "io",
-        "logging",
-        "multiprocessing",
-    ),
-    *("queue", "random", "socket", "subprocess", "tempfile", "threading", "weakref"),
+    *("_io", "_random", "_thread", "asyncio", "concurrent", "contextvars", "io", "logging"),
+    *("multiprocessing", "queue", "random", "socket", "subprocess", "tempfile", "threading"),
+    "weakref",
 }
 """Modules whose objects show what changes between processes, and nothing that a number depends on."""
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -155,7 +146,12 @@ def _text(value: Any, shown: dict[int, tuple[int, Any]], within: tuple[int, ...]
     unshown = top in ({*LIBRARIES} - _SHOWN) | _CHANGING
     if unshown or kind.__repr__ is object.__repr__:
         return name
-    return f"{name} {_ADDRESS.sub('', repr(value))}"
+    return f"{name} {shown_without_address(value)}"
+
+
+def shown_without_address(value: Any) -> str:
+    """Return the repr of an object without its address, which differs between processes."""
+    return _ADDRESS.sub("", repr(value))
 
 
 def _tensor(value: Tensor) -> str:
